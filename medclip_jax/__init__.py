@@ -1,0 +1,2 @@
+"""medclip_jax: vision-language pretraining on 3D medical volumes, in JAX."""
+

@@ -1,0 +1,44 @@
+"""What a corpus yields: one record for each volume, before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """One volume with everything the archive says about it. Raw ids: `shards` hashes them.
+
+    Attributes:
+        volume: NIfTI, NRRD, MHA file, or a folder with a DICOM series.
+        volume_id: unique name of this reconstruction in the archive.
+        study_id: groups reconstructions that share one report.
+        patient_id: groups studies of one person; splits never cut through it.
+        report: the whole report text, or "" when only sections are given.
+        sections: lower-case section name ("findings", "impression", ...) to its text.
+        labels: finding name (see `medclip_jax.reports.findings`) to 1 present, -1 absent, 0 unknown.
+            Only ground truth given by the archive; what the report says is extracted at prepare time.
+        measurements: name to number, e.g. {"agatston_score": 312.0, "cac_grade": 3}.
+        organs: organ name (TotalSegmentator's) to the NIfTI of its mask; or {"*": path} for one
+            multilabel NIfTI, whose class map stands in `organ_classes`.
+        organ_classes: label value to organ name for a multilabel mask.
+        split: "train", "validation" or "test" when the archive fixes it, else None.
+        rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
+        modality: "CT" or "MR", as the corpus knows it.
+    """
+
+    volume: Path
+    volume_id: str
+    study_id: str
+    patient_id: str
+    report: str = ""
+    sections: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    organs: Mapping[str, Path] = field(default_factory=dict)
+    organ_classes: Mapping[int, str] = field(default_factory=dict)
+    split: str | None = None
+    rescale: tuple[float, float] | None = None
+    modality: str = "CT"

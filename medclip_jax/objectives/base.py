@@ -1,0 +1,115 @@
+"""The seam between every system and the one training loop: encode per sample, couple across the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Batch = Mapping[str, jax.Array]
+"""Integers from the pipeline; see `docs/architecture.md`, "A batch"."""
+
+Features = dict[str, jax.Array]
+"""What `encode` hands to `couple`: small arrays, every one with the batch on its first axis."""
+
+
+class Term(NamedTuple):
+    """A named share of the loss, as a sum and a count so that shards and microbatches add up exactly.
+
+    The loop's loss is ``sum over terms of weight * sum / count`` (0 where count is 0). A term with
+    weight 0 is a metric: logged, never differentiated into the loss.
+    """
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+    weight: float = 1.0
+
+
+class Embedding(NamedTuple):
+    """A point, or a Gaussian where the system has one, in the joint space. Means are L2-normalised."""
+
+    mean: Float[Array, "B D"]
+    log_variance: Float[Array, "B D"] | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the prepared shards and the tokenizer fix before a model can be built.
+
+    Attributes:
+        shape: (D, H, W) voxels of a prepared volume.
+        spacing: mm per voxel along depth, height, width.
+        findings: names of the columns of `batch["findings"]`.
+        organs: names of the channels of `batch["organs"]`, () where there are none.
+        vocabulary_size: entries of the tokenizer.
+        mask_token, pad_token: ids in that tokenizer.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    findings: tuple[str, ...] = ()
+    organs: tuple[str, ...] = ()
+    vocabulary_size: int = 0
+    mask_token: int = 0
+    pad_token: int = 0
+
+
+class Objective(nnx.Module):
+    """A system: its towers, its heads, and four questions the loop and the evaluators ask.
+
+    Subclasses live one to a file in `objectives/` and are registered by name in `objectives.create`.
+    """
+
+    def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
+        """Map each sample on its own to small features. Nothing here may look across the batch.
+
+        Args:
+            batch: the slice to encode.
+            key: the step's key. Per-sample randomness is ``sample_keys(key, batch["sample"])``.
+            train: whether augmentation, masking and dropout are on.
+        """
+        raise NotImplementedError
+
+    def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
+        """Turn the features of the whole global batch into named terms."""
+        raise NotImplementedError
+
+    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+        """Embed prepared volumes (HU). Deterministic."""
+        raise NotImplementedError
+
+    def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
+        """Embed token ids; padding is recognised by `DataSpec.pad_token`. Deterministic."""
+        raise NotImplementedError
+
+
+def sample_keys(key: jax.Array, sample: Int[Array, "B"]) -> jax.Array:
+    """One key per sample, a function of the step's key and the sample's id alone.
+
+    So the draw does not depend on where in the batch, or on which device, the sample lies.
+
+    Args:
+        key: the step's key.
+        sample: ids from the pipeline.
+
+    Returns:
+        (B,) keys.
+    """
+    return jax.vmap(lambda s: jax.random.fold_in(key, s))(sample)
+
+
+def total(terms: Mapping[str, Term]) -> Float[Array, ""]:
+    """The scalar that is differentiated: weighted means, an empty term counting 0."""
+    return sum(
+        (
+            term.weight * jnp.where(term.count > 0, term.sum / jnp.maximum(term.count, 1e-9), 0.0)
+            for term in terms.values()
+            if term.weight
+        ),
+        start=jnp.zeros((), jnp.float32),
+    )
