@@ -1,0 +1,34 @@
+"""Shared by all tests: eight simulated devices, a compilation cache, and where real data lies."""
+
+import os
+from pathlib import Path
+
+# Before JAX is imported anywhere: compiled programs of earlier runs are reused (start-up costs most here).
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medclip-jax/xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real CT scans and a real text encoder: $MEDCLIP_REAL_DATA or the default cache."""
+    folder = Path(os.environ.get("MEDCLIP_REAL_DATA", Path.home() / ".cache/medclip-real-data"))
+    if not (folder / ".complete").exists():
+        pytest.skip(f"no real scans at {folder}: set MEDCLIP_REAL_DATA to a folder that holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report_data() -> Path:
+    """Folder with real report tables: $MEDCLIP_REPORT_DATA or `shared/data` beside the checkout."""
+    folder = Path(os.environ.get("MEDCLIP_REPORT_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "ct_rate_reports_labels_800.csv").exists():
+        pytest.skip(f"no report tables at {folder}: set MEDCLIP_REPORT_DATA to a folder that holds them")
+    return folder
