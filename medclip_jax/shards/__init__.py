@@ -1,0 +1,1 @@
+"""Prepared shards: studies in, one TFDS dataset folder of compressed volumes out, and back."""

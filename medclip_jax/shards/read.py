@@ -1,0 +1,196 @@
+"""Read a prepared folder: what is in it, and random access to its records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import SupportsIndex
+
+from medclip_jax.shards.record import FIELDS, Schema, ShardError, decode
+
+SETTINGS_FILE = "prepare.json"
+MANIFEST_FILE = "manifest.jsonl"
+PARTS_FOLDER = ".parts"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class PreparedInfo:
+    """What a prepared folder holds.
+
+    Attributes:
+        folder: where it lies.
+        shape: (D, H, W) voxels of every volume.
+        spacing: mm per voxel along depth, height, width.
+        findings: names of the columns of `findings` and `labels`.
+        organs: names of the channels of `organs`, () where none were prepared.
+        measurements: names of the columns of `measurements`.
+        tokenizer: folder of the tokenizer, None where there is none.
+        splits: name to number of volumes.
+        settings: everything else that `prepare` was told, as written to `prepare.json`.
+        cell: voxels per organ cell along each axis, 0 where none were prepared.
+        files: shard name to bytes.
+    """
+
+    folder: Path
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    findings: tuple[str, ...]
+    organs: tuple[str, ...]
+    measurements: tuple[str, ...]
+    tokenizer: Path | None
+    splits: Mapping[str, int]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    cell: int = 0
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> Schema:
+        """What is the same for every record."""
+        return Schema(self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell)
+
+
+def open_shards(folder: str | os.PathLike) -> PreparedInfo:
+    """Read what a prepared folder says about itself.
+
+    Args:
+        folder: written by `medclip prepare`.
+
+    Raises:
+        ShardError: it does not exist, is no prepared folder, or its preparation did not finish.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(f"no folder '{folder}': give the folder that `medclip prepare --out` wrote")
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        if (folder / PARTS_FOLDER).is_dir():
+            raise ShardError(
+                f"preparing '{folder}' has not finished: run the same `medclip prepare` command again, "
+                "it goes on where it stopped"
+            )
+        raise ShardError(
+            f"'{folder}' is not a prepared folder (no {SETTINGS_FILE}): give the folder that "
+            "`medclip prepare --out` wrote"
+        )
+    try:
+        written = json.loads(path.read_text())
+        tokenizer = folder / TOKENIZER_FOLDER
+        return PreparedInfo(
+            folder=folder,
+            shape=tuple(written["shape"]),
+            spacing=tuple(written["spacing"]),
+            findings=tuple(written["findings"]),
+            organs=tuple(written["organs"]),
+            measurements=tuple(written["measurements"]),
+            tokenizer=tokenizer if tokenizer.is_dir() else None,
+            splits=dict(written["splits"]),
+            settings=dict(written["settings"]),
+            cell=int(written["cell"]),
+            files=dict(written["files"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path} is damaged ({error!r}): prepare the set again") from None
+
+
+class ShardSource:
+    """Random access to the records of a split: ``len(source)``, ``source[i] -> dict``.
+
+    A `grain.RandomAccessDataSource`. It may be pickled and used from many threads: files are opened when
+    first needed, in the process that needs them. See `medclip_jax.shards.record.decode` for the fields.
+    """
+
+    def __init__(self, info: PreparedInfo, split: str, fields: Sequence[str] | None = None):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        unknown = sorted(set(fields or ()) - set(FIELDS))
+        if unknown:
+            raise ShardError(f"no field {', '.join(unknown)} in a record; it has {', '.join(FIELDS)}")
+        self.info = info
+        self.split = split
+        self.fields = tuple(fields) if fields is not None else FIELDS
+        self._schema = info.schema
+        self._records = ArrayRecordDataSource(_file_instructions(info, split))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, object]:
+        """The sample at `index`, decoded.
+
+        Raises:
+            IndexError: no such index.
+            ShardError: the record is damaged.
+        """
+        index = index.__index__()
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of '{self.split}', which has {len(self)}")
+        return decode(self.raw(index % len(self)), self._schema, self.fields)
+
+    def raw(self, index: int) -> bytes:
+        """The serialized record at `index`, over which the manifest's checksum goes.
+
+        Raises:
+            ShardError: the shard is damaged there.
+        """
+        try:
+            return self._records[index]
+        except Exception as error:  # array_record raises bare RuntimeError, ValueError or IndexError
+            raise ShardError(
+                f"record {index} of '{self.split}' in '{self.info.folder}' cannot be read "
+                f"({type(error).__name__}): a shard is damaged; copy it again from where it was prepared, "
+                "or prepare the set again. `medclip inspect` names the shard"
+            ) from None
+
+    def __repr__(self) -> str:
+        # Grain stores this in checkpoints and compares it on restore.
+        return f"ShardSource(split={self.split!r}, records={len(self)}, fields={self.fields!r})"
+
+
+def open_split(
+    folder: str | os.PathLike | PreparedInfo, split: str, *, fields: Sequence[str] | None = None
+) -> ShardSource:
+    """Open a split, or a part of one in TFDS's notation, for random access.
+
+    Args:
+        folder: a prepared folder, or what `open_shards` returned for it.
+        split: such as ``"train"``, ``"train[:10%]"``, ``"train[100:200]"``, ``"train+validation"``.
+        fields: which fields of a sample to decode; None means all. Leaving out ``"volume"`` makes going
+            through the reports cheap.
+
+    Raises:
+        ShardError: no prepared folder, no such split, a missing or truncated shard.
+    """
+    info = folder if isinstance(folder, PreparedInfo) else open_shards(folder)
+    return ShardSource(info, split, fields)
+
+
+def _file_instructions(info: PreparedInfo, split: str) -> list:
+    import tensorflow_datasets as tfds
+
+    counts = ", ".join(f"{name} ({count})" for name, count in info.splits.items()) or "none"
+    try:
+        instructions = tfds.builder_from_directory(info.folder).info.splits[split].file_instructions
+    except FileNotFoundError:
+        raise ShardError(f"'{info.folder}' has lost its dataset_info.json: prepare the set again") from None
+    except (KeyError, ValueError, AssertionError):
+        raise ShardError(
+            f"no split '{split}' in '{info.folder}'; it has {counts}. Parts are written as "
+            "'train[:10%]', 'train[100:200]' or 'train+validation'"
+        ) from None
+    if not instructions:
+        raise ShardError(f"split '{split}' in '{info.folder}' holds no volume; it has {counts}")
+    for name in sorted({os.path.basename(instruction.filename) for instruction in instructions}):
+        path = info.folder / name
+        if not path.exists():
+            raise ShardError(f"shard {name} is missing from '{info.folder}': copy it again, or prepare again")
+        size, expected = path.stat().st_size, info.files.get(name)
+        if size != expected:
+            raise ShardError(
+                f"shard {name} in '{info.folder}' has {size} bytes instead of {expected}: it is truncated "
+                "or changed; copy it again from where it was prepared, or prepare the set again"
+            )
+    return instructions
