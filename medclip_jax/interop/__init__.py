@@ -1,0 +1,1 @@
+"""Weights in and out: text towers from Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""Losses: pure functions on arrays, computed in float32."""

@@ -1,0 +1,143 @@
+"""Scaled dot-product attention, by the means that suit the device, and the two transformer blocks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+DENSE_SCORES = 4096 * 1024
+"""Scores (queries x keys, one head) up to which the whole map may lie in memory."""
+
+CHUNK_SCORES = 1024 * 1024
+"""Scores of one head that a chunk of queries makes."""
+
+MASKED = -1e30
+"""Score of a padded key: no weight beside any real key, and a row of padding alone stays finite."""
+
+
+def attend(
+    query: Float[Array, "batch queries heads features"],
+    key: Float[Array, "batch keys heads features"],
+    value: Float[Array, "batch keys heads features"],
+    mask: Bool[Array, "batch keys"] | None = None,
+) -> Float[Array, "batch queries heads features"]:
+    """Softmax attention, ``softmax(q k / sqrt(features)) v``, chosen by platform and size.
+
+    Where the program runs on CUDA in 16 bits: cuDNN's fused kernel. Elsewhere: the plain form up to
+    `DENSE_SCORES`, beyond it `attend_chunked`, whose memory grows linearly with the tokens.
+
+    Args:
+        query: (B, T, H, K).
+        key: (B, S, H, K).
+        value: (B, S, H, K).
+        mask: (B, S), True where a key may be attended, False on padding.
+
+    Returns:
+        (B, T, H, K) in the type of `query`.
+    """
+    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+        wide = None if mask is None else mask[:, None, None, :]
+        return jax.nn.dot_product_attention(query, key, value, mask=wide, implementation="cudnn")
+    if query.shape[1] * key.shape[1] > DENSE_SCORES:
+        return attend_chunked(query, key, value, mask)
+    return attend_plain(query, key, value, mask)
+
+
+def attention_weights(
+    query: Float[Array, "batch queries heads features"],
+    key: Float[Array, "batch keys heads features"],
+    mask: Bool[Array, "batch keys"] | None = None,
+) -> Float[Array, "batch heads queries keys"]:
+    """Attention probabilities, softmax in float32, rounded to the type of `query`."""
+    scores = jnp.einsum("bthk,bshk->bhts", query * query.shape[-1] ** -0.5, key)
+    scores = scores.astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, MASKED)
+    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+def attend_plain(
+    query: Float[Array, "batch queries heads features"],
+    key: Float[Array, "batch keys heads features"],
+    value: Float[Array, "batch keys heads features"],
+    mask: Bool[Array, "batch keys"] | None = None,
+) -> Float[Array, "batch queries heads features"]:
+    """`attend` with the whole (T, S) map in memory."""
+    return jnp.einsum("bhts,bshk->bthk", attention_weights(query, key, mask), value)
+
+
+def attend_chunked(
+    query: Float[Array, "batch queries heads features"],
+    key: Float[Array, "batch keys heads features"],
+    value: Float[Array, "batch keys heads features"],
+    mask: Bool[Array, "batch keys"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Float[Array, "batch queries heads features"]:
+    """`attend` a chunk of queries at a time; each chunk is computed again in the backward pass.
+
+    Args:
+        query: (B, T, H, K).
+        key: (B, S, H, K).
+        value: (B, S, H, K).
+        mask: (B, S), True where a key may be attended.
+        chunk: queries at a time; by default such that chunk x S is about `CHUNK_SCORES`.
+
+    Returns:
+        (B, T, H, K).
+    """
+    batch, queries, heads, features = query.shape
+    chunk = min(chunk or max(CHUNK_SCORES // key.shape[1], 1), queries)
+    chunks = -(-queries // chunk)
+    # Rows added to fill the last chunk attend like any other and are cut off again.
+    padded = jnp.pad(query, ((0, 0), (0, chunks * chunk - queries), (0, 0), (0, 0)))
+    parts = jnp.moveaxis(padded.reshape(batch, chunks, chunk, heads, features), 1, 0)
+    out = jax.lax.map(jax.checkpoint(lambda part: attend_plain(part, key, value, mask)), parts)
+    return jnp.moveaxis(out, 0, 1).reshape(batch, chunks * chunk, heads, features)[:, :queries]
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, dtype=jnp.float32, kernel_init=None, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them")
+        init = kernel_init or nnx.initializers.xavier_uniform()
+        self.heads = heads
+        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = nnx.Linear(width, width, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        mask: Bool[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch tokens features"]:
+        """(B, T, W) to (B, T, W); `mask` is False on padding."""
+        return self.output(attend(*self._split(tokens), mask).reshape(tokens.shape))
+
+    def with_weights(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        offset: Float[Array, "batch heads tokens tokens"],
+    ) -> tuple[Float[Array, "batch tokens features"], Float[Array, "batch heads tokens tokens"]]:
+        """The same with the attention probabilities out in the open.
+
+        Args:
+            tokens: (B, T, W).
+            offset: (B, H, T, T) added to the probabilities, normally zeros: the gradient of a score with
+                respect to it is the score's gradient with respect to the attention map.
+
+        Returns:
+            The output (B, T, W) and the probabilities (B, H, T, T) without the offset.
+        """
+        query, key, value = self._split(tokens)
+        weights = attention_weights(query, key)
+        mixed = jnp.einsum("bhts,bshk->bthk", weights + offset.astype(weights.dtype), value)
+        return self.output(mixed.reshape(tokens.shape)), weights
+
+    def _split(self, tokens):
+        batch, count, _ = tokens.shape
+        fused = self.qkv(tokens).reshape(batch, count, 3, self.heads, -1)
+        return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]

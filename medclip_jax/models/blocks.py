@@ -1,0 +1,105 @@
+"""The pre-norm transformer block and how a stack of blocks is run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from medclip_jax.models.attention import SelfAttention
+
+REMAT = ("none", "block")
+
+
+class Block(nnx.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))`` with an exact GELU."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-6,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.xavier_uniform()
+        hidden = round(width * mlp_ratio)
+        self.attention_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, hidden, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.mlp_out = nnx.Linear(hidden, width, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        mask: Bool[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch tokens features"]:
+        """(B, T, W) to (B, T, W); `mask` is False on padding."""
+        tokens = tokens + self.attention(self.attention_norm(tokens), mask)
+        return tokens + self._mlp(tokens)
+
+    def with_weights(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        offset: Float[Array, "batch heads tokens tokens"],
+    ) -> tuple[Float[Array, "batch tokens features"], Float[Array, "batch heads tokens tokens"]]:
+        """See `SelfAttention.with_weights`."""
+        mixed, weights = self.attention.with_weights(self.attention_norm(tokens), offset)
+        tokens = tokens + mixed
+        return tokens + self._mlp(tokens), weights
+
+    def _mlp(self, tokens):
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate=False))
+
+
+def stack(depth: int, build) -> nnx.Dict:
+    """`depth` blocks under the keys "0", "1", ...: integer keys would break Orbax and jax.export."""
+    return nnx.Dict({str(index): build() for index in range(depth)})
+
+
+def run(
+    blocks: nnx.Dict,
+    tokens: Float[Array, "batch tokens features"],
+    mask: Bool[Array, "batch tokens"] | None = None,
+    *,
+    remat: str = "none",
+    scan: bool = False,
+) -> Float[Array, "batch tokens features"]:
+    """Pass tokens through blocks "0", "1", ... in turn.
+
+    Args:
+        blocks: equal modules called as ``block(tokens, mask)``.
+        tokens: (B, T, W).
+        mask: (B, T), False on padding.
+        remat: "block" keeps only each block's input and computes the rest again in the backward pass.
+        scan: one compiled block in a loop. The parameters keep their names and are stacked inside the
+            step (one extra copy of them), so a checkpoint fits both ways.
+
+    Returns:
+        (B, T, W).
+
+    Raises:
+        ValueError: unknown `remat`.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
+    parts = [nnx.split(blocks[str(index)]) for index in range(len(blocks))]
+    if not parts:
+        return tokens
+    graph = parts[0][0]
+
+    def apply(state, tokens):
+        return nnx.merge(graph, state)(tokens, mask)
+
+    if remat == "block":
+        apply = jax.checkpoint(apply, prevent_cse=not scan)
+    if scan:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
+        return jax.lax.scan(lambda carry, state: (apply(state, carry), None), tokens, stacked)[0]
+    for _, state in parts:
+        tokens = apply(state, tokens)
+    return tokens

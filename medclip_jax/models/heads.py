@@ -1,0 +1,82 @@
+"""Projections into the joint space, and the temperature of the contrast."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Projection(nnx.Module):
+    """A linear map from a tower's features to the joint space."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.normal(in_features**-0.5)
+        self.linear = nnx.Linear(
+            in_features, out_features, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
+        )
+
+    def __call__(self, features: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+        """(B, in) to (B, out), not normalised."""
+        return self.linear(features)
+
+
+class LogitScale(nnx.Module):
+    """The multiplier of cosine similarities, learned as its logarithm and kept within [1, maximum].
+
+    The clamp passes the gradient through: a scale that was pushed beyond its limit can come back.
+
+    Args:
+        initial: the multiplier at the start, e.g. ``1 / 0.07``.
+        maximum: upper limit of the multiplier.
+        learnable: False fixes it at `initial`.
+        raw: True reproduces code that forgets the exponential: the multiplier is the logarithm itself.
+        bias: initial offset of the logits (sigmoid loss), or None for no such parameter.
+        rngs: taken as by every module; nothing is drawn.
+
+    Raises:
+        ValueError: `initial` is outside [1, maximum].
+    """
+
+    def __init__(
+        self,
+        initial: float,
+        *,
+        maximum: float = 100.0,
+        learnable: bool = True,
+        raw: bool = False,
+        bias: float | None = None,
+        rngs: nnx.Rngs | None = None,
+    ):
+        if not 1.0 <= initial <= maximum:
+            raise ValueError(
+                f"the initial logit scale {initial} is outside [1, {maximum}]: give the multiplier itself,"
+                " e.g. 14.3 for a temperature of 0.07"
+            )
+        self.maximum = maximum
+        self.raw = raw
+        self.learnable = learnable
+        self.initial = initial
+        self.log_scale = nnx.Param(jnp.asarray(math.log(initial), jnp.float32)) if learnable else None
+        self.bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
+
+    def __call__(self) -> Float[Array, ""]:
+        """The multiplier, float32."""
+        log_scale = (
+            self.log_scale[...] if self.learnable else jnp.asarray(math.log(self.initial), jnp.float32)
+        )
+        if self.raw:
+            return log_scale
+        clamped = jnp.clip(log_scale, 0.0, math.log(self.maximum))
+        return jnp.exp(log_scale + jax.lax.stop_gradient(clamped - log_scale))

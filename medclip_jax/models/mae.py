@@ -1,0 +1,111 @@
+"""Masked autoencoding: which patches are seen, and the decoder that paints the others."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medclip_jax.models import blocks, positions
+
+
+def random_keep(
+    keys: jax.Array, tokens: int, keep: int
+) -> tuple[Int[Array, "batch kept"], Int[Array, "batch tokens"], Float[Array, "batch tokens"]]:
+    """Draw which patches stay visible, uniformly and for each sample on its own.
+
+    Args:
+        keys: (B,) one random key a sample.
+        tokens: patches of a volume, N.
+        keep: patches that stay visible, K.
+
+    Returns:
+        keep_index (B, K): the visible patches; restore_index (B, N): where each patch stands in
+        ``concatenate(visible, masked)``; mask (B, N): 1 where masked, 0 where visible.
+
+    Raises:
+        ValueError: `keep` is not within 1 .. `tokens`.
+
+    References:
+        He et al. 2022, section 3, by sorting noise.
+    """
+    if not 1 <= keep <= tokens:
+        raise ValueError(f"{keep} of {tokens} patches cannot stay visible: lower the mask ratio or the patch")
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys)
+    order = jnp.argsort(noise, axis=1)
+    restore = jnp.argsort(order, axis=1)
+    return order[:, :keep], restore, (restore >= keep).astype(jnp.float32)
+
+
+class MaskedDecoder(nnx.Module):
+    """Predicts the voxels of every patch from the visible tokens.
+
+    A linear map to the decoder's width, a learned token in every masked place, fixed sine-cosine
+    positions, pre-norm blocks, LayerNorm, a linear map to voxels.
+
+    Args:
+        grid: patches along depth, height, width (`VisionTransformer.grid`).
+        patch: voxels of a patch along depth, height, width.
+        channels: intensity windows of a voxel.
+        encoder_width: features of the encoder's tokens.
+        width: features inside the decoder.
+        depth: number of blocks.
+        heads: attention heads.
+        dtype: compute type; parameters are float32.
+        remat: "none" or "block", see `blocks.run`.
+        scan: one compiled block in a loop, see `blocks.run`.
+        rngs: draws the initial parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int, int],
+        patch: tuple[int, int, int],
+        channels: int,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dtype=jnp.float32,
+        remat: str = "none",
+        scan: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.xavier_uniform()
+        self.grid = tuple(grid)
+        self.width = width
+        self.remat = remat
+        self.scan = scan
+        self.embed = nnx.Linear(encoder_width, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.mask_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
+        self.blocks = blocks.stack(depth, lambda: blocks.Block(width, heads, dtype=dtype, rngs=rngs))
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        voxels = patch[0] * patch[1] * patch[2] * channels
+        self.predict = nnx.Linear(width, voxels, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "batch seen features"],
+        restore_index: Int[Array, "batch tokens"],
+    ) -> Float[Array, "batch tokens voxels"]:
+        """Paint all patches.
+
+        Args:
+            tokens: (B, 1 + K, encoder_width) from the encoder, the class token first.
+            restore_index: (B, N) from `random_keep`.
+
+        Returns:
+            (B, N, pd * ph * pw * C) in the order of `medclip_jax.models.patches.patchify`.
+        """
+        tokens = self.embed(tokens)
+        batch, seen, width = tokens.shape
+        hidden = restore_index.shape[1] - (seen - 1)
+        blank = jnp.broadcast_to(self.mask_token[...].astype(tokens.dtype), (batch, hidden, width))
+        shuffled = jnp.concatenate([tokens[:, 1:], blank], axis=1)
+        placed = jnp.take_along_axis(shuffled, restore_index[..., None], axis=1)
+        placed = placed + positions.sincos_3d(self.grid, width).astype(tokens.dtype)
+        tokens = jnp.concatenate([tokens[:, :1], placed], axis=1)
+        tokens = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)
+        return self.predict(self.norm(tokens)[:, 1:])

@@ -1,0 +1,104 @@
+"""Volumes to rows of voxels, one row a patch, and back."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+
+def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Patches along depth, height, width.
+
+    Raises:
+        ValueError: the patch does not divide the shape; the message names the axis.
+    """
+    for axis, size, step in zip(("depth", "height", "width"), shape, patch, strict=True):
+        if size % step:
+            raise ValueError(
+                f"patch {patch} does not divide the volume {shape}: {axis} {size} leaves {size % step}"
+                f" voxels. Prepare the volumes at a multiple of {step} or change the patch"
+            )
+    return tuple(size // step for size, step in zip(shape, patch, strict=True))
+
+
+def patchify(
+    volume: Num[Array, "batch depth height width channels"], patch: tuple[int, int, int]
+) -> Num[Array, "batch tokens voxels"]:
+    """Cut a volume into non-overlapping patches.
+
+    Tokens run over depth, height, width (width fastest); inside a patch the voxels run the same way, the
+    channel fastest of all.
+
+    Args:
+        volume: (B, D, H, W, C).
+        patch: voxels along depth, height, width.
+
+    Returns:
+        (B, N, pd * ph * pw * C).
+    """
+    batch, *shape, channels = volume.shape
+    d, h, w = grid_of(tuple(shape), patch)
+    pd, ph, pw = patch
+    cut = volume.reshape(batch, d, pd, h, ph, w, pw, channels)
+    return cut.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, d * h * w, pd * ph * pw * channels)
+
+
+def unpatchify(
+    patches: Num[Array, "batch tokens voxels"],
+    grid: tuple[int, int, int],
+    patch: tuple[int, int, int],
+    channels: int,
+) -> Num[Array, "batch depth height width channels"]:
+    """Undo `patchify`.
+
+    Args:
+        patches: (B, N, pd * ph * pw * C).
+        grid: patches along depth, height, width.
+        patch: voxels along depth, height, width.
+        channels: intensity windows of a voxel.
+
+    Returns:
+        (B, D, H, W, C).
+    """
+    d, h, w = grid
+    pd, ph, pw = patch
+    cut = patches.reshape(-1, d, h, w, pd, ph, pw, channels)
+    return cut.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, d * pd, h * ph, w * pw, channels)
+
+
+class PatchEmbedding(nnx.Module):
+    """A linear map of each patch's voxels: the same numbers as a 3D convolution with stride = patch.
+
+    A convolution's kernel (pd, ph, pw, C, width) is this kernel reshaped. As a matrix product it is
+    faster on every device, and it can embed only the patches that are asked for.
+    """
+
+    def __init__(
+        self, patch: tuple[int, int, int], channels: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        self.patch = tuple(patch)
+        voxels = patch[0] * patch[1] * patch[2] * channels
+        self.projection = nnx.Linear(
+            voxels, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
+        )
+
+    def __call__(
+        self,
+        volume: Float[Array, "batch depth height width channels"],
+        keep: Int[Array, "batch kept"] | None = None,
+    ) -> Float[Array, "batch kept features"]:
+        """Embed all patches, or only those in `keep`.
+
+        Args:
+            volume: (B, D, H, W, C).
+            keep: (B, K) token indices. Their voxels are gathered before the product, so that masked
+                patches cost nothing.
+
+        Returns:
+            (B, N or K, width), without positions.
+        """
+        patches = patchify(volume, self.patch)
+        if keep is not None:
+            patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
+        return self.projection(patches)

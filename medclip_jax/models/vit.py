@@ -1,0 +1,138 @@
+"""Vision transformer for volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medclip_jax.models import blocks, positions
+from medclip_jax.models.patches import PatchEmbedding, grid_of
+
+
+class VisionTransformer(nnx.Module):
+    """A 3D ViT: patches, positions, a class token, pre-norm blocks, a final LayerNorm.
+
+    Args:
+        shape: (D, H, W) voxels of the volumes.
+        patch: voxels of a patch along depth, height, width; must divide `shape`.
+        channels: intensity windows of a voxel.
+        width: features of a token.
+        depth: number of blocks.
+        heads: attention heads; must divide `width`.
+        mlp_ratio: hidden features of the MLP over `width`.
+        pooling: what `pool` takes: "cls" the class token, "mean" the mean of the patch tokens.
+        position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
+        dtype: compute type; parameters are float32.
+        remat: "none" or "block", see `blocks.run`.
+        scan: one compiled block in a loop, see `blocks.run`.
+        layer_norm_epsilon: of every LayerNorm.
+        rngs: draws the initial parameters.
+
+    Attributes:
+        grid: patches along depth, height, width.
+        width: features of a token.
+
+    References:
+        Dosovitskiy et al. 2021; He et al. 2022 for fixed positions and the initial values.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        patch: tuple[int, int, int],
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        pooling: str = "cls",
+        position: str = "sincos",
+        dtype=jnp.float32,
+        remat: str = "none",
+        scan: bool = False,
+        layer_norm_epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling={pooling!r} is unknown: use 'cls' or 'mean'")
+        if position not in ("sincos", "learned"):
+            raise ValueError(f"position={position!r} is unknown: use 'sincos' or 'learned'")
+        self.grid = grid_of(tuple(shape), tuple(patch))
+        self.width = width
+        self.pooling = pooling
+        self.remat = remat
+        self.scan = scan
+        self.embed = PatchEmbedding(tuple(patch), channels, width, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
+        tokens = self.grid[0] * self.grid[1] * self.grid[2]
+        self.positions = (
+            nnx.Param(positions.learned(rngs.params(), tokens, width)) if position == "learned" else None
+        )
+        self.blocks = blocks.stack(
+            depth,
+            lambda: blocks.Block(
+                width,
+                heads,
+                mlp_ratio=mlp_ratio,
+                layer_norm_epsilon=layer_norm_epsilon,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+        )
+        self.norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        volume: Float[Array, "batch depth height width channels"],
+        keep: Int[Array, "batch kept"] | None = None,
+        *,
+        attention_offsets: Sequence[Float[Array, "batch heads tokens tokens"] | None] | None = None,
+    ):
+        """Encode volumes.
+
+        Args:
+            volume: (B, D, H, W, C) intensities, see `medclip_jax.transforms.to_float`.
+            keep: (B, K) indices of the patches to see; all N when None. Only these are embedded.
+            attention_offsets: for heat maps on small token counts: one entry a block, (B, heads, T, T)
+                zeros where the attention map is wanted and None elsewhere. They are added to the
+                attention probabilities, so the gradient of a score with respect to them is its gradient
+                with respect to the map. Those blocks hold the whole map in memory.
+
+        Returns:
+            tokens (B, 1 + K, width) after the final LayerNorm, the class token first. With
+            `attention_offsets`: (tokens, maps), maps a tuple with (B, heads, T, T) or None for each block.
+        """
+        tokens = self._tokens(volume, keep)
+        if attention_offsets is None:
+            return self.norm(blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan))
+        if len(attention_offsets) != len(self.blocks):
+            raise ValueError(
+                f"{len(attention_offsets)} attention offsets for {len(self.blocks)} blocks: give one a block,"
+                " None to skip it"
+            )
+        maps = []
+        for index, offset in enumerate(attention_offsets):
+            weights = None
+            if offset is None:
+                tokens = self.blocks[str(index)](tokens)
+            else:
+                tokens, weights = self.blocks[str(index)].with_weights(tokens, offset)
+            maps.append(weights)
+        return self.norm(tokens), tuple(maps)
+
+    def pool(self, tokens: Float[Array, "batch tokens features"]) -> Float[Array, "batch features"]:
+        """One vector a volume from what `__call__` returned: (B, 1 + K, width) to (B, width)."""
+        return tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(axis=1)
+
+    def _tokens(self, volume, keep):
+        tokens = self.embed(volume, keep)
+        table = (
+            positions.sincos_3d(self.grid, self.width) if self.positions is None else self.positions[...]
+        ).astype(tokens.dtype)
+        tokens = tokens + (table if keep is None else table[keep])
+        first = jnp.broadcast_to(self.class_token[...], (tokens.shape[0], 1, self.width))
+        return jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1)

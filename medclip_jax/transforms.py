@@ -1,0 +1,84 @@
+"""On the device, inside the step: Hounsfield units to intensities, and augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+AIR_HU = -1024
+"""Fills what a shift leaves empty; the same value as in prepared volumes."""
+
+
+def to_float(
+    volume: Num[Array, "batch depth height width"], windows: Sequence[tuple[float, float]]
+) -> Float[Array, "batch depth height width channels"]:
+    """Window Hounsfield units: one channel a window, ``low`` to -1 and ``high`` to +1, clipped there.
+
+    Args:
+        volume: (B, D, H, W) HU.
+        windows: (low, high) in HU, one or more; e.g. ``[(-1000, 1000)]``.
+
+    Returns:
+        (B, D, H, W, C) float32.
+
+    Raises:
+        ValueError: no window, or one whose low end is not below its high end.
+    """
+    if not windows:
+        raise ValueError("no intensity window: give at least one (low, high) in HU, e.g. (-1000, 1000)")
+    channels = []
+    for low, high in windows:
+        if not low < high:
+            raise ValueError(f"window ({low}, {high}) is empty: give (low, high) in HU with low < high")
+        clipped = jnp.clip(volume.astype(jnp.float32), low, high)
+        channels.append((clipped - low) * (2.0 / (high - low)) - 1.0)
+    return jnp.stack(channels, axis=-1)
+
+
+def augment(
+    volume: Num[Array, "batch depth height width"],
+    keys: jax.Array,
+    *,
+    shift_voxels: tuple[int, int, int] = (0, 0, 0),
+    flip_width: bool = False,
+    noise_hu: float = 0.0,
+    gain: float = 0.0,
+    offset_hu: float = 0.0,
+) -> Num[Array, "batch depth height width"]:
+    """Vary each sample on its own: a function of its key alone.
+
+    Args:
+        volume: (B, D, H, W) HU.
+        keys: (B,) one random key a sample.
+        shift_voxels: largest shift along depth, height, width, either way; air moves in.
+        flip_width: mirror left and right in half of the samples. Anatomically wrong; off by default.
+        noise_hu: largest standard deviation of white noise; each sample draws its own below it.
+        gain: largest relative change of contrast, about 0 HU: HU x (1 + u), u within +-gain.
+        offset_hu: largest change of level, either way.
+
+    Returns:
+        (B, D, H, W): the type of `volume` where only geometry changed, else float32 HU. With everything
+        off, `volume` itself.
+    """
+
+    def one(volume, key):
+        place, mirror, level, spread, grain = jax.random.split(key, 5)
+        if any(shift_voxels):
+            largest = jnp.asarray(shift_voxels)
+            start = jax.random.randint(place, (3,), 0, 2 * largest + 1)
+            wide = jnp.pad(volume, [(s, s) for s in shift_voxels], constant_values=AIR_HU)
+            volume = jax.lax.dynamic_slice(wide, start, volume.shape)
+        if flip_width:
+            volume = jnp.where(jax.random.bernoulli(mirror), volume[:, :, ::-1], volume)
+        if gain or offset_hu:
+            factor, offset = jax.random.uniform(level, (2,), minval=-1.0, maxval=1.0)
+            volume = volume.astype(jnp.float32) * (1.0 + gain * factor) + offset_hu * offset
+        if noise_hu:
+            scale = noise_hu * jax.random.uniform(spread)
+            volume = volume.astype(jnp.float32) + scale * jax.random.normal(grain, volume.shape)
+        return volume
+
+    return jax.vmap(one)(volume, keys)
