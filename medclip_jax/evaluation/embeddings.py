@@ -1,0 +1,302 @@
+"""Every volume and every text of a split embedded once, for all evaluators to share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int8, Int32, Int64
+from tqdm.auto import tqdm
+
+from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.objectives.base import Objective
+
+TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
+"""Texts of a prepared record."""
+
+EncodeTexts = Callable[[Sequence[str]], Float[np.ndarray, "n E"]]
+"""Texts to L2-normalised float32 vectors."""
+
+
+class Tokenizer(Protocol):
+    """What the evaluators need of `medclip_jax.reports.tokenizer.Tokenizer`."""
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]:
+        """Token ids, padded or truncated to the length."""
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """A split of prepared shards as the evaluators see it; every array has one row for each volume.
+
+    Attributes:
+        name: the split, e.g. "test".
+        volumes: (N, E) float32, L2-normalised.
+        studies: (N,) keyed hash of the study: volumes that share a report.
+        patients: (N,) keyed hash of the patient: what the bootstrap draws.
+        labels: finding to (N,) ground truth: 1 present, -1 absent, 0 unknown.
+        reported: finding to (N,) status in the report: 1 present, -1 absent, 0 not mentioned.
+        measurements: name to (N,), NaN unknown.
+        texts: field of the record (`TEXT_FIELDS`) to N texts, "" where there is none.
+        pooling: how the towers reduce tokens to one vector, in words.
+    """
+
+    name: str
+    volumes: Float[np.ndarray, "N E"]
+    studies: Int64[np.ndarray, " N"]
+    patients: Int64[np.ndarray, " N"]
+    labels: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
+    reported: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
+    measurements: Mapping[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pooling: str = "not stated"
+
+    def findings(self, source: str) -> Mapping[str, Int8[np.ndarray, " N"]]:
+        """Columns to evaluate against.
+
+        Args:
+            source: "labels" for the ground truth, "findings" for what the reports say.
+
+        Raises:
+            ValueError: another source.
+            NotEvaluable: nothing is known in any column.
+        """
+        if source not in ("labels", "findings"):
+            raise ValueError(
+                f'labels={source!r}: use "labels" (ground truth) or "findings" (from the report)'
+            )
+        columns = self.labels if source == "labels" else self.reported
+        if not any(np.any(column) for column in columns.values()):
+            other = "findings" if source == "labels" else "labels"
+            raise NotEvaluable(
+                f'split {self.name!r} has no known {source}: set labels="{other}", or prepare the shards '
+                "from a corpus that gives them"
+            )
+        return columns
+
+
+class Embedder:
+    """The two embedding functions of an objective, compiled once, over host arrays of any length.
+
+    Parameters are an argument of the compiled functions, so `update` after some training steps costs
+    nothing. Every batch has one shape (the last is filled up); if the parameters live on a mesh, batches
+    are split over all its devices.
+
+    Args:
+        objective: the model; its present parameters are taken.
+        tokenizer: turns texts into ids; None for an objective without text.
+        text_length: tokens for each text.
+        batch_size: volumes or texts for each call; rounded up to a multiple of the mesh's devices.
+        progress: whether to draw a bar.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        tokenizer: Tokenizer | None,
+        *,
+        text_length: int,
+        batch_size: int,
+        progress: bool = True,
+    ):
+        self.graph, self.state = nnx.split(objective)
+        self.pooling = describe_pooling(objective)
+        self.tokenizer = tokenizer
+        self.text_length = text_length
+        self.progress = progress
+        self.sharding = _batch_sharding(self.state)
+        devices = self.sharding.mesh.size if self.sharding is not None else 1
+        self.batch_size = -(-batch_size // devices) * devices
+        self._volumes = jax.jit(partial(_embed_volumes, self.graph))
+        self._texts = jax.jit(partial(_embed_texts, self.graph))
+        self._known: dict[str, np.ndarray] = {}
+
+    def update(self, objective: Objective) -> None:
+        """Take the present parameters of an objective of the same shape; forgets all text vectors.
+
+        Args:
+            objective: the model after more training.
+        """
+        _, self.state = nnx.split(objective)
+        self._known = {}
+
+    def volumes(
+        self, count: int, read: Callable[[int], np.ndarray], *, label: str = "embed volumes"
+    ) -> Float[np.ndarray, "count E"]:
+        """Embed volumes that are read one by one, while the device works on those before.
+
+        Args:
+            count: number of volumes.
+            read: index to (D, H, W) int16 HU.
+            label: of the progress bar.
+
+        Returns:
+            (count, E) float32 means.
+
+        Raises:
+            NotEvaluable: there are no volumes, or the objective embeds none.
+        """
+        if count == 0:
+            raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
+        out: list[np.ndarray] = []
+        pending: deque[jax.Array] = deque()
+        with (
+            ThreadPoolExecutor(2) as pool,
+            tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
+        ):
+            for rows in _batches(count, self.batch_size, lambda index: pool.submit(read, index)):
+                volumes = np.stack([row.result() for row in rows])
+                pending.append(self._call(self._volumes, _fill(volumes, self.batch_size)))
+                # One batch stays in flight: the device computes while the next one is read.
+                if len(pending) > 1:
+                    out.append(np.asarray(jax.device_get(pending.popleft())))
+                bar.update(len(rows))
+            out.extend(np.asarray(jax.device_get(batch)) for batch in pending)
+        return np.concatenate(out)[:count]
+
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
+        """Embed texts, each distinct one once: equal texts have bit-equal vectors.
+
+        Args:
+            texts: any number of texts.
+
+        Returns:
+            (n, E) float32 means.
+
+        Raises:
+            NotEvaluable: the objective has no text tower, or there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise NotEvaluable(
+                "there is no tokenizer: prepare the shards with one, or evaluate without texts"
+            )
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        bar = tqdm(
+            total=len(new), desc="embed texts", unit="text", disable=not self.progress or len(new) <= 64
+        )
+        with bar:
+            for start in range(0, len(new), self.batch_size):
+                batch = new[start : start + self.batch_size]
+                tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)
+                try:
+                    vectors = self._call(self._texts, _fill(tokens, self.batch_size))
+                except NotImplementedError:
+                    raise NotEvaluable(
+                        "this objective has no text tower (a masked autoencoder has none): evaluate a "
+                        "contrastive model"
+                    ) from None
+                self._known.update(zip(batch, np.asarray(jax.device_get(vectors)), strict=False))
+                bar.update(len(batch))
+        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+
+    def _call(self, function: Callable[..., jax.Array], batch: np.ndarray) -> jax.Array:
+        # Explicit transfer: the training loop forbids implicit ones.
+        return function(self.state, jax.device_put(batch, self.sharding))
+
+
+def embed_split(
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    embedder: Embedder,
+    *,
+    findings: Sequence[str] = (),
+    measurements: Sequence[str] = (),
+) -> EmbeddedSplit:
+    """Embed all volumes of a split and gather what else the evaluators need.
+
+    Args:
+        name: the split.
+        records: random access to decoded records, from `medclip_jax.shards.read.open_split`.
+        embedder: of the model.
+        findings: names of the columns of a record's `findings` and `labels`.
+        measurements: names of the entries of a record's `measurements`.
+
+    Returns:
+        The split.
+
+    Raises:
+        NotEvaluable: the split is empty.
+    """
+    kept: list[dict[str, Any]] = [{} for _ in range(len(records))]
+
+    def read(index: int) -> np.ndarray:
+        record = records[index]
+        kept[index] = {key: value for key, value in record.items() if key not in ("volume", "organs")}
+        return record["volume"]
+
+    volumes = embedder.volumes(len(records), read, label=f"embed {name}")
+
+    def columns(key: str, names: Sequence[str], dtype: type) -> dict[str, np.ndarray]:
+        if not names or any(key not in record for record in kept):
+            return {}
+        table = np.stack([np.asarray(record[key], dtype) for record in kept])
+        return {column: table[:, i] for i, column in enumerate(names)}
+
+    return EmbeddedSplit(
+        name=name,
+        volumes=volumes,
+        studies=np.array([record["study"] for record in kept], np.int64),
+        patients=np.array([record["patient"] for record in kept], np.int64),
+        labels=columns("labels", findings, np.int8),
+        reported=columns("findings", findings, np.int8),
+        measurements=columns("measurements", measurements, np.float32),
+        texts={key: [_text(record[key]) for record in kept] for key in TEXT_FIELDS if key in kept[0]},
+        pooling=embedder.pooling,
+    )
+
+
+def describe_pooling(objective: Objective) -> str:
+    """How the towers reduce tokens to one vector, as the results print it.
+
+    Args:
+        objective: any objective; one without the towers of `objectives.towers` is "not stated".
+    """
+    vision = getattr(getattr(getattr(objective, "vision", None), "transformer", None), "pooling", None)
+    text = getattr(getattr(objective, "text", None), "pooling", None)
+    parts = [f"volume {vision}" if vision else "", f"text {text}" if text else ""]
+    return ", ".join(part for part in parts if part) or "not stated"
+
+
+def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state).embed_volumes(volumes).mean
+
+
+def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state).embed_texts(tokens).mean
+
+
+def _batch_sharding(state: nnx.State) -> NamedSharding | None:
+    """Split of the leading axis over the mesh that the parameters live on, None off a mesh."""
+    for leaf in jax.tree.leaves(state):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return NamedSharding(sharding.mesh, PartitionSpec(tuple(sharding.mesh.axis_names)))
+    return None
+
+
+def _batches(count: int, size: int, submit: Callable[[int], Any]) -> Iterable[list[Any]]:
+    """Lists of `size` futures, the next batch submitted before this one is handed out."""
+    ahead: deque[list[Any]] = deque()
+    for start in range(0, count, size):
+        ahead.append([submit(index) for index in range(start, min(start + size, count))])
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _fill(batch: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last entry up to the one shape that is compiled."""
+    missing = size - len(batch)
+    return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,136 @@
+"""Ordered grades from one cosine: does a volume with more calcium lie nearer to the prompt?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
+from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc
+from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
+from medclip_jax.reports import prompts
+
+
+@dataclass(frozen=True)
+class OrdinalResult:
+    """AUROC of one score at every cut of an ordered scale.
+
+    Attributes:
+        name: of the scale, e.g. "cac".
+        grades: (n,) known grades.
+        scores: (n,) cosines to the prompt.
+        auroc: at each cut, and the mean.
+        intervals: cut to bootstrap interval; empty when none was asked for.
+        mean_interval: of the mean; None when none was asked for.
+        conditions: n, prompts, pooling, threshold source, in words.
+    """
+
+    name: str
+    grades: Float[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+    auroc: OrdinalAuroc
+    intervals: Mapping[float, Interval]
+    mean_interval: Interval | None
+    conditions: Mapping[str, str]
+
+    def metrics(self) -> dict[str, float]:
+        """Keys ``cac/auroc_mean`` and ``cac/auroc/2`` for "grade >= 2", and so on."""
+        flat = {f"{self.name}/auroc_mean": self.auroc.mean}
+        return flat | {f"{self.name}/auroc/{cut:g}": v for cut, v in self.auroc.by_threshold.items()}
+
+    def table(self) -> Table:
+        """One line for each cut, then the mean."""
+        rows = [
+            (
+                f"grade >= {cut:g}",
+                str(int((self.grades >= cut).sum())),
+                str(int((self.grades < cut).sum())),
+                with_interval(value, self.intervals.get(cut)),
+            )
+            for cut, value in self.auroc.by_threshold.items()
+        ]
+        rows.append(("mean of defined", "", "", with_interval(self.auroc.mean, self.mean_interval)))
+        header = ("cut", "at or above", "below", "AUROC")
+        return Table(f"Ordered grades: {self.name}", header, tuple(rows), self.conditions)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def evaluate_ordinal(
+    data: EmbeddedSplit,
+    encode_texts: EncodeTexts,
+    *,
+    name: str = "cac",
+    measurement: str = "cac_grade",
+    finding: str = "coronary_calcification",
+    thresholds: Sequence[float] = (1, 2, 3, 4),
+    template: str = "there_is",
+    draws: int = 1000,
+    seed: int = 0,
+) -> OrdinalResult:
+    """Rank volumes by the cosine to the finding's positive prompt, and cut the grades at each threshold.
+
+    Args:
+        data: the split.
+        encode_texts: the model's text side.
+        name: of the scale in keys and tables.
+        measurement: entry of the records that holds the grade.
+        finding: whose positive prompt is the query.
+        thresholds: cuts "grade >= threshold"; five grades from 0 to 4 have the cuts 1 to 4.
+        template: prompt wording.
+        draws: bootstrap resamples of patients; 0 for no intervals.
+        seed: of the bootstrap.
+
+    Returns:
+        The result.
+
+    Raises:
+        NotEvaluable: the shards hold no such measurement, or it is nowhere known.
+        ValueError: a NaN embedding.
+    """
+    if measurement not in data.measurements:
+        have = ", ".join(data.measurements) or "none"
+        raise NotEvaluable(
+            f"the shards hold no measurement {measurement!r} (they hold: {have}): give the corpus a column "
+            "of that name, or set measurement"
+        )
+    grades = np.asarray(data.measurements[measurement], np.float64)
+    known = ~np.isnan(grades)
+    if not known.any():
+        raise NotEvaluable(f"measurement {measurement!r} is unknown for all volumes of split {data.name!r}")
+    prompt = prompts.pair(finding, template)[0]
+    grades, patients = grades[known], data.patients[known]
+    scores = data.volumes[known].astype(np.float64) @ encode_texts([prompt])[0].astype(np.float64)
+    result = metrics.ordinal_auroc(grades, scores, thresholds)
+    intervals: dict[float, Interval] = {}
+    mean_interval = None
+    if draws:
+        intervals = {
+            cut: metrics.bootstrap_interval(
+                metrics.auroc, grades >= cut, scores, draws=draws, seed=seed, groups=patients
+            )
+            for cut in thresholds
+        }
+        mean_interval = metrics.bootstrap_interval(
+            lambda g, s: metrics.ordinal_auroc(g, s, thresholds).mean,
+            grades,
+            scores,
+            draws=draws,
+            seed=seed,
+            groups=patients,
+        )
+    counts = ", ".join(f"grade {grade:g}: {int((grades == grade).sum())}" for grade in np.unique(grades))
+    conditions = {
+        "n": f"{len(grades)} volumes of {len(np.unique(patients))} patients, split {data.name!r}; {counts}",
+        "prompts": f'"{prompt}"',
+        "pooling": data.pooling,
+        "score": "cosine to the prompt",
+        "threshold": "none needed",
+        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+    }
+    return OrdinalResult(name, grades, scores, result, intervals, mean_interval, conditions)

@@ -1,0 +1,77 @@
+"""What every evaluator returns: numbers under stable keys, and a table that states how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from medclip_jax.evaluation.metrics import Interval
+
+
+class NotEvaluable(ValueError):
+    """The shards or the model lack what an evaluator needs; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A small table with the conditions under which its numbers hold.
+
+    Attributes:
+        title: one line.
+        header: column names.
+        rows: cells, already formatted, one list for each line.
+        conditions: name to value: n, prompts, pooling, threshold source, tie rule.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    conditions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+
+        def aligned(line: Sequence[str]) -> str:
+            cells = [line[0].ljust(widths[0])]
+            cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            return "  ".join(cells).rstrip()
+
+        ruler = "-" * len(aligned(self.header))
+        body = [self.title, aligned(self.header), ruler, *map(aligned, self.rows)]
+        return "\n".join(body + [f"{name}: {value}" for name, value in self.conditions.items()])
+
+
+class Result(Protocol):
+    """What `run.evaluate_all` collects: `zero_shot`, `retrieval` and `ordinal` each have their own."""
+
+    def table(self) -> Table:
+        """The numbers and their conditions."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers under stable keys, without the evaluator's name in front."""
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Format a metric; "n/a" where it is undefined.
+
+    Args:
+        value: the metric.
+        digits: decimals.
+    """
+    return "n/a" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def with_interval(value: float, interval: Interval | None) -> str:
+    """Format a metric with its bootstrap interval, as ``0.812 [0.744, 0.871]``.
+
+    Args:
+        value: the metric.
+        interval: None where no interval was asked for.
+    """
+    if interval is None or interval.defined == 0 or np.isnan(value):
+        return number(value)
+    return f"{number(value)} [{number(interval.low)}, {number(interval.high)}]"

@@ -1,0 +1,265 @@
+"""Zero-shot classification: which of two prompts is a volume nearer to?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int8
+
+from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
+from medclip_jax.evaluation.metrics import Interval, mean_of_defined
+from medclip_jax.evaluation.results import Table, number, with_interval
+from medclip_jax.reports import prompts
+
+METRICS = ("auroc", "average_precision", "f1", "accuracy")
+
+
+@dataclass(frozen=True)
+class FindingScores:
+    """One finding of one split.
+
+    Attributes:
+        labels: (n,) 1 present, 0 absent; volumes with an unknown label are left out.
+        scores: (n,) of the positive prompt against the negative.
+        unknown: volumes left out.
+        threshold: calls ``score >= threshold`` present; NaN where none could be chosen.
+        prompts: positive and negative.
+        values: metric name (`METRICS`) to value.
+        intervals: metric name to bootstrap interval; empty when none was asked for.
+    """
+
+    labels: Int8[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+    unknown: int
+    threshold: float
+    prompts: tuple[str, str]
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Zero-shot classification of all findings.
+
+    Attributes:
+        findings: finding to scores and metrics.
+        means: metric name to its mean over the findings where it is defined.
+        mean_auroc_interval: bootstrap interval of the mean AUROC; None when none was asked for.
+        conditions: n, prompts, pooling, score, threshold source, intervals, in words.
+    """
+
+    findings: Mapping[str, FindingScores]
+    means: Mapping[str, float]
+    mean_auroc_interval: Interval | None
+    conditions: Mapping[str, str]
+
+    def metrics(self) -> dict[str, float]:
+        """Keys ``auroc_mean``, ``auroc/<finding>``, and so for each of `METRICS`."""
+        flat = {f"{name}_mean": value for name, value in self.means.items()}
+        for name in METRICS:
+            flat |= {f"{name}/{finding}": scores.values[name] for finding, scores in self.findings.items()}
+        return flat
+
+    def table(self) -> Table:
+        """One line for each finding, then the mean."""
+        rows = [
+            (
+                finding,
+                str(int(scores.labels.sum())),
+                str(int((scores.labels == 0).sum())),
+                *(with_interval(scores.values[name], scores.intervals.get(name)) for name in METRICS),
+                number(scores.threshold, 4),
+            )
+            for finding, scores in self.findings.items()
+        ]
+        means = [with_interval(self.means["auroc"], self.mean_auroc_interval)]
+        means += [number(self.means[name]) for name in METRICS[1:]]
+        rows.append(("mean of defined", "", "", *means, ""))
+        header = ("finding", "present", "absent", "AUROC", "average precision", "F1", "accuracy", "threshold")
+        return Table("Zero-shot classification", header, tuple(rows), self.conditions)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def pair_scores(
+    volumes: Float[np.ndarray, "N E"],
+    positive: Float[np.ndarray, " E"],
+    negative: Float[np.ndarray, " E"],
+    *,
+    score: str = "difference",
+    scale: float = 1.0,
+) -> Float[np.ndarray, " N"]:
+    """Score of the positive prompt against the negative one.
+
+    With cosines p and n: ``scale (p - n)`` for "difference", or the softmax over the pair,
+    ``1 / (1 + exp(-scale (p - n)))``, for "probability". One is a monotone function of the other, so AUROC
+    and average precision agree; only the threshold's scale differs.
+
+    Args:
+        volumes: (N, E) L2-normalised.
+        positive: (E,) vector of "There is X.", L2-normalised.
+        negative: (E,) vector of "There is no X.", L2-normalised.
+        score: "difference" or "probability".
+        scale: multiplier of the cosines, the model's logit scale for calibrated probabilities.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        ValueError: an unknown score.
+    """
+    if score not in ("difference", "probability"):
+        raise ValueError(f'score {score!r}: use "difference" or "probability"')
+    difference = scale * (volumes.astype(np.float64) @ (positive.astype(np.float64) - negative))
+    # Through tanh, which does not overflow: 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2.
+    return difference if score == "difference" else (1 + np.tanh(difference / 2)) / 2
+
+
+def evaluate_zero_shot(
+    data: EmbeddedSplit,
+    encode_texts: EncodeTexts,
+    *,
+    findings: Sequence[str] = (),
+    labels: str = "labels",
+    template: str = "there_is",
+    score: str = "difference",
+    scale: float = 1.0,
+    threshold: str = "argmax",
+    criterion: str = "f1",
+    draws: int = 1000,
+    seed: int = 0,
+    load_split: Callable[[str], EmbeddedSplit] | None = None,
+) -> ZeroShotResult:
+    """Classify every finding by its prompt pair, without training.
+
+    Args:
+        data: the split to score.
+        encode_texts: the model's text side.
+        findings: names to score; () for all columns of the shards.
+        labels: "labels" for ground truth, "findings" for what the reports say.
+        template: prompt wording, a key of `medclip_jax.reports.prompts.TEMPLATES`.
+        score: "difference" or "probability", see `pair_scores`.
+        scale: multiplier of the cosines.
+        threshold: "argmax" calls the prompt with the higher cosine; any other value names a split, e.g.
+            "validation", on which the best threshold of each finding is chosen.
+        criterion: what is best there: "f1", "accuracy" or "youden".
+        draws: bootstrap resamples of patients for the intervals; 0 for none.
+        seed: of the bootstrap.
+        load_split: embeds the split that `threshold` names.
+
+    Returns:
+        The result.
+
+    Raises:
+        NotEvaluable: nothing is known of any finding.
+        ValueError: an unknown finding or option, or a NaN embedding.
+    """
+    columns = data.findings(labels)
+    names = tuple(findings) or tuple(columns)
+    unknown = [name for name in names if name not in columns]
+    if unknown:
+        raise ValueError(f"no column for {', '.join(unknown)}; the shards have {', '.join(columns)}")
+    chosen_on = None
+    if threshold != "argmax":
+        if threshold == data.name:
+            raise ValueError(
+                f"threshold={threshold!r} is the split being scored: a threshold chosen there flatters "
+                'F1 and accuracy; use another split or "argmax"'
+            )
+        if load_split is None:
+            raise ValueError(f"threshold={threshold!r} names a split, but load_split is missing")
+        chosen_on = load_split(threshold)
+
+    scored: dict[str, FindingScores] = {}
+    raw: dict[str, np.ndarray] = {}
+    for name in names:
+        pair = prompts.pair(name, template)
+        positive, negative = encode_texts(pair)
+
+        def score_of(split: EmbeddedSplit, positive=positive, negative=negative) -> np.ndarray:
+            return pair_scores(split.volumes, positive, negative, score=score, scale=scale)
+
+        raw[name] = score_of(data)
+        if chosen_on is None:
+            cut = 0.0 if score == "difference" else 0.5
+        else:
+            other = chosen_on.findings(labels)[name]
+            cut = metrics.best_threshold(
+                other[other != 0] == 1, score_of(chosen_on)[other != 0], criterion=criterion
+            )
+        scored[name] = _score(columns[name], raw[name], data.patients, cut, pair, draws, seed)
+
+    means = {
+        metric: mean_of_defined(result.values[metric] for result in scored.values()) for metric in METRICS
+    }
+    source = "argmax of the pair" if chosen_on is None else f"best {criterion} on split {threshold!r}"
+    conditions = {
+        "n": f"{len(data.volumes)} volumes of {len(np.unique(data.patients))} patients, split {data.name!r}",
+        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        "prompts": " / ".join(f'"{text.format("X")}"' for text in prompts.TEMPLATES[template]),
+        "pooling": data.pooling,
+        "score": f"{score}, scale {scale:g}",
+        "threshold": source,
+        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+    }
+    interval = _mean_interval(names, columns, raw, data.patients, draws, seed) if draws else None
+    return ZeroShotResult(scored, means, interval, conditions)
+
+
+def _score(
+    column: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    threshold: float,
+    pair: tuple[str, str],
+    draws: int,
+    seed: int,
+) -> FindingScores:
+    known = column != 0
+    labels, scores, patients = (column[known] == 1).astype(np.int8), scores[known], patients[known]
+    functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "auroc": metrics.auroc,
+        "average_precision": metrics.average_precision,
+        "f1": lambda y, s: metrics.f1(y, s >= threshold),
+        "accuracy": lambda y, s: metrics.accuracy(y, s >= threshold),
+    }
+    values = {name: function(labels, scores) for name, function in functions.items()}
+    if np.isnan(threshold):
+        values |= {"f1": float("nan"), "accuracy": float("nan")}
+    intervals = {}
+    if draws:
+        intervals = {
+            name: metrics.bootstrap_interval(
+                function, labels, scores, draws=draws, seed=seed, groups=patients
+            )
+            for name, function in functions.items()
+            if not np.isnan(values[name])
+        }
+    return FindingScores(labels, scores, int((~known).sum()), threshold, pair, values, intervals)
+
+
+def _mean_interval(
+    names: Sequence[str],
+    columns: Mapping[str, np.ndarray],
+    raw: Mapping[str, np.ndarray],
+    patients: np.ndarray,
+    draws: int,
+    seed: int,
+) -> Interval:
+    """Interval of the mean AUROC: patients are drawn once for all findings, which are not independent."""
+    # A finding with one class on the whole split is in no draw, as it is not in the mean itself.
+    names = [name for name in names if {1, -1} <= set(np.unique(columns[name]).tolist())]
+
+    def mean_auroc(rows: np.ndarray, _: np.ndarray) -> float:
+        values = []
+        for name in names:
+            column = columns[name][rows]
+            values.append(metrics.auroc(column[column != 0] == 1, raw[name][rows][column != 0]))
+        return mean_of_defined(values)
+
+    rows = np.arange(len(patients))
+    return metrics.bootstrap_interval(mean_auroc, rows, rows, draws=draws, seed=seed, groups=patients)
