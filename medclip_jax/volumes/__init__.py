@@ -1,0 +1,29 @@
+"""CT and MR files in, canonical Hounsfield arrays out."""
+
+from medclip_jax.volumes.checks import check_hu, resolve_rescale
+from medclip_jax.volumes.geometry import (
+    canonical,
+    crop_or_pad,
+    fraction_in_cells,
+    mask_center,
+    resample,
+    resample_labels,
+)
+from medclip_jax.volumes.read import read_labels, read_volume
+from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
+
+__all__ = [
+    "AIR_HU",
+    "Volume",
+    "VolumeRejected",
+    "canonical",
+    "check_hu",
+    "crop_or_pad",
+    "fraction_in_cells",
+    "mask_center",
+    "read_labels",
+    "read_volume",
+    "resample",
+    "resample_labels",
+    "resolve_rescale",
+]

@@ -1,0 +1,175 @@
+"""One entry for every kind of file: read, orient, rescale, check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from medclip_jax.volumes.checks import check_hu, fill_padding, resolve_rescale, to_int16
+from medclip_jax.volumes.dicom import read_dicom
+from medclip_jax.volumes.geometry import canonical, straighten
+from medclip_jax.volumes.itk import read_itk
+from medclip_jax.volumes.nifti import read_nifti
+from medclip_jax.volumes.scan import Scan
+from medclip_jax.volumes.volume import Volume, VolumeRejected
+
+SPACING_LIMITS_MM = (0.05, 25.0)
+"""Voxel sizes outside this range are header errors, not scans."""
+
+
+def read_volume(
+    path: str | Path,
+    *,
+    rescale: tuple[float, float] | None = None,
+    modality: str = "CT",
+    spacing: Sequence[float] | None = None,
+) -> Volume:
+    """Read a scan as int16 Hounsfield units in canonical orientation.
+
+    Args:
+        path: NIfTI (.nii, .nii.gz), NRRD, MHA or MHD file, a DICOM file with many frames, or a folder with a
+            DICOM series.
+        rescale: (slope, intercept) from a table, for archives whose files hold raw values. A file that is
+            already in HU is noticed and left as it is, with a note.
+        modality: "CT" or "MR". MR keeps the scanner's units.
+        spacing: mm along depth, height, width from a table, where the file's header lacks it.
+
+    Raises:
+        VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.
+        ValueError: an argument is wrong.
+    """
+    if modality not in ("CT", "MR"):
+        raise ValueError(f'modality must be "CT" or "MR", got {modality!r}')
+    scan = _read(Path(path))
+    if scan.modality is not None and scan.modality != modality:
+        raise VolumeRejected(
+            "wrong-modality",
+            f"The header says {scan.modality}, {modality} was expected: leave it out, or pass modality"
+            f"={scan.modality!r} if it is wanted.",
+        )
+    voxels, affine, notes = _place(scan, spacing)
+    spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+    provenance = dict(scan.provenance)
+    provenance |= {"modality": modality, "orientation": orientation(scan.affine), "spacing": spacing_read}
+    if rescale is not None:
+        (slope, intercept), more = resolve_rescale(voxels, rescale) if modality == "CT" else (rescale, ())
+        notes += more
+        provenance["rescale"] = (slope, intercept)
+        if (slope, intercept) != (1.0, 0.0):
+            voxels = voxels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    voxels, scaled = to_int16(voxels, modality)
+    volume = Volume(voxels, spacing_read, affine, provenance | scaled)
+    notes += check_hu(volume, modality=modality)
+    if modality == "CT":
+        voxels, more = fill_padding(voxels)
+        notes += more
+    voxels, affine, more = straighten(voxels, affine)
+    spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
+    return replace(volume, voxels=voxels, spacing=spacing_read, affine=affine, notes=notes + more)
+
+
+def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]:
+    """Read a mask or label map (NIfTI, NRRD, MHA) in canonical orientation.
+
+    Returns:
+        Integer labels (D, H, W), and the affine from ``(d, h, w, 1)`` to RAS+ mm that `resample_labels` takes.
+
+    Raises:
+        VolumeRejected: the file cannot be read, or its values are not whole numbers ("not-labels").
+    """
+    voxels, affine, _ = _place(_read(Path(path)), None)
+    if voxels.dtype.kind == "f":
+        whole = np.rint(voxels)
+        if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
+            raise VolumeRejected(
+                "not-labels",
+                "The label map holds fractions: resample it with nearest neighbour and export it again.",
+            )
+        voxels = whole.astype(np.int32)
+    return voxels, affine
+
+
+def orientation(affine: Float[np.ndarray, "4 4"]) -> str:
+    """Where each array axis points, e.g. "LPS"."""
+    letters = ("LR", "PA", "IS")
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    largest = np.abs(columns).argmax(axis=0)
+    return "".join(letters[row][int(columns[row, axis] > 0)] for axis, row in enumerate(largest))
+
+
+def _read(path: Path) -> Scan:
+    name = path.name.lower()
+    try:
+        if not path.exists():
+            raise VolumeRejected(
+                "missing-file", "There is no such file or folder: check the path in the table."
+            )
+        if path.is_dir():
+            return read_dicom(path)
+        if path.stat().st_size == 0:
+            raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
+        if name.endswith((".nii", ".nii.gz")):
+            return read_nifti(path)
+        if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+            return read_itk(path)
+        return read_dicom(path)
+    except OSError as error:
+        # The error's own text would quote the path.
+        raise VolumeRejected(
+            "unreadable",
+            f"The file cannot be opened (system error {error.errno}): check permissions and disk.",
+        ) from None
+
+
+def _place(scan: Scan, spacing: Sequence[float] | None):
+    """Canonical voxels and affine, with the header's geometry checked."""
+    notes = scan.notes
+    affine = scan.affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (lengths == 0).any():
+        if spacing is None or not np.isfinite(affine).all():
+            raise VolumeRejected(
+                "zero-spacing",
+                "The header's affine has an axis of no length or no number: write the true affine.",
+            )
+        affine, lengths = np.eye(4), np.ones(3)
+    if not scan.placed:
+        if spacing is None:
+            raise VolumeRejected(
+                "no-orientation",
+                "The header holds no orientation and spacing (no sform or qform, or the identity): convert from "
+                "DICOM again (dcm2niix), or give the spacing from the archive's table.",
+            )
+        notes += ("orientation-assumed",)
+    try:
+        voxels, affine = canonical(scan.voxels, affine)
+    except ValueError:
+        raise VolumeRejected(
+            "sheared-grid", "The header's axes are parallel: write the true affine."
+        ) from None
+    if spacing is not None:
+        wanted = np.asarray(spacing, dtype=float)
+        if wanted.shape != (3,) or not (np.isfinite(wanted).all() and (wanted > 0).all()):
+            raise ValueError(
+                f"spacing must be three positive numbers (depth, height, width) in mm, got {spacing}"
+            )
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.allclose(lengths, wanted, rtol=1e-2):
+            notes += ("spacing-from-table",)
+            affine = affine.copy()
+            affine[:3, :3] *= wanted / lengths
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if lengths.min() < SPACING_LIMITS_MM[0] or lengths.max() > SPACING_LIMITS_MM[1]:
+        raise VolumeRejected(
+            "implausible-spacing",
+            f"Voxels of {' x '.join(f'{x:.4g}' for x in lengths)} mm cannot be right: correct the header, or give "
+            "the spacing from the archive's table.",
+        )
+    angle = np.degrees(np.arccos(np.clip(np.abs(np.diag(affine[2::-1, :3] / lengths)), 0, 1).min()))
+    if angle > 0.5:
+        notes += (f"oblique:{angle:.0f}deg",)
+    return voxels, affine, notes
