@@ -88,7 +88,7 @@ class Objective(nnx.Module):
         raise NotImplementedError
 
 
-def sample_keys(key: jax.Array, sample: Int[Array, "B"]) -> jax.Array:
+def sample_keys(key: jax.Array, sample: Int[Array, " B"]) -> jax.Array:
     """One key per sample, a function of the step's key and the sample's id alone.
 
     So the draw does not depend on where in the batch, or on which device, the sample lies.

@@ -1,0 +1,39 @@
+"""The published systems, one file each, behind one seam (`base.Objective`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from flax import nnx
+
+from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
+
+__all__ = ["OBJECTIVES", "Batch", "DataSpec", "Embedding", "Features", "Objective", "Term", "create"]
+
+OBJECTIVES: dict[str, tuple[str, str]] = {
+    "mae": ("medclip_jax.objectives.mae", "MaskedAutoencoder"),
+    "clip": ("medclip_jax.objectives.clip", "Clip"),
+    "cardiac_clip": ("medclip_jax.objectives.cardiac_clip", "CardiacClip"),
+}
+"""Name in a config to (module, class)."""
+
+
+def create(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
+    """Build the objective that a config names.
+
+    Args:
+        config: an objective's config (its file's `default_config()`, changed or not); `config.name` picks.
+        spec: what the prepared shards and the tokenizer fix.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: the name is not registered, or the data lacks what the objective needs.
+    """
+    if config.name not in OBJECTIVES:
+        near = difflib.get_close_matches(config.name, OBJECTIVES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no objective {config.name!r}; there are {', '.join(OBJECTIVES)}.{hint}")
+    module, name = OBJECTIVES[config.name]
+    return getattr(importlib.import_module(module), name)(config, spec, rngs=rngs)

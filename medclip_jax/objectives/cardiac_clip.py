@@ -1,0 +1,82 @@
+"""Cardiac-CLIP, stage 2: contrast against soft targets from the findings that two studies share.
+
+"Cardiac-CLIP: A Vision-Language Foundation Model for 3D Cardiac CT Images", equations of the soft-label
+matrix; what the paper leaves open is decided in `docs/losses.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from medclip_jax.losses import contrastive
+from medclip_jax.models.heads import LogitScale
+from medclip_jax.objectives import clip
+from medclip_jax.objectives.base import Batch, DataSpec, Features, Term
+
+FINDINGS = (
+    "coronary_stenosis",
+    "coronary_calcification",
+    "aortic_calcification",
+    "atherosclerosis",
+    "cardiomegaly",
+    "pericardial_effusion",
+    "pulmonary_arterial_hypertension",
+)
+"""The paper's seven, in its order."""
+
+
+def default_config() -> Any:
+    """The released shape: ViT-B, PubMedBERT-sized text tower, 768 wide linear projections."""
+    config = clip.default_config()
+    del config["loss"], config["logit_bias"], config["same_study"]
+    config.name = "cardiac_clip"
+    config.embedding_width = 768
+    config.findings = FINDINGS
+    config.soft_target = "softmax"
+    config.target_temperature = 1.0
+    config.text_targets = "renormalized"
+    return config
+
+
+class CardiacClip(clip.Clip):
+    """CLIP's towers with a soft-label loss: pairs with like findings attract in proportion.
+
+    A finding that the report does not mention counts as absent.
+
+    Args:
+        config: the keys of `default_config`; `findings` are the columns that make the affinity.
+        spec: fixes grid, vocabulary and the findings that were prepared.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: the shards hold no column for one of `config.findings`.
+    """
+
+    def _set_loss(self, config: Any, spec: DataSpec) -> None:
+        missing = [name for name in config.findings if name not in spec.findings]
+        if missing:
+            raise ValueError(
+                f"the shards hold no findings {', '.join(missing)} (they hold {', '.join(spec.findings)}): "
+                "prepare with these findings, or shorten config.objective.findings"
+            )
+        self.logit_scale = LogitScale(config.logit_scale)
+        self.columns = tuple(spec.findings.index(name) for name in config.findings)
+        self.options = {
+            "soft_target": config.soft_target,
+            "target_temperature": float(config.target_temperature),
+            "text_targets": config.text_targets,
+        }
+
+    def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
+        """Cross-entropy of both softmax directions against the soft targets of the global batch."""
+        present = jnp.take(batch["findings"], jnp.asarray(self.columns), axis=1) == 1
+        loss = contrastive.soft_target(
+            features["volume"],
+            features["text"],
+            jnp.where(present, 1, -1),
+            self.logit_scale(),
+            **self.options,
+        )
+        return self._terms(loss, features, batch)

@@ -1,0 +1,116 @@
+"""Contrast of volumes and reports: InfoNCE (CLIP) or sigmoid pairs (SigLIP).
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021);
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medclip_jax.losses import contrastive
+from medclip_jax.models.heads import LogitScale, Projection
+from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+
+
+def default_config() -> Any:
+    """ViT-B and BERT-base, 512 wide joint space, InfoNCE at temperature 0.07."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(
+        {
+            "name": "clip",
+            "vision": vision_defaults(),
+            "text": text_defaults(),
+            "embedding_width": 512,
+            "logit_scale": 1.0 / 0.07,
+            "loss": "info_nce",
+            "logit_bias": -10.0,
+            "same_study": "positive",
+        }
+    )
+
+
+def normalize(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """L2-normalise in float32; a zero vector stays zero."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+
+
+class Clip(Objective):
+    """Two towers, two linear projections, one learnable temperature.
+
+    Args:
+        config: the keys of `default_config`. `loss` is "info_nce" or "sigmoid"; `same_study` says what
+            two volumes of one study are to each other's report: "positive" or "ignore".
+        spec: fixes grid and vocabulary.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
+        self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        self.text = TextTower(config.text, spec, rngs=rngs)
+        self.vision_projection = Projection(config.vision.width, config.embedding_width, rngs=rngs)
+        self.text_projection = Projection(self.text.width, config.embedding_width, rngs=rngs)
+        self._set_loss(config, spec)
+
+    def _set_loss(self, config: Any, spec: DataSpec) -> None:
+        if config.loss not in ("info_nce", "sigmoid"):
+            raise ValueError(f"config.objective.loss is {config.loss!r}; choose 'info_nce' or 'sigmoid'")
+        self.loss = config.loss
+        self.same_study = config.same_study
+        bias = config.logit_bias if config.loss == "sigmoid" else None
+        self.logit_scale = LogitScale(config.logit_scale, bias=bias)
+
+    def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
+        """Projected, unnormalised vectors of both towers."""
+        keys = sample_keys(key, batch["sample"]) if train else None
+        return {
+            "volume": self.vision_projection(self.vision(batch["volume"], keys)).astype(jnp.float32),
+            "text": self.text_projection(self.text(batch["tokens"])).astype(jnp.float32),
+        }
+
+    def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
+        """The pair loss over the global batch, and the share of volumes whose own report ranks first."""
+        volume, text = features["volume"], features["text"]
+        scale = self.logit_scale()
+        if self.loss == "info_nce":
+            loss = contrastive.info_nce(
+                volume, text, scale, groups=batch["study"], same_group=self.same_study
+            )
+        else:
+            loss = contrastive.sigmoid_pairs(
+                volume,
+                text,
+                scale,
+                self.logit_scale.bias[...],
+                groups=batch["study"],
+                same_group=self.same_study,
+            )
+        return self._terms(loss, features, batch)
+
+    def _terms(self, loss: Float[Array, ""], features: Features, batch: Batch) -> dict[str, Term]:
+        size = features["volume"].shape[0]
+        similarity = normalize(features["volume"]) @ normalize(features["text"]).T
+        same = jnp.all(batch["study"][:, None] == batch["study"][None], axis=-1)
+        hit = jnp.take_along_axis(same, similarity.argmax(axis=1)[:, None], axis=1)
+        count = jnp.float32(size)
+        return {
+            "contrast": Term(loss * size, count),
+            "top1": Term(jax.lax.stop_gradient(hit.sum().astype(jnp.float32)), count, weight=0.0),
+            "logit_scale": Term(jax.lax.stop_gradient(self.logit_scale()), jnp.float32(1.0), weight=0.0),
+        }
+
+    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+        """Normalised joint-space vectors of volumes."""
+        return Embedding(normalize(self.vision_projection(self.vision(volumes))))
+
+    def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
+        """Normalised joint-space vectors of texts."""
+        return Embedding(normalize(self.text_projection(self.text(tokens))))

@@ -1,0 +1,131 @@
+"""Masked autoencoding of volumes: stage 1 of Cardiac-CLIP.
+
+He et al., "Masked Autoencoders Are Scalable Vision Learners" (2022), in 3D with the sizes of
+Cardiac-CLIP: 75 % of the patches are hidden, a light decoder predicts their voxels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medclip_jax.losses import masked
+from medclip_jax.models.mae import MaskedDecoder, random_keep
+from medclip_jax.models.patches import patchify, unpatchify
+from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.towers import VisionTower, vision_defaults
+
+
+def default_config() -> Any:
+    """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalised patches."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(
+        {
+            "name": "mae",
+            "vision": vision_defaults(),
+            "decoder": {"width": 384, "depth": 5, "heads": 6},
+            "mask_fraction": 0.75,
+            "normalize_patches": True,
+        }
+    )
+
+
+class Reconstruction(NamedTuple):
+    """What the model saw and what it filled in, as windowed floats in [-1, 1]."""
+
+    original: Float[Array, "B D H W C"]
+    visible: Float[Array, "B D H W C"]
+    """The original with hidden patches at NaN."""
+    completed: Float[Array, "B D H W C"]
+    """Visible patches as they were, hidden ones as predicted."""
+
+
+class MaskedAutoencoder(Objective):
+    """Encoder on visible patches, decoder on all of them, mean squared error on the hidden ones.
+
+    Args:
+        config: the keys of `default_config`.
+        spec: fixes the grid.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
+        self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        transformer = self.vision.transformer
+        self.patch = tuple(config.vision.patch)
+        self.grid = tuple(transformer.grid)
+        self.tokens = self.grid[0] * self.grid[1] * self.grid[2]
+        self.keep = max(1, round(self.tokens * (1.0 - config.mask_fraction)))
+        self.normalize_patches = config.normalize_patches
+        self.channels = len(self.vision.windows)
+        self.decoder = MaskedDecoder(
+            grid=self.grid,
+            patch=self.patch,
+            channels=self.channels,
+            encoder_width=config.vision.width,
+            width=config.decoder.width,
+            depth=config.decoder.depth,
+            heads=config.decoder.heads,
+            dtype=jnp.dtype(config.vision.dtype),
+            remat=config.vision.remat,
+            rngs=rngs,
+        )
+
+    def _predict(
+        self, voxels: Float[Array, "B D H W C"], keys: jax.Array
+    ) -> tuple[Float[Array, "B N P"], Float[Array, "B N"]]:
+        keep, restore, mask = random_keep(keys, self.tokens, self.keep)
+        return self.decoder(self.vision.transformer(voxels, keep), restore), mask
+
+    def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
+        """Sum over hidden patches of their mean squared error, and their number, per sample."""
+        augment_key, mask_key = jax.random.split(key)
+        augment_keys = sample_keys(augment_key, batch["sample"]) if train else None
+        voxels = self.vision.to_voxels(batch["volume"], augment_keys)
+        prediction, mask = self._predict(voxels, sample_keys(mask_key, batch["sample"]))
+        error, count = masked.reconstruction_sums(
+            prediction, patchify(voxels, self.patch), mask, normalize_patches=self.normalize_patches
+        )
+        return {"error": error, "count": count}
+
+    def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
+        """Mean squared error over all hidden patches of the batch."""
+        return {"reconstruction": Term(features["error"].sum(), features["count"].sum())}
+
+    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+        """The encoder's pooled vector with every patch visible."""
+        pooled = self.vision(volumes).astype(jnp.float32)
+        return Embedding(pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-6))
+
+    def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
+        """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.
+
+        With `normalize_patches` the decoder predicts each patch up to its mean and scale; those of the
+        original are put back, as the published figures do.
+
+        Args:
+            volumes: prepared volumes (HU).
+            key: draws the mask.
+        """
+        voxels = self.vision.to_voxels(volumes)
+        prediction, mask = self._predict(voxels, jax.random.split(key, volumes.shape[0]))
+        target = patchify(voxels, self.patch)
+        prediction = prediction.astype(jnp.float32)
+        if self.normalize_patches:
+            mean = target.mean(axis=-1, keepdims=True)
+            prediction = prediction * jnp.sqrt(target.var(axis=-1, keepdims=True) + 1e-6) + mean
+        hidden = mask[..., None] > 0
+
+        def to_grid(patches: Float[Array, "B N P"]) -> Float[Array, "B D H W C"]:
+            return unpatchify(patches, self.grid, self.patch, self.channels)
+
+        return Reconstruction(
+            voxels,
+            to_grid(jnp.where(hidden, jnp.nan, target)),
+            to_grid(jnp.where(hidden, prediction, target)),
+        )

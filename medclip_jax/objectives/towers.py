@@ -1,0 +1,149 @@
+"""The two towers that systems share: HU volume → tokens, token ids → text vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from medclip_jax import transforms
+from medclip_jax.models.bert import Bert, BertConfig
+from medclip_jax.models.vit import VisionTransformer
+from medclip_jax.objectives.base import DataSpec
+
+
+def vision_defaults() -> dict[str, Any]:
+    """ViT-B on one wide window, as Cardiac-CLIP was released (patch 8, class token)."""
+    return {
+        "patch": (8, 8, 8),
+        "width": 768,
+        "depth": 12,
+        "heads": 12,
+        "mlp_ratio": 4.0,
+        "pooling": "cls",
+        "position": "sincos",
+        "windows": ((-1000.0, 1000.0),),
+        "augment": {"shift_voxels": (0, 0, 0), "noise_hu": 0.0, "offset_hu": 0.0, "gain": 0.0},
+        "dtype": "bfloat16",
+        "remat": "none",
+        "scan": False,
+    }
+
+
+def text_defaults() -> dict[str, Any]:
+    """BERT-base. `folder` names a local Hugging Face folder to read shape and weights from."""
+    return {
+        "folder": "",
+        "width": 768,
+        "depth": 12,
+        "heads": 12,
+        "mlp_ratio": 4.0,
+        "max_positions": 512,
+        "pooling": "cls",
+        "dtype": "bfloat16",
+        "remat": "none",
+    }
+
+
+class VisionTower(nnx.Module):
+    """Windowing, augmentation and the 3D vision transformer.
+
+    Args:
+        config: the keys of `vision_defaults`.
+        spec: fixes the grid.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
+        self.windows = tuple((float(low), float(high)) for low, high in config.windows)
+        self.shift_voxels = tuple(config.augment.shift_voxels)
+        self.intensity = {name: float(config.augment[name]) for name in ("noise_hu", "offset_hu", "gain")}
+        self.transformer = VisionTransformer(
+            shape=tuple(spec.shape),
+            patch=tuple(config.patch),
+            channels=len(self.windows),
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            pooling=config.pooling,
+            position=config.position,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            scan=config.scan,
+            rngs=rngs,
+        )
+
+    def to_voxels(
+        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
+    ) -> Float[Array, "B D H W C"]:
+        """HU integers to windowed floats, one channel a window; augmented when keys (B,) are given."""
+        if keys is None:
+            return transforms.to_float(volume, self.windows)
+        moved = transforms.augment(volume, keys, shift_voxels=self.shift_voxels, **self.intensity)
+        return transforms.to_float(moved, self.windows)
+
+    def __call__(
+        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
+    ) -> Float[Array, "B width"]:
+        """One pooled vector per volume."""
+        return self.transformer.pool(self.transformer(self.to_voxels(volume, keys)))
+
+
+class TextTower(nnx.Module):
+    """A BERT-type encoder with pooling, from scratch or with weights from a Hugging Face folder.
+
+    Args:
+        config: the keys of `text_defaults`.
+        spec: fixes vocabulary and padding.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: the tokenizer that filled the batches has more entries than the encoder's table.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        if config.folder:
+            # Imported here: reading weights needs safetensors, which a bare training machine may lack.
+            from medclip_jax.interop.text_weights import load_bert
+
+            self.encoder = load_bert(config.folder, dtype=dtype, remat=config.remat, rngs=rngs)
+            entries = self.encoder.config.vocabulary_size
+            if spec.vocabulary_size > entries:
+                raise ValueError(
+                    f"the tokenizer has {spec.vocabulary_size} entries but the encoder in {config.folder!r} "
+                    f"embeds {entries}: set config.data.tokenizer to the same folder"
+                )
+        else:
+            if not spec.vocabulary_size:
+                raise ValueError("no tokenizer: prepare with --tokenizer train, or set config.data.tokenizer")
+            self.encoder = Bert(
+                BertConfig(
+                    vocabulary_size=spec.vocabulary_size,
+                    width=config.width,
+                    depth=config.depth,
+                    heads=config.heads,
+                    mlp_width=int(config.width * config.mlp_ratio),
+                    max_positions=config.max_positions,
+                    pad_token=spec.pad_token,
+                ),
+                dtype=dtype,
+                remat=config.remat,
+                rngs=rngs,
+            )
+        self.pooling = config.pooling
+        self.pad_token = spec.pad_token
+
+    @property
+    def width(self) -> int:
+        """Width of the pooled vector."""
+        return self.encoder.config.width
+
+    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B width"]:
+        """One pooled vector per text."""
+        mask = tokens != self.pad_token
+        return self.encoder.pool(self.encoder(tokens, mask), mask, self.pooling)

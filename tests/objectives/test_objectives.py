@@ -1,0 +1,179 @@
+"""Every system through the seam: encode is per sample, couple sees the batch, embeddings are unit vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from medclip_jax import objectives
+from medclip_jax.objectives import base, cardiac_clip, clip, mae
+
+ml_collections = pytest.importorskip("ml_collections")
+
+SPEC = base.DataSpec(
+    shape=(8, 16, 12),
+    spacing=(4.0, 3.0, 3.0),
+    findings=("pleural_effusion", *cardiac_clip.FINDINGS),
+    vocabulary_size=50,
+    mask_token=4,
+    pad_token=0,
+)
+
+
+def small(config):
+    """Shrink a default config to seconds on a CPU."""
+    config = config.copy_and_resolve_references()
+    config.vision.update(patch=(4, 4, 4), width=24, depth=2, heads=2, dtype="float32")
+    config.vision.windows = ((-1000.0, 0.0), (-150.0, 250.0))
+    if "text" in config:
+        config.text.update(width=16, depth=1, heads=2, max_positions=16, dtype="float32")
+        config.embedding_width = 8
+    if "decoder" in config:
+        config.decoder.update(width=16, depth=1, heads=2)
+    return config
+
+
+def make_batch(size=6, seed=0):
+    """Random integers in the pipeline's layout."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(5, 50, (size, 10)).astype(np.int32)
+    tokens[:, 7:] = SPEC.pad_token
+    batch = {
+        "volume": random.integers(-1024, 1500, (size, *SPEC.shape)).astype(np.int16),
+        "tokens": tokens,
+        "findings": random.integers(-1, 2, (size, len(SPEC.findings))).astype(np.int8),
+        "study": random.integers(0, 2**31 - 1, (size, 2)).astype(np.int32),
+        "sample": np.arange(100, 100 + size, dtype=np.int32),
+    }
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+CONFIGS = {
+    "mae": mae.default_config,
+    "clip": clip.default_config,
+    "cardiac_clip": cardiac_clip.default_config,
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def objective(request):
+    return objectives.create(small(CONFIGS[request.param]()), SPEC, rngs=nnx.Rngs(0))
+
+
+def test_loss_and_gradients_are_finite_and_every_weight_learns(objective):
+    graph, params, rest = nnx.split(objective, nnx.Param, ...)
+    batch = make_batch()
+
+    def loss(params):
+        model = nnx.merge(graph, params, rest)
+        return base.total(model.couple(model.encode(batch, jax.random.key(1), train=True), batch))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value)
+    assert value > 0
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert np.all(np.isfinite(gradient[...])), path
+    moved = sum(bool(np.any(np.asarray(g[...]) != 0)) for _, g in nnx.to_flat_state(gradients))
+    total = len(list(nnx.to_flat_state(gradients)))
+    assert moved >= 0.85 * total, f"only {moved} of {total} weights receive a gradient"
+
+
+def test_encode_looks_at_one_sample_at_a_time(objective):
+    """Slices and permutations of the batch give the same features: what gradient caching relies on."""
+    batch = make_batch()
+    key = jax.random.key(3)
+    encode = jax.jit(lambda batch: objective.encode(batch, key, train=True))
+    whole = encode(batch)
+    order = np.array([4, 1, 3])
+    part = encode({k: v[order] for k, v in batch.items()})
+    for name in whole:
+        np.testing.assert_allclose(part[name], whole[name][order], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_volume_embeddings_are_unit_vectors_and_deterministic(objective):
+    volumes = make_batch()["volume"]
+    first = objective.embed_volumes(volumes)
+    np.testing.assert_allclose(np.linalg.norm(first.mean, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(first.mean, objective.embed_volumes(volumes).mean)
+
+
+def test_padding_does_not_change_a_text_embedding():
+    model = objectives.create(small(clip.default_config()), SPEC, rngs=nnx.Rngs(0))
+    tokens = make_batch()["tokens"]
+    short, padded = model.embed_texts(tokens[:, :8]), model.embed_texts(tokens)
+    np.testing.assert_allclose(short.mean, padded.mean, atol=1e-5)
+
+
+def test_mae_hides_the_stated_fraction_and_reconstructs_on_the_voxel_grid():
+    model = objectives.create(small(mae.default_config()), SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch()
+    features = jax.jit(lambda batch: model.encode(batch, jax.random.key(0), train=False))(batch)
+    assert model.tokens == 2 * 4 * 3
+    np.testing.assert_array_equal(features["count"], model.tokens - model.keep)
+    assert model.keep == 6
+    picture = jax.jit(model.reconstruct)(batch["volume"][:2], jax.random.key(0))
+    assert picture.completed.shape == (2, *SPEC.shape, 2)
+    hidden = np.isnan(picture.visible)
+    assert hidden.mean() == pytest.approx(0.75)
+    np.testing.assert_allclose(picture.completed[~hidden], picture.original[~hidden], atol=1e-5)
+    assert np.all(np.isfinite(picture.completed))
+
+
+def test_cardiac_clip_takes_unmentioned_findings_for_absent():
+    model = objectives.create(small(cardiac_clip.default_config()), SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch()
+    features = jax.jit(lambda batch: model.encode(batch, jax.random.key(0), train=False))(batch)
+    silent = dict(batch, findings=jnp.where(batch["findings"] == 0, -1, batch["findings"]))
+    assert float(base.total(model.couple(features, batch))) == pytest.approx(
+        float(base.total(model.couple(features, silent))), abs=1e-7
+    )
+    # The first column is not one of the seven: it must not matter.
+    other = dict(batch, findings=batch["findings"].at[:, 0].set(1))
+    assert float(base.total(model.couple(features, other))) == pytest.approx(
+        float(base.total(model.couple(features, batch))), abs=1e-7
+    )
+
+
+def test_one_hot_soft_targets_equal_info_nce():
+    config = small(cardiac_clip.default_config())
+    config.soft_target = "onehot"
+    soft = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    plain = objectives.create(small(clip.default_config()), SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch()
+    features = {"volume": jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)), jnp.float32)}
+    features["text"] = features["volume"][::-1]
+    assert float(soft.couple(features, batch)["contrast"].sum) == pytest.approx(
+        float(plain.couple(features, batch)["contrast"].sum), rel=1e-5
+    )
+
+
+def test_terms_add_up_as_weighted_means():
+    terms = {
+        "a": base.Term(jnp.float32(6.0), jnp.float32(3.0), 2.0),
+        "empty": base.Term(jnp.float32(0.0), jnp.float32(0.0), 1.0),
+        "metric": base.Term(jnp.float32(100.0), jnp.float32(1.0), 0.0),
+    }
+    assert float(base.total(terms)) == 4.0
+
+
+def test_errors_say_what_to_do():
+    config = small(clip.default_config())
+    config.name = "clap"
+    with pytest.raises(ValueError, match="Did you mean 'clip'"):
+        objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    config.name = "clip"
+    config.loss = "nce"
+    with pytest.raises(ValueError, match="choose 'info_nce' or 'sigmoid'"):
+        objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    bare = base.DataSpec(shape=SPEC.shape, spacing=SPEC.spacing, findings=("emphysema",), vocabulary_size=50)
+    with pytest.raises(ValueError, match=r"prepare with these findings, or shorten"):
+        objectives.create(small(cardiac_clip.default_config()), bare, rngs=nnx.Rngs(0))
+
+
+def test_sample_keys_do_not_depend_on_batch_layout():
+    key = jax.random.key(5)
+    ids = jnp.array([7, 9, 7])
+    keys = jax.random.key_data(base.sample_keys(key, ids))
+    np.testing.assert_array_equal(keys[0], keys[2])
+    assert np.any(np.asarray(keys[0]) != np.asarray(keys[1]))
