@@ -1,0 +1,274 @@
+"""Text to token ids, from any local Hugging Face folder or a vocabulary trained on the corpus."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Int32
+
+from medclip_jax.reports.wordpiece import SPECIAL_TOKENS, learn_pieces
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_LOG = logging.getLogger(__name__)
+# What the two families of text encoders call the same thing, BERT's name first.
+_SPECIAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>", "<cls>"),
+    "sep": ("[SEP]", "</s>", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "vocab.json")
+
+
+class Tokenizer:
+    """Turns texts into a padded matrix of token ids: ``[CLS] ... [SEP] [PAD] ...``.
+
+    A text that does not fit is cut before its ``[SEP]`` and counted, or refused, as `overflow` says. The counts are
+    those of this object: a data worker that holds a copy counts for itself.
+
+    Attributes:
+        vocabulary_size: number of token ids.
+        pad, cls, sep, mask: ids of the special tokens.
+        limit: most tokens its text encoder takes as the folder says, or None.
+        encoded: texts encoded so far.
+        truncated: how many of them were cut.
+        longest: tokens of the longest text so far, special tokens included.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special: dict[str, int],
+        *,
+        limit: int | None = None,
+        overflow: Literal["truncate", "error"] = "truncate",
+    ):
+        if overflow not in ("truncate", "error"):
+            raise ValueError(f"overflow must be 'truncate' or 'error', not {overflow!r}")
+        # Folders carry padding and truncation of their own (MiniLM: 128 tokens), which would cut unseen.
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
+        self.pad, self.cls, self.sep, self.mask = (special[name] for name in ("pad", "cls", "sep", "mask"))
+        self.limit = limit
+        self.overflow = overflow
+        self.encoded = 0
+        self.truncated = 0
+        self.longest = 0
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]:
+        """Encode a batch.
+
+        Args:
+            texts: B texts; an empty one becomes ``[CLS] [SEP]``.
+            length: L, tokens per text, special tokens included.
+
+        Returns:
+            (B, L) ids, padded with `pad`.
+
+        Raises:
+            ValueError: `length` below 3 or above `limit`; or, with ``overflow="error"``, a text that does not fit.
+            TypeError: `texts` is one string instead of a list.
+        """
+        if isinstance(texts, str):
+            raise TypeError("tokenizer(texts, length) takes a list of texts; wrap a single one: [text]")
+        if length < 3:
+            raise ValueError(
+                f"length {length} leaves no room for a word between [CLS] and [SEP]; use at least 3"
+            )
+        if self.limit is not None and length > self.limit:
+            raise ValueError(
+                f"length {length} exceeds the {self.limit} positions of this text encoder; set the text length to "
+                f"at most {self.limit}"
+            )
+        ids = np.full((len(texts), length), self.pad, np.int32)
+        cut = 0
+        for row, encoding in enumerate(self._backend.encode_batch_fast(list(texts))):
+            tokens = encoding.ids
+            self.longest = max(self.longest, len(tokens))
+            if len(tokens) > length:
+                if self.overflow == "error":
+                    raise ValueError(
+                        f"text {row} of the batch has {len(tokens)} tokens but the length is {length}: raise the text "
+                        f"length, give a shorter section of the report (for instance its impression), or allow "
+                        f'cutting with overflow="truncate"'
+                    )
+                cut += 1
+                tokens = [*tokens[: length - 1], self.sep]
+            ids[row, : len(tokens)] = tokens
+        if cut and not self.truncated:
+            _LOG.warning(
+                "a text of %d tokens was cut to %d; raise the text length or use a shorter section if this happens "
+                "often (counted in Tokenizer.truncated, later cuts are not logged)",
+                self.longest,
+                length,
+            )
+        self.encoded += len(texts)
+        self.truncated += cut
+        return ids
+
+    def summary(self) -> str:
+        """One line on how many texts were cut, for logs and reports."""
+        share = self.truncated / self.encoded if self.encoded else 0.0
+        return f"{self.truncated} of {self.encoded} texts ({share:.1%}) were cut; the longest had {self.longest} tokens"
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of one row of ids, special tokens left out."""
+        return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included, nothing cut: what `length` would have to be."""
+        return [len(encoding.ids) for encoding in self._backend.encode_batch_fast(list(texts))]
+
+
+def load_tokenizer(folder: str | Path, *, overflow: Literal["truncate", "error"] = "truncate") -> Tokenizer:
+    """Read the tokenizer of a local Hugging Face folder. Never goes to the network.
+
+    Takes ``tokenizer.json`` where there is one, else builds BERT's WordPiece from ``vocab.txt``, else asks
+    `transformers` for whatever the folder describes.
+
+    Args:
+        folder: folder with one of those files.
+        overflow: what happens to a text that does not fit: "truncate" (counted) or "error".
+
+    Raises:
+        FileNotFoundError: no such folder, or no tokenizer in it.
+        ValueError: a damaged file, or one without padding, class, separator and mask tokens.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no tokenizer folder at {folder}: give a local Hugging Face folder (download one with `hf download "
+            f"MODEL --local-dir DIR`), or the tokenizer/ folder that `medclip prepare` writes beside the shards"
+        )
+    if not any((folder / name).exists() for name in _FILES):
+        raise FileNotFoundError(
+            f"{folder} holds none of {', '.join(_FILES)}: it is not a tokenizer folder. Copy the tokenizer files of "
+            f"the text encoder into it, or train a vocabulary with medclip_jax.reports.tokenizer.train_wordpiece"
+        )
+    config = _read_json(folder / "tokenizer_config.json")
+    try:
+        backend = _backend(folder, config)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read ({error}); the file is damaged or of an unknown kind: copy it "
+            f"again from its source"
+        ) from error
+    named = {**_read_json(folder / "special_tokens_map.json"), **config}
+    special = {}
+    for key, defaults in _SPECIAL_NAMES.items():
+        given = named.get(f"{key}_token")
+        given = given.get("content") if isinstance(given, dict) else given
+        ids = [backend.token_to_id(token) for token in (given, *defaults) if token]
+        found = [token for token in ids if token is not None]
+        if not found:
+            raise ValueError(
+                f"the tokenizer in {folder} has no {key} token; set {key}_token in its tokenizer_config.json to a "
+                f"token of its vocabulary"
+            )
+        special[key] = found[0]
+    limit = config.get("model_max_length")
+    # transformers writes 1e30 where nothing is known.
+    limit = int(limit) if isinstance(limit, int | float) and limit < 1e6 else None
+    return Tokenizer(backend, special, limit=limit, overflow=overflow)
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    folder: str | Path,
+    size: int = 8192,
+    *,
+    lowercase: bool = True,
+    minimum_count: int = 2,
+) -> Tokenizer:
+    """Learn a WordPiece vocabulary from the corpus and write it as a Hugging Face folder.
+
+    The same texts give the same files on every run, in any order of the texts.
+
+    Args:
+        texts: reports, statements, prompts: whatever will be encoded.
+        folder: written: ``tokenizer.json``, ``vocab.txt``, ``tokenizer_config.json``, ``special_tokens_map.json``.
+        size: entries at most, special tokens included.
+        lowercase: fold case and strip accents, as uncased BERT does.
+        minimum_count: pairs seen less often are not merged.
+
+    Returns:
+        The tokenizer, as `load_tokenizer(folder)` would give it.
+
+    Raises:
+        ValueError: the texts hold no word.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    if not words:
+        raise ValueError("no text to learn a vocabulary from: every report is empty; check the report column")
+    vocabulary = learn_pieces(words, size, minimum_count)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = _wordpiece({token: index for index, token in enumerate(vocabulary)}, lowercase=lowercase)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
+    names = {f"{key}_token": defaults[0] for key, defaults in _SPECIAL_NAMES.items()} | {"unk_token": "[UNK]"}
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+def _read_json(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again from its source") from error
+
+
+def _backend(folder: Path, config: dict) -> tokenizers.Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if (folder / "vocab.txt").exists():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        vocabulary = {token: index for index, token in enumerate(lines)}
+        return _wordpiece(vocabulary, lowercase=bool(config.get("do_lower_case", True)))
+    from transformers import AutoTokenizer  # slow to import, and needed only for unusual folders
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+
+
+def _wordpiece(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Backend
+
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise ValueError(f"vocab.txt lacks {', '.join(missing)}")
+    backend = Backend(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return backend
