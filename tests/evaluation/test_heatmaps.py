@@ -1,0 +1,172 @@
+"""Heat maps against a NumPy transformer in float64 with finite differences, and against planted patches."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import erf
+
+from medclip_jax.evaluation import heatmaps
+from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.models.vit import VisionTransformer
+from medclip_jax.objectives.base import Objective
+
+SHAPE, PATCH, WIDTH, HEADS, DEPTH = (4, 6, 4), (2, 3, 2), 12, 2, 3
+
+
+class Tower(nnx.Module):
+    def __init__(self, pooling, depth=DEPTH, heads=HEADS, position="sincos", shape=SHAPE):
+        self.transformer = VisionTransformer(
+            shape=shape,
+            patch=PATCH,
+            channels=1,
+            width=WIDTH,
+            depth=depth,
+            heads=heads,
+            pooling=pooling,
+            position=position,
+            rngs=nnx.Rngs(1),
+        )
+
+    def to_voxels(self, volume):
+        return volume[..., None].astype(jnp.float32) / 1000.0
+
+
+class Model(Objective):
+    def __init__(self, pooling, **kwargs):
+        self.vision = Tower(pooling, **kwargs)
+        self.vision_projection = nnx.Linear(WIDTH, 5, use_bias=False, rngs=nnx.Rngs(2))
+
+
+def unit(seed):
+    vector = np.random.default_rng(seed).normal(size=5)
+    return vector / np.linalg.norm(vector)
+
+
+def numpy_score(model, volume, direction, offsets):
+    """The tower in float64, written from its equations: score and attention maps with offsets added."""
+    get = lambda p: np.asarray(p[...], np.float64)  # noqa: E731
+
+    def norm(x, layer):
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * get(layer.scale) + get(
+            layer.bias
+        )
+
+    def linear(x, layer):
+        return x @ get(layer.kernel) + (get(layer.bias) if layer.bias is not None else 0)
+
+    t = model.vision.transformer
+    d, h, w = t.grid
+    pd, ph, pw = PATCH
+    x = volume.astype(np.float64) / 1000
+    x = x.reshape(d, pd, h, ph, w, pw).transpose(0, 2, 4, 1, 3, 5).reshape(d * h * w, -1)
+    from medclip_jax.models.positions import sincos_3d
+
+    x = linear(x, t.embed.projection) + np.asarray(sincos_3d(t.grid, WIDTH), np.float64)
+    x = np.concatenate([get(t.class_token)[0], x])
+    maps = []
+    for index in range(DEPTH):
+        block = t.blocks[str(index)]
+        q, k, v = (
+            linear(norm(x, block.attention_norm), block.attention.qkv)
+            .reshape(len(x), 3, HEADS, -1)
+            .transpose(1, 2, 0, 3)
+        )
+        logits = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])
+        a = np.exp(logits - logits.max(-1, keepdims=True))
+        a /= a.sum(-1, keepdims=True)
+        maps.append(a)
+        mixed = ((a + offsets[index]) @ v).transpose(1, 0, 2).reshape(len(x), WIDTH)
+        x = x + linear(mixed, block.attention.output)
+        hidden = linear(norm(x, block.mlp_norm), block.mlp_in)
+        x = x + linear(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, block.mlp_out)
+    x = norm(x, t.norm)
+    pooled = x[0] if t.pooling == "cls" else x[1:].mean(0)
+    embedding = linear(pooled, model.vision_projection)
+    return embedding @ direction / np.linalg.norm(embedding), maps
+
+
+@pytest.mark.parametrize(
+    ("pooling", "first", "budget"), [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1)]
+)
+def test_equals_finite_differences(pooling, first, budget, monkeypatch):
+    monkeypatch.setattr(heatmaps, "MAP_BYTES", budget)
+    model = Model(pooling)
+    volume = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
+    positive, negative = unit(3), unit(4)
+    direction = positive - negative
+    tokens = 1 + int(np.prod(model.vision.transformer.grid))
+    zeros = np.zeros((DEPTH, HEADS, tokens, tokens))
+    score, maps = numpy_score(model, volume, direction, zeros)
+    relevance = np.eye(tokens)
+    step = 1e-5
+    for layer in range(first - 1, DEPTH):
+        gradient = np.zeros((HEADS, tokens, tokens))
+        for place in np.ndindex(gradient.shape):
+            up, down = zeros.copy(), zeros.copy()
+            up[(layer, *place)] += step
+            down[(layer, *place)] -= step
+            gradient[place] = (
+                numpy_score(model, volume, direction, up)[0] - numpy_score(model, volume, direction, down)[0]
+            ) / (2 * step)
+        relevance = relevance + np.maximum(gradient * maps[layer], 0).mean(0) @ relevance
+    relevance -= np.eye(tokens)
+    expected = relevance[0, 1:] if pooling == "cls" else relevance[1:, 1:].mean(0)
+    found = heatmaps.heat_map(model, volume, positive, negative, first_layer=first)
+    assert found.score == pytest.approx(score, abs=1e-5)
+    # float32 forward and backward against float64.
+    np.testing.assert_allclose(found.patches.ravel(), expected, atol=2e-4 * expected.max())
+    assert found.voxels.shape == SHAPE
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 0, 2), (0, 3, 1), (2, 1, 0)])
+def test_planted_patch_lights_up(place):
+    """Uniform attention, values that pass one feature: only the planted patch moves the score."""
+    shape = (6, 12, 6)
+    model = Model("cls", depth=1, heads=1, position="learned", shape=shape)
+    t = model.vision.transformer
+    for leaf in jax.tree.leaves(nnx.state(t), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        leaf[...] = jnp.zeros_like(leaf[...])
+    block = t.blocks["0"]
+    for layer in (block.attention_norm, block.mlp_norm, t.norm):
+        layer.scale[...] = jnp.ones(WIDTH)
+    t.class_token[...] = jnp.zeros((1, 1, WIDTH)).at[..., 1].set(1.0)
+    t.embed.projection.kernel[...] = jnp.zeros((12, WIDTH)).at[:, 0].set(1.0)
+    block.attention.qkv.kernel[...] = jnp.zeros((WIDTH, 3 * WIDTH)).at[0, 2 * WIDTH].set(1.0)
+    block.attention.output.kernel[...] = jnp.eye(WIDTH)
+    model.vision_projection.kernel[...] = jnp.eye(WIDTH)[:, :5]
+    volume = np.zeros(shape, np.int16)
+    d, h, w = (slice(i * p, (i + 1) * p) for i, p in zip(place, PATCH, strict=True))
+    volume[d, h, w] = 1000
+    found = heatmaps.heat_map(model, volume, np.eye(5)[0])
+    assert found.first_layer == 1
+    assert np.unravel_index(found.patches.argmax(), found.patches.shape) == place
+    assert found.patches[place] > 0.99 * found.patches.sum()
+    peak = np.unravel_index(found.voxels.argmax(), shape)
+    assert tuple(i // p for i, p in zip(peak, PATCH, strict=True)) == place
+
+
+def test_middle_layer_is_the_default():
+    model = Model("cls")
+    found = heatmaps.heat_map(model, np.zeros(SHAPE, np.int16), unit(0))
+    assert found.first_layer == DEPTH // 2 + 1
+
+
+def test_out_of_range_layer_is_named():
+    with pytest.raises(ValueError, match="blocks 1 to 3"):
+        heatmaps.heat_map(Model("cls"), np.zeros(SHAPE, np.int16), unit(0), first_layer=4)
+
+
+def test_objective_without_projection_is_told():
+    with pytest.raises(NotEvaluable, match="contrastive"):
+        heatmaps.heat_map(SimpleNamespace(), np.zeros(SHAPE, np.int16), unit(0))
+
+
+def test_upsampling_interpolates_between_centers():
+    patches = np.arange(3.0).reshape(3, 1, 1)
+    found = heatmaps.upsample(patches, (6, 2, 2))
+    np.testing.assert_allclose(found[:, 0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2], atol=1e-12)
