@@ -1,0 +1,1 @@
+"""Public corpora and the procedural phantom: each module yields `corpora.study.Study` records."""

@@ -1,0 +1,194 @@
+"""One phantom from two numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int16, UInt8
+
+from medclip_jax.corpora.phantom import body, lesions, reports, scanner
+from medclip_jax.corpora.phantom import heart as hearts
+from medclip_jax.corpora.phantom.calcium import cac_grade
+from medclip_jax.corpora.phantom.canvas import Canvas
+from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES, ORGANS
+from medclip_jax.corpora.phantom.patient import Patient, draw_condition, draw_patient
+from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
+
+BLOCK = 16
+"""Reconstructions are dealt to patients in blocks of this size; see `roster`."""
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic chest CT with everything that is known about it.
+
+    Attributes:
+        voxels: HU in storage order (i, j, k), oriented as `affine` says.
+        organs: values of `ORGAN_CLASSES` on the same grid.
+        affine: (4, 4) from index (i, j, k, 1) to RAS+ world mm, as nibabel takes it.
+        labels: finding to 1 present, -1 absent, 0 not assessable.
+        severities: finding to a severity in (0, 1]; 0 where absent.
+        measurements: name to number: agatston_score, cac_grade, cardiothoracic_ratio, ...
+        report: the text with both sections.
+        sections: "findings" and "impression".
+        volume_id, study_id, patient_id: two reconstructions of a study share a report.
+        orientation: e.g. "LPS": where i, j, k grow to.
+    """
+
+    voxels: Int16[np.ndarray, "I J K"]
+    organs: UInt8[np.ndarray, "I J K"]
+    affine: Float[np.ndarray, "4 4"]
+    labels: Mapping[str, int]
+    severities: Mapping[str, float]
+    measurements: Mapping[str, float]
+    report: str
+    sections: Mapping[str, str]
+    volume_id: str
+    study_id: str
+    patient_id: str
+    orientation: str = "RAS"
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+def roster(index: int) -> tuple[int, int, int]:
+    """(patient, study, reconstruction) of volume `index`.
+
+    Of every 16 volumes, the fourth is a second reconstruction of the third's study, and the last a later
+    study of the patient of the 15th.
+    """
+    block, place = divmod(index, BLOCK)
+    reconstruction = int(place == 3)
+    study = int(place == 15)
+    return block * 14 + place - (place >= 3) - (place >= 15), study, reconstruction
+
+
+def _canvas(patient: Patient, settings: PhantomSettings, rng: np.random.Generator) -> Canvas:
+    """A grid around the thorax."""
+    pixel = float(rng.uniform(*settings.in_plane_mm))
+    distance = float(rng.choice(settings.slice_mm))
+    margin = rng.uniform(*settings.wall_margin_mm)
+    wide = 2 * (patient.half_width + margin)
+    deep = 2 * (patient.half_depth + 6) + 1.2 * margin + 16
+    top = patient.apex + rng.uniform(2, 20)
+    bottom = patient.dome_right - patient.dome_drop * 0.9 - rng.uniform(0, 15)
+    shape = (round((top - bottom) / distance), round(deep / pixel), round(wide / pixel))
+    center = (0.5 * (top + bottom), patient.center_y - 8 + rng.uniform(-5, 5), rng.uniform(-6, 6))
+    return Canvas(shape, (distance, pixel, pixel), center, float(rng.uniform(-6, 6)))
+
+
+def _cardiothoracic_ratio(canvas: Canvas, chest: body.Chest) -> float:
+    """Greatest width of the heart over that of the chest's inside at the heart, both in patient x."""
+    heart = np.isin(canvas.organs, (ORGANS["heart"], ORGANS["atrial_appendage_left"]))
+    places = np.argwhere(heart)
+    x = canvas.x[0, places[:, 1], places[:, 2]]
+    low, high = np.percentile(x, [0.05, 99.95])
+    rows = np.unique(places[:, 0])
+    d, h, w = np.nonzero(chest.cavity[rows] < 0)
+    inside = canvas.x[0, h, w]
+    return float((high - low + canvas.spacing[2]) / (inside.max() - inside.min() + canvas.spacing[2]))
+
+
+def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) -> Phantom:
+    """Make phantom `index` of the set `seed`: a pure function of its arguments.
+
+    Args:
+        seed: of the whole set.
+        index: which volume.
+        settings: how phantoms are drawn and scanned; `PhantomSettings()` if None.
+    """
+    settings = settings or PhantomSettings()
+    number, study, reconstruction = roster(index)
+    patient = draw_patient(np.random.default_rng([seed, number, 1]))
+    condition = draw_condition(np.random.default_rng([seed, number, 2, study]), settings)
+    scan = np.random.default_rng([seed, number, 3, study, reconstruction])
+
+    def source(purpose: int) -> np.random.Generator:
+        return np.random.default_rng([seed, number, 4, study, purpose])
+
+    canvas = _canvas(patient, settings, scan)
+    chest = body.paint_wall(canvas, patient, condition, source(0))
+    body.paint_lungs(canvas, patient, condition, chest, source(1))
+    emphysema = lesions.paint_emphysema(canvas, condition, chest, patient, source(2))
+    consolidated = lesions.paint_consolidation(canvas, condition, chest, source(3))
+    body.paint_vessels(canvas, condition, chest, source(4))
+    nodules = lesions.paint_nodules(canvas, condition, chest, source(5))
+    effusions = lesions.paint_pleural_effusion(canvas, patient, condition, chest, source(6))
+    heart = hearts.build_heart(patient, condition, source(7))
+    hearts.paint_heart(canvas, patient, condition, chest, heart, source(8))
+    ratio = _cardiothoracic_ratio(canvas, chest)
+    widths = hearts.paint_great_vessels(canvas, patient, condition, heart, source(9))
+    body.paint_airways(canvas, chest, source(10))
+    narrowing, worst = lesions.draw_narrowing(condition, heart, source(11))
+    hearts.paint_coronaries(canvas, patient, condition, heart, narrowing)
+    lesions.paint_soft_aorta(canvas, condition, heart, source(12))
+    plaques, score = lesions.coronary_plaques(condition, heart, source(13))
+    plaques = plaques + lesions.aortic_plaques(condition, heart, source(14))
+    other, distractors = lesions.distractor_plaques(heart, patient, settings.confounders, source(15))
+    lesions.paint_plaques(canvas, plaques + other)
+    if source(16).random() < 0.05 * settings.confounders:
+        lesions.paint_leads(canvas, heart, source(17))
+        distractors.append("pacemaker lead")
+    canvas.hu += np.float32(scan.uniform(-8, 8))
+    thickness = 2 * (patient.half_depth + patient.muscle + patient.fat)
+    scanner.add_scanner(
+        canvas, float(scan.uniform(*settings.noise_hu)), float(scan.random()), thickness, scan
+    )
+
+    severities = {name: condition.severities.get(name, 0.0) for name in FINDINGS}
+    labels = {name: 1 if severities[name] > 0 else -1 for name in FINDINGS}
+    if not condition.contrast:
+        labels["coronary_stenosis"] = 0
+    labels["coronary_calcification"] = 1 if score > 0 else -1
+    labels["cardiomegaly"] = 1 if ratio > 0.5 else -1
+    if labels["cardiomegaly"] == 1:
+        severities["cardiomegaly"] = max(severities["cardiomegaly"], 0.05)
+    measurements = {
+        "agatston_score": score,
+        "cac_grade": float(cac_grade(score)),
+        "cardiothoracic_ratio": ratio,
+        **widths,
+        "coronary_stenosis_fraction": worst if condition.contrast else float("nan"),
+        "pericardial_effusion_mm": 4.5 + 15 * severities["pericardial_effusion"]
+        if severities["pericardial_effusion"]
+        else 0.0,
+        "pleural_effusion_mm": max(effusions.values(), default=0.0),
+        "lung_nodule_mm": max((n["diameter"] for n in nodules), default=0.0),
+        "emphysema_fraction": emphysema,
+    }
+
+    def lobe_name(value: int) -> str:
+        _, which, _, side = ORGAN_CLASSES[value].split("_")
+        return f"{side} {which} lobe"
+
+    facts = {
+        "severities": severities,
+        "measurements": measurements,
+        "effusion_side": "bilateral" if len(effusions) == 2 else next(iter(effusions), ""),
+        "nodule_lobe": lobe_name(max(nodules, key=lambda n: n["diameter"])["lobe"]) if nodules else "",
+        "consolidation_lobe": " and ".join(dict.fromkeys(lobe_name(v) for v in consolidated)),
+        "distractors": distractors,
+    }
+    sections = reports.write_report(labels, facts, source(18))
+    orientation = str(scan.choice(settings.orientations))
+    shift = scan.uniform(-120, 120, 3)
+    voxels, affine = scanner.store(canvas, scanner.to_int16(canvas.hu), orientation, shift)
+    organs, _ = scanner.store(canvas, canvas.organs, orientation, shift)
+    patient_id = f"p{number:06d}"
+    study_id = f"{patient_id}_{study + 1}"
+    return Phantom(
+        voxels=voxels,
+        organs=organs,
+        affine=affine,
+        labels=labels,
+        severities=severities,
+        measurements=measurements,
+        report=reports.join_sections(sections),
+        sections=sections,
+        volume_id=f"{study_id}_{reconstruction + 1}",
+        study_id=study_id,
+        patient_id=patient_id,
+        orientation=orientation,
+        notes={"contrast": condition.contrast, "distractors": tuple(distractors)},
+    )

@@ -1,0 +1,295 @@
+"""The findings: plaques, stenosis, effusions, nodules, emphysema, consolidation, and distractors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medclip_jax.corpora.phantom.body import Chest
+from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
+from medclip_jax.corpora.phantom.canvas import Canvas, spline, tube_parcels
+from medclip_jax.corpora.phantom.heart import Heart
+from medclip_jax.corpora.phantom.organs import ORGANS
+from medclip_jax.corpora.phantom.patient import Condition, Patient
+
+
+def _frame(along: np.ndarray, outward: np.ndarray) -> np.ndarray:
+    """Rows: unit vectors along a vessel, outward from it, and across."""
+    along = along / np.linalg.norm(along)
+    outward = outward - along * (outward @ along)
+    outward = outward / max(np.linalg.norm(outward), 1e-6)
+    return np.stack([along, outward, np.cross(along, outward)])
+
+
+def _wall_plaque(points, radii, place, rng, length, thickness, spread, hu) -> Plaque:
+    """A flat plaque in the wall of a tube at fractional index `place`."""
+    i = int(np.clip(place, 1, len(points) - 2))
+    along = points[i + 1] - points[i - 1]
+    frame = _frame(along, rng.normal(size=3))
+    center = points[i] + frame[1] * radii[i]
+    return Plaque(center, np.array([length, thickness, spread]) / 2, frame, hu)
+
+
+def coronary_plaques(
+    condition: Condition, heart: Heart, rng: np.random.Generator
+) -> tuple[list[Plaque], float]:
+    """Plaques along the coronaries until the wanted grade is reached, and their Agatston score."""
+    if condition.calcium_grade == 0:
+        return [], 0.0
+    low = (1.0, 12.0, 105.0, 420.0)[condition.calcium_grade - 1]
+    high = (10.0, 95.0, 390.0, 1800.0)[condition.calcium_grade - 1]
+    goal = low + (high - low) * rng.random() ** 1.5
+    names = list(heart.arteries)
+    plaques: list[Plaque] = []
+    score = 0.0
+    for _ in range(60):
+        if score >= goal:
+            break
+        name = names[rng.choice(len(names), p=[0.5, 0.2, 0.3])]
+        points, radii = heart.arteries[name], heart.radii[name]
+        size = float(
+            np.clip(rng.lognormal(np.log((1.6, 2.6, 3.6, 4.6)[condition.calcium_grade - 1]), 0.35), 1, 8)
+        )
+        hu = float(np.clip(rng.lognormal(np.log(550), 0.45), 180, 1200))
+        place = len(points) * (0.08 + 0.7 * rng.random() ** 1.3)
+        plaque = _wall_plaque(
+            points, radii, place, rng, size, np.clip(0.55 * size, 1, 3), np.clip(0.8 * size, 1, 4), hu
+        )
+        trial = standard_score([*plaques, plaque])
+        if trial <= high:
+            plaques.append(plaque)
+            score = trial
+    return plaques, score
+
+
+def aortic_plaques(condition: Condition, heart: Heart, rng: np.random.Generator) -> list[Plaque]:
+    """Calcified plaques in the wall of the arch and the descending aorta."""
+    severity = condition.severities.get("aortic_calcification")
+    if severity is None:
+        return []
+    count = 2 + rng.poisson(9 * severity)
+    inside = np.flatnonzero((heart.aorta[:, 2] > -150) & (np.arange(34) > 4))
+    plaques = []
+    for _ in range(count):
+        place = rng.choice(inside)
+        length, spread = rng.uniform(3, 7 + 7 * severity), rng.uniform(3, 6 + 5 * severity)
+        hu = float(np.clip(rng.lognormal(np.log(600), 0.35), 250, 1200))
+        plaques.append(
+            _wall_plaque(heart.aorta, heart.aorta_radii, place, rng, length, rng.uniform(1.5, 3), spread, hu)
+        )
+    return plaques
+
+
+def paint_plaques(canvas: Canvas, plaques: list[Plaque]) -> None:
+    """Blend plaques into the canvas with exact partial volume."""
+    if not plaques:
+        return
+    points, volumes, hu = [], [], []
+    for plaque in plaques:
+        p, v = plaque_parcels(plaque, min(0.9, 0.35 * canvas.softness))
+        points.append(p)
+        volumes.append(v)
+        hu.append(np.full(len(v), plaque.hu))
+    points, volumes, hu = np.concatenate(points), np.concatenate(volumes), np.concatenate(hu)
+    share = canvas.occupancy(points, volumes)
+    mass = canvas.occupancy(points, volumes * hu / 2000.0) * 2000.0
+    canvas.hu += mass - share * canvas.hu
+
+
+def draw_narrowing(condition: Condition, heart: Heart, rng: np.random.Generator) -> tuple[dict, float]:
+    """Share of the diameter lost along each artery, and the greatest loss. A little everywhere is normal."""
+    lost = {}
+    for name, points in heart.arteries.items():
+        t = np.arange(len(points))
+        mild = rng.uniform(0, 0.25) * np.exp(-(((t - rng.uniform(5, 30)) / 2.5) ** 2))
+        lost[name] = mild
+    severity = condition.severities.get("coronary_stenosis")
+    worst = 0.0
+    if severity is not None:
+        for name in rng.permutation(list(heart.arteries))[: 1 + int(rng.random() < 0.35 + 0.3 * severity)]:
+            worst_here = 0.5 + 0.49 * severity
+            t = np.arange(len(heart.arteries[name]))
+            place, length = rng.uniform(4, 18), rng.uniform(2.0, 4.5)
+            lost[name] = np.maximum(lost[name], worst_here * np.exp(-(((t - place) / length) ** 4)))
+            worst = max(worst, worst_here)
+    return lost, worst
+
+
+def paint_soft_aorta(canvas: Canvas, condition: Condition, heart: Heart, rng: np.random.Generator) -> None:
+    """Soft plaque: thickened wall of the arch and descending aorta."""
+    if not condition.soft_aortic_plaque:
+        return
+    for _ in range(rng.integers(2, 5)):
+        place = rng.integers(11, 30)
+        plaque = _wall_plaque(
+            heart.aorta,
+            heart.aorta_radii - 2.0,
+            place,
+            rng,
+            rng.uniform(14, 30),
+            6.0,
+            rng.uniform(10, 18),
+            0.0,
+        )
+        canvas.ellipsoid(plaque.center, plaque.radii, rng.uniform(20, 60), None, plaque.axes)
+
+
+def paint_pleural_effusion(
+    canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, rng
+) -> dict[str, float]:
+    """Dependent crescents along the chest wall, with compressed lung beside. Returns side to depth in mm."""
+    severity = condition.severities.get("pleural_effusion")
+    if severity is None:
+        return {}
+    sides = [("right", 1), ("left", -1)]
+    keep = rng.choice(3, p=[0.4, 0.25, 0.35])
+    found = {}
+    low_z = float(patient.dome_right - 55)
+    for name, sign in [sides[0]] if keep == 0 else [sides[1]] if keep == 1 else sides:
+        depth = (8 + 48 * severity) * rng.uniform(0.75, 1.1)
+        top = low_z + 55 + 150 * severity
+        box = canvas.box(
+            np.array([min(0, sign * 170), -130.0, low_z - 60]), np.array([max(0, sign * 170), 30.0, top + 20])
+        )
+        if box is None:
+            continue
+        behind = np.clip(
+            (-(box.y - patient.center_y) / patient.half_depth + 0.25 + 0.5 * severity) / 1.1, 0, 1
+        )
+        height = np.clip((top - box.z) / 60, 0, 1)
+        layer = depth * behind**0.8 * height
+        lung = chest.lung[box.window]
+        fluid = np.maximum(lung, -chest.cavity[box.window] - 2 - layer)
+        fluid = np.maximum(fluid, -sign * box.x)
+        collapse = np.maximum(
+            np.maximum(lung, -chest.cavity[box.window] - 2 - 1.35 * layer - 3 * severity), -sign * box.x
+        )
+        canvas.paint(box, collapse.astype(np.float32), 38 + 2.5 * condition.tissue_gain)
+        canvas.blend(box, canvas.cover(fluid), rng.uniform(-2, 20), ORGANS["pleural_effusion"])
+        found[name] = float(depth)
+    return found
+
+
+def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient: Patient, rng) -> float:
+    """Low-attenuation areas, mostly upper lobes, and bullae. Returns the share of lung below -950 HU."""
+    severity = condition.severities.get("emphysema")
+    if severity is None:
+        return 0.0
+    field = canvas.smooth_noise(rng, rng.uniform(9, 16))
+    upper = np.clip((canvas.z - patient.dome_right) / (patient.apex - patient.dome_right), 0, 1)
+    level = 1.1 - 1.0 * severity - 0.9 * (upper - 0.5)
+    holes = np.clip((field - level) * 2.5, 0, 1) * canvas.cover(chest.lung + 2)
+    canvas.hu += holes * (np.float32(rng.uniform(-985, -965)) - canvas.hu)
+    inside = np.argwhere((chest.lung < -3) & (chest.lung > -22) & (canvas.z > patient.dome_right + 40))
+    for _ in range(rng.poisson(3.5 * severity)):
+        d, h, w = inside[rng.integers(len(inside))]
+        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+        radii = rng.uniform(6, 10 + 14 * severity) * rng.uniform(0.75, 1.2, 3)
+        box = canvas.box(center - radii - 5, center + radii + 5)
+        distance = np.sqrt(
+            ((box.x - center[0]) / radii[0]) ** 2
+            + ((box.y - center[1]) / radii[1]) ** 2
+            + ((box.z - center[2]) / radii[2]) ** 2
+        )
+        distance = np.maximum((distance - 1) * radii.min(), chest.lung[box.window] + 1)
+        canvas.blend(box, canvas.cover(distance - 1.2), -780)
+        canvas.blend(box, canvas.cover(distance), -992)
+    lung = chest.lung < -2
+    return float(holes[lung].mean())
+
+
+def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[str]:
+    """Airless lung in one or two segments or a lobe, with a hazy rim. Returns the lobes."""
+    severity = condition.severities.get("consolidation")
+    if severity is None:
+        return []
+    lobes = []
+    for _ in range(1 + int(rng.random() < 0.4 * severity)):
+        value = int(rng.choice([10, 11, 12, 13, 14], p=[0.17, 0.28, 0.17, 0.1, 0.28]))
+        lobe = (chest.lobes == value) & (chest.lung < -3)
+        places = np.argwhere(lobe)
+        if len(places) == 0:
+            continue
+        d, h, w = places[rng.integers(len(places))]
+        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+        size = (14 + 42 * severity) * rng.uniform(0.8, 1.2)
+        box = canvas.box(center - 2 * size, center + 2 * size)
+        distance = (
+            np.sqrt((box.x - center[0]) ** 2 + (box.y - center[1]) ** 2 + (box.z - center[2]) ** 2) - size
+        )
+        distance = distance + 0.30 * size * canvas.smooth_noise(rng, 14.0)[box.window]
+        inside = canvas.cover(chest.lung[box.window] + 1) * (chest.lobes[box.window] == value)
+        halo = np.clip(0.5 - distance / 18, 0, 1) * inside
+        part = canvas.hu[box.window]
+        part += 0.45 * halo * (30 - part)
+        dense = np.clip(0.5 - distance / 6, 0, 1) * inside
+        canvas.blend(box, dense * 0.97, rng.uniform(15, 50) + 1.5 * condition.tissue_gain)
+        lobes.append(value)
+    return lobes
+
+
+def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[dict]:
+    """Solid and part-solid nodules of 5-25 mm. Returns size, lobe and kind of each."""
+    severity = condition.severities.get("lung_nodule")
+    if severity is None:
+        return []
+    found = []
+    air = (chest.lung < -6) & (canvas.hu < -600) & (chest.airways < 0.05)
+    places = np.flatnonzero(air.ravel())
+    if len(places) == 0:
+        return []
+    for number in range(1 + rng.poisson(0.5)):
+        d, h, w = np.unravel_index(rng.choice(places), canvas.shape)
+        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+        diameter = 5.5 + 19 * severity**1.4 if number == 0 else rng.uniform(5, 6 + 10 * severity)
+        radii = diameter / 2 * rng.uniform(0.85, 1.12, 3)
+        axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        part_solid = diameter > 9 and rng.random() < 0.25
+        hu = rng.uniform(15, 60) + 2 * condition.tissue_gain
+        if part_solid:
+            canvas.ellipsoid(center, radii, rng.uniform(-560, -420), None, axes)
+            canvas.ellipsoid(center + radii * rng.uniform(-0.2, 0.2, 3), radii * 0.55, hu, None, axes)
+        else:
+            canvas.ellipsoid(center, radii, hu, None, axes)
+            for _ in range(rng.integers(0, 5)):  # lobulation
+                canvas.ellipsoid(center + rng.normal(size=3) * radii * 0.4, radii * 0.6, hu, None, axes)
+        found.append(
+            {"diameter": float(diameter), "lobe": int(chest.lobes[d, h, w]), "part_solid": bool(part_solid)}
+        )
+    return found
+
+
+def distractor_plaques(
+    heart: Heart, patient: Patient, scale: float, rng: np.random.Generator
+) -> tuple[list[Plaque], list[str]]:
+    """Calcifications that are no arterial plaque: nodes, mitral annulus, aortic valve."""
+    plaques: list[Plaque] = []
+    names: list[str] = []
+    old = np.clip((patient.age - 35) / 45, 0, 1) * scale
+    eye = np.eye(3)
+    if rng.random() < 0.3 * scale:
+        names.append("calcified lymph nodes")
+        for _ in range(rng.integers(1, 5)):
+            center = np.array([rng.choice([-34.0, -10, 8, 36]), rng.uniform(-30, 2), rng.uniform(-35, 25)])
+            plaques.append(Plaque(center, rng.uniform(2, 5, 3), eye, float(rng.uniform(250, 800))))
+    if rng.random() < 0.35 * old:
+        names.append("mitral annular calcification")
+        long, septal, side = heart.frame
+        middle = heart.chambers["lv"].center - long * 30 * heart.scale
+        for angle in rng.uniform(2.0, 4.5, rng.integers(2, 6)):
+            center = middle + 17 * heart.scale * (np.cos(angle) * septal + np.sin(angle) * side)
+            plaques.append(Plaque(center, rng.uniform(1.5, 4, 3), eye, float(rng.uniform(300, 900))))
+    if rng.random() < 0.35 * old:
+        names.append("aortic valve calcification")
+        for _ in range(rng.integers(1, 5)):
+            center = heart.aorta[0] + rng.normal(0, 5, 3)
+            plaques.append(Plaque(center, rng.uniform(1, 3, 3), eye, float(rng.uniform(300, 900))))
+    return plaques, names
+
+
+def paint_leads(canvas: Canvas, heart: Heart, rng: np.random.Generator) -> None:
+    """A pacemaker lead from the left subclavian vein to the right ventricle."""
+    tip = heart.chambers["rv"].center + heart.frame[0] * 30 * heart.scale
+    way = np.array([[-60, 40, 70], [0, 22, 48], [26, 8, 20], heart.center + [38 * heart.scale, -2, 5], tip])
+    points = spline(way, 60)
+    parcels = tube_parcels(points[:-1], points[1:], np.full(59, 1.1), 0.8)
+    canvas.hu += canvas.occupancy(*parcels) * (3000 - canvas.hu)

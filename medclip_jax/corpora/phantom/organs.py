@@ -1,0 +1,36 @@
+"""Values and names of the organ label map."""
+
+from __future__ import annotations
+
+ORGAN_CLASSES: dict[int, str] = {
+    1: "spleen",
+    5: "liver",
+    6: "stomach",
+    10: "lung_upper_lobe_left",
+    11: "lung_lower_lobe_left",
+    12: "lung_upper_lobe_right",
+    13: "lung_middle_lobe_right",
+    14: "lung_lower_lobe_right",
+    15: "esophagus",
+    16: "trachea",
+    51: "heart",
+    52: "aorta",
+    53: "pulmonary_vein",
+    61: "atrial_appendage_left",
+    62: "superior_vena_cava",
+    63: "inferior_vena_cava",
+    79: "spinal_cord",
+    116: "sternum",
+    117: "costal_cartilages",
+    201: "pulmonary_artery",
+    202: "coronary_arteries",
+    203: "vertebrae",
+    204: "ribs",
+    205: "pericardial_effusion",
+    206: "pleural_effusion",
+}
+"""Values up to 117 and all names are those of TotalSegmentator's task "total" (version 2) or, from 201 on,
+of its other tasks; only `vertebrae` and `ribs` stand for its 24 and 24 numbered classes together."""
+
+ORGANS: dict[str, int] = {name: value for value, name in ORGAN_CLASSES.items()}
+"""The same, by name."""

@@ -1,0 +1,148 @@
+"""Who is scanned and what is wrong with them: all numbers of a phantom, before anything is painted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from medclip_jax.corpora.phantom.settings import PhantomSettings
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The body: fixed for all studies of one person. Lengths in mm, origin at the carina.
+
+    Attributes:
+        half_width, half_depth: of the rib cage's inside at its widest.
+        center_y: the rib cage's middle, along the anterior axis.
+        apex, dome_right, dome_left: z of the lung apices and of the diaphragm's two domes.
+        dome_drop: how far the diaphragm falls from the dome to the chest wall.
+        muscle, fat: thickness of the chest wall's two layers.
+        female: whether breasts are painted, of size `breast`.
+        kyphosis: bend of the thoracic spine.
+        bone_hu, fat_hu: marrow and fat.
+        disease: fixed random numbers in [0, 1) for slowly changing traits such as old calcifications.
+    """
+
+    half_width: float
+    half_depth: float
+    center_y: float
+    apex: float
+    dome_right: float
+    dome_left: float
+    dome_drop: float
+    muscle: float
+    fat: float
+    female: bool
+    breast: float
+    kyphosis: float
+    bone_hu: float
+    fat_hu: float
+    heart_shift: float
+    aorta_radius: float
+    age: float
+
+
+def draw_patient(rng: np.random.Generator) -> Patient:
+    """Draw a body. Sizes vary a lot, so that global intensity says little about any finding."""
+    female = bool(rng.random() < 0.5)
+    half_width = float(np.clip(rng.normal(124 if female else 134, 10), 98, 160))
+    age = float(rng.uniform(30, 90))
+    return Patient(
+        half_width=half_width,
+        half_depth=half_width * float(rng.uniform(0.62, 0.76)),
+        center_y=float(rng.uniform(2, 10)),
+        apex=float(rng.uniform(75, 110)),
+        dome_right=float(rng.uniform(-125, -88)),
+        dome_left=float(rng.uniform(-12, 2)),
+        dome_drop=float(rng.uniform(35, 75)),
+        muscle=float(rng.uniform(9, 20)),
+        fat=float(4 + 40 * rng.random() ** 1.6),
+        female=female,
+        breast=float(rng.uniform(15, 60)),
+        kyphosis=float(rng.uniform(0.2, 1.0)),
+        bone_hu=float(rng.uniform(150, 230) - 1.1 * (age - 30)),
+        fat_hu=float(rng.uniform(-112, -88)),
+        heart_shift=float(rng.uniform(-8, 8)),
+        aorta_radius=float(rng.uniform(11.0, 14.0) + 0.04 * (age - 50)),
+        age=age,
+    )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The state at one study: which findings, how severe, contrast, breath-hold.
+
+    Attributes:
+        severities: finding to a severity in (0, 1]; only those present.
+        cardiothoracic_ratio: the heart's size to be painted.
+        calcium_grade: 0..4, the grade the coronary plaques are to reach.
+        trunk_radius: of the pulmonary trunk, mm.
+        blood_hu: HU of "left" (aorta, left heart, coronaries), "right" (right heart, pulmonary arteries).
+        lung_hu: mean lung density at this breath-hold.
+    """
+
+    severities: Mapping[str, float]
+    contrast: bool
+    blood_left: float
+    blood_right: float
+    myocardium: float
+    tissue_gain: float
+    cardiothoracic_ratio: float
+    calcium_grade: int
+    soft_aortic_plaque: bool
+    trunk_radius: float
+    lung_hu: float
+
+
+def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condition:
+    """Draw the findings of one study. Independent, but for the arteries, which share one disease."""
+    prevalence = settings.prevalences
+    contrast = bool(rng.random() < settings.contrast_probability)
+    present: dict[str, float] = {}
+
+    def draw(name: str, probability: float) -> bool:
+        severity = float(rng.uniform(0.15, 1.0))
+        if rng.random() < probability:
+            present[name] = severity
+        return name in present
+
+    disease = prevalence["atherosclerosis"]
+    soft_plaque = False
+    if draw("atherosclerosis", disease):
+        arteries = ("coronary_calcification", "aortic_calcification")
+        found = [draw(name, prevalence[name] / disease) for name in arteries]
+        if contrast:
+            found.append(draw("coronary_stenosis", prevalence["coronary_stenosis"] / disease))
+        soft_plaque = not any(found) or bool(rng.random() < 0.3)
+    for name in (
+        "cardiomegaly",
+        "pericardial_effusion",
+        "pulmonary_arterial_hypertension",
+        "pleural_effusion",
+        "lung_nodule",
+        "emphysema",
+        "consolidation",
+    ):
+        draw(name, prevalence[name])
+    big = present.get("cardiomegaly")
+    grade = 0
+    if "coronary_calcification" in present:
+        grade = int(rng.choice([1, 2, 3, 4], p=[0.12, 0.25, 0.33, 0.30]))
+    wide = present.get("pulmonary_arterial_hypertension")
+    hematocrit = rng.uniform(32, 50)
+    return Condition(
+        severities=present,
+        contrast=contrast,
+        blood_left=float(rng.uniform(250, 450) if contrast else hematocrit),
+        blood_right=float(rng.uniform(120, 450) if contrast else hematocrit),
+        myocardium=float(rng.uniform(85, 130) if contrast else hematocrit + rng.uniform(3, 8)),
+        tissue_gain=float(rng.uniform(5, 20) if contrast else 0),
+        cardiothoracic_ratio=float(rng.uniform(0.37, 0.475) if big is None else 0.525 + 0.13 * big),
+        calcium_grade=grade,
+        soft_aortic_plaque=soft_plaque,
+        trunk_radius=float(rng.uniform(11.0, 13.9) if wide is None else 15.6 + 4.4 * wide),
+        lung_hu=float(rng.uniform(-890, -780)),
+    )
