@@ -1,0 +1,268 @@
+"""Prepared shards → host batches of integers: which sample at which step, with which text.
+
+Sample n of a run, text included, is a pure function of (seed, n), on any number of hosts and workers.
+So a run resumes from the step alone. See `docs/architecture.md`, "A batch".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, SupportsIndex
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+Record = Mapping[str, Any]
+"""A decoded record; see "Prepared shards" in `docs/architecture.md`."""
+
+TEXT_FALLBACK = ("report", "findings_text", "impression", "statements")
+"""Where the drawn text is empty, the first of these that is not takes its place."""
+
+
+class Source(Protocol):
+    """Random access to records, such as `shards.read.ShardSource` or a list of dicts."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> Record: ...
+
+
+class Tokenizer(Protocol):
+    """See `medclip_jax.reports.tokenizer`."""
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]: ...
+
+
+def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    """Draw which text of a record is shown.
+
+    The draw ignores whether a text is empty; if it is, the first non-empty one of `TEXT_FALLBACK` is
+    taken, and "" only where the record has no text at all.
+
+    Args:
+        record: with the text fields.
+        weights: field name to weight; need not sum to 1.
+        rng: the sample's own.
+    """
+    names = [name for name, weight in weights.items() if weight > 0]
+    cumulative = np.cumsum([weights[name] for name in names], dtype=np.float64)
+    drawn = names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
+    for name in (drawn, *TEXT_FALLBACK):
+        text = str(record.get(name, "")).strip()
+        if text:
+            return text
+    return ""
+
+
+def study_words(study: int) -> Int32[np.ndarray, 2]:
+    """A 64-bit hash as two 32-bit words, low word first, because JAX has no int64 by default."""
+    return np.array([study], "<i8").view("<i4").astype(np.int32)
+
+
+def to_sample(
+    record: Record,
+    index: int,
+    text: str,
+    tokenizer: Tokenizer | None,
+    length: int,
+    organ_shape: tuple[int, ...] = (),
+) -> dict[str, np.ndarray]:
+    """One sample in the layout of a batch, without the batch axis.
+
+    Args:
+        record: decoded.
+        index: of the record in the split.
+        text: to tokenize.
+        tokenizer: None for runs without text; then there are no `tokens`.
+        length: tokens.
+        organ_shape: (O, d, h, w) of the set, () where none were prepared. A record without organs gets
+            zeros.
+    """
+    sample = {"sample": np.asarray(index, np.int32), "study": study_words(int(record["study"]))}
+    for name, dtype in (("volume", np.int16), ("findings", np.int8), ("labels", np.int8)):
+        if name in record:
+            sample[name] = np.asarray(record[name], dtype)
+    if "measurements" in record:
+        sample["measurements"] = np.asarray(record["measurements"], np.float32)
+    if tokenizer is not None:
+        sample["tokens"] = np.asarray(tokenizer([text], length)[0], np.int32)
+    if organ_shape:
+        organs = record.get("organs")
+        empty = organs is None or np.size(organs) == 0
+        sample["organs"] = np.zeros(organ_shape, np.uint8) if empty else np.asarray(organs, np.uint8)
+    return sample
+
+
+class _Indexed:
+    """A source whose records know their index."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, Record]:
+        index = int(index)
+        return index, self.source[index]
+
+    def __repr__(self) -> str:
+        return f"_Indexed({len(self)})"
+
+
+class _Prepare:
+    """(index, record), rng → sample; at module level so that worker processes can be given one."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        tokenizer: Tokenizer | None,
+        length: int,
+        organ_shape: tuple[int, ...],
+    ):
+        self.weights = dict(weights)
+        self.tokenizer = tokenizer
+        self.length = length
+        self.organ_shape = organ_shape
+
+    def __call__(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        index, record = element
+        text = choose_text(record, self.weights, rng)
+        return to_sample(record, index, text, self.tokenizer, self.length, self.organ_shape)
+
+
+def train_batches(
+    source: Source,
+    config: Any,
+    tokenizer: Tokenizer | None,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, shuffled anew each epoch, from `start_step` on.
+
+    Batch n holds samples n·B to (n+1)·B - 1 of the shuffled, repeated split; an epoch need not end with a
+    batch, and a batch larger than the split holds some records twice. Of each batch, host h of H gets
+    every H-th sample from the h-th on.
+
+    Args:
+        source: records of the training split.
+        config: `config.data`.
+        tokenizer: None for runs without text.
+        seed: of the run, 0 to 2³² - 1.
+        batch_size: global.
+        start_step: batches to skip, at no cost.
+        process_index: this host.
+        process_count: number of hosts.
+
+    Yields:
+        A batch of `batch_size // process_count` samples; see `docs/architecture.md`.
+
+    Raises:
+        ValueError: empty split, a batch that the hosts cannot share, unknown or no text weights.
+    """
+    if len(source) == 0:
+        raise ValueError("the training split is empty: check config.data.train_split")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"config.batch_size={batch_size} must be a positive multiple of the {process_count} processes"
+        )
+    weights = dict(config.text)
+    unknown = sorted(set(weights) - set(TEXT_FALLBACK))
+    if unknown or not any(weight > 0 for weight in weights.values()) or min(weights.values()) < 0:
+        raise ValueError(
+            f"config.data.text={weights}: give a weight above 0 to at least one of {', '.join(TEXT_FALLBACK)}"
+        )
+    return _iterate(source, config, tokenizer, seed, batch_size, start_step, process_index, process_count)
+
+
+def _iterate(
+    source: Source,
+    config: Any,
+    tokenizer: Tokenizer | None,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    prepare = _Prepare(config.text, tokenizer, config.text_length, organ_shape(source))
+    samples = grain.MapDataset.source(_Indexed(source)).seed(seed).shuffle().repeat().random_map(prepare)
+    # The host's slice comes after everything random: before it, the draws would depend on the host count.
+    batches = samples[process_index::process_count].batch(batch_size // process_count)[start_step:]
+    yield from _read_ahead(batches, workers=config.workers, prefetch=config.prefetch)
+
+
+def evaluation_batches(
+    source: Source,
+    batch_size: int,
+    fields: Sequence[str] = ("volume", "findings", "labels", "study"),
+    *,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """All records once, in order.
+
+    Args:
+        source: records of a split.
+        batch_size: of every batch; the last is filled up with copies of the last record.
+        fields: of a record. Texts come as arrays of objects, `study` as two words (see `study_words`).
+        prefetch: batches kept ready.
+
+    Yields:
+        The fields, `sample` (B,) int32 index, and `valid` (B,) bool, False for the copies.
+    """
+
+    def to_element(element: tuple[int, Record]) -> dict[str, np.ndarray]:
+        index, record = element
+        out = {"sample": np.asarray(index, np.int32)}
+        for name in fields:
+            value = record[name]
+            if name == "study":
+                value = study_words(int(value))
+            out[name] = np.asarray(value, object) if isinstance(value, str) else np.asarray(value)
+        return out
+
+    def stack(elements: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        missing = batch_size - len(elements)
+        padded = [*elements, *[elements[-1]] * missing]
+        batch = {name: np.stack([element[name] for element in padded]) for name in padded[0]}
+        return {**batch, "valid": np.arange(batch_size) < len(elements)}
+
+    elements = grain.MapDataset.source(_Indexed(source)).map(to_element)
+    yield from _read_ahead(
+        elements.batch(batch_size, drop_remainder=False, batch_fn=stack), workers=0, prefetch=prefetch
+    )
+
+
+def organ_shape(source: Source) -> tuple[int, ...]:
+    """(O, d, h, w) of the organ maps of a source, () where it has none."""
+    info = getattr(source, "info", None)
+    if info is not None:
+        return tuple(info.schema.organ_shape) if info.organs else ()
+    organs = source[0].get("organs")
+    return () if organs is None or np.size(organs) == 0 else tuple(np.shape(organs))
+
+
+def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
+    reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+    dataset = batches.to_iter_dataset(reading)
+    if workers:
+        import absl.flags
+
+        # Grain's workers read absl flags, which nobody parses outside of absl.app.
+        absl.flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers)
+            )
+        )
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        # Threads and processes that outlive the loop would hold batches, and delay the exit.
+        iterator.close()

@@ -1,0 +1,218 @@
+"""The whole configuration schema, locked, and how a file and command-line overrides fill it.
+
+A run is described by one Python file with `get_config() -> ConfigDict`, which starts from
+`base_config()`. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+DEFAULT_NO_DECAY: tuple[str, ...] = (
+    r"(^|/)(bias|scale)$",
+    r"(^|/)[a-z_]*positions?(_embeddings?)?(/|$)",
+    r"(^|/)[a-z_]*token$",
+    r"(^|/)(logit_scale|logit_bias|log_temperature|query)$",
+)
+"""Biases, norms, positions, class and mask tokens, temperature: pulled to zero they only lose."""
+
+
+def base_config() -> ConfigDict:
+    """Every key that a run can set, with its default, locked: an unknown key is an error.
+
+    `objective` is empty; a config file puts `objectives.<name>.default_config()` there.
+    """
+    config = ConfigDict(
+        {
+            "seed": 0,  # weights, order of the data, augmentation, text choice: all of it
+            "data": {
+                "shards": "",  # folder written by `medclip prepare`
+                "train_split": "train",  # TFDS split, sub-splits such as "train[:10%]" included
+                # Which text a sample shows is drawn anew each time it is seen, with these weights.
+                "text": {"report": 1.0, "statements": 0.0, "findings_text": 0.0, "impression": 0.0},
+                "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
+                "tokenizer": "",  # local Hugging Face folder; "" = the shards' own
+                "workers": 0,  # 0 = threads; n = processes that read ahead
+                "prefetch": 2,  # batches assembled at once and kept ready, each by its own thread
+            },
+            "objective": {"name": ""},
+            "batch_size": 64,  # global, over all devices and hosts
+            "steps": 0,  # batches to train on; 0 = from epochs
+            "epochs": 0.0,
+            "optimizer": {
+                "learning_rate": 1e-4,  # peak
+                "schedule": "cosine",  # "cosine" | "linear" | "constant", after a linear warm-up
+                "warmup_steps": 0,
+                "final_fraction": 0.0,  # of the peak, reached at the last step
+                "betas": (0.9, 0.999),
+                "epsilon": 1e-8,
+                "weight_decay": 0.01,
+                "no_decay": DEFAULT_NO_DECAY,  # regexes, searched in "path/to/parameter"
+                "clip_norm": 0.0,  # global norm of the gradient; 0 = off
+                "multipliers": (),  # ((regex, factor of the learning rate), ...); the first match counts
+                "frozen": (),  # regexes; no gradient, no optimizer state
+                "accumulate": 1,  # batches averaged into one update
+            },
+            "ema": {"decay": 0.0},  # moving average of the parameters, used by evaluators; 0 = off
+            "mesh": {"data": -1, "fsdp": 1},  # -1 = all devices
+            "checkpoint": {
+                "every_steps": 1000,  # the last step is always saved
+                "keep": 2,  # at least 2, so that one damaged checkpoint costs no run
+                "asynchronous": True,
+            },
+            "initial_weights": {
+                "workdir": "",  # of an earlier stage; ignored once this run has a checkpoint of its own
+                "include": (r".*",),  # regexes on the names there
+                "rename": (),  # ((regex, replacement), ...) from names there to names here
+                "ema": False,  # take the averaged weights
+            },
+            "log": {
+                "every_steps": 10,
+                "tensorboard": True,
+                "wandb": "",  # project name; "" = off
+                "progress": True,
+                "peak_tflops": 0.0,  # of one device, for utilisation; 0 = leave it out
+            },
+            "evaluation": {
+                "every_steps": 0,  # 0 = only after the last step
+                "split": "validation",
+                "evaluators": {},  # name to settings; see docs/evaluation.md. {} = none
+            },
+            "stop_on_nan": True,  # False: skip the update of such a step and go on
+        }
+    )
+    config.lock()
+    return config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read a config file and apply `--config.a.b=value` overrides.
+
+    Args:
+        path: Python file that defines `get_config()`.
+        overrides: "--config.optimizer.learning_rate=3e-4" and the like; the type is the field's.
+
+    Returns:
+        The resolved config, locked throughout.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no `get_config` in it, or an override that cannot be read as the field's type.
+        KeyError: a key that the schema does not have; the message names the nearest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.py")], n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise FileNotFoundError(f"no config file {path}.{hint}")
+    namespace = runpy.run_path(str(path))
+    if "get_config" not in namespace:
+        raise ValueError(f"{path} must define get_config() -> ConfigDict; start from base_config()")
+    try:
+        config = namespace["get_config"]()
+    except AttributeError as error:  # what a locked ConfigDict raises
+        raise KeyError(f"{path}: {error}") from error
+    config.lock()
+    for override in overrides:
+        apply_override(config, override)
+    return config
+
+
+def apply_override(config: ConfigDict, override: str) -> None:
+    """Set one field in place from "--config.a.b=value" (the prefix may be left out).
+
+    Raises:
+        KeyError: unknown key; the message names the nearest one.
+        ValueError: no "=", a whole section, or a value that is not of the field's type.
+    """
+    name, separator, text = override.partition("=")
+    name = name.removeprefix("--").removeprefix("config.")
+    if not separator or not name:
+        raise ValueError(f"cannot read {override!r}: write --config.section.field=value")
+    *parents, last = name.split(".")
+    section = config
+    for depth, part in enumerate(parents):
+        section = _child(config, section, parents[: depth + 1], part)
+        if not isinstance(section, ConfigDict):
+            raise KeyError(f"config.{'.'.join(parents[: depth + 1])} is a value and has no field {last!r}")
+    current = _child(config, section, [*parents, last], last)
+    if isinstance(current, ConfigDict):
+        fields = ", ".join(current) or "none; set it in the config file"
+        raise ValueError(f"config.{name} is a section: override one of its fields ({fields})")
+    section[last] = _parse(text, current, name)
+
+
+def _child(root: ConfigDict, section: ConfigDict, path: Sequence[str], part: str) -> Any:
+    if part in section:
+        return section[part]
+    asked = ".".join(path)
+    names = [name for name, _ in walk(root)]
+    siblings = [".".join([*path[:-1], name]) for name in section]
+    by_leaf = [name for name in names if name.split(".")[-1] == part]
+    near = by_leaf or difflib.get_close_matches(asked, [*siblings, *names], n=1, cutoff=0.5)
+    hint = f" Did you mean config.{near[0]}?" if near else f" There are: {', '.join(siblings)}."
+    raise KeyError(f"no config.{asked}.{hint}")
+
+
+def walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves as ("a.b.c", value), in order."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from walk(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _parse(text: str, current: Any, name: str) -> Any:
+    kind = type(current)
+    try:
+        if kind is str:
+            return text
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is int:
+            number = float(text) if "e" in text.lower() else int(text)
+            if number != int(number):
+                raise ValueError(text)
+            return int(number)
+        if kind is float:
+            return float(text)
+        value = ast.literal_eval(text)
+    except (ValueError, KeyError, SyntaxError):
+        raise ValueError(
+            f"config.{name} is a {kind.__name__} (now {current!r}) and cannot be set to {text!r}"
+        ) from None
+    if kind in (tuple, list):
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"config.{name} is a {kind.__name__}: write for example ('a','b'), not {text!r}")
+        return kind(value)
+    return value
+
+
+def to_json(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """The config as JSON types (tuples become lists), as `config.json` holds it."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def total_steps(config: ConfigDict, samples: int) -> int:
+    """Batches to train on: `steps`, or `epochs` over `samples` samples, rounded up.
+
+    Raises:
+        ValueError: neither is set, or both.
+    """
+    if config.steps > 0 and config.epochs > 0:
+        raise ValueError("set config.steps or config.epochs, not both (the other to 0)")
+    if config.steps > 0:
+        return config.steps
+    if config.epochs > 0:
+        return max(1, -(-int(config.epochs * samples) // config.batch_size))
+    raise ValueError("how long to train? Set config.steps or config.epochs above 0")

@@ -1,0 +1,131 @@
+"""The state of a run as plain string-keyed dicts, and how a module becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int
+
+from medclip_jax.objectives.base import Objective
+
+Tree = dict[str, Any]
+"""Nested dict with string keys and arrays as leaves."""
+
+
+class TrainState(TypedDict):
+    """All that a step changes, and all that a checkpoint holds.
+
+    Attributes:
+        params: every parameter of the objective.
+        variables: what is no parameter but changes, such as batch statistics.
+        optimizer: optax's state, for the parameters that are trained.
+        ema: moving average of the parameters that are trained; {} when off.
+        step: batches seen so far.
+    """
+
+    params: Tree
+    variables: Tree
+    optimizer: Any
+    ema: Tree
+    step: Int[Array, ""]
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by "path/to/leaf", in the tree's order.
+
+    Raises:
+        TypeError: a key is not a string.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise TypeError(
+                f"{key!r} is not a string: name blocks with strings (setattr(self, f'block_{{i}}', ...)), "
+                "because checkpoints and jax.export cannot hold other keys"
+            )
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The inverse of `flatten` (empty dicts inside the tree are lost)."""
+    tree: Tree = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def select(tree: Mapping[str, Any], paths: Collection[str]) -> Tree:
+    """The part of a tree that lies at `paths`."""
+    return unflatten({path: leaf for path, leaf in flatten(tree).items() if path in paths})
+
+
+def combine(*trees: Mapping[str, Any]) -> Tree:
+    """One tree from several; a later one wins where both have a leaf."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat.update(flatten(tree))
+    return unflatten(flat)
+
+
+def split(objective: Objective) -> tuple[Any, Tree, Tree]:
+    """Take an objective apart.
+
+    Returns:
+        The graph definition (static), the parameters, and the other variables.
+
+    Raises:
+        TypeError: a block has an integer key, or a module keeps a random stream of its own.
+    """
+    graphdef, params, streams, variables = nnx.split(objective, nnx.Param, nnx.RngState, ...)
+    held = flatten(nnx.to_pure_dict(streams))
+    if held:
+        raise TypeError(
+            f"{next(iter(held)).rsplit('/', 1)[0]} keeps a random stream, which would make a run depend on "
+            "more than (seed, step, sample): build nnx.Dropout without `rngs` and draw from the key that "
+            "`encode` is given"
+        )
+    params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+    flatten(params), flatten(variables)  # only for their check of the keys
+    return graphdef, params, variables
+
+
+def merge(graphdef: Any, params: Tree, variables: Tree) -> Objective:
+    """Put an objective together again; usable inside and outside of `jax.jit`."""
+    return nnx.merge(graphdef, params, {}, variables)
+
+
+def averaged(state: TrainState) -> Tree:
+    """The parameters for evaluation: the moving average where there is one."""
+    return combine(state["params"], state["ema"]) if state["ema"] else state["params"]
+
+
+def initial_state(params: Tree, variables: Tree, optimizer: Any, *, ema: bool) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        params: from `split`.
+        variables: from `split`.
+        optimizer: from `training.optimizer.make_optimizer`.
+        ema: whether to keep a moving average.
+    """
+    trained = select(params, optimizer.trained)
+    return TrainState(
+        params=params,
+        variables=variables,
+        optimizer=optimizer.transformation.init(trained),
+        # A copy: the step is given its input buffers to overwrite, and none may be given twice.
+        ema=jax.tree.map(jnp.copy, trained) if ema else {},
+        step=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,119 @@
+"""One step of training, as a pure function of (state, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from medclip_jax.objectives.base import Batch, total
+from medclip_jax.training.mesh import batch_sharding, replicated
+from medclip_jax.training.optimizer import Optimizer
+from medclip_jax.training.state import TrainState, Tree, combine, flatten, merge, select, split
+
+Metrics = dict[str, Any]
+"""Scalars by name, and under "squares" the (P,) squared norms of each parameter's gradient, update and
+value, in the order of `trained_paths`. They are part of the norms anyway, and name the culprit of a NaN."""
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    graphdef: Any,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    *,
+    seed: int,
+    ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
+) -> StepFunction:
+    """Compile-on-first-call step.
+
+    All randomness comes from ``fold_in(key(seed), step)``. Gradients are taken for the parameters that
+    are trained, and only for them.
+
+    Args:
+        graphdef: from `training.state.split`.
+        optimizer: from `training.optimizer.make_optimizer`.
+        mesh: from `training.mesh.make_mesh`.
+        seed: of the run.
+        ema_decay: 0 = no moving average. The average starts faster, as min(decay, (1 + n) / (10 + n)).
+        skip_nonfinite: keep the old state where loss or gradient is not finite.
+
+    Returns:
+        ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given. Metrics:
+        `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm` (of what
+        is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`.
+    """
+
+    def loss(trained: Tree, fixed: Tree, variables: Tree, batch: Batch, key: jax.Array):
+        objective = merge(graphdef, combine(fixed, trained), variables)
+        features = objective.encode(batch, key, train=True)
+        # Without this the compiler is free to lose the batch's sharding between the two halves.
+        features = jax.lax.with_sharding_constraint(features, batch_sharding(mesh))
+        terms = objective.couple(features, batch)
+        return total(terms), (terms, split(objective)[2])
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        trained = select(state["params"], optimizer.trained)
+        fixed = select(state["params"], flatten(state["params"]).keys() - optimizer.trained)
+        (value, (terms, variables)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            trained, fixed, state["variables"], batch, key
+        )
+        updates, optimizer_state = optimizer.transformation.update(gradients, state["optimizer"], trained)
+        moved = optax.apply_updates(trained, updates)
+        squares = {"gradients": _squares(gradients), "updates": _squares(updates), "params": _squares(moved)}
+        norms = {name: jnp.sqrt(jnp.sum(square)) for name, square in squares.items()}
+        ema = state["ema"]
+        if ema_decay:
+            count = state["step"].astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, moved)
+        new = TrainState(
+            params=combine(fixed, moved),
+            variables=variables,
+            optimizer=optimizer_state,
+            ema=ema,
+            step=state["step"] + 1,
+        )
+        skipped = jnp.zeros((), jnp.int32)
+        if skip_nonfinite:
+            good = jnp.isfinite(value) & jnp.isfinite(norms["gradients"]) & jnp.isfinite(norms["updates"])
+            kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
+            new = {**kept, "step": new["step"]}
+            skipped = 1 - good.astype(jnp.int32)
+        metrics = {
+            "loss": value,
+            **{
+                f"terms/{name}": jnp.where(term.count > 0, term.sum / jnp.maximum(term.count, 1e-9), 0.0)
+                for name, term in terms.items()
+            },
+            "gradient_norm": norms["gradients"],
+            "update_norm": norms["updates"],
+            "parameter_norm": norms["params"],
+            "learning_rate": optimizer.learning_rate(state["step"]),
+            "skipped": skipped,
+            "squares": squares,
+        }
+        return new, metrics
+
+    whole = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def trained_paths(optimizer: Optimizer, params: Tree) -> list[str]:
+    """Names of the rows of `metrics["squares"][...]`."""
+    # Through a map, because jax sorts the keys of a dict and the parameters may be in another order.
+    trained = select(params, optimizer.trained)
+    return list(flatten(jax.tree.map(lambda leaf: leaf, trained)))
+
+
+def _squares(tree: Tree) -> Float[Array, P]:
+    ordered = flatten(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), tree))
+    return jnp.stack(list(ordered.values()))
