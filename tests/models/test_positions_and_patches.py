@@ -1,0 +1,84 @@
+"""Positions against the formula, patches against slicing, both on a grid that is no cube."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from medclip_jax.models import patches, positions
+
+GRID = (2, 3, 5)
+
+
+def formula(grid, width, order):
+    """One number at a time, in float64."""
+    m = width // 6
+    rows = []
+    for d in range(grid[0]):
+        for h in range(grid[1]):
+            for w in range(grid[2]):
+                row = []
+                for name in order:
+                    index = {"d": d, "h": h, "w": w}[name]
+                    angles = [index / 10000 ** (k / m) for k in range(m)]
+                    row += [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
+                rows.append(row + [0.0] * (width - len(row)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("width", [6, 24, 32, 35])
+@pytest.mark.parametrize("order", ["dhw", "hdw", "whd"])
+def test_positions_follow_the_formula(width, order):
+    got = positions.sincos_3d(GRID, width, order)
+    assert got.shape == (30, width)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, formula(GRID, width, order), atol=1e-6)
+
+
+def test_every_place_has_its_own_position():
+    table = np.asarray(positions.sincos_3d((7, 2, 4), 24))
+    distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + 9 * np.eye(len(table))
+    assert distance.min() > 0.5
+
+
+def test_positions_reject_what_makes_no_sense():
+    with pytest.raises(ValueError, match="each of 'd', 'h', 'w' once"):
+        positions.sincos_3d(GRID, 24, "dhh")
+    with pytest.raises(ValueError, match="at least 6"):
+        positions.sincos_3d(GRID, 5)
+
+
+def test_patchify_equals_slicing_and_comes_back():
+    patch = (2, 4, 3)
+    volume = np.random.default_rng(0).normal(size=(2, 4, 12, 15, 2)).astype(np.float32)
+    rows = patches.patchify(jnp.asarray(volume), patch)
+    assert rows.shape == (2, 30, 48)
+    n = 0
+    for d in range(2):
+        for h in range(3):
+            for w in range(5):
+                cut = volume[:, 2 * d : 2 * d + 2, 4 * h : 4 * h + 4, 3 * w : 3 * w + 3]
+                np.testing.assert_array_equal(rows[:, n], cut.reshape(2, -1))
+                n += 1
+    np.testing.assert_array_equal(patches.unpatchify(rows, GRID, patch, 2), volume)
+
+
+def test_patch_must_divide_the_volume():
+    with pytest.raises(ValueError, match="height 13 leaves 1 voxels"):
+        patches.grid_of((4, 13, 15), (2, 4, 3))
+
+
+def test_embedding_is_a_strided_convolution():
+    patch = (2, 4, 3)
+    embed = patches.PatchEmbedding(patch, 2, 7, rngs=nnx.Rngs(0))
+    volume = np.random.default_rng(0).normal(size=(2, 4, 12, 15, 2)).astype(np.float32)
+    kernel = np.asarray(embed.projection.kernel[...]).reshape(*patch, 2, 7).transpose(4, 3, 0, 1, 2)
+    expected = torch.nn.functional.conv3d(
+        torch.tensor(volume).permute(0, 4, 1, 2, 3), torch.tensor(kernel), stride=patch
+    )
+    got = embed(jnp.asarray(volume))
+    np.testing.assert_allclose(got, expected.flatten(2).transpose(1, 2), atol=1e-5)
+    keep = jnp.array([[3, 29, 0], [7, 7, 1]])
+    chosen = embed(jnp.asarray(volume), keep)
+    np.testing.assert_allclose(chosen, jnp.take_along_axis(got, keep[..., None], axis=1), atol=1e-6)

@@ -1,0 +1,202 @@
+"""The 3D ViT against a PyTorch twin with the same weights, and its ways of running against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from medclip_jax.models import positions
+from medclip_jax.models.vit import VisionTransformer
+
+SHAPE, PATCH, WIDTH, HEADS = (4, 12, 15), (2, 4, 3), 24, 3
+SIZES = {"shape": SHAPE, "patch": PATCH, "channels": 2, "width": WIDTH, "depth": 3, "heads": HEADS}
+
+
+def build(**options):
+    return VisionTransformer(**(SIZES | options), rngs=nnx.Rngs(0))
+
+
+def volumes(batch=2):
+    draw = np.random.default_rng(0)
+    return jnp.asarray(draw.normal(size=(batch, *SHAPE, 2)), jnp.float32)
+
+
+def perturb(module, amount=0.05):
+    """Move every parameter, so that zero biases and unit scales cannot hide a mistake."""
+    draw = np.random.default_rng(1)
+    graph, state = nnx.split(module)
+    state = jax.tree.map(lambda x: x + amount * jnp.asarray(draw.normal(size=x.shape), x.dtype), state)
+    return nnx.merge(graph, state)
+
+
+class Twin(torch.nn.Module):
+    """The same network from PyTorch's own parts: Conv3d and TransformerEncoderLayer."""
+
+    def __init__(self, vit):
+        super().__init__()
+        self.embed = torch.nn.Conv3d(2, WIDTH, PATCH, PATCH)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(
+                WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+            )
+            for _ in range(len(vit.blocks))
+        )
+        self.norm = torch.nn.LayerNorm(WIDTH, 1e-6)
+        self.first = tensor(vit.class_token)
+        self.positions = torch.tensor(np.array(positions.sincos_3d(vit.grid, WIDTH)))
+        kernel = tensor(vit.embed.projection.kernel).reshape(*PATCH, 2, WIDTH).permute(4, 3, 0, 1, 2)
+        self.embed.load_state_dict({"weight": kernel, "bias": tensor(vit.embed.projection.bias)})
+        self.norm.load_state_dict({"weight": tensor(vit.norm.scale), "bias": tensor(vit.norm.bias)})
+        for index, layer in enumerate(self.layers):
+            block = vit.blocks[str(index)]
+            layer.load_state_dict(
+                {
+                    "self_attn.in_proj_weight": tensor(block.attention.qkv.kernel).T,
+                    "self_attn.in_proj_bias": tensor(block.attention.qkv.bias),
+                    "self_attn.out_proj.weight": tensor(block.attention.output.kernel).T,
+                    "self_attn.out_proj.bias": tensor(block.attention.output.bias),
+                    "linear1.weight": tensor(block.mlp_in.kernel).T,
+                    "linear1.bias": tensor(block.mlp_in.bias),
+                    "linear2.weight": tensor(block.mlp_out.kernel).T,
+                    "linear2.bias": tensor(block.mlp_out.bias),
+                    "norm1.weight": tensor(block.attention_norm.scale),
+                    "norm1.bias": tensor(block.attention_norm.bias),
+                    "norm2.weight": tensor(block.mlp_norm.scale),
+                    "norm2.bias": tensor(block.mlp_norm.bias),
+                }
+            )
+
+    def forward(self, volume):
+        tokens = self.embed(volume.permute(0, 4, 1, 2, 3)).flatten(2).transpose(1, 2) + self.positions
+        tokens = torch.cat([self.first.expand(len(volume), -1, -1), tokens], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.norm(tokens)
+
+
+def tensor(parameter):
+    return torch.tensor(np.array(parameter[...]))
+
+
+def test_equals_pytorch_in_value_and_gradient():
+    vit = perturb(build())
+    twin = Twin(vit).train()
+    volume = torch.tensor(np.array(volumes()), requires_grad=True)
+    expected = twin(volume)
+    (expected**2).sum().backward()
+
+    graph, state = nnx.split(vit)
+
+    @jax.jit
+    def run(state, volume):
+        def loss(state, volume):
+            tokens = nnx.merge(graph, state)(volume)
+            return (tokens**2).sum(), tokens
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(state, volume)
+
+    (gradient, by_volume), tokens = run(state, volumes())
+    assert tokens.shape == (2, 31, WIDTH)
+    np.testing.assert_allclose(tokens, expected.detach(), atol=1e-5)
+    np.testing.assert_allclose(by_volume, volume.grad, atol=1e-4)
+    qkv = gradient["blocks"]["1"]["attention"]["qkv"]["kernel"][...]
+    np.testing.assert_allclose(qkv, twin.layers[1].self_attn.in_proj_weight.grad.T, atol=2e-4)
+
+
+@pytest.mark.parametrize(("remat", "scan"), [("none", True), ("block", False), ("block", True)])
+def test_remat_and_scan_change_nothing(remat, scan):
+    plain, other = perturb(build()), perturb(build(remat=remat, scan=scan))
+
+    def run(vit):
+        graph, state = nnx.split(vit)
+
+        def loss(state):
+            tokens = nnx.merge(graph, state)(volumes())
+            return (tokens**3).sum(), tokens
+
+        gradient, tokens = jax.jit(jax.grad(loss, has_aux=True))(state)
+        return nnx.to_pure_dict(gradient), tokens
+
+    (gradient, tokens), (same_gradient, same_tokens) = run(plain), run(other)
+    np.testing.assert_allclose(tokens, same_tokens, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-4), gradient, same_gradient)
+
+
+def test_kept_patches_are_those_of_the_whole():
+    """With no block, the tokens of the kept patches are the whole's, gathered."""
+    vit = perturb(build(depth=0, position="learned"))
+    keep = jnp.array([[4, 0, 29], [7, 8, 1]])
+    whole, part = vit(volumes()), vit(volumes(), keep)
+    assert part.shape == (2, 4, WIDTH)
+    np.testing.assert_allclose(part[:, 0], whole[:, 0], atol=1e-6)
+    gathered = jnp.take_along_axis(whole[:, 1:], keep[..., None], axis=1)
+    np.testing.assert_allclose(part[:, 1:], gathered, atol=1e-6)
+
+
+def test_hidden_patches_are_not_seen():
+    vit = perturb(build())
+    keep = jnp.array([[4, 0, 29]])
+    volume = volumes(1)
+    changed = volume.at[:, :2, :4, 3:6].add(100.0)  # patch 1
+    np.testing.assert_array_equal(vit(volume, keep), vit(changed, keep))
+    assert float(jnp.abs(vit(volume, keep) - vit(changed, jnp.array([[4, 1, 29]]))).max()) > 0.1
+
+
+def test_all_patches_kept_in_any_order_are_the_same_set():
+    vit = perturb(build())
+    order = jnp.asarray(np.random.default_rng(0).permutation(30))[None]
+    whole, shuffled = vit(volumes(1)), vit(volumes(1), order)
+    np.testing.assert_allclose(shuffled[:, 1:], whole[:, 1:][:, order[0]], atol=1e-5)
+
+
+def test_pooling():
+    tokens = volumes(2).reshape(2, -1, WIDTH)
+    np.testing.assert_array_equal(build(depth=0).pool(tokens), tokens[:, 0])
+    np.testing.assert_allclose(
+        build(depth=0, pooling="mean").pool(tokens), np.asarray(tokens)[:, 1:].mean(axis=1), atol=1e-6
+    )
+
+
+def test_attention_maps_and_what_a_score_owes_them():
+    vit = perturb(build(position="learned"))
+    volume = volumes(1)
+    zeros = jnp.zeros((1, HEADS, 31, 31))
+    offsets = [None, zeros, zeros]
+    tokens, maps = vit(volume, attention_offsets=offsets)
+    np.testing.assert_allclose(tokens, vit(volume), atol=1e-5)
+    assert maps[0] is None
+    assert maps[1].shape == zeros.shape
+    np.testing.assert_allclose(maps[2].sum(axis=-1), 1.0, atol=1e-6)
+
+    @jax.jit
+    def score(offset):
+        tokens, _ = vit(volume, attention_offsets=[None, offset, None])
+        return vit.pool(tokens)[0, :5].sum()
+
+    gradient = jax.grad(score)(zeros)
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=zeros.shape), jnp.float32)
+    numeric = (score(1e-2 * direction) - score(-1e-2 * direction)) / 2e-2
+    np.testing.assert_allclose((gradient * direction).sum(), numeric, rtol=2e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="2 attention offsets for 3 blocks"):
+        vit(volume, attention_offsets=[None, None])
+
+
+def test_bfloat16_computes_in_16_bits_over_float32_parameters():
+    exact, half = build(), build(dtype=jnp.bfloat16)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half)))
+    tokens = half(volumes())
+    assert tokens.dtype == jnp.bfloat16
+    np.testing.assert_allclose(tokens.astype(jnp.float32), exact(volumes()), atol=0.1)
+
+
+def test_wrong_options_name_the_choices():
+    with pytest.raises(ValueError, match="'cls' or 'mean'"):
+        build(pooling="max")
+    with pytest.raises(ValueError, match="'sincos' or 'learned'"):
+        build(position="rope")
+    with pytest.raises(ValueError, match="use one of"):
+        build(remat="all")(volumes())
+    with pytest.raises(ValueError, match="does not divide"):
+        build(patch=(3, 4, 3))
