@@ -244,13 +244,11 @@ def grow_tree(root: Float[np.ndarray, 3], targets: Float[np.ndarray, "N 3"], ter
     nodes[0] = root
     path = np.zeros(len(nodes))
     parents = np.zeros(len(nodes), int)
-    for n, target in enumerate(targets[order], start=1):
-        gap = np.linalg.norm(nodes[:n] - target, axis=1)
-        cost = gap + 0.35 * path[:n]
-        parents[n] = best = int(np.argmin(cost))
-        # Branch off along the parent's way rather than at its end, as arteries do.
-        nodes[n] = target
-        path[n] = path[best] + gap[best]
+    nodes[1:] = targets[order]
+    gap = np.sqrt(((nodes[:, None] - nodes[None]) ** 2).sum(-1))
+    for n in range(1, len(nodes)):
+        parents[n] = best = int(np.argmin(gap[n, :n] + 0.35 * path[:n]))
+        path[n] = path[best] + gap[n, best]
     load = np.ones(len(nodes))
     for n in range(len(nodes) - 1, 0, -1):
         load[parents[n]] += load[n]
@@ -285,16 +283,18 @@ def paint_vessels(canvas: Canvas, condition: Condition, chest: Chest, rng: np.ra
                 )
                 air.append(p)
                 air_mm3.append(v)
-    fraction = canvas.occupancy(np.concatenate(parcels), np.concatenate(volumes))
-    fraction *= canvas.cover(chest.lung - 3)
-    blood = np.float32(0.5 * (condition.blood_left + condition.blood_right))
-    canvas.hu += fraction * (np.maximum(blood, canvas.hu) - canvas.hu)
-    chest.airways = canvas.occupancy(np.concatenate(air), np.concatenate(air_mm3))
+    found = canvas.occupancy(np.concatenate(parcels), np.concatenate(volumes))
+    if found is not None:
+        box, (fraction,) = found
+        fraction = np.minimum(fraction, canvas.cover(chest.lung[box.window] - 3))
+        blood = np.float32(0.5 * (condition.blood_left + condition.blood_right))
+        canvas.blend(box, fraction, np.maximum(blood, canvas.hu[box.window]))
+    chest.bronchi = (np.concatenate(air), np.concatenate(air_mm3))
 
 
 def paint_airways(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Trachea, main bronchi, and the air of the bronchi inside the lungs."""
-    canvas.hu += chest.airways * (-990 - canvas.hu)
+    canvas.splat(*chest.bronchi, -990)
     lean = rng.uniform(-3, 3)
     trachea = spline(np.array([[lean, -2, 150], [lean, -6, 80], [0, -12, 40], [0, -14, 5]]), 10)
     radius = rng.uniform(7.5, 10)

@@ -7,6 +7,7 @@ patient may lie turned by a few degrees, so x and y are maps over the slice.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,17 +73,22 @@ class Canvas:
         places = np.stack([points[:, 2], y, x], axis=1)
         return (places - np.array(self.start)) / np.array(self.spacing)
 
-    def box(self, low: Float[np.ndarray, 3], high: Float[np.ndarray, 3]) -> Box | None:
+    def box(self, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Box | None:
         """The part of the grid around the patient-coordinate cuboid (x, y, z) `low`..`high`; None if outside."""
-        corners = np.array(
-            [[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
-        )
-        places = self.index(corners)
-        first = np.maximum(np.floor(places.min(0)).astype(int) - 1, 0)
-        last = np.minimum(np.ceil(places.max(0)).astype(int) + 2, self.shape)
-        if (last <= first).any():
-            return None
-        d, h, w = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+        (x0, y0, z0), (x1, y1, z1) = (float(v) for v in low), (float(v) for v in high)
+        mx, my, hx, hy = 0.5 * (x0 + x1), 0.5 * (y0 + y1), 0.5 * (x1 - x0), 0.5 * (y1 - y0)
+        x, y = self.cosine * mx - self.sine * my, self.sine * mx + self.cosine * my
+        wide = self.cosine * hx + abs(self.sine) * hy
+        deep = abs(self.sine) * hx + self.cosine * hy
+        window = []
+        ends = ((z0, z1), (y - deep, y + deep), (x - wide, x + wide))
+        for (a, b), start, step, count in zip(ends, self.start, self.spacing, self.shape, strict=True):
+            first = max(math.floor((a - start) / step) - 1, 0)
+            last = min(math.ceil((b - start) / step) + 2, count)
+            if last <= first:
+                return None
+            window.append(slice(first, last))
+        d, h, w = window
         return Box((d, h, w), self.x[:, h, w], self.y[:, h, w], self.z[d])
 
     def cover(self, distance: Float32[np.ndarray, "d h w"]) -> Float32[np.ndarray, "d h w"]:
@@ -179,36 +185,66 @@ class Canvas:
         self.paint(box, distance, hu, organ)
 
     def occupancy(
-        self, points: Float[np.ndarray, "N 3"], mm3: Float[np.ndarray, N]
-    ) -> Float32[np.ndarray, "D H W"]:
-        """Share of each voxel taken by many small parcels of `mm3` each: trilinear, volume-preserving.
+        self, points: Float[np.ndarray, "N 3"], *amounts: Float[np.ndarray, "N"]
+    ) -> tuple[Box, list[Float32[np.ndarray, "d h w"]]] | None:
+        """Spread parcels over the voxels around them: trilinear, so amounts are kept and edges antialiased.
 
         This renders what is thinner than a voxel with the right partial volume.
+
+        Args:
+            points: (x, y, z) of the parcels, mm.
+            *amounts: one or more quantities of each parcel, e.g. its volume in mm³.
+
+        Returns:
+            The box around the points and each quantity per mm³ of voxel; None if no point is on the grid.
         """
         places = self.index(points)
-        base = np.floor(places).astype(np.int64)
+        base = np.floor(places).astype(np.int32)
         keep = ((base >= 0) & (base < np.array(self.shape) - 1)).all(1)
-        base, rest, mm3 = base[keep], (places - base)[keep], mm3[keep]
-        _, height, width = self.shape
+        if not keep.any():
+            return None
+        base, places = base[keep], places[keep]
+        first, last = base.min(0), base.max(0) + 2
+        rest = (places - base).astype(np.float32)
+        base -= first
+        depth, height, width = (int(n) for n in last - first)
         flat = (base[:, 0] * height + base[:, 1]) * width + base[:, 2]
-        where, weight = [], []
-        for dd in (0, 1):
-            wd = rest[:, 0] if dd else 1 - rest[:, 0]
-            for dh in (0, 1):
-                wh = wd * (rest[:, 1] if dh else 1 - rest[:, 1])
-                for dw in (0, 1):
-                    where.append(flat + (dd * height + dh) * width + dw)
-                    weight.append(wh * (rest[:, 2] if dw else 1 - rest[:, 2]) * mm3)
-        total = np.bincount(np.concatenate(where), np.concatenate(weight), int(np.prod(self.shape)))
-        return np.minimum(total.reshape(self.shape) / self.voxel_mm3, 1).astype(np.float32)
-
-    def smooth_noise(self, rng: np.random.Generator, scale_mm: float) -> Float32[np.ndarray, "D H W"]:
-        """A random field of unit variance (roughly), correlated over `scale_mm`."""
-        counts = [
-            max(int(np.ceil(n * s / scale_mm)), 1) + 2 for n, s in zip(self.shape, self.spacing, strict=True)
+        far, near = rest.T, 1 - rest.T
+        corners = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+        where = np.concatenate([flat + (a * height + b) * width + c for a, b, c in corners])
+        share = [
+            (far if a else near)[0] * (far if b else near)[1] * (far if c else near)[2] for a, b, c in corners
         ]
+        found = []
+        for amount in amounts:
+            amount = amount[keep].astype(np.float32) / np.float32(self.voxel_mm3)
+            total = np.bincount(where, np.concatenate([s * amount for s in share]), depth * height * width)
+            found.append(total.astype(np.float32).reshape(depth, height, width))
+        window = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+        d, h, w = window
+        return Box(window, self.x[:, h, w], self.y[:, h, w], self.z[d]), found
+
+    def splat(
+        self, points: Float[np.ndarray, "N 3"], mm3: Float[np.ndarray, "N"], hu: float
+    ) -> tuple[Box, Float32[np.ndarray, "d h w"]] | None:
+        """Blend parcels of one density in; returns their box and the fraction of each voxel they fill."""
+        found = self.occupancy(points, mm3)
+        if found is None:
+            return None
+        box, (fraction,) = found
+        np.minimum(fraction, 1, out=fraction)
+        self.blend(box, fraction, np.float32(hu))
+        return box, fraction
+
+    def smooth_noise(
+        self, rng: np.random.Generator, scale_mm: float, box: Box | None = None
+    ) -> Float32[np.ndarray, "d h w"]:
+        """A random field of unit variance (roughly), correlated over `scale_mm`, in `box` or everywhere."""
+        shape = self.shape if box is None else tuple(s.stop - s.start for s in box.window)
+        counts = [math.ceil(n * s / scale_mm) + 2 for n, s in zip(shape, self.spacing, strict=True)]
         field = rng.standard_normal(counts, dtype=np.float32)
-        for n, s, count in zip(self.shape, self.spacing, counts, strict=True):
+        weights = []
+        for n, s, count in zip(shape, self.spacing, counts, strict=True):
             places = rng.random() + np.arange(n) * s / scale_mm
             base = np.minimum(places.astype(int), count - 2)
             t = np.minimum(places - base, 1).astype(np.float32)
@@ -216,8 +252,10 @@ class Canvas:
             matrix = np.zeros((n, count), np.float32)
             matrix[np.arange(n), base] = 1 - t
             matrix[np.arange(n), base + 1] = t
-            field = np.tensordot(field, matrix, axes=(0, 1))
-        return field * np.float32(1.45)
+            weights.append(matrix)
+        depth, height, width = weights
+        field = (depth @ field.reshape(counts[0], -1)).reshape(shape[0], *counts[1:])
+        return (height @ field) @ (width.T * np.float32(1.45))
 
 
 def ellipsoid_distance(
@@ -227,18 +265,27 @@ def ellipsoid_distance(
     axes: Float[np.ndarray, "3 3"] | None = None,
 ) -> Float32[np.ndarray, "d h w"]:
     """Signed distance (first order) to an ellipsoid."""
+    axes = np.eye(3) if axes is None else axes
     dx, dy, dz = box.x - np.float32(center[0]), box.y - np.float32(center[1]), box.z - np.float32(center[2])
-    if axes is None:
-        parts = [dx, dy, dz]
-    else:
-        parts = [dx * np.float32(a[0]) + dy * np.float32(a[1]) + dz * np.float32(a[2]) for a in axes]
-    unit = [p * np.float32(1 / r) for p, r in zip(parts, radii, strict=True)]
-    squares = [u * u for u in unit]
-    k0 = np.sqrt(squares[0] + squares[1] + squares[2])
-    k1 = np.sqrt(sum(q * np.float32(1 / r**2) for q, r in zip(squares, radii, strict=True)))
+
+    def norm(power: int) -> np.ndarray:
+        # A quadratic form, split so that only two sums run over three dimensions.
+        m = ((axes.T / np.asarray(radii) ** power) @ axes).astype(np.float32)
+        flat = m[0, 0] * dx * dx + m[1, 1] * dy * dy + 2 * m[0, 1] * dx * dy
+        value = dz * (2 * (m[0, 2] * dx + m[1, 2] * dy))
+        value += flat
+        value += m[2, 2] * dz * dz
+        np.maximum(value, 0, out=value)
+        return np.sqrt(value, out=value)
+
+    k0, k1 = norm(2), norm(4)
     # The small terms keep the quotient finite at the center, where it is the distance to the nearest pole.
     least = np.float32(1e-3)
-    return (k0 + least * np.float32(np.min(radii))) * (k0 - 1) / (k1 + least)
+    k1 += least
+    distance = (k0 + least * np.float32(np.min(radii))) / k1
+    k0 -= 1
+    distance *= k0
+    return distance
 
 
 def smooth_union(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:

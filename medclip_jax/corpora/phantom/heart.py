@@ -63,10 +63,13 @@ class Heart:
 
     def hull(self, where) -> np.ndarray:
         """Signed distance to the heart's muscle and blood, without fat."""
-        c = self.chambers
-        ventricles = smooth_union(c["lv"].distance(where), c["rv"].distance(where), 10)
-        atria = smooth_union(c["la"].distance(where), c["ra"].distance(where), 10)
-        return smooth_union(ventricles, atria, 8)
+        return _join({name: shape.distance(where) for name, shape in self.chambers.items()})
+
+
+def _join(distances: dict[str, np.ndarray]) -> np.ndarray:
+    """Signed distance to the four chambers together, with rounded grooves between them."""
+    ventricles = smooth_union(distances["lv"], distances["rv"], 10)
+    return smooth_union(ventricles, smooth_union(distances["la"], distances["ra"], 10), 8)
 
 
 def build_heart(patient: Patient, condition: Condition, rng: np.random.Generator) -> Heart:
@@ -177,7 +180,8 @@ def paint_heart(
     if box is None:
         return
     limit = chest.cavity[box.window] + 3
-    hull = heart.hull(box) + 0.8 * chest.noise[box.window]
+    distances = {name: shape.distance(box) for name, shape in heart.chambers.items()}
+    hull = _join(distances) + 0.8 * chest.noise[box.window]
     hull = np.maximum(hull, limit + heart.fat + min(thickness, 8))
     sac = hull - heart.fat
     if thickness:
@@ -198,13 +202,12 @@ def paint_heart(
     canvas.paint(box, hull, muscle, ORGANS["heart"])
     wall = {"lv": 9.5 * rng.uniform(0.8, 1.3), "rv": 3.2, "la": 2.2, "ra": 2.2}
     for name in ("rv", "ra", "la", "lv"):
-        shape = heart.chambers[name]
         blood = condition.blood_left if name in ("lv", "la") else condition.blood_right
-        distance = shape.distance(box)
+        distance = distances[name]
         if name != "lv":
-            distance = np.maximum(distance, -heart.chambers["lv"].distance(box) - 1.0)
+            distance = np.maximum(distance, -distances["lv"] - 1.0)
         if name == "ra":
-            distance = np.maximum(distance, -heart.chambers["la"].distance(box) + 1.5)
+            distance = np.maximum(distance, -distances["la"] + 1.5)
         inner = np.maximum(distance + wall[name], hull + wall[name])
         canvas.paint(box, inner, blood)
     appendage = heart.center + np.array([-34.0, 6, 26]) * heart.scale
@@ -294,8 +297,8 @@ def paint_coronaries(
             parcels = tube_parcels(
                 points[:-1], points[1:], 0.5 * (radii[:-1] + radii[1:]), min(1.0, 0.4 * canvas.softness)
             )
-            fraction = canvas.occupancy(*parcels)
-            canvas.hu += fraction * (np.float32(hu) - canvas.hu)
-            canvas.organs[(fraction > 0.25) & (canvas.organs != ORGANS["aorta"])] = ORGANS[
-                "coronary_arteries"
-            ]
+            found = canvas.splat(*parcels, hu)
+            if found is not None:
+                box, fraction = found
+                part = canvas.organs[box.window]
+                part[(fraction > 0.25) & (part != ORGANS["aorta"])] = ORGANS["coronary_arteries"]

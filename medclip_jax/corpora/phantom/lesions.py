@@ -54,11 +54,11 @@ def coronary_plaques(
         plaque = _wall_plaque(
             points, radii, place, rng, size, np.clip(0.55 * size, 1, 3), np.clip(0.8 * size, 1, 4), hu
         )
-        trial = standard_score([*plaques, plaque])
-        if trial <= high:
+        gain = standard_score([plaque])
+        if score + gain <= high:
             plaques.append(plaque)
-            score = trial
-    return plaques, score
+            score += gain
+    return plaques, standard_score(plaques)
 
 
 def aortic_plaques(condition: Condition, heart: Heart, rng: np.random.Generator) -> list[Plaque]:
@@ -90,9 +90,13 @@ def paint_plaques(canvas: Canvas, plaques: list[Plaque]) -> None:
         volumes.append(v)
         hu.append(np.full(len(v), plaque.hu))
     points, volumes, hu = np.concatenate(points), np.concatenate(volumes), np.concatenate(hu)
-    share = canvas.occupancy(points, volumes)
-    mass = canvas.occupancy(points, volumes * hu / 2000.0) * 2000.0
-    canvas.hu += mass - share * canvas.hu
+    found = canvas.occupancy(points, volumes, volumes * hu)
+    if found is None:
+        return
+    box, (share, mass) = found
+    full = np.maximum(share, 1)  # overlapping plaques fill a voxel once
+    part = canvas.hu[box.window]
+    part += mass / full - share / full * part
 
 
 def draw_narrowing(condition: Condition, heart: Heart, rng: np.random.Generator) -> tuple[dict, float]:
@@ -216,7 +220,7 @@ def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng)
         distance = (
             np.sqrt((box.x - center[0]) ** 2 + (box.y - center[1]) ** 2 + (box.z - center[2]) ** 2) - size
         )
-        distance = distance + 0.30 * size * canvas.smooth_noise(rng, 14.0)[box.window]
+        distance = distance + 0.30 * size * canvas.smooth_noise(rng, 14.0, box)
         inside = canvas.cover(chest.lung[box.window] + 1) * (chest.lobes[box.window] == value)
         halo = np.clip(0.5 - distance / 18, 0, 1) * inside
         part = canvas.hu[box.window]
@@ -233,7 +237,7 @@ def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> li
     if severity is None:
         return []
     found = []
-    air = (chest.lung < -6) & (canvas.hu < -600) & (chest.airways < 0.05)
+    air = (chest.lung < -6) & (canvas.hu < -600)
     places = np.flatnonzero(air.ravel())
     if len(places) == 0:
         return []
@@ -292,4 +296,4 @@ def paint_leads(canvas: Canvas, heart: Heart, rng: np.random.Generator) -> None:
     way = np.array([[-60, 40, 70], [0, 22, 48], [26, 8, 20], heart.center + [38 * heart.scale, -2, 5], tip])
     points = spline(way, 60)
     parcels = tube_parcels(points[:-1], points[1:], np.full(59, 1.1), 0.8)
-    canvas.hu += canvas.occupancy(*parcels) * (3000 - canvas.hu)
+    canvas.splat(*parcels, 3000)
