@@ -1,11 +1,13 @@
 """What a sentence says about a mention: affirmed, negated, uncertain, history or hypothesis.
 
-Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a trigger reaches forwards or backwards over its
-clause until a terminator or a finished predicate, and what it reaches takes its meaning. All text is lower case.
+Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a trigger reaches forwards or backwards
+over its clause until a terminator or a finished predicate, and what it reaches takes its meaning. All text is
+lower case.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -31,49 +33,66 @@ class Judgement:
 
 _BE = r"(?:is|are|was|were|be|been|being|has been|have been)"
 _SEEN = (
-    r"(?:observed|detected|seen|noted|identified|found|present|visuali[sz]ed|distinguished|demonstrated|evident|"
-    r"encountered|monitored|followed|watched|available|selected|determined|noticed|recogni[sz]ed|appreciated|shown)"
+    r"(?:observed|detected|seen|noted|identified|found|present|visuali[sz]ed|distinguished|demonstrated|evident"
+    r"|encountered|monitored|followed|watched|available|selected|determined|noticed|recogni[sz]ed|appreciated"
+    r"|shown)"
 )
+_DEGREE = r"(?:mild|minimal|small|moderate|trace|stable|unchanged|mildly|minimally|moderately)"
 
+# In order of precedence: words taken by one kind are not looked at for the kinds below it.
 _TRIGGERS: tuple[tuple[str, str], ...] = (
-    # Words with "no" or "not" in them that deny a change or a certainty, not the finding.
+    # "no", "not", "without" that deny a change, a contrast medium or an assessment, not the finding.
     (
         "pseudo",
-        r"\bno (?:\w+ ){0,2}?(?:change|difference|interval change|progression|regression|longer enlarged)\b"
-        r"|\bwithout (?:\w+ ){0,2}?(?:change|difference|contrast|progression|intravenous)\b|\bnot only\b"
-        r"|\bnot (?:\w+ )?(?:change|changed|differ|increase in size)\b|\bno (?:increase|decrease)\b"
-        r"|\bnon-?contrast\w*|\bnot (?:be )?(?:given|administered|used)\b"
-        r"|\b(?:can|could|may)(?:not| not) be (?:\w+ )?(?:evaluated|assessed|differentiated|distinguished from)\b",
+        r"\bno (?:\w+ ){0,2}?(?:change|changes|difference|progression|regression)\b"
+        r"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:size|sizes|number|numbers|diameter|dimensions?)\b"
+        r"|\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b|\bwithout (?:\w+ ){0,2}?(?:change|difference)\b"
+        r"|\bnot only\b|\bnot (?:\w+ )?(?:change|changed|differ)\b|\bnon-?contrast\w*"
+        r"|\bnot (?:be )?(?:given|administered|used)\b|\bnot (?:\w+ )?increased in size\b"
+        r"|\b(?:can|could|may|did|do|does) ?not (?:be )?(?:\w+ )?"
+        r"(?:evaluated|assessed|differentiated|change|distinguished from)\b",
     ),
     (
         "uncertain_before",
-        r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious (?:for|of)|suspected|suspicion of|may (?:be|represent|"
-        r"belong|suggest|indicate)|might (?:be|represent)|could (?:be|represent)|questionable|equivocal|"
-        r"cannot exclude|can not exclude|concerning for|differential diagnosis|doubtful)\b",
+        r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious (?:for|of)|suspected|suspicion of|questionable"
+        r"|may (?:be|represent|belong|suggest|indicate)|might (?:be|represent)|could (?:be|represent)"
+        r"|equivocal|can ?not exclude|concerning for|differential diagnosis|doubtful)\b",
     ),
     (
         "uncertain_after",
-        r"\?|\b(?:can ?not|could not|can't) be (?:\w+ )?(?:excluded|ruled out)\b|\bnot excluded\b"
-        r"|\b(?:is|are|was|were) (?:suspected|suspicious|questionable|possible|doubtful|considered|thought)\b",
+        r"\?|\b(?:can ?not|could not|can't) be (?:\w+ )?(?:excluded|ruled out)\b|\bnot (?:be )?excluded\b"
+        r"|\b(?:is|are|was|were) (?:suspected|suspicious|questionable|possible|doubtful)\b",
+    ),
+    # What was there once and has gone, however long the sentence between.
+    (
+        "gone",
+        rf"\b(?:is|are|was|were) (?:not|no longer) {_SEEN} (?:in|on|at) (?:the |this )?(?:current|present|today)"
+        rf"|\b(?:previous|prior)\b[^.;]{{0,60}}?\b(?:is|are|was|were) (?:not|no longer) {_SEEN}\b"
+        r"|\b(?:is|are|was|were|has|have)? ?(?:completely |totally )?(?:resolved|disappeared|resorbed)\b"
+        r"|\b(?:complete|total|full) (?:regression|resolution|resorption)\b|\bregressed completely\b"
+        r"|\bcompletely regressed\b",
+    ),
+    # "Effusion - no thickening was detected": one denial for both sides of the dash.
+    (
+        "negated_both",
+        rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {_SEEN})",
     ),
     (
         "negated_after",
-        rf"\b(?:{_BE} |do not |does not |did not )?(?:not|never) (?:\w+ )?(?:\w+ly )?(?:{_BE} )?{_SEEN}\b"
-        rf"|\bcan ?not be {_SEEN}\b|\bcould not be {_SEEN}\b"
+        rf"\b(?:{_BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{_BE} )?{_SEEN}\b"
+        rf"|\b(?:can|could) ?not be {_SEEN}\b"
         r"|\b(?:is|are|was|were) (?:absent|negative|excluded|ruled out)\b"
-        r"|\b(?:has|have) (?:completely |totally )?(?:resolved|disappeared|regressed completely)\b"
-        r"|\b(?:not|no longer) (?:exist|exists|available|present|visible)\b|: ?(?:none|no|negative|absent)\b",
+        r"|\b(?:not|no longer) exists?\b|: ?(?:none|no|negative|absent)\b|\(-\)",
     ),
     (
         "negated_before",
-        r"\bno\b(?! \d)|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\bfree (?:of|from)\b|\bnegative for\b"
+        r"\bno\b|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\bfree (?:of|from)\b|\bnegative for\b"
         r"|\bneither\b|\bnor\b|\bdenies\b|\bfailed to (?:show|reveal|demonstrate)\b|\bnone of\b|\black of\b"
         r"|\bruled out\b|\bcannot\b",
     ),
     (
         "history",
-        r"\bhistory of\b|\bpreviously (?:described|known|existing|observed|seen|defined|reported)\b|\bknown case of\b"
-        r"|\bwas present (?:in|on) the (?:previous|prior)\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b",
+        r"\bhistory of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b|\bstatus post\b",
     ),
     (
         "hypothesis",
@@ -82,19 +101,29 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
     ),
     (
         "terminator",
-        r"\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bexcept(?: for)?\b|\bapart from\b|\baside from\b|\bother than\b"
-        r"|\bwhereas\b|\bwhile\b|\byet\b|\bnevertheless\b|\bon the other hand\b|;|\bthere (?:is|are|was|were)\b(?! no)"
-        r"|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b|\botherwise\b|\bbesides\b|\bthen\b",
+        r"\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bexcept(?: for)?\b|\bapart from\b|\baside from\b"
+        r"|\bother than\b|\bwhereas\b|\bwhile\b|\byet\b|\bnevertheless\b|\bon the other hand\b|;"
+        r"|\bthere (?:is|are|was|were)\b(?! no)|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b"
+        rf"|\botherwise\b|\bbesides\b|\bthen\b|(?:,|\band) (?=(?:an? )?{_DEGREE}\b)",
     ),
     ("predicate", rf"\b{_BE} (?:also |again |still |\w+ly )?{_SEEN}\b"),
+    # Uncertainty, history and hypothesis reach less far than negation does.
+    ("border", r"[,()]"),
 )
 _FORWARD = {
     "negated_before": Assertion.NEGATED,
+    "negated_both": Assertion.NEGATED,
     "uncertain_before": Assertion.UNCERTAIN,
     "history": Assertion.HISTORY,
     "hypothesis": Assertion.HYPOTHESIS,
 }
-_BACKWARD = {"negated_after": Assertion.NEGATED, "uncertain_after": Assertion.UNCERTAIN}
+_BACKWARD = {
+    "negated_after": Assertion.NEGATED,
+    "negated_both": Assertion.NEGATED,
+    "gone": Assertion.NEGATED,
+    "uncertain_after": Assertion.UNCERTAIN,
+}
+_ENDS = frozenset({"terminator", "predicate", "negated_after", "gone"})
 _ORDER = (Assertion.NEGATED, Assertion.HYPOTHESIS, Assertion.HISTORY, Assertion.UNCERTAIN)
 _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in _TRIGGERS)
 
@@ -110,22 +139,16 @@ class Sentence:
     """A sentence with its triggers found once, so that every finding can ask about its mentions.
 
     Attributes:
-        text: the sentence in lower case.
+        text: the sentence in lower case, white space collapsed.
         clauses: (start, end) of the stretches between terminators.
     """
 
     def __init__(self, text: str):
         self.text = " ".join(text.lower().split())
         self._triggers = _find_triggers(self.text)
-        self.clauses = self._split()
-
-    def _split(self) -> list[tuple[int, int]]:
-        borders = [0]
-        for trigger in self._triggers:
-            if trigger.kind == "terminator":
-                borders.append(trigger.start)
-        borders.append(len(self.text))
-        return [(start, end) for start, end in zip(borders, borders[1:], strict=False) if end > start]
+        borders = [trigger.start for trigger in self._triggers if trigger.kind == "terminator"]
+        edges = [0, *borders, len(self.text)]
+        self.clauses = [(start, end) for start, end in itertools.pairwise(edges) if end > start]
 
     def judge(self, start: int, end: int) -> Judgement:
         """Say how the words from `start` to `end` are meant.
@@ -141,29 +164,32 @@ class Sentence:
         reached: dict[Assertion, str] = {}
         for position, trigger in enumerate(self._triggers):
             words = self.text[trigger.start : trigger.end]
-            if trigger.kind in _FORWARD and trigger.end <= start:
-                if self._reach_forward(position) >= start:
-                    reached.setdefault(_FORWARD[trigger.kind], words)
-            elif (
-                trigger.kind in _BACKWARD and trigger.start >= end and self._reach_backward(position) <= start
-            ):
-                reached.setdefault(_BACKWARD[trigger.kind], words)
+            forward, backward = _FORWARD.get(trigger.kind), _BACKWARD.get(trigger.kind)
+            if forward and trigger.end <= start and self._reach_forward(position, forward) >= start:
+                reached.setdefault(forward, words)
+            elif backward and trigger.start >= end and self._reach_backward(position, backward) <= start:
+                reached.setdefault(backward, words)
             elif trigger.kind == "negated_before" and start <= trigger.start and trigger.end <= end:
-                reached.setdefault(Assertion.NEGATED, words)
+                reached.setdefault(Assertion.NEGATED, words)  # "heart is not enlarged"
         for assertion in _ORDER:
             if assertion in reached:
                 return Judgement(assertion, reached[assertion])
         return Judgement(Assertion.AFFIRMED, "")
 
-    def _reach_forward(self, position: int) -> int:
+    def _stops(self, trigger: _Trigger, assertion: Assertion) -> bool:
+        return trigger.kind in _ENDS or (trigger.kind == "border" and assertion is not Assertion.NEGATED)
+
+    def _reach_forward(self, position: int, assertion: Assertion) -> int:
         for trigger in self._triggers[position + 1 :]:
-            if trigger.kind in ("terminator", "predicate", "negated_after"):
+            if self._stops(trigger, assertion):
                 return trigger.start
         return len(self.text)
 
-    def _reach_backward(self, position: int) -> int:
+    def _reach_backward(self, position: int, assertion: Assertion) -> int:
+        if self._triggers[position].kind == "gone":
+            return 0
         for trigger in reversed(self._triggers[:position]):
-            if trigger.kind in ("terminator", "predicate", "negated_after"):
+            if self._stops(trigger, assertion):
                 return trigger.end
         return 0
 

@@ -1,9 +1,9 @@
 """What the library looks for in reports: names, prompt phrases and the wording that states each finding.
 
-A finding is stated by a word of its own ("cardiomegaly"), by two ideas in one clause ("calcific plaques ... in the
-coronary arteries"), by a statement of normality ("heart size is normal") or by a number ("main pulmonary artery
-34 mm"). Every wording below is a regular expression over lower-case text; `medclip_jax.reports.context` decides
-whether a match is affirmed, negated, uncertain or history.
+A finding is stated by a word of its own ("cardiomegaly"), by two ideas in one clause ("calcific plaques ... in
+the coronary arteries"), by a statement of normality ("heart size is normal") or by a number ("main pulmonary
+artery 34 mm"). Every wording is a regular expression over lower-case text; `medclip_jax.reports.context`
+decides whether a match is affirmed, negated, uncertain, history or hypothesis.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Measurement:
     """A number in the report that decides a finding.
 
     Attributes:
-        pattern: regular expression with a group ``value`` and, where a length, a group ``unit`` (mm or cm).
-        above: the finding is present where the value (mm for lengths) exceeds this.
+        pattern: regular expression with a group ``value`` and, for a length, a group ``unit`` (mm or cm).
+        above: the finding is present where the value (mm for lengths) exceeds this, else absent.
     """
 
     pattern: str
@@ -31,9 +31,9 @@ class Finding:
     Attributes:
         name: snake_case key used everywhere in the library.
         phrase: what stands for X in "There is X."
-        patterns: each match is a mention; a negation in the same clause turns it into absence.
-        together: pairs (core, place); a mention where both match in one clause. Negation is judged at the core.
-        normal: statements of normality; a match means absent unless the statement itself is negated.
+        patterns: each match is a mention; a negation in its clause makes it absence.
+        together: pairs (core, place); the core is a mention where both match in one clause.
+        normal: statements of normality; a match means absent unless it is itself negated.
         excluded: wordings that contain a mention but mean something else ("subcutaneous emphysema").
         measurements: numbers that decide the finding.
     """
@@ -47,27 +47,51 @@ class Finding:
     measurements: tuple[Measurement, ...] = ()
 
 
-_NORMAL = r"(?:normal|natural|unremarkable|preserved|within (?:the )?normal limits|within normal)"
-_CALCIFIED = r"(?:calcifi\w*|calcific\w*|calcium|calcareous)"
-_PLAQUE = r"(?:athero\w*|plaques?|" + _CALCIFIED + ")"
+_NORMAL = r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
+_LARGE = r"(?:enlarged?|enlargement|increased?|increases?|larger|dilated|dilatation|dilation)\b"
+_CALCIFIED = r"\bcalci(?:fi|um|c\b|c |nosis)\w*"
+_PLAQUE = rf"(?:\bathero\w*|\bplaques?\b|{_CALCIFIED})"
 _CORONARY = (
-    r"(?:coronar(?:y|ies)|\blad\b|\brca\b|\blcx\b|\blmca\b|left anterior descending|circumflex|left main)"
+    r"(?:\bcoronar(?:y|ies)\b|\b(?:lad|rca|lcx|lmca)\b|left anterior descending|circumflex"
+    r"|\bleft main (?:stem|artery))"
 )
-_AORTA = r"(?:aort(?:a|ic)\b(?! valv)|arcus aorta)"
-_ARTERY = r"(?:aort(?:a|ic)\b(?! valv)|arter(?:y|ies|ial)\b|vascular|vessels?|supra-?aortic|carotid|subclavian|iliac)"
-_EFFUSION = r"(?:effusions?|fluid)"
-_HEART = r"(?:heart|cardiac)"
+_AORTA = r"\b(?:thoraco-?abdominal )?aort(?:a|ic)\b(?! valv)"
+_ARTERY = (
+    rf"(?:{_AORTA}|(?<!coronary )\barter(?:y|ies|ial)\b|(?<!coronary )\bvascular\b|supra-?aortic|\bcarotid|\bsubclavian"
+    r"|\biliac|brachiocephalic|\bcalcific vessels?)"
+)
+_EFFUSION = r"\b(?:effusions?|fluid)\b"
+_JOINED = ("{0} and ", "{0} or ", "{0}, ", "{0}-", "{0}/", "{0} - ", "{0} / ", "{0} and/or ")
+
+
+def _effusion_of_other(own: str, other: str) -> str:
+    """Effusion of another space alone: "pleural effusion" but not "pericardial or pleural effusion"."""
+    not_joined = "".join(f"(?<!{form.format(own)})" for form in _JOINED)
+    return rf"{not_joined}\b{other} (?:space )?(?:effusions?|fluid)\b"
+
+
+_HEART = r"\b(?:heart|cardiac)\b"
+_RATIO = r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b)"
+_PULMONARY_TRUNK = r"(?:\bpulmonary (?:trunk|conus)|\bmain pulmonary artery|\btruncus pulmonalis)"
+_PULMONARY_ARTERY = rf"(?:{_PULMONARY_TRUNK}|\bpulmonary arter(?:y|ies|ial)\b)"
+_OTHER_ORGAN = r"(?:thyroid|liver|hepatic|adrenal|spleen|splenic|breast|kidney|renal|pancrea\w*|isthmus)"
+_WALL = r"(?:walls?|sheaths?|cuff\w*)"
+_THICK = r"(?:thick\w*|cuffing|prominen\w*|increases? in (?:wall )?thickness)"
 
 _ALL = (
     Finding(
         "coronary_stenosis",
         "coronary stenosis",
-        together=((r"(?:stenos[ie]s|stenotic|narrowing|occlu\w+)", _CORONARY),),
+        together=((r"\b(?:stenos[ei]s|stenotic|stenosed|narrow(?:ed|ing)|occlu(?:sion|ded))\b", _CORONARY),),
+        normal=(rf"{_CORONARY}[^.;]{{0,40}}\b(?:is|are) (?:patent|normal|unremarkable|open)",),
+        measurements=(Measurement(r"\bcad-?rads:? ?(?P<value>\d)", 0),),
     ),
     Finding(
         "coronary_calcification",
         "coronary calcification",
+        patterns=(r"\bcacs?\b(?! score)",),
         together=((_PLAQUE, _CORONARY),),
+        measurements=(Measurement(r"\b(?:agatston|calcium)(?: \w+)?(?: score)?(?: is| was| of|:|=)* ?(?P<value>\d+)", 0),),
     ),
     Finding(
         "aortic_calcification",
@@ -77,142 +101,172 @@ _ALL = (
     Finding(
         "atherosclerosis",
         "atherosclerosis",
-        patterns=(r"athero\w*", r"calcifi\w+ plaques?"),
+        patterns=(r"\bathero\w*", r"\barteriosclero\w*", rf"{_CALCIFIED} plaques?", r"\bvascular calcification\w*"),
+        together=((rf"(?:\bplaques?\b|{_CALCIFIED})", rf"(?:{_ARTERY}|{_CORONARY})"),),
     ),
     Finding(
         "cardiomegaly",
         "cardiomegaly",
         patterns=(
-            r"cardiomegaly",
-            _HEART + r"[^.;,]{0,40}(?:enlarged|increased|larger|bigger|enlargement)",
-            r"(?:cardiothoracic (?:ratio|index)|cardio-?thoracic (?:ratio|index)|\bctr\b)[^.;]{0,60}increase\w*",
-            r"(?:enlarge\w*|increase\w*)[^.;,]{0,20}(?:of the |in |the )"
-            + _HEART
-            + r"(?: size| dimensions)?",
+            r"\bcardiomegal\w*",
+            rf"{_HEART}(?! rate| valve| failure)[^.;,]{{0,40}}?\b{_LARGE}",
+            rf"{_RATIO}[^.;]{{0,60}}?\bincreas\w*",
+            rf"\bincreas\w*[^.;]{{0,30}}{_RATIO}",
+            rf"\b(?:enlarge\w*|increase\w*|global dilatation)[^.;,]{{0,20}}\b(?:of|in) (?:the )?(?:heart|cardiac)\b",
+            r"\benlarged (?:heart|cardiac)\b",
         ),
         normal=(
-            _HEART + r"[^.;]{0,40}size[^.;]{0,40}" + _NORMAL,
-            _HEART + r"(?: \w+){0,4} (?:is|are|was|were) " + _NORMAL,
-            r"cardio-?thoracic (?:ratio|index)[^.;]{0,30}" + _NORMAL,
+            rf"{_HEART}[^.;]{{0,40}}\bsize[^.;]{{0,40}}?\b{_NORMAL}",
+            rf"{_HEART}(?:,? \w+){{0,4}} (?:is|are|was|were) {_NORMAL}",
+            rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
+            rf"\bnormal (?:\w+ )?(?:heart|cardiac)\b",
         ),
-        measurements=(
-            Measurement(
-                r"(?:cardio-?thoracic (?:ratio|index)|\bctr\b)[^.;\d]{0,40}(?P<value>0[.,]\d+)",
-                0.5,
-            ),
-        ),
+        excluded=(r"\bpericardial\b",),
+        measurements=(Measurement(rf"{_RATIO}[^.;\d]{{0,40}}(?P<value>0[.,]\d+)", 0.5),),
     ),
     Finding(
         "pericardial_effusion",
         "pericardial effusion",
-        together=((_EFFUSION, r"pericard\w*"),),
+        patterns=(r"\bhemopericardium\b", r"\bpericardial tamponade\b"),
+        together=((_EFFUSION, r"\bpericardi(?:al|um|ac)\b"),),
+        excluded=(_effusion_of_other("pericardial", "pleural"),),
     ),
     Finding(
         "pulmonary_arterial_hypertension",
         "pulmonary arterial hypertension",
         patterns=(
-            r"pulmonary (?:arterial |artery )?hypertension",
+            r"\bpulmonary (?:arterial |artery )?hypertension\b",
             r"\bpah\b",
-            r"(?:pulmonary (?:trunk|conus|arter(?:y|ies))|truncus pulmonalis)[^.;]{0,60}"
-            r"(?:dilat\w+|increased|enlarged|wider than normal|ectatic|prominent)",
+            rf"{_PULMONARY_ARTERY}[^.;]{{0,60}}?\b(?:{_LARGE}|wider|wide\b|ectatic|ectasia|prominent)",
+            rf"\b(?:{_LARGE}|ectasia|wide|prominent)[^.;,]{{0,30}}{_PULMONARY_ARTERY}",
         ),
-        normal=(r"pulmonary (?:trunk|conus|arter(?:y|ies))[^.;]{0,60}" + _NORMAL,),
+        normal=(rf"{_PULMONARY_ARTERY}[^.;]{{0,60}}?\b{_NORMAL}", rf"\bnormal (?:\w+ )?{_PULMONARY_ARTERY}"),
         measurements=(
-            Measurement(
-                r"(?:pulmonary trunk|main pulmonary artery|pulmonary conus|truncus pulmonalis)[^.;\d]{0,60}"
-                r"(?P<value>\d+(?:[.,]\d+)?) ?(?P<unit>mm|cm)",
-                29.0,
-            ),
+            Measurement(rf"{_PULMONARY_TRUNK}[^.;\d]{{0,60}}(?P<value>\d+(?:[.,]\d+)?) ?(?P<unit>mm|cm)", 29.0),
         ),
     ),
     Finding(
         "pleural_effusion",
         "pleural effusion",
-        patterns=(r"hydrothorax", r"hydropneumothorax"),
-        together=((_EFFUSION, r"(?:pleura\w*|hemithora\w*|bilateral|interlobar|fissur\w*)"),),
-        excluded=(r"pericardial (?:effusion|fluid)s?",),
+        patterns=(r"\bhydro(?:pneumo)?thorax\b", r"\bhemothorax\b", r"\bhydropneumothora\w*"),
+        together=((_EFFUSION, r"(?:\bpleura\w*|\bhemithora\w*|\bbilateral\b|\binterlobar\b|\bfissur\w*|\bcostophrenic)"),),
+        excluded=(_effusion_of_other("pleural", "pericardial"), r"\bperihepatic fluid", r"\b(?:intra-?)?abdominal fluid"),
     ),
     Finding(
         "lung_nodule",
         "lung nodule",
-        patterns=(
-            r"pulmonary (?:micro)?nodul\w*",
-            r"lung nodul\w*",
-            r"parenchymal nodul\w*",
-        ),
+        patterns=(r"\b(?:pulmonary|lung|parenchymal) (?:micro)?nodul\w*",),
         together=(
             (
-                r"(?:micro)?nodul(?:es?|ar lesions?)",
-                r"(?:lung|lobe|lobes|segment|pulmonary|parenchyma\w*|pleura\w*)",
+                r"\b(?:micro)?nodul(?:es?\b|ar lesions?|ar densit\w+|ar opacit\w+)",
+                r"\b(?:lungs?|lobes?|lingula\w*|segments?|pulmonary|subpleural|fissures?|parenchymal)\b",
             ),
         ),
-        excluded=(r"thyroid[^.;]{0,60}nodul\w*", r"nodul\w*[^.;]{0,40}thyroid"),
+        excluded=(
+            rf"{_OTHER_ORGAN}[^.;]{{0,60}}\bnodul\w*",
+            rf"\bnodul\w*[^.;]{{0,60}}\b{_OTHER_ORGAN}",
+        ),
     ),
     Finding(
         "emphysema",
         "emphysema",
-        patterns=(r"emphysem\w*",),
-        excluded=(r"(?:subcutaneous|soft tissue|mediastinal|intramuscular) emphysem\w*",),
+        patterns=(r"\b(?:\w+-)?emphysem\w*", r"\b(?:bulla|bullae|bullous)\b"),
+        excluded=(r"\b(?:subcutaneous|soft tissue|mediastinal|intramuscular) emphysem\w*",),
     ),
     Finding(
         "consolidation",
         "consolidation",
-        patterns=(r"consolidat\w*",),
+        patterns=(r"\bconsolidat\w*",),
+        excluded=(r"\bground[- ]glass consolidat\w*",),
     ),
     Finding(
         "medical_material",
         "medical material",
         patterns=(
-            r"catheters?",
-            r"pacemakers?",
-            r"stents?",
-            r"prosthe\w+",
-            r"sternotomy",
-            r"sutures?",
-            r"\bport\b",
-            r"(?:nasogastric|endotracheal|tracheostomy|drainage|thorax|chest) (?:tube|cannula)",
-            r"electrodes?",
-            r"surgical (?:clips?|materials?)",
-            r"implants?",
-            r"cannula\w*",
-            r"tubes?",
+            r"\b(?:catheters?|pacemakers?|stents?|sternotomy|sutures?|electrodes?|implants?|icd)\b",
+            r"\b(?:prosthe\w+|cannulas?|cannulae)\b",
+            r"\b(?:port|tubes?|valve replacement|chemoport)\b",
+            r"\b(?:surgical|metallic|operation|suture|post-?op\w*|stent|clip) (?:\w+ )?(?:clips?|materials?|densit\w+)\b",
+            r"\bclips?\b|\bmetallic\b",
         ),
     ),
     Finding(
         "arterial_wall_calcification",
         "arterial wall calcification",
         together=((_PLAQUE, _ARTERY),),
-        excluded=(r"coronary (?:artery|arteries|arterial|vascular)",),
     ),
-    Finding("hiatal_hernia", "hiatal hernia", patterns=(r"hiat\w* hernia\w*",)),
     Finding(
-        "lymphadenopathy", "lymphadenopathy", patterns=(r"lymphadenopath\w*", r"\blaps?\b", r"lymph nodes?")
+        "hiatal_hernia",
+        "hiatal hernia",
+        patterns=(r"\bhiat\w* hernia\w*", r"\bhernia\w*[^.;]{0,30}\bhiat\w*", r"\bparaesophageal hernia\w*"),
     ),
-    Finding("atelectasis", "atelectasis", patterns=(r"atelecta\w*",)),
+    Finding(
+        "lymphadenopathy",
+        "lymphadenopathy",
+        patterns=(r"\blymphadenopath\w*", r"\blaps?\b", r"\blymph nodes?\b", r"\blymphadenomegal\w*"),
+        excluded=(
+            r"\blymph node (?:stations?|dissection)",
+            r"\bintra-?(?:pulmonary|abdominal|mammary) lymph nodes?",
+            r"\b(?:inguinal|mesenteric|pericolonic) lymph nodes?",
+        ),
+    ),
+    Finding(
+        "atelectasis",
+        "atelectasis",
+        patterns=(r"\batelecta\w*", r"\b\w+-atelecta\w*"),
+        # "Fibroatelectasis" is a scar in these reports: it counts as sequela, as CT-RATE's labels have it.
+        excluded=(r"\bfibro-?atelecta\w*",),
+    ),
     Finding(
         "lung_opacity",
         "lung opacity",
-        patterns=(r"opaci\w+", r"ground[- ]glass", r"infiltrat\w*", r"consolidat\w*"),
+        patterns=(
+            r"\bground[- ]glass\b",
+            r"\bopaci(?:ty|ties|fication)\w*",
+            r"\b(?:icy|frosted)[- ](?:glass|density)",
+            r"\b(?:nonspecific|dependent|depend[ae]nt|parenchymal) (?:\w+ )?densit\w+",
+            r"\b(?:crazy[- ]paving|infiltrations?|infiltrates?|consolidat\w*)\b",
+        ),
     ),
     Finding(
         "pulmonary_fibrotic_sequela",
         "pulmonary fibrotic sequela",
-        patterns=(r"sequela\w*", r"fibro\w*"),
+        patterns=(
+            r"\bsequela\w*",
+            r"\bfibro(?:tic|sis|-?atelecta\w*)\b",
+            r"\bparenchymal bands?\b|\bsubpleural bands?\b",
+            r"\bpleuro-?parenchymal (?:\w+ ){0,2}densit\w+",
+            r"\bscar(?:s|ring)?\b",
+        ),
     ),
-    Finding("mosaic_attenuation", "mosaic attenuation pattern", patterns=(r"mosaic \w+",)),
+    Finding(
+        "mosaic_attenuation",
+        "mosaic attenuation pattern",
+        patterns=(r"\bmosaic\b",),
+    ),
     Finding(
         "peribronchial_thickening",
         "peribronchial thickening",
-        patterns=(r"peribronchial\w* (?:\w+ ){0,2}thick\w*", r"bronchial wall (?:\w+ ){0,2}thick\w*"),
+        patterns=(
+            rf"\bperi-?broncho?(?:ial|vascular|iolar)\w*[^.;]{{0,40}}?\b{_THICK}",
+            rf"\b{_THICK}[^.;]{{0,40}}?\bperi-?broncho?(?:ial|vascular|iolar)\w*",
+            rf"\bbronch(?:ial|us|i)\b (?:{_WALL} )?(?:\w+ ){{0,2}}{_THICK}",
+            rf"\b{_THICK} (?:of |in )?(?:the )?bronchial {_WALL}",
+        ),
     ),
-    Finding("bronchiectasis", "bronchiectasis", patterns=(r"bronchiecta\w*",)),
+    Finding(
+        "bronchiectasis",
+        "bronchiectasis",
+        patterns=(r"\bbronchiecta\w*", r"\bbronchial (?:\w+ )?(?:ectasia|dilatation)\w*"),
+    ),
     Finding(
         "interlobular_septal_thickening",
         "interlobular septal thickening",
         patterns=(
-            r"(?:interlobular )?sept(?:al|a|um)\w* (?:\w+ ){0,2}thick\w*",
-            r"thick\w* (?:\w+ ){0,3}sept\w*",
+            rf"\b(?:intra- and )?(?:inter-?lobular|inter-?lobar|inter-?septal)?,? ?sept(?:al|a|um)\b (?:\w+ ){{0,2}}{_THICK}",
+            rf"\b{_THICK}[^.;]{{0,50}}?\b(?:inter-?lobular |inter-?lobar )?sept(?:a|um|al)\b",
         ),
+        excluded=(r"\b(?:atrial|ventricular|nasal) sept\w*",),
     ),
 )
 
