@@ -51,6 +51,7 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: neither `model.safetensors` nor `pytorch_model.bin`.
         ImportError: only a `.bin` file, and no PyTorch to read it.
+        ValueError: the file is damaged, or is a pickle of more than tensors.
     """
     folder = Path(folder)
     file = folder / "model.safetensors"
@@ -66,9 +67,14 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     # Through the Flax reader: NumPy has no bfloat16, in which some folders are saved.
+    from safetensors import SafetensorError
     from safetensors.flax import load_file
 
-    return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(file).items()}
+    try:
+        arrays = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
+    return {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
 
 
 def _read_bin(file: Path) -> dict[str, np.ndarray]:
@@ -79,7 +85,13 @@ def _read_bin(file: Path) -> dict[str, np.ndarray]:
             f"{file} needs PyTorch to be read: install the torch-export extra, or save the model as"
             " safetensors"
         ) from error
-    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be read safely (it is damaged, or holds more than tensors): get the model as"
+            " safetensors"
+        ) from error
     return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 

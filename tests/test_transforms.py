@@ -1,0 +1,111 @@
+"""Windowing and augmentation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medclip_jax import transforms
+from medclip_jax.volumes.volume import AIR_HU
+
+SHAPE = (4, 6, 5)
+
+
+def volumes(batch=3):
+    draw = np.random.default_rng(0)
+    return jnp.asarray(draw.integers(-1000, 1500, size=(batch, *SHAPE)), jnp.int16)
+
+
+def keys(batch=3, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def test_windows_by_hand():
+    volume = jnp.array([-1024, -1000, 0, 500, 1000, 3000], jnp.int16).reshape(1, 1, 2, 3)
+    got = transforms.to_float(volume, [(-1000, 1000), (0, 500)])
+    assert got.shape == (1, 1, 2, 3, 2)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got[..., 0].ravel(), [-1, -1, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(got[..., 1].ravel(), [-1, -1, -1, 1, 1, 1], atol=1e-6)
+
+
+def test_windows_that_make_no_sense():
+    with pytest.raises(ValueError, match="at least one"):
+        transforms.to_float(volumes(), [])
+    with pytest.raises(ValueError, match="low < high"):
+        transforms.to_float(volumes(), [(100, 100)])
+
+
+def test_all_off_is_the_identity():
+    got = transforms.augment(volumes(), keys())
+    assert got.dtype == jnp.int16
+    np.testing.assert_array_equal(got, volumes())
+
+
+def test_air_is_the_prepared_volumes_air():
+    assert transforms.AIR_HU == AIR_HU
+
+
+def test_shift_moves_air_in():
+    """Every result is the volume moved by some offset within the limits, and all offsets occur."""
+    batch = 200
+    volume = jnp.broadcast_to(volumes(1), (batch, *SHAPE))
+    got = np.asarray(transforms.augment(volume, keys(batch), shift_voxels=(1, 0, 2)))
+    assert got.dtype == np.int16
+    wide = np.pad(np.asarray(volume[0]), ((1, 1), (0, 0), (2, 2)), constant_values=AIR_HU)
+    candidates = {(d, w): wide[d : d + 4, :, w : w + 5] for d in range(3) for w in range(5)}
+    seen = []
+    for one in got:
+        matches = [offset for offset, moved in candidates.items() if np.array_equal(moved, one)]
+        assert len(matches) == 1
+        seen += matches
+    assert len(set(seen)) == 15
+
+
+def test_flip_is_left_and_right_in_half_of_the_samples():
+    batch = 100
+    volume = jnp.broadcast_to(volumes(1), (batch, *SHAPE))
+    got = np.asarray(transforms.augment(volume, keys(batch), flip_width=True))
+    flipped = [np.array_equal(one, np.asarray(volume[0])[:, :, ::-1]) for one in got]
+    assert all(np.array_equal(one, volume[0]) for one, f in zip(got, flipped, strict=True) if not f)
+    assert 30 <= sum(flipped) <= 70  # 4 standard deviations
+
+
+def test_intensities_stay_within_their_limits():
+    batch = 300
+    volume = jnp.stack([jnp.zeros(SHAPE), jnp.full(SHAPE, 1000.0)] * (batch // 2))
+    keys_twice = jnp.repeat(keys(batch // 2), 2)
+    got = transforms.augment(volume, keys_twice, gain=0.1, offset_hu=20.0)
+    low, high = got[0::2, 0, 0, 0], got[1::2, 0, 0, 0]
+    gain = (high - low) / 1000 - 1
+    assert float(jnp.abs(low).max()) <= 20
+    assert float(jnp.abs(low).max()) > 18
+    assert float(jnp.abs(gain).max()) <= 0.1 + 1e-5
+    assert float(jnp.abs(gain).max()) > 0.09
+    assert abs(float(jnp.corrcoef(low, gain)[0, 1])) < 0.3
+
+
+def test_noise_is_white_and_bounded_in_strength():
+    got = transforms.augment(jnp.zeros((40, 8, 16, 16)), keys(40), noise_hu=30.0)
+    spread = np.asarray(got.std(axis=(1, 2, 3)))
+    assert spread.max() <= 33  # the estimate of a standard deviation from 2048 voxels is 1.6 % off
+    assert spread.min() < 8
+    assert abs(float(got.mean())) < 0.5
+    flat = np.asarray(got[int(spread.argmax())])
+    assert abs(np.corrcoef(flat[:, :, 1:].ravel(), flat[:, :, :-1].ravel())[0, 1]) < 0.1
+
+
+def test_a_sample_depends_on_its_key_alone():
+    options = {
+        "shift_voxels": (1, 2, 2),
+        "flip_width": True,
+        "noise_hu": 20.0,
+        "gain": 0.1,
+        "offset_hu": 10.0,
+    }
+    together = jax.jit(lambda v, k: transforms.augment(v, k, **options))(volumes(), keys())
+    for index in range(3):
+        alone = transforms.augment(volumes()[index : index + 1], keys()[index : index + 1], **options)
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-3)
+    other = transforms.augment(volumes(), keys(seed=1), **options)
+    assert float(jnp.abs(other - together).max()) > 1
