@@ -70,7 +70,7 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
         rf"|\b(?:previous|prior)\b[^.;]{{0,60}}?\b(?:is|are|was|were) (?:not|no longer) {_SEEN}\b"
         r"|\b(?:is|are|was|were|has|have)? ?(?:completely |totally )?(?:resolved|disappeared|resorbed)\b"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption)\b|\bregressed completely\b"
-        r"|\bcompletely regressed\b",
+        r"|\bcompletely regressed\b|\b(?:is|are|was|were|has been|have been) removed\b",
     ),
     # "Effusion - no thickening was detected": one denial for both sides of the dash.
     (

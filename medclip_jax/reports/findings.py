@@ -100,7 +100,7 @@ def extract(
     Args:
         text: a report or a section of one; "" gives 0 everywhere.
         findings: names from `FINDINGS`.
-        uncertain: what a finding with only uncertain mentions counts as: "present", "absent" or "unknown" (0).
+        uncertain: what a finding with only uncertain mentions counts as: "present", "absent" or "unknown".
 
     Returns:
         Name to 1 present, -1 absent, 0 not mentioned, in the order of `findings`.
@@ -118,7 +118,7 @@ def extract_detailed(
 ) -> dict[str, Decision]:
     """Read the findings off a report and keep the sentence and the words behind each decision.
 
-    One definite mention makes a finding present, whatever else is denied elsewhere: "no effusion on the right" does
+    One definite mention makes a finding present, whatever is denied elsewhere: "no effusion on the right" does
     not undo "effusion on the left". Mentions as history or hypothesis decide nothing.
 
     Args and errors as in `extract`.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs prof no nr fig figs approx ca cf vs etc e.g i.e al ser im img st inc resp max min avg ant post "
-    "sup inf lat med vert seg segm incl excl diam".split()
+_ABBREVIATIONS = re.compile(
+    r"(?:dr|mrs?|prof|no|nr|figs?|approx|ca|cf|vs|etc|e\.g|i\.e|al|ser|im|img|inc|resp|max|min|avg|diam|incl|excl"
+    r"|ant|post|sup|inf|lat|med|vert|segm?)"
 )
 _BREAK = re.compile(r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|[\"•●▪\n\r]+")
 
@@ -14,10 +14,10 @@ _BREAK = re.compile(r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|[\"•●▪\n\r]+")
 def split_sentences(text: str) -> list[str]:
     """Split a report into sentences.
 
-    A full stop ends a sentence unless it stands between digits ("3.5 x 2 cm"), after a known abbreviation that a
-    lower-case word or a number follows, or after a single initial. Line breaks, bullets and the double quotes with
-    which CT-RATE separates the points of its impressions also end one. A semicolon does not: what stands before
-    it ("In the lung window; ...") is often no statement of its own.
+    A full stop ends a sentence unless it stands inside a number ("3.5 x 2 cm") or after an abbreviation that no
+    capital follows. Line breaks, bullets and the double quotes with which CT-RATE separates the points of its
+    impressions also end one. A semicolon does not: what stands before it ("In the lung window; ...") is often no
+    statement of its own.
 
     Args:
         text: any report text.
@@ -33,7 +33,7 @@ def split_sentences(text: str) -> list[str]:
             after = text[match.end() : match.end() + 2].lstrip()
             word = re.search(r"[\w.]+$", before)
             token = word.group().lower() if word else ""
-            if token in _ABBREVIATIONS and (not after or not after[0].isupper()):
+            if _ABBREVIATIONS.fullmatch(token) and (not after or not after[0].isupper()):
                 continue
         pieces.append(text[start : match.end()])
         start = match.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Int8
@@ -30,9 +30,7 @@ def statements(findings: Mapping[str, int]) -> list[str]:
     return sentences
 
 
-def pathology_vector(
-    statuses: Mapping[str, int], findings: Sequence[str] | Iterable[str]
-) -> Int8[np.ndarray, "F"]:
+def pathology_vector(statuses: Mapping[str, int], findings: Iterable[str]) -> Int8[np.ndarray, " F"]:
     """The vector y in {-1, +1} whose cosines are Cardiac-CLIP's soft targets.
 
     Args:

@@ -31,8 +31,8 @@ _FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "vocab.json")
 class Tokenizer:
     """Turns texts into a padded matrix of token ids: ``[CLS] ... [SEP] [PAD] ...``.
 
-    A text that does not fit is cut before its ``[SEP]`` and counted, or refused, as `overflow` says. The counts are
-    those of this object: a data worker that holds a copy counts for itself.
+    A text that does not fit is cut before its ``[SEP]`` and counted, or refused, as `overflow` says. The counts
+    are those of this object: a data worker that holds a copy counts for itself.
 
     Attributes:
         vocabulary_size: number of token ids.
@@ -76,7 +76,7 @@ class Tokenizer:
             (B, L) ids, padded with `pad`.
 
         Raises:
-            ValueError: `length` below 3 or above `limit`; or, with ``overflow="error"``, a text that does not fit.
+            ValueError: `length` below 3 or above `limit`; with ``overflow="error"``, a text that does not fit.
             TypeError: `texts` is one string instead of a list.
         """
         if isinstance(texts, str):
@@ -87,8 +87,8 @@ class Tokenizer:
             )
         if self.limit is not None and length > self.limit:
             raise ValueError(
-                f"length {length} exceeds the {self.limit} positions of this text encoder; set the text length to "
-                f"at most {self.limit}"
+                f"length {length} exceeds the {self.limit} positions of this text encoder; set the text length "
+                f"to at most {self.limit}"
             )
         ids = np.full((len(texts), length), self.pad, np.int32)
         cut = 0
@@ -98,17 +98,17 @@ class Tokenizer:
             if len(tokens) > length:
                 if self.overflow == "error":
                     raise ValueError(
-                        f"text {row} of the batch has {len(tokens)} tokens but the length is {length}: raise the text "
-                        f"length, give a shorter section of the report (for instance its impression), or allow "
-                        f'cutting with overflow="truncate"'
+                        f"text {row} of the batch has {len(tokens)} tokens but the length is {length}: raise the "
+                        f"text length, give a shorter section of the report (for instance its impression), or "
+                        f'allow cutting with overflow="truncate"'
                     )
                 cut += 1
                 tokens = [*tokens[: length - 1], self.sep]
             ids[row, : len(tokens)] = tokens
         if cut and not self.truncated:
             _LOG.warning(
-                "a text of %d tokens was cut to %d; raise the text length or use a shorter section if this happens "
-                "often (counted in Tokenizer.truncated, later cuts are not logged)",
+                "a text of %d tokens was cut to %d; raise the text length or use a shorter section if this "
+                "happens often (counted in Tokenizer.truncated, later cuts are not logged)",
                 self.longest,
                 length,
             )
@@ -119,7 +119,8 @@ class Tokenizer:
     def summary(self) -> str:
         """One line on how many texts were cut, for logs and reports."""
         share = self.truncated / self.encoded if self.encoded else 0.0
-        return f"{self.truncated} of {self.encoded} texts ({share:.1%}) were cut; the longest had {self.longest} tokens"
+        cut = f"{self.truncated} of {self.encoded} texts ({share:.1%}) were cut"
+        return f"{cut}; the longest had {self.longest} tokens"
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids, special tokens left out."""
@@ -148,20 +149,20 @@ def load_tokenizer(folder: str | Path, *, overflow: Literal["truncate", "error"]
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no tokenizer folder at {folder}: give a local Hugging Face folder (download one with `hf download "
-            f"MODEL --local-dir DIR`), or the tokenizer/ folder that `medclip prepare` writes beside the shards"
+            f"MODEL --local-dir DIR`), or the tokenizer folder that `medclip prepare` writes beside the shards"
         )
     if not any((folder / name).exists() for name in _FILES):
         raise FileNotFoundError(
-            f"{folder} holds none of {', '.join(_FILES)}: it is not a tokenizer folder. Copy the tokenizer files of "
-            f"the text encoder into it, or train a vocabulary with medclip_jax.reports.tokenizer.train_wordpiece"
+            f"{folder} holds none of {', '.join(_FILES)}: it is not a tokenizer folder. Copy the tokenizer files "
+            f"of the text encoder into it, or train a vocabulary: medclip_jax.reports.tokenizer.train_wordpiece"
         )
     config = _read_json(folder / "tokenizer_config.json")
     try:
         backend = _backend(folder, config)
     except Exception as error:  # the Rust side raises bare Exception
         raise ValueError(
-            f"the tokenizer in {folder} cannot be read ({error}); the file is damaged or of an unknown kind: copy it "
-            f"again from its source"
+            f"the tokenizer in {folder} cannot be read ({error}); the file is damaged or of an unknown kind: "
+            f"copy it again from its source"
         ) from error
     named = {**_read_json(folder / "special_tokens_map.json"), **config}
     special = {}
@@ -172,8 +173,8 @@ def load_tokenizer(folder: str | Path, *, overflow: Literal["truncate", "error"]
         found = [token for token in ids if token is not None]
         if not found:
             raise ValueError(
-                f"the tokenizer in {folder} has no {key} token; set {key}_token in its tokenizer_config.json to a "
-                f"token of its vocabulary"
+                f"the tokenizer in {folder} has no {key} token; set {key}_token in its tokenizer_config.json to "
+                f"a token of its vocabulary"
             )
         special[key] = found[0]
     limit = config.get("model_max_length")
@@ -196,7 +197,7 @@ def train_wordpiece(
 
     Args:
         texts: reports, statements, prompts: whatever will be encoded.
-        folder: written: ``tokenizer.json``, ``vocab.txt``, ``tokenizer_config.json``, ``special_tokens_map.json``.
+        folder: receives ``tokenizer.json``, ``vocab.txt`` and the two settings files; made if missing.
         size: entries at most, special tokens included.
         lowercase: fold case and strip accents, as uncased BERT does.
         minimum_count: pairs seen less often are not merged.

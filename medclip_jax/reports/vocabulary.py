@@ -57,8 +57,8 @@ _CORONARY = (
 )
 _AORTA = r"\b(?:thoraco-?abdominal )?aort(?:a|ic)\b(?! valv)"
 _ARTERY = (
-    rf"(?:{_AORTA}|(?<!coronary )\barter(?:y|ies|ial)\b|(?<!coronary )\bvascular\b|supra-?aortic|\bcarotid|\bsubclavian"
-    r"|\biliac|brachiocephalic|\bcalcific vessels?)"
+    rf"(?:{_AORTA}|(?<!coronary )\barter(?:y|ies|ial)\b|(?<!coronary )\bvascular\b|supra-?aortic|\bcarotid"
+    r"|\bsubclavian|\biliac|brachiocephalic)"
 )
 _EFFUSION = r"\b(?:effusions?|fluid)\b"
 _JOINED = ("{0} and ", "{0} or ", "{0}, ", "{0}-", "{0}/", "{0} - ", "{0} / ", "{0} and/or ")
@@ -77,6 +77,7 @@ _PULMONARY_ARTERY = rf"(?:{_PULMONARY_TRUNK}|\bpulmonary arter(?:y|ies|ial)\b)"
 _OTHER_ORGAN = r"(?:thyroid|liver|hepatic|adrenal|spleen|splenic|breast|kidney|renal|pancrea\w*|isthmus)"
 _WALL = r"(?:walls?|sheaths?|cuff\w*)"
 _THICK = r"(?:thick\w*|cuffing|prominen\w*|increases? in (?:wall )?thickness)"
+_SEPTA = r"(?:inter-?(?:lobular|lobar|septal) )?sept(?:al|a|um)\b"
 
 _ALL = (
     Finding(
@@ -91,7 +92,7 @@ _ALL = (
         "coronary calcification",
         patterns=(r"\bcacs?\b(?! score)",),
         together=((_PLAQUE, _CORONARY),),
-        measurements=(Measurement(r"\b(?:agatston|calcium)(?: \w+)?(?: score)?(?: is| was| of|:|=)* ?(?P<value>\d+)", 0),),
+        measurements=(Measurement(rf"\b(?:agatston|calcium) score\w*[^.;\d]{{0,20}}(?P<value>\d+)", 0),),
     ),
     Finding(
         "aortic_calcification",
@@ -101,7 +102,12 @@ _ALL = (
     Finding(
         "atherosclerosis",
         "atherosclerosis",
-        patterns=(r"\bathero\w*", r"\barteriosclero\w*", rf"{_CALCIFIED} plaques?", r"\bvascular calcification\w*"),
+        patterns=(
+            r"\bathero\w*",
+            r"\barteriosclero\w*",
+            rf"{_CALCIFIED} plaques?",
+            r"\bvascular calcification\w*",
+        ),
         together=((rf"(?:\bplaques?\b|{_CALCIFIED})", rf"(?:{_ARTERY}|{_CORONARY})"),),
     ),
     Finding(
@@ -142,15 +148,22 @@ _ALL = (
         ),
         normal=(rf"{_PULMONARY_ARTERY}[^.;]{{0,60}}?\b{_NORMAL}", rf"\bnormal (?:\w+ )?{_PULMONARY_ARTERY}"),
         measurements=(
-            Measurement(rf"{_PULMONARY_TRUNK}[^.;\d]{{0,60}}(?P<value>\d+(?:[.,]\d+)?) ?(?P<unit>mm|cm)", 29.0),
+            Measurement(
+                rf"{_PULMONARY_TRUNK}[^.;\d]{{0,60}}(?P<value>\d+(?:[.,]\d+)?) ?(?P<unit>mm|cm)", 29.0
+            ),
         ),
     ),
     Finding(
         "pleural_effusion",
         "pleural effusion",
         patterns=(r"\bhydro(?:pneumo)?thorax\b", r"\bhemothorax\b", r"\bhydropneumothora\w*"),
-        together=((_EFFUSION, r"(?:\bpleura\w*|\bhemithora\w*|\bbilateral\b|\binterlobar\b|\bfissur\w*|\bcostophrenic)"),),
-        excluded=(_effusion_of_other("pleural", "pericardial"), r"\bperihepatic fluid", r"\b(?:intra-?)?abdominal fluid"),
+        together=(
+            (_EFFUSION, r"\b(?:pleura\w*|hemithora\w*|bilateral|interlobar|fissur\w*|costophrenic)\b"),
+        ),
+        excluded=(
+            _effusion_of_other("pleural", "pericardial"),
+            r"\b(?:perihepatic|(?:intra-?)?abdominal|pelvic) fluid",
+        ),
     ),
     Finding(
         "lung_nodule",
@@ -183,8 +196,8 @@ _ALL = (
         "medical_material",
         "medical material",
         patterns=(
-            r"\b(?:catheters?|pacemakers?|stents?|sternotomy|sutures?|electrodes?|implants?|icd)\b",
-            r"\b(?:prosthe\w+|cannulas?|cannulae)\b",
+            r"\b(?:catheters?|pacemakers?|stents?|sternotomy|sutures?|electrodes?|icd)\b",
+            r"\b(?:prosthe\w+|cannulas?|cannulae|(?:breast|silicone|dental|cochlear) implants?)\b",
             r"\b(?:port|tubes?|valve replacement|chemoport)\b",
             r"\b(?:surgical|metallic|operation|suture|post-?op\w*|stent|clip) (?:\w+ )?(?:clips?|materials?|densit\w+)\b",
             r"\bclips?\b|\bmetallic\b",
@@ -224,8 +237,8 @@ _ALL = (
             r"\bground[- ]glass\b",
             r"\bopaci(?:ty|ties|fication)\w*",
             r"\b(?:icy|frosted)[- ](?:glass|density)",
-            r"\b(?:nonspecific|dependent|depend[ae]nt|parenchymal) (?:\w+ )?densit\w+",
-            r"\b(?:crazy[- ]paving|infiltrations?|infiltrates?|consolidat\w*)\b",
+            r"\b(?:nonspecific|depend[ae]nt) (?:\w+ )?densit\w+",
+            r"\bcrazy[- ]paving\b",
         ),
     ),
     Finding(
@@ -263,8 +276,9 @@ _ALL = (
         "interlobular_septal_thickening",
         "interlobular septal thickening",
         patterns=(
-            rf"\b(?:intra- and )?(?:inter-?lobular|inter-?lobar|inter-?septal)?,? ?sept(?:al|a|um)\b (?:\w+ ){{0,2}}{_THICK}",
-            rf"\b{_THICK}[^.;]{{0,50}}?\b(?:inter-?lobular |inter-?lobar )?sept(?:a|um|al)\b",
+            rf"\b{_SEPTA} (?:\w+ ){{0,2}}{_THICK}",
+            rf"\bthicken\w*[^.;]{{0,50}}?\b{_SEPTA}\b",
+            rf"\bprominence (?:\w+ ){{0,3}}{_SEPTA}\b",
         ),
         excluded=(r"\b(?:atrial|ventricular|nasal) sept\w*",),
     ),

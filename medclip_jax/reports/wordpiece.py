@@ -1,12 +1,13 @@
 """Learning a WordPiece vocabulary, the same one on every run.
 
-The trainer of the `tokenizers` package numbers its pieces in the order of a randomly seeded hash table, so two runs
-over one corpus give two vocabularies. Here every tie is broken by spelling.
+The trainer of the `tokenizers` package numbers its pieces in the order of a randomly seeded hash table, so two
+runs over one corpus give two vocabularies. Here every tie is broken by spelling.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -27,8 +28,8 @@ def learn_pieces(words: Mapping[str, int], size: int, minimum_count: int = 2) ->
         minimum_count: a pair seen less often is not merged.
 
     Returns:
-        At most `size` entries: special tokens, single characters (sorted), then merges in the order learned. All
-        characters are kept even if they alone exceed `size`.
+        At most `size` entries: special tokens, single characters (sorted), then merges in the order learned.
+        All characters are kept, even if they alone exceed `size`.
     """
     spelling = sorted(words)
     pieces: list[list[str]] = [[word[0]] + ["##" + letter for letter in word[1:]] for word in spelling]
@@ -39,7 +40,7 @@ def learn_pieces(words: Mapping[str, int], size: int, minimum_count: int = 2) ->
     pair_counts: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for index, word in enumerate(pieces):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in itertools.pairwise(word):
             pair_counts[pair] += counts[index]
             where[pair].add(index)
     # Entries of the heap go stale when a count changes; they are recognised by comparing counts when popped.
@@ -60,10 +61,10 @@ def learn_pieces(words: Mapping[str, int], size: int, minimum_count: int = 2) ->
         for index in where.pop(pair):
             old = pieces[index]
             new = _merge(old, pair, merged)
-            for neighbours in zip(old, old[1:], strict=False):
+            for neighbours in itertools.pairwise(old):
                 pair_counts[neighbours] -= counts[index]
                 changed.add(neighbours)
-            for neighbours in zip(new, new[1:], strict=False):
+            for neighbours in itertools.pairwise(new):
                 pair_counts[neighbours] += counts[index]
                 where[neighbours].add(index)
                 changed.add(neighbours)
