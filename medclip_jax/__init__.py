@@ -1,2 +1,31 @@
-"""medclip_jax: vision-language pretraining on 3D medical volumes, in JAX."""
+"""medclip_jax: vision-language pretraining on 3D medical volumes, in JAX.
 
+import medclip_jax
+
+model = medclip_jax.load("runs/clip")
+model.zero_shot("scan.nii.gz", ["cardiomegaly", "pericardial_effusion"])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medclip_jax.model import Model, load
+
+__all__ = ["Model", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562), so that `import medclip_jax` costs nothing."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("medclip-jax")
+    if name in ("Model", "load"):
+        from medclip_jax import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'medclip_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,100 @@
+"""`medclip evaluate`: score a trained model on a split."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--workdir", required=True, metavar="FOLDER", help="of medclip train")
+    parser.add_argument("--shards", metavar="FOLDER", help="prepared folder (default: that of the run)")
+    parser.add_argument("--split", default="test", help='e.g. test or "validation[:500]" (default: test)')
+    parser.add_argument(
+        "--evaluators",
+        metavar="NAMES",
+        help="comma-separated: zero_shot,retrieval,ordinal (default: those of the run's config, else all)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="EVALUATOR.SETTING=VALUE",
+        help="change a setting, e.g. zero_shot.threshold=validation, retrieval.text=impression",
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="volumes at a time (default: 8)"
+    )
+    parser.add_argument("--page", metavar="FILE", help="write an HTML page with tables and curves")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; 0 when at least one evaluator ran, 1 with a message otherwise."""
+    import medclip_jax
+    from medclip_jax.evaluation.run import EVALUATORS, evaluate_all
+
+    try:
+        model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
+        configured = model.config["evaluation"]["evaluators"]
+        names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
+        plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
+        for override in args.set:
+            _apply(plan, override)
+        evaluation = evaluate_all(
+            model.objective,
+            plan,
+            shards=args.shards or model.config["data"]["shards"],
+            split=args.split,
+            tokenizer=model.tokenizer,
+            text_length=int(model.config["data"]["text_length"]),
+            batch_size=args.batch_size,
+        )
+    except (ValueError, KeyError, FileNotFoundError, RuntimeError) as error:
+        print(f"medclip evaluate: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 1
+    print(evaluation)
+    if args.json:
+        _write_json(Path(args.json), evaluation)
+    if args.page:
+        from medclip_jax.pages.evaluation import write_evaluation_page
+
+        write_evaluation_page(args.page, evaluation, model.config)
+    return 0 if evaluation.results else 1
+
+
+def _apply(plan: dict[str, dict[str, Any]], override: str) -> None:
+    name, _, value = override.partition("=")
+    evaluator, _, setting = name.partition(".")
+    if not setting or not value or evaluator not in plan:
+        raise ValueError(
+            f"--set {override}: write EVALUATOR.SETTING=VALUE with one of {', '.join(plan)} as EVALUATOR"
+        )
+    try:
+        plan[evaluator][setting] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        plan[evaluator][setting] = value
+
+
+def _write_json(path: Path, evaluation: Any) -> None:
+    # JSON has no NaN: what is undefined becomes null.
+    values = {k: v if math.isfinite(v) else None for k, v in evaluation.metrics().items()}
+    content = {
+        "split": evaluation.split,
+        "volumes": evaluation.count,
+        "seconds": round(evaluation.seconds, 3),
+        "metrics": values,
+        "conditions": {name: dict(result.conditions) for name, result in evaluation.results.items()},
+        "skipped": dict(evaluation.skipped),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")

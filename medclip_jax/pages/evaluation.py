@@ -1,0 +1,117 @@
+"""The page of `medclip evaluate --page`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medclip_jax.evaluation.ordinal import OrdinalResult
+from medclip_jax.evaluation.results import number
+from medclip_jax.evaluation.retrieval import RetrievalResult
+from medclip_jax.evaluation.run import Evaluation
+from medclip_jax.evaluation.zero_shot import ZeroShotResult
+from medclip_jax.pages import figures
+from medclip_jax.pages.html import Page
+
+
+def write_evaluation_page(
+    path: str | Path,
+    evaluation: Evaluation,
+    config: Mapping[str, Any] | None = None,
+    *,
+    baseline: Mapping[str, float] | None = None,
+    baseline_name: str = "baseline",
+) -> Path:
+    """Write the tables and curves of an evaluation as one HTML file.
+
+    Args:
+        path: of the file.
+        evaluation: from `medclip_jax.evaluation.run.evaluate_all`.
+        config: of the run, printed at the end.
+        baseline: finding to AUROC of something simpler, drawn beside the model's.
+        baseline_name: what that is.
+
+    Returns:
+        The path.
+    """
+    page = Page(
+        f"Evaluation on {evaluation.split}", f"{evaluation.count} volumes, {evaluation.seconds:.0f} s"
+    )
+    for result in evaluation.results.values():
+        if isinstance(result, ZeroShotResult):
+            page.tile(number(result.means["auroc"]), "mean zero-shot AUROC")
+        elif isinstance(result, RetrievalResult):
+            k = sorted(result.image_to_text.recall)[0]
+            page.tile(number(result.image_to_text.recall[k]), f"image to text R@{k}")
+            page.tile(number(result.text_to_image.recall[k]), f"text to image R@{k}")
+        elif isinstance(result, OrdinalResult):
+            page.tile(number(result.auroc.mean), f"mean ordinal AUROC, {result.name}")
+    add_results(page, evaluation, baseline=baseline, baseline_name=baseline_name)
+    if config is not None:
+        page.section("Configuration")
+        page.code(json.dumps(config, indent=1, default=str))
+    return page.write(path)
+
+
+def add_results(
+    page: Page,
+    evaluation: Evaluation,
+    *,
+    baseline: Mapping[str, float] | None = None,
+    baseline_name: str = "baseline",
+) -> None:
+    """Add a section for each result, and one for what was skipped.
+
+    Args:
+        page: to add to.
+        evaluation: from `evaluate_all`.
+        baseline: finding to AUROC of something simpler.
+        baseline_name: what that is.
+    """
+    for name, result in evaluation.results.items():
+        if isinstance(result, ZeroShotResult):
+            page.section(
+                _title("Zero-shot classification", name, "zero_shot"),
+                "Each finding is decided by which of two prompts lies nearer to the volume; the model was "
+                "never trained as a classifier. An AUROC of 0.5 is chance.",
+            )
+            page.figure(
+                figures.auroc_bars(result, baseline, baseline_name),
+                "Bars: AUROC of each finding with its interval",
+                "Grey: 95 % bootstrap interval over patients. Dotted: chance."
+                + (f" Diamond: {baseline_name}." if baseline else ""),
+            )
+            page.figure(
+                figures.roc(result),
+                "ROC curves, one for each finding",
+                "Sensitivity against 1 - specificity at every threshold.",
+            )
+            page.table(result.table())
+        elif isinstance(result, RetrievalResult):
+            page.section(
+                _title("Retrieval", name, "retrieval"),
+                "R@k: share of queries with an item of their own study among the k nearest. P@k: share of "
+                "volumes with the finding among the k nearest to its prompt; compare it with chance.",
+            )
+            page.table(result.table())
+            keywords = result.keyword_table()
+            if keywords is not None:
+                page.table(keywords)
+        elif isinstance(result, OrdinalResult):
+            page.section(
+                _title("Ordered grades", name, "ordinal"),
+                "One cosine ranks the volumes; each cut of the scale asks whether it separates higher grades "
+                "from lower ones.",
+            )
+            page.figure(figures.grade_boxes(result), "Cosine to the prompt for each grade")
+            page.table(result.table())
+    if evaluation.skipped:
+        page.section("Not evaluated")
+        for name, reason in evaluation.skipped.items():
+            page.paragraph(f"{name}: {reason}", note=True)
+
+
+def _title(title: str, name: str, usual: str) -> str:
+    return title if name == usual else f"{title}: {name}"

@@ -1,0 +1,341 @@
+"""Figures for the pages, drawn without a display and without pyplot's global state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.ordinal import OrdinalResult
+from medclip_jax.evaluation.results import number
+from medclip_jax.evaluation.zero_shot import ZeroShotResult
+
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""Window that shows heart, vessels and calcium."""
+
+WIDE_HU = (-1000.0, 600.0)
+"""Window that shows lungs too."""
+
+INK, FAINT, BLUE, ORANGE = "#1d2126", "#8a929a", "#0b5c8a", "#c8641b"
+
+Spacing = tuple[float, float, float]
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line cut short by a crash is left out.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    records = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], *, title: str = "") -> Figure:
+    """Metrics over steps, each in its own panel: faint as logged, bold as a running mean.
+
+    Args:
+        records: with "step" and some of the names.
+        names: what to draw; a name that no record has is left out.
+        title: above all.
+    """
+    series = {
+        name: np.array([(r["step"], r[name]) for r in records if _is_number(r.get(name))], float)
+        for name in names
+    }
+    series = {name: points for name, points in series.items() if len(points)}
+    figure = _figure(4.3 * max(1, len(series)), 2.7)
+    panels = figure.subplots(1, max(1, len(series)), squeeze=False)[0]
+    for panel, (name, points) in zip(panels, series.items(), strict=False):
+        steps, values = points.T
+        panel.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1, marker="." if len(points) < 12 else "")
+        width = max(1, len(values) // 20)
+        if width > 1:
+            # The window shrinks towards both ends, so that the curve reaches them.
+            sums = np.cumsum(np.concatenate([[0.0], values]))
+            low = np.maximum(np.arange(len(values)) - width, 0)
+            high = np.minimum(np.arange(len(values)) + width + 1, len(values))
+            panel.plot(steps, (sums[high] - sums[low]) / (high - low), color=BLUE, linewidth=1.8)
+        panel.set_title(name, fontsize=9, color=INK)
+        panel.set_xlabel("step", fontsize=8)
+        _plain(panel)
+    if not series:
+        panels[0].set_axis_off()
+        panels[0].text(0.5, 0.5, "nothing was logged", ha="center", color=FAINT)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def slices(
+    volume: Num[np.ndarray, "D H W"],
+    spacing: Spacing,
+    *,
+    at: Sequence[int] | None = None,
+    window: tuple[float, float] = SOFT_TISSUE_HU,
+    heat: Float[np.ndarray, "D H W"] | None = None,
+    title: str = "",
+) -> Figure:
+    """Axial, coronal and sagittal slice in radiological convention, in mm, with heat on top.
+
+    The patient's right is on the left of axial and coronal slices; anterior is up, or left.
+
+    Args:
+        volume: (D, H, W) HU.
+        spacing: mm along depth, height, width.
+        at: (d, h, w) index the slices cross; None for the peak of the heat, or the middle.
+        window: (low, high) shown as black and white.
+        heat: (D, H, W) relevance, drawn in color with a color bar; transparent where it is low.
+        title: above all.
+    """
+    if at is None:
+        at = [n // 2 for n in volume.shape] if heat is None else np.unravel_index(heat.argmax(), heat.shape)
+    sizes = np.array(volume.shape) * spacing
+    widths = [sizes[2], sizes[2], sizes[1]]
+    height = 3.0
+    total = height * sum(w / h for w, h in zip(widths, [sizes[1], sizes[0], sizes[0]], strict=True))
+    figure = _figure(min(max(total, 6.0), 12.0) + (0.6 if heat is not None else 0), height + 0.4)
+    panels = figure.subplots(1, 3, width_ratios=widths)
+    top = float(heat.max()) if heat is not None and heat.max() > 0 else 1.0
+    drawn = None
+    for axis, (panel, name) in enumerate(zip(panels, ("axial", "coronal", "sagittal"), strict=True)):
+        picture, extent = _plane(volume, spacing, axis, at[axis])
+        panel.imshow(
+            picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="nearest"
+        )
+        if heat is not None:
+            overlay = _plane(heat, spacing, axis, at[axis])[0] / top
+            drawn = panel.imshow(
+                overlay,
+                cmap="inferno",
+                vmin=0,
+                vmax=1,
+                extent=extent,
+                # Low relevance stays see-through, the peak hides little of the anatomy.
+                alpha=np.clip(overlay * 1.2, 0, 0.6),
+                interpolation="nearest",
+            )
+        left, right = ("A", "P") if axis == 2 else ("R", "L")
+        for x, letter, side in ((0.02, left, "left"), (0.98, right, "right")):
+            panel.text(
+                x, 0.5, letter, transform=panel.transAxes, color="#ffd479", fontsize=8, ha=side, va="center"
+            )
+        panel.set_title(f"{name}, slice {at[axis] + 1} of {volume.shape[axis]}", fontsize=8, color=INK)
+        panel.set_axis_off()
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=list(panels), fraction=0.025, pad=0.01)
+        bar.set_label("relevance / its maximum", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.solids.set_alpha(1)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def reconstruction(
+    original: Float[np.ndarray, "D H W"],
+    visible: Float[np.ndarray, "D H W"],
+    completed: Float[np.ndarray, "D H W"],
+    spacing: Spacing,
+    *,
+    title: str = "",
+) -> Figure:
+    """A masked autoencoder's work: original, what it saw, what it made of it, in three planes.
+
+    Args:
+        original: (D, H, W) windowed intensities in [-1, 1].
+        visible: the same with hidden patches at NaN.
+        completed: visible patches as they were, hidden ones as predicted.
+        spacing: mm along depth, height, width.
+        title: above all.
+    """
+    sizes = np.array(original.shape) * spacing
+    heights = [sizes[1], sizes[0], sizes[0]]
+    widths = [sizes[2], sizes[2], sizes[1]]
+    unit = 2.2 / max(widths)
+    figure = _figure(3 * 2.2 + 0.4, unit * sum(heights) + 0.7)
+    panels = figure.subplots(3, 3, height_ratios=heights)
+    for axis in range(3):
+        at = original.shape[axis] // 2
+        for panel, (name, array) in zip(
+            panels[axis],
+            (("original", original), ("seen by the model", visible), ("completed", completed)),
+            strict=True,
+        ):
+            picture, extent = _plane(array, spacing, axis, at)
+            shown = np.ma.masked_invalid(picture)
+            panel.set_facecolor("#31506b")
+            panel.imshow(shown, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if axis == 0:
+                panel.set_title(name, fontsize=9, color=INK)
+        panels[axis][0].set_ylabel(("axial", "coronal", "sagittal")[axis], fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def roc(result: ZeroShotResult) -> Figure:
+    """One ROC curve for each finding with its AUROC and interval.
+
+    Args:
+        result: of the zero-shot evaluator.
+    """
+    findings = list(result.findings.items())
+    columns = min(4, max(1, len(findings)))
+    rows = -(-len(findings) // columns) or 1
+    figure = _figure(2.6 * columns, 2.75 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for panel, (name, scores) in zip(panels.flat, findings, strict=False):
+        panel.set_axis_on()
+        panel.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
+        text = "n/a: one class only"
+        if not np.isnan(scores.values["auroc"]):
+            panel.plot(*metrics.roc_curve(scores.labels, scores.scores), color=BLUE, linewidth=1.8)
+            text = f"AUROC {number(scores.values['auroc'])}"
+            interval = scores.intervals.get("auroc")
+            if interval is not None and interval.defined:
+                text += f"\n[{number(interval.low)}, {number(interval.high)}]"
+        counts = f"{int(scores.labels.sum())} of {len(scores.labels)} present"
+        panel.text(0.97, 0.05, f"{text}\n{counts}", ha="right", va="bottom", fontsize=7.5, color=INK)
+        panel.set_title(name.replace("_", " "), fontsize=9, color=INK)
+        panel.set_aspect("equal")
+        panel.set_xlim(-0.02, 1.02)
+        panel.set_ylim(-0.02, 1.02)
+        _plain(panel)
+        panel.set_xlabel("1 - specificity", fontsize=7.5)
+        panel.set_ylabel("sensitivity", fontsize=7.5)
+    return figure
+
+
+def auroc_bars(
+    result: ZeroShotResult, baseline: Mapping[str, float] | None = None, baseline_name: str = "baseline"
+) -> Figure:
+    """AUROC of each finding as a bar with its interval, a baseline as a diamond, chance as a line.
+
+    Args:
+        result: of the zero-shot evaluator.
+        baseline: finding to AUROC of something simpler.
+        baseline_name: what that is.
+    """
+    names = list(result.findings)
+    values = [result.findings[name].values["auroc"] for name in names] + [result.means["auroc"]]
+    intervals = [result.findings[name].intervals.get("auroc") for name in names]
+    intervals.append(result.mean_auroc_interval)
+    figure = _figure(7.2, 0.36 * len(values) + 0.9)
+    panel = figure.subplots()
+    places = np.arange(len(values))[::-1]
+    colors = [BLUE] * len(names) + [INK]
+    panel.barh(places, np.nan_to_num(np.array(values)), color=colors, height=0.58, alpha=0.9)
+    for place, value, interval in zip(places, values, intervals, strict=True):
+        if interval is not None and interval.defined and not np.isnan(value):
+            panel.plot([interval.low, interval.high], [place, place], color=FAINT, linewidth=2.2)
+        panel.text(1.015, place, number(value), va="center", fontsize=8, color=INK)
+    if baseline:
+        points = [
+            (baseline[name], place) for name, place in zip(names, places, strict=False) if name in baseline
+        ]
+        mean = metrics.mean_of_defined(baseline.values())
+        points.append((mean, places[-1]))
+        panel.scatter(
+            *zip(*points, strict=True), marker="D", s=26, color=ORANGE, zorder=3, label=baseline_name
+        )
+        panel.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    panel.axvline(0.5, color=FAINT, linestyle=":", linewidth=1)
+    panel.set_yticks(places, [name.replace("_", " ") for name in names] + ["mean"])
+    panel.set_xlim(0, 1)
+    panel.set_xlabel("AUROC", fontsize=8)
+    _plain(panel)
+    return figure
+
+
+def grade_boxes(result: OrdinalResult) -> Figure:
+    """Scores of each grade: every volume a dot, the median a line.
+
+    Args:
+        result: of the ordinal evaluator.
+    """
+    figure = _figure(6.4, 2.8)
+    panel = figure.subplots()
+    generator = np.random.default_rng(0)
+    for grade in np.unique(result.grades):
+        scores = result.scores[result.grades == grade]
+        # Sideways jitter only separates dots that would hide each other.
+        places = grade + generator.uniform(-0.22, 0.22, len(scores))
+        panel.scatter(places, scores, s=9, color=BLUE, alpha=0.45, linewidths=0)
+        panel.plot([grade - 0.3, grade + 0.3], [np.median(scores)] * 2, color=ORANGE, linewidth=2)
+    panel.set_xticks(np.unique(result.grades))
+    panel.set_xlabel(f"grade ({result.name})", fontsize=8)
+    panel.set_ylabel("cosine to the prompt", fontsize=8)
+    _plain(panel)
+    return figure
+
+
+def thumbnail(
+    volume: Num[np.ndarray, "D H W"],
+    spacing: Spacing,
+    *,
+    at: int | None = None,
+    window: tuple[float, float] = SOFT_TISSUE_HU,
+) -> bytes:
+    """One axial slice as a small PNG without frame.
+
+    Args:
+        volume: (D, H, W) HU.
+        spacing: mm along depth, height, width.
+        at: slice; None for the middle.
+        window: (low, high) shown as black and white.
+    """
+    from medclip_jax.pages.html import to_png
+
+    picture, extent = _plane(volume, spacing, 0, volume.shape[0] // 2 if at is None else at)
+    figure = Figure(figsize=(1.6, 1.6 * (extent[3] - extent[2]) / (extent[1] - extent[0])))
+    FigureCanvasAgg(figure)
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, aspect="auto")
+    panel.set_axis_off()
+    return to_png(figure, dpi=100)
+
+
+def _plane(
+    volume: np.ndarray, spacing: Spacing, axis: int, index: int
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """A slice with superior or anterior up, the patient's right or anterior left, and its extent in mm."""
+    picture = np.take(volume, index, axis=axis)[::-1, ::-1]
+    vertical, horizontal = [s for i, s in enumerate(spacing) if i != axis]
+    return picture, (0.0, picture.shape[1] * horizontal, 0.0, picture.shape[0] * vertical)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(panel: Any) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=7.5, colors=INK)
+    panel.grid(color="#e8eaec", linewidth=0.7)
+    panel.set_axisbelow(True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and np.isfinite(value)
