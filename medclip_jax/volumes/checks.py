@@ -30,7 +30,7 @@ def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np
         VolumeRejected: "not-finite" or "out-of-range".
     """
     if values.dtype == np.int16:
-        return np.ascontiguousarray(values), {}
+        return values, {}
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeRejected(
@@ -50,11 +50,11 @@ def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np
         values = np.maximum(values, -32768)  # padding, which `fill_padding` maps to air
     if values.dtype.kind == "f":
         values = np.rint(values)
-    return np.ascontiguousarray(values, dtype=np.int16), provenance
+    return values.astype(np.int16), provenance
 
 
 def fill_padding(voxels: Int16[np.ndarray, "D H W"]) -> tuple[Int16[np.ndarray, "D H W"], tuple[str, ...]]:
-    """Replace padding (-2000, -3024, ..., and its interpolated rim) by air; the note holds value and share."""
+    """Replace padding (-2000, -3024, ..., and its interpolated rim) by air; the note says how much."""
     if int(voxels.min()) >= PADDING_BELOW_HU:
         return voxels, ()
     padding = voxels < PADDING_BELOW_HU
@@ -100,8 +100,8 @@ def resolve_rescale(
             return (1.0, 0.0), ("table-rescale-not-applied",)
     raise VolumeRejected(
         "ambiguous-rescale",
-        f"Neither the values as stored nor slope {slope:g}, intercept {intercept:g} applied to them look like "
-        "HU (or both do): check the table's row for this volume, or say which version of the archive this is.",
+        f"Neither the values as stored nor slope {slope:g}, intercept {intercept:g} applied to them look "
+        "like HU (or both do): check the table's row for this volume, or say which archive version this is.",
     )
 
 

@@ -244,6 +244,13 @@ def _choose(slices: list[_Slice]) -> tuple[list[_Slice], list[str]]:
 
 def _assemble(slices: list[_Slice], notes: list[str]) -> Scan:
     first = slices[0]
+    rescales = {(s.slope, s.intercept) for s in slices}
+    # SimpleITK applies the first frame's rescale to all frames of a file.
+    if first.frame is not None and first.transfer_syntax not in _NATIVE and len(rescales) > 1:
+        raise VolumeRejected(
+            "unsupported-rescale",
+            "The compressed frames differ in slope or intercept: decompress the file first (gdcmconv --raw).",
+        )
     normal = first.normal
     if abs(np.linalg.norm(normal) - 1) > 1e-2:
         raise VolumeRejected(
@@ -283,7 +290,7 @@ def _assemble(slices: list[_Slice], notes: list[str]) -> Scan:
         "transfer_syntax": first.transfer_syntax,
         "slices": len(kept),
         "slice_thickness": first.thickness,
-        "header_rescale": sorted({(s.slope, s.intercept) for s in kept})[:4],
+        "header_rescale": sorted(rescales)[:4],
     }
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
     return Scan(np.stack(planes), to_ras @ affine, True, first.modality or None, provenance, tuple(notes))

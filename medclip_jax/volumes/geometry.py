@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -73,7 +74,8 @@ def resample(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
         )
     old = np.asarray(volume.spacing, dtype=float)
     scale = np.asarray(spacing) / old
-    shape = [max(1, round(n / s)) for n, s in zip(volume.voxels.shape, scale, strict=True)]
+    # Halves go down, with a margin for rounding errors of the spacing: a pure function of the ratio.
+    shape = [max(1, math.floor(n / s + 0.5 - 1e-6)) for n, s in zip(volume.voxels.shape, scale, strict=True)]
     weights = [_axis_weights(n, m, s) for n, m, s in zip(volume.voxels.shape, shape, scale, strict=True)]
     affine = volume.affine.copy()
     affine[:3, :3] = volume.affine[:3, :3] * scale
@@ -135,7 +137,7 @@ def _apply_weights(voxels: Integer[np.ndarray, "D H W"], weights: list[np.ndarra
         # Coarser in depth: combine whole slices first, then shrink only the few that remain. A ring of
         # converted slices serves neighbouring output slices, whose supports overlap.
         reach = max(source.stop - source.start for _, source, _ in _bands(depth, 1))
-        ring = np.empty((reach, voxels.shape[1] * voxels.shape[2]), np.float32)
+        ring = np.zeros((reach, voxels.shape[1] * voxels.shape[2]), np.float32)
         ready = 0
         for target, source, band in _bands(depth, 1):
             for d in range(max(ready, source.start), source.stop):

@@ -32,6 +32,9 @@ def read_nifti(path: Path) -> Scan:
     notes: list[str] = []
     shape = _spatial_shape(header, notes)
     voxels, slope, intercept = _voxels(content, header, shape)
+    extra = len(content) - int(header.get_data_offset()) - voxels.size * header.get_data_dtype().itemsize
+    if extra > 0:
+        notes.append(f"bytes-after-voxels:{extra}")
     affine, placed = _affine(header, notes)
     provenance = {
         "format": "nifti",

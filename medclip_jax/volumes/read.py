@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Real
 
 from medclip_jax.volumes.checks import check_hu, fill_padding, resolve_rescale, to_int16
 from medclip_jax.volumes.dicom import read_dicom
@@ -15,7 +15,7 @@ from medclip_jax.volumes.geometry import canonical, straighten
 from medclip_jax.volumes.itk import read_itk
 from medclip_jax.volumes.nifti import read_nifti
 from medclip_jax.volumes.scan import Scan
-from medclip_jax.volumes.volume import Volume, VolumeRejected
+from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
 
 SPACING_LIMITS_MM = (0.05, 25.0)
 """Voxel sizes outside this range are header errors, not scans."""
@@ -51,10 +51,10 @@ def read_volume(
             f"The header says {scan.modality}, {modality} was expected: leave it out, or pass modality"
             f"={scan.modality!r} if it is wanted.",
         )
-    voxels, affine, notes = _place(scan, spacing)
+    voxels, affine, notes, axes = _place(scan, spacing)
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
     provenance = dict(scan.provenance)
-    provenance |= {"modality": modality, "orientation": orientation(scan.affine), "spacing": spacing_read}
+    provenance |= {"modality": modality, "orientation": axes, "spacing": spacing_read}
     if rescale is not None:
         (slope, intercept), more = resolve_rescale(voxels, rescale) if modality == "CT" else (rescale, ())
         notes += more
@@ -67,7 +67,7 @@ def read_volume(
     if modality == "CT":
         voxels, more = fill_padding(voxels)
         notes += more
-    voxels, affine, more = straighten(voxels, affine)
+    voxels, affine, more = straighten(voxels, affine, fill=AIR_HU if modality == "CT" else 0)
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
     return replace(volume, voxels=voxels, spacing=spacing_read, affine=affine, notes=notes + more)
 
@@ -76,12 +76,12 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
     """Read a mask or label map (NIfTI, NRRD, MHA) in canonical orientation.
 
     Returns:
-        Integer labels (D, H, W), and the affine from ``(d, h, w, 1)`` to RAS+ mm that `resample_labels` takes.
+        Integer labels (D, H, W), and the affine from ``(d, h, w, 1)`` to RAS+ mm; for `resample_labels`.
 
     Raises:
         VolumeRejected: the file cannot be read, or its values are not whole numbers ("not-labels").
     """
-    voxels, affine, _ = _place(_read(Path(path)), None)
+    voxels, affine, _, _ = _place(_read(Path(path)), None)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
         if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
@@ -93,8 +93,8 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
     return voxels, affine
 
 
-def orientation(affine: Float[np.ndarray, "4 4"]) -> str:
-    """Where each array axis points, e.g. "LPS"."""
+def _axes(affine: Float[np.ndarray, "4 4"]) -> str:
+    """Where the file's axes point, e.g. "LPS"."""
     letters = ("LR", "PA", "IS")
     columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     largest = np.abs(columns).argmax(axis=0)
@@ -125,10 +125,13 @@ def _read(path: Path) -> Scan:
         ) from None
 
 
-def _place(scan: Scan, spacing: Sequence[float] | None):
-    """Canonical voxels and affine, with the header's geometry checked."""
+def _place(
+    scan: Scan, spacing: Sequence[float] | None
+) -> tuple[Real[np.ndarray, "D H W"], Float[np.ndarray, "4 4"], tuple[str, ...], str]:
+    """Canonical voxels and affine, with the header's geometry checked; notes so far; the file's own axes."""
     notes = scan.notes
     affine = scan.affine
+    placed = scan.placed
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths == 0).any():
         if spacing is None or not np.isfinite(affine).all():
@@ -136,15 +139,16 @@ def _place(scan: Scan, spacing: Sequence[float] | None):
                 "zero-spacing",
                 "The header's affine has an axis of no length or no number: write the true affine.",
             )
-        affine, lengths = np.eye(4), np.ones(3)
-    if not scan.placed:
+        affine, placed = np.eye(4), False
+    if not placed:
         if spacing is None:
             raise VolumeRejected(
                 "no-orientation",
-                "The header holds no orientation and spacing (no sform or qform, or the identity): convert from "
-                "DICOM again (dcm2niix), or give the spacing from the archive's table.",
+                "The header holds no orientation and spacing (no sform or qform, or the identity): convert "
+                "from DICOM again (dcm2niix), or give the spacing from the archive's table.",
             )
         notes += ("orientation-assumed",)
+    axes = _axes(affine) if placed else "unknown"
     try:
         voxels, affine = canonical(scan.voxels, affine)
     except ValueError:
@@ -166,10 +170,10 @@ def _place(scan: Scan, spacing: Sequence[float] | None):
     if lengths.min() < SPACING_LIMITS_MM[0] or lengths.max() > SPACING_LIMITS_MM[1]:
         raise VolumeRejected(
             "implausible-spacing",
-            f"Voxels of {' x '.join(f'{x:.4g}' for x in lengths)} mm cannot be right: correct the header, or give "
-            "the spacing from the archive's table.",
+            f"Voxels of {' x '.join(f'{x:.4g}' for x in lengths)} mm cannot be right: correct the header, or "
+            "give the spacing from the archive's table.",
         )
     angle = np.degrees(np.arccos(np.clip(np.abs(np.diag(affine[2::-1, :3] / lengths)), 0, 1).min()))
     if angle > 0.5:
         notes += (f"oblique:{angle:.0f}deg",)
-    return voxels, affine, notes
+    return voxels, affine, notes, axes
