@@ -31,7 +31,9 @@ class Source(Protocol):
 class Tokenizer(Protocol):
     """See `medclip_jax.reports.tokenizer`."""
 
-    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]: ...
+    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]:
+        """Ids of B texts, padded or cut to `length`."""
+        ...
 
 
 def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Generator) -> str:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 HELP = "train a model from a config file, or go on where a workdir stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Declare the arguments. Fields of the config follow as ``--config.a.b=value``."""
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
         "--workdir", required=True, metavar="FOLDER", help="checkpoints, metrics, config.json"
     )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="--config.a.b=value",
-        help="change one field, e.g. --config.optimizer.learning_rate=3e-4 --config.data.shards=FOLDER",
-    )
+    parser.epilog = "any field of the config is set by --config.section.field=value, as often as you like"
+    parse = parser.parse_known_args
+
+    def parse_known_args(
+        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # argparse knows no open set of options, so these are taken out before it looks.
+        args = list(sys.argv[1:] if args is None else args)
+        overrides = [argument for argument in args if argument.startswith("--config.")]
+        namespace, rest = parse([argument for argument in args if argument not in overrides], namespace)
+        namespace.overrides = overrides
+        return namespace, rest
+
+    parser.parse_known_args = parse_known_args
 
 
 def run(args: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        self._guard(self._manager.close)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -91,17 +91,17 @@ class Checkpoints:
         """
         self._guard(self._manager.wait_until_finished)
 
-    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, placed as `target` is.
 
         Args:
             target: a state of the right shapes on the current mesh; only shapes and shardings count.
 
         Returns:
-            The state and the JSON saved with it, or None where there is no checkpoint at all.
+            The state and the JSON saved with it.
 
         Raises:
-            CheckpointError: there are checkpoints but none can be read.
+            CheckpointError: there is none that can be read.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -119,12 +119,10 @@ class Checkpoints:
                 )
                 self._set_aside([damaged for damaged in steps if damaged > step])
             return state
-        if steps:
-            raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.folder} can be read: copy one back from a backup, "
-                "or start again in a new --workdir"
-            )
-        return None
+        raise CheckpointError(
+            f"none of the checkpoints {steps} in {self.folder} can be read: copy one back from a backup, "
+            "or start again in a new --workdir"
+        )
 
     def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         shapes = jax.tree.map(

@@ -84,6 +84,7 @@ def base_config() -> ConfigDict:
             "evaluation": {
                 "every_steps": 0,  # 0 = only after the last step
                 "split": "validation",
+                "batch_size": 16,
                 "evaluators": {},  # name to settings; see docs/evaluation.md. {} = none
             },
             "stop_on_nan": True,  # False: skip the update of such a step and go on
@@ -139,27 +140,25 @@ def apply_override(config: ConfigDict, override: str) -> None:
         raise ValueError(f"cannot read {override!r}: write --config.section.field=value")
     *parents, last = name.split(".")
     section = config
-    for depth, part in enumerate(parents):
-        section = _child(config, section, parents[: depth + 1], part)
-        if not isinstance(section, ConfigDict):
-            raise KeyError(f"config.{'.'.join(parents[: depth + 1])} is a value and has no field {last!r}")
-    current = _child(config, section, [*parents, last], last)
+    for parent in parents:
+        if not isinstance(section.get(parent), ConfigDict):
+            raise _unknown(config, name)
+        section = section[parent]
+    if last not in section:
+        raise _unknown(config, name)
+    current = section[last]
     if isinstance(current, ConfigDict):
         fields = ", ".join(current) or "none; set it in the config file"
         raise ValueError(f"config.{name} is a section: override one of its fields ({fields})")
     section[last] = _parse(text, current, name)
 
 
-def _child(root: ConfigDict, section: ConfigDict, path: Sequence[str], part: str) -> Any:
-    if part in section:
-        return section[part]
-    asked = ".".join(path)
-    names = [name for name, _ in walk(root)]
-    siblings = [".".join([*path[:-1], name]) for name in section]
-    by_leaf = [name for name in names if name.split(".")[-1] == part]
-    near = by_leaf or difflib.get_close_matches(asked, [*siblings, *names], n=1, cutoff=0.5)
-    hint = f" Did you mean config.{near[0]}?" if near else f" There are: {', '.join(siblings)}."
-    raise KeyError(f"no config.{asked}.{hint}")
+def _unknown(config: ConfigDict, name: str) -> KeyError:
+    names = [known for known, _ in walk(config)]
+    same_leaf = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
+    near = difflib.get_close_matches(name, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.5)
+    hint = f" Did you mean config.{near[0]}?" if near else f" Sections: {', '.join(config)}."
+    return KeyError(f"no config.{name}.{hint}")
 
 
 def walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -38,15 +38,15 @@ def load_initial_weights(config: Any, params: Tree) -> Tree:
     if homeless:
         near = difflib.get_close_matches(homeless[0], own, n=1, cutoff=0.3)
         raise ValueError(
-            f"{where}: {len(homeless)} included parameters have no place in this model, such as {homeless[0]!r}"
-            f" (nearest here: {near[0] if near else 'none'}). Narrow config.initial_weights.include to what "
-            "both share, or map names with config.initial_weights.rename"
+            f"{where}: {len(homeless)} included parameters have no place in this model, such as "
+            f"{homeless[0]!r} (nearest here: {near[0] if near else 'none'}). Narrow "
+            "config.initial_weights.include to what both share, or map names with its `rename`"
         )
     for name, value in loaded.items():
         if value.shape != own[name].shape:
             raise ValueError(
-                f"{where}: {name!r} has shape {value.shape} there and {own[name].shape} here: build the two "
-                "stages with the same shape, patch and width, or leave it out of config.initial_weights.include"
+                f"{where}: {name!r} has shape {value.shape} there and {own[name].shape} here: build both "
+                "stages with the same shape, patch and width, or narrow config.initial_weights.include"
             )
     fresh = sorted({name.split("/")[0] for name in own if name not in loaded})
     logging.info(

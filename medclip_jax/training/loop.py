@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +18,18 @@ from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import Checkpoints, latest_step
 from medclip_jax.training.config import to_json, total_steps
+from medclip_jax.training.flops import count_flops, utilization
+from medclip_jax.training.goodput import Clock
 from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.nonfinite import NonFiniteError, describe
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.state import TrainState, averaged, initial_state, merge, split
-from medclip_jax.training.step import make_train_step, trained_paths
+from medclip_jax.training.step import Metrics, StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
+
+EVALUATED = "evaluation_seconds"
+"""Stands in the metrics of a step that was evaluated."""
 
 
 class Data(NamedTuple):
@@ -98,75 +102,95 @@ def train(
         objective_factory: ``(config.objective, spec, rngs=...) -> Objective``.
 
     Returns:
-        The metrics of the last step, evaluation included ({} where nothing was left to do).
+        The metrics of the last step, evaluation included, also where nothing was left to do.
 
     Raises:
         NonFiniteError: a step was not finite and `config.stop_on_nan` is set.
         ValueError: a config that cannot work; the message says what to change.
     """
     workdir = Workdir(workdir)
-    data = data or open_data(config.data)
-    steps = total_steps(config, len(data.source))
-    mesh = meshes.make_mesh(config.mesh)
-    meshes.check_batch_size(config.batch_size, mesh)
-    resuming = latest_step(workdir.path) is not None
+    with _termination() as stopping:
+        data = data or open_data(config.data)
+        steps = total_steps(config, len(data.source))
+        mesh = meshes.make_mesh(config.mesh)
+        meshes.check_batch_size(config.batch_size, mesh)
+        resuming = latest_step(workdir.path) is not None
+        workdir.check_config(config, resuming=resuming)
 
-    graphdef, params, variables = split(
-        objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
-    )
-    optimizer = make_optimizer(config.optimizer, params, steps)
-    workdir.write_config(config, resuming=resuming)
-    if config.initial_weights.workdir and not resuming:
-        params = load_initial_weights(config.initial_weights, params)
-    state = meshes.put_state(initial_state(params, variables, optimizer, ema=config.ema.decay > 0), mesh)
-    paths = trained_paths(optimizer, params)
-    del params, variables
-    step_function = make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        seed=config.seed,
-        ema_decay=config.ema.decay,
-        skip_nonfinite=not config.stop_on_nan,
-    )
-    with Checkpoints(
-        workdir.path, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
-    ) as checkpoints:
-        restored = checkpoints.restore(state)
-        counters = {"seconds": 0.0, "input_seconds": 0.0, "starts": 0}
-        if restored is not None:
-            state, run = restored
-            counters = run["counters"]
-        counters["starts"] += 1
-        run = _Run(config, workdir, data, mesh, graphdef, step_function, paths, checkpoints, counters, steps)
-        return run.loop(state)
+        graphdef, params, variables = split(
+            objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
+        )
+        optimizer = make_optimizer(config.optimizer, params, steps)
+        if config.initial_weights.workdir and not resuming:
+            params = load_initial_weights(config.initial_weights, params)
+        state = meshes.put_state(initial_state(params, variables, optimizer, ema=config.ema.decay > 0), mesh)
+        paths = trained_paths(optimizer, params)
+        del params, variables
+        workdir.write_config(config)
+        with Checkpoints(
+            workdir.path, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
+        ) as checkpoints:
+            counters: dict[str, float] = {}
+            if resuming:
+                state, saved = checkpoints.restore(state)
+                counters = saved["counters"]
+                _check_samples(saved["samples"], len(data.source))
+            step_function = make_train_step(
+                graphdef,
+                optimizer,
+                mesh,
+                seed=config.seed,
+                ema_decay=config.ema.decay,
+                skip_nonfinite=not config.stop_on_nan,
+            )
+            run = _Run(config, workdir, data, mesh, graphdef, step_function, paths, steps, stopping)
+            return run.loop(state, checkpoints, Clock(counters))
 
 
-class _Run(NamedTuple):
-    """What stays the same while a run goes on (but for `counters`)."""
+def _check_samples(before: int, now: int) -> None:
+    if before != now:
+        raise ValueError(
+            f"this run began on {before} training samples and now finds {now} in config.data.shards: give it "
+            "the same shards, or a new --workdir with config.initial_weights.workdir set to this one"
+        )
 
-    config: Any
-    workdir: Workdir
-    data: Data
-    mesh: jax.sharding.Mesh
-    graphdef: Any
-    step_function: Any
-    paths: list[str]
-    checkpoints: Checkpoints
-    counters: dict[str, Any]
-    steps: int
 
-    def loop(self, state: TrainState) -> dict[str, float]:
-        """Run the remaining steps."""
+class _Run:
+    """One start of a run; `loop` does the work."""
+
+    def __init__(
+        self,
+        config: Any,
+        workdir: Workdir,
+        data: Data,
+        mesh: jax.sharding.Mesh,
+        graphdef: Any,
+        step_function: StepFunction,
+        paths: list[str],
+        steps: int,
+        stopping: threading.Event,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.data = data
+        self.mesh = mesh
+        self.graphdef = graphdef
+        self.step_function = step_function
+        self.paths = paths
+        self.steps = steps
+        self.stopping = stopping
+        self.flops = 0.0
+        self.logged = 0
+        self.shown: dict[str, str] = {}
+
+    def loop(self, state: TrainState, checkpoints: Checkpoints, clock: Clock) -> dict[str, float]:
+        """Run the remaining steps; returns the metrics of the last."""
         from medclip_jax.pipeline import train_batches
 
         config = self.config
-        start = int(jax.device_get(state["step"]))
-        self.workdir.forget_metrics_after(start)
-        last: dict[str, float] = {}
-        if start >= self.steps:
-            logging.info("%s is complete: %d of %d steps", self.workdir.path, start, self.steps)
-            return last
+        start = self.logged = int(jax.device_get(state["step"]))
+        last = self.workdir.forget_metrics_after(start)
+        logs = Logs(self.workdir, config, start=start, steps=self.steps)
         batches = train_batches(
             self.data.source,
             config.data,
@@ -175,141 +199,132 @@ class _Run(NamedTuple):
             batch_size=config.batch_size,
             start_step=start,
         )
-        logs = Logs(self.workdir, config, start=start, steps=self.steps)
-        clock = _Clock(config.batch_size)
-        pending: tuple[int, Any, np.ndarray] | None = None
+        pending: _Pending | None = None
         try:
-            with _termination() as stopping:
-                for step in range(start + 1, self.steps + 1):
-                    with clock.waiting():
-                        batch = next(batches)
-                    # Anything that slips to or from the device unasked would cost a synchronisation.
-                    with jax.transfer_guard("disallow"):
-                        state, metrics = self.step_function(state, meshes.put_batch(batch, self.mesh))
-                        if pending:
-                            last = self._finish(*pending, logs, clock)
-                    pending = (step, metrics, batch["sample"])
-                    stop = stopping.is_set()
-                    save = step % config.checkpoint.every_steps == 0 or step == self.steps or stop
-                    every = config.evaluation.every_steps
-                    evaluate = (every and step % every == 0) or step == self.steps
-                    if save or (evaluate and not stop):
-                        # Nothing is saved before its numbers were seen to be finite.
-                        last = self._finish(*pending, logs, clock)
-                        pending = None
-                    if save:
-                        self._save(state, clock)
-                    if evaluate and not stop:
-                        last |= self._evaluate(step, state, logs, clock)
-                    if stop:
-                        logs.say(f"SIGTERM: saved at step {step} of {self.steps}")
-                        break
-            self.checkpoints.wait()
+            if self._evaluation_due(start) and start and EVALUATED not in last:
+                # The run was stopped between this step's checkpoint and the end of its evaluation.
+                last |= self._evaluate(start, state, logs, clock)
+            for step in range(start + 1, self.steps + 1):
+                with clock.spend("input"):
+                    batch = next(batches)
+                if config.log.peak_tflops and not self.flops:
+                    self.flops = self._count_flops(state, batch)
+                # Whatever slips to or from the device unasked would make it wait: an error here.
+                with jax.transfer_guard("disallow"):
+                    state, metrics = self.step_function(state, meshes.put_batch(batch, self.mesh))
+                    if pending:
+                        last = self._finish(pending, logs, clock, checkpoints)
+                pending = _Pending(step, metrics, batch["sample"])
+                if step == start + 1:
+                    jax.block_until_ready(metrics["loss"])
+                    clock.started()
+                stop = self.stopping.is_set()
+                save = stop or step % config.checkpoint.every_steps == 0 or step == self.steps
+                if save or self._evaluation_due(step):
+                    # Nothing is saved before its numbers were seen to be finite.
+                    last = self._finish(pending, logs, clock, checkpoints)
+                    pending = None
+                if save:
+                    with clock.spend("save"):
+                        checkpoints.save(state, self._record(clock))
+                if stop:
+                    logs.say(
+                        f"SIGTERM: saved at step {step} of {self.steps}; the same command goes on from there"
+                    )
+                    break
+                if self._evaluation_due(step):
+                    last |= self._evaluate(step, state, logs, clock)
+            with clock.spend("save"):
+                checkpoints.wait()
+            if getattr(self.data.tokenizer, "truncated", 0):
+                logs.say(f"{self.data.tokenizer.summary()}; config.data.text_length is what they are cut to")
         finally:
             batches.close()
             logs.close()
         return last
 
+    def _evaluation_due(self, step: int) -> bool:
+        settings = self.config.evaluation
+        if not settings.evaluators:
+            return False
+        return step == self.steps or bool(settings.every_steps and step % settings.every_steps == 0)
+
+    def _record(self, clock: Clock) -> dict[str, Any]:
+        return {
+            "config": to_json(self.config),
+            "counters": clock.counters(),
+            "samples": len(self.data.source),
+        }
+
     def _finish(
-        self, step: int, metrics: Any, samples: np.ndarray, logs: Logs, clock: _Clock
+        self, pending: _Pending, logs: Logs, clock: Clock, checkpoints: Checkpoints
     ) -> dict[str, float]:
         """Fetch a step's metrics, look for NaN, log."""
-        squares = metrics.pop("squares")
-        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        step, metrics, samples = pending
+        squares = metrics["squares"]
+        fetched = jax.device_get({name: value for name, value in metrics.items() if name != "squares"})
+        scalars = {name: float(value) for name, value in fetched.items()}
         if not all(np.isfinite(list(scalars.values()))):
             message = describe(step, {**scalars, "squares": jax.device_get(squares)}, self.paths, samples)
             if message and self.config.stop_on_nan:
                 logs.write(step, scalars)
+                good = checkpoints.steps()[-1:] or ["none yet"]
                 raise NonFiniteError(
-                    f"{message}\nStopped; the last good checkpoint in {self.checkpoints.folder} is at step "
-                    f"{(self.checkpoints.steps() or ['none'])[-1]}. Lower config.optimizer.learning_rate, set "
-                    "config.optimizer.clip_norm, look at these samples, or set config.stop_on_nan=False to "
-                    "skip such steps"
+                    f"{message}\nStopped. Last good checkpoint in {checkpoints.folder}: {good[0]}. Lower "
+                    "config.optimizer.learning_rate, set config.optimizer.clip_norm, look at these samples, "
+                    "or set config.stop_on_nan=False to skip such steps"
                 )
             if message:
-                logs.say(f"{message}\n  skipped")
-        clock.tick()
-        logs.advance(loss=f"{scalars['loss']:.4f}", **clock.shown())
+                logs.say(f"{message}\n  Its update was skipped.")
         if step % self.config.log.every_steps == 0 or step == self.steps:
-            scalars |= clock.rates()
+            rates = clock.rates(step - self.logged, self.config.batch_size)
+            self.logged = step
+            if rates:
+                self.shown = {"volumes/s": f"{rates['volumes_per_second']:.3g}"}
+                self.shown["input"] = f"{rates['input_wait']:.0%}"
+                if self.flops:
+                    rates["utilization"] = utilization(
+                        self.flops, rates["seconds_per_step"], self.mesh.size, self.config.log.peak_tflops
+                    )
+                    self.shown["utilization"] = f"{rates['utilization']:.1%}"
+            scalars |= {**rates, "goodput": clock.goodput()}
             logs.write(step, scalars)
+        logs.advance(loss=f"{scalars['loss']:.4f}", **self.shown)
         return scalars
 
-    def _save(self, state: TrainState, clock: _Clock) -> None:
-        seconds, waited = clock.take()
-        self.counters["seconds"] += seconds
-        self.counters["input_seconds"] += waited
-        with clock.paused():
-            self.checkpoints.save(state, {"config": to_json(self.config), "counters": self.counters})
+    def _count_flops(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> float:
+        def forward(params: Any, variables: Any, batch: Any) -> Any:
+            objective = merge(self.graphdef, params, variables)
+            return objective.couple(objective.encode(batch, jax.random.key(0), train=True), batch)
 
-    def _evaluate(self, step: int, state: TrainState, logs: Logs, clock: _Clock) -> dict[str, float]:
-        settings = self.config.evaluation
-        if not settings.evaluators:
-            return {}
+        return count_flops(forward, state["params"], state["variables"], batch)
+
+    def _evaluate(self, step: int, state: TrainState, logs: Logs, clock: Clock) -> dict[str, float]:
         from medclip_jax.evaluation.run import evaluate
 
-        with clock.paused():
+        begin = time.perf_counter()
+        with clock.spend("evaluation"):
             objective = merge(self.graphdef, averaged(state), state["variables"])
             found = evaluate(
                 objective,
-                settings.evaluators,
+                self.config.evaluation.evaluators,
                 shards=self.config.data.shards,
-                split=settings.split,
+                split=self.config.evaluation.split,
                 tokenizer=self.data.tokenizer,
+                text_length=self.config.data.text_length,
+                batch_size=self.config.evaluation.batch_size,
             )
-            logs.write(step, found)
-        return dict(found)
+        found = {**found, EVALUATED: time.perf_counter() - begin}
+        logs.write(step, found)
+        return found
 
 
-class _Clock:
-    """Seconds and steps since the last log line, without evaluation and saving."""
+class _Pending(NamedTuple):
+    """A step that was handed to the device and whose numbers were not looked at yet."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.begin = self.saved = time.perf_counter()
-        self.steps, self.waited, self.waited_since_save = 0, 0.0, 0.0
-        self.last: dict[str, float] = {}
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around a wait for input."""
-        begin = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begin
-        self.waited_since_save += time.perf_counter() - begin
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is not training."""
-        begin = time.perf_counter()
-        yield
-        self.begin += time.perf_counter() - begin
-        self.saved += time.perf_counter() - begin
-
-    def tick(self) -> None:
-        """One step is done."""
-        self.steps += 1
-
-    def take(self) -> tuple[float, float]:
-        """Seconds of training, and of waiting for input, since the last call."""
-        now = time.perf_counter()
-        seconds, waited = now - self.saved, self.waited_since_save
-        self.saved, self.waited_since_save = now, 0.0
-        return seconds, waited
-
-    def shown(self) -> dict[str, str]:
-        """The last rates, for the progress bar."""
-        return {"volumes/s": f"{self.last['volumes_per_second']:.1f}"} if self.last else {}
-
-    def rates(self) -> dict[str, float]:
-        """Rates since the last call."""
-        seconds = max(time.perf_counter() - self.begin, 1e-9)
-        self.last = {
-            "volumes_per_second": self.steps * self.batch_size / seconds,
-            "input_wait": min(1.0, self.waited / seconds),
-        }
-        self.begin, self.steps, self.waited = time.perf_counter(), 0, 0.0
-        return self.last
+    step: int
+    metrics: Metrics
+    samples: np.ndarray
 
 
 @contextmanager

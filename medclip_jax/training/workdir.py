@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +39,8 @@ class Workdir:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
 
-    def write_config(self, config: ConfigDict, *, resuming: bool) -> None:
-        """Write `config.json`, after checking that it continues the run whose checkpoint lies here.
+    def check_config(self, config: ConfigDict, *, resuming: bool) -> None:
+        """Check that a config continues the run whose checkpoint lies here.
 
         Args:
             config: resolved.
@@ -48,34 +49,48 @@ class Workdir:
         Raises:
             ValueError: resuming with other values for keys outside of `MAY_CHANGE`; lists them.
         """
-        new = to_json(config)
-        if resuming and self.config_file.exists():
-            changed = differences(json.loads(self.config_file.read_text()), new)
-            refused = [line for name, line in changed.items() if not _may_change(name)]
-            if refused:
-                raise ValueError(
-                    f"{self.path} holds a run with another config:\n  " + "\n  ".join(refused) + "\n"
-                    "Set these back to resume it, or give a new --workdir (with config.initial_weights.workdir"
-                    f"={str(self.path)!r} to start from its weights)"
-                )
-        partial = self.config_file.with_suffix(".partial")
-        partial.write_text(json.dumps(new, indent=2) + "\n")
-        partial.replace(self.config_file)
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that will be run again, so that each step stands there once."""
-        if not self.metrics_file.exists():
+        if not resuming or not self.config_file.exists():
             return
-        kept = []
+        changed = differences(json.loads(self.config_file.read_text()), to_json(config))
+        refused = [line for name, line in changed.items() if not _may_change(name)]
+        if refused:
+            raise ValueError(
+                f"{self.path} holds a run with another config:\n  " + "\n  ".join(refused) + "\n"
+                "Set these back to resume it, or give a new --workdir (with "
+                f"config.initial_weights.workdir={str(self.path)!r} to start from its weights)"
+            )
+
+    def write_config(self, config: ConfigDict) -> None:
+        """Write `config.json`, whole or not at all."""
+        _replace(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
+
+    def forget_metrics_after(self, step: int) -> dict[str, float]:
+        """Drop the lines of steps that will be run again, so that each step stands there once.
+
+        Returns:
+            The numbers logged for `step` itself, {} where there are none.
+        """
+        if not self.metrics_file.exists():
+            return {}
+        kept, last = [], {}
         for line in self.metrics_file.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                numbers = json.loads(line)
+                number = numbers.pop("step")
             except (ValueError, KeyError):
-                continue  # a line cut short by the kill
-        partial = self.metrics_file.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(self.metrics_file)
+                continue  # a line cut short by a kill
+            if number <= step:
+                kept.append(line + "\n")
+            if number == step:
+                last |= {name: math.nan if value is None else value for name, value in numbers.items()}
+        _replace(self.metrics_file, "".join(kept))
+        return last
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from medclip_jax.training.config import apply_override, base_config, load_config, to_json, total_steps, walk
+
+FILE = """
+from medclip_jax.training.config import base_config
+
+def get_config():
+    config = base_config()
+    config.optimizer.learning_rate = 3e-4
+    config.objective = {"name": "toy", "vision": {"width": 8, "patch": (4, 4, 4)}}
+    return config
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_overrides_take_the_type_of_their_field(file):
+    config = load_config(
+        file,
+        [
+            "--config.optimizer.learning_rate=1",
+            "--config.steps=2e3",
+            "--config.log.tensorboard=False",
+            "--config.data.train_split=train[:10%]",
+            "--config.objective.vision.patch=(8,8,8)",
+            "--config.optimizer.frozen=('text/.*',)",
+            "objective.vision.width=16",
+        ],
+    )
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert (config.steps, type(config.steps)) == (2000, int)
+    assert config.log.tensorboard is False
+    assert config.data.train_split == "train[:10%]"
+    assert config.objective.vision.patch == (8, 8, 8)
+    assert config.optimizer.frozen == ("text/.*",)
+    assert config.objective.vision.width == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("--config.optimizer.learning_rat=1", "config.optimizer.learning_rate"),
+        ("--config.learning_rate=1", "config.optimizer.learning_rate"),
+        ("--config.optimiser.clip_norm=1", "config.optimizer.clip_norm"),
+        ("--config.objective.vision.wdith=1", "config.objective.vision.width"),
+    ],
+)
+def test_a_typo_names_the_nearest_key(file, override, nearest):
+    with pytest.raises(KeyError, match=nearest):
+        load_config(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.steps=many", "is a int .*many"),
+        ("--config.steps=1.5", "is a int"),
+        ("--config.log.tensorboard=maybe", "is a bool"),
+        ("--config.optimizer.frozen=text", "is a tuple"),
+        ("--config.optimizer=adam", "is a section"),
+        ("--config.steps", "section.field=value"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(file, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(file, [override])
+
+
+def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text(FILE.replace("optimizer.learning_rate", "optimizer.learning_rat"))
+    with pytest.raises(KeyError, match="learning_rat"):
+        load_config(path)
+
+
+def test_a_missing_file_and_a_file_without_config_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_config(tmp_path / "nothing.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="get_config"):
+        load_config(tmp_path / "empty.py")
+
+
+def test_the_config_survives_json(file):
+    plain = to_json(load_config(file))
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["objective"]["vision"]["patch"] == [4, 4, 4]
+
+
+def test_every_field_can_be_overridden_by_its_own_value():
+    config = base_config()
+    for name, value in walk(config):
+        apply_override(config, f"--config.{name}={value}")
+    assert to_json(config) == to_json(base_config())
+
+
+def test_steps_come_from_epochs():
+    config = base_config()
+    config.epochs, config.batch_size = 1.5, 8
+    assert total_steps(config, 20) == 4  # 30 samples
+    config.steps = 3
+    with pytest.raises(ValueError, match="not both"):
+        total_steps(config, 20)
+    config.epochs = 0.0
+    assert total_steps(config, 20) == 3
+    config.steps = 0
+    with pytest.raises(ValueError, match=r"config\.steps or config\.epochs"):
+        total_steps(config, 20)
