@@ -16,6 +16,9 @@ from medclip_jax.shards.record import Record, Schema, encode
 DATASET = "medclip"
 """Name of the TFDS dataset."""
 
+SHARD_PATTERN = f"{DATASET}-*.array_record-*"
+"""Glob of every shard in a folder."""
+
 # Records are compressed already, and random access wants one record in a group.
 _OPTIONS = "group_size:1,uncompressed"
 

@@ -1,0 +1,182 @@
+"""``medclip prepare``: scans and reports in, shards out."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+HELP = """\
+Turn scans and reports into shards for training: read, check, crop, resample, compress.
+
+Run the same command again after any interruption: it goes on where it stopped. Every input ends as
+accepted, accepted-with-note or rejected-with-reason in OUT/manifest.jsonl; names, ids and paths never
+enter the shards, the manifest or the log."""
+
+EPILOG = """\
+examples:
+  # Your own data. studies.csv needs the columns volume and report; patient and study where there are any.
+  medclip prepare --table studies.csv --root scans --out shards
+
+  # A crop of 192 mm around the heart at finer spacing, with organ maps in cells of 8x8x8 voxels.
+  medclip prepare --table studies.csv --out shards --crop heart --shape 128 144 144 \\
+      --spacing 1.5 1.33 1.33 --organ-cell 8
+
+  # No data at hand: generated scans with reports and organ masks.
+  medclip prepare --corpus phantom --count 200 --out shards --workers 2
+
+then:
+  medclip inspect shards --out sheet.html
+
+docs/data.md describes the table, the manifest, and what the key is for.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument(
+        "--corpus",
+        choices=("folder", "phantom"),
+        default="folder",
+        help="where studies come from (%(default)s)",
+    )
+    source = parser.add_argument_group("--corpus folder")
+    source.add_argument("--table", type=Path, help="CSV or TSV with one row for each volume")
+    source.add_argument("--root", type=Path, help="folder that the table's paths start from (the table's)")
+    source.add_argument("--limit", type=int, help="take only the first LIMIT rows")
+    phantom = parser.add_argument_group("--corpus phantom")
+    phantom.add_argument("--count", type=int, default=100, help="scans to generate (%(default)s)")
+    phantom.add_argument(
+        "--phantom-folder",
+        type=Path,
+        help="where the generated scans lie (OUT.phantoms); kept for later runs",
+    )
+    volume = parser.add_argument_group("volumes", "in the order depth, height, width")
+    volume.add_argument(
+        "--shape",
+        nargs=3,
+        type=int,
+        default=(112, 224, 224),
+        metavar=("D", "H", "W"),
+        help="voxels (112 224 224)",
+    )
+    volume.add_argument(
+        "--spacing",
+        nargs=3,
+        type=float,
+        default=(3.0, 1.5, 1.5),
+        metavar=("D", "H", "W"),
+        help="mm (3 1.5 1.5)",
+    )
+    volume.add_argument(
+        "--crop", default="center", help="'center' of the scan, 'box' (the table's column) or an organ's name"
+    )
+    volume.add_argument("--modality", choices=("CT", "MR"), default="CT", help="the other one is rejected")
+    volume.add_argument(
+        "--organ-cell", type=int, default=0, metavar="VOXELS", help="prepare organ maps in cells of this size"
+    )
+    volume.add_argument("--organs", help="comma-separated names (all that the masks show)")
+    text = parser.add_argument_group("reports")
+    text.add_argument(
+        "--findings", default="cardiac", help="'cardiac' (7), 'ct_rate' (18), 'all' or comma-separated names"
+    )
+    text.add_argument(
+        "--tokenizer",
+        default="train",
+        help="'train' learns one on the train split, a folder is copied, or 'none'",
+    )
+    text.add_argument(
+        "--vocabulary-size", type=int, default=8192, help="of a learned tokenizer (%(default)s)"
+    )
+    text.add_argument(
+        "--empty-report",
+        choices=("reject", "note"),
+        default="reject",
+        help="volumes whose report says nothing",
+    )
+    split = parser.add_argument_group("splits", "by patient, where the table has no split column")
+    split.add_argument(
+        "--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALIDATION", "TEST")
+    )
+    split.add_argument("--seed", type=int, default=0, help="of the split, and of the phantoms (%(default)s)")
+    job = parser.add_argument_group("job")
+    job.add_argument("--workers", type=int, help="processes (one for each core)")
+    job.add_argument("--key", type=Path, help="key file of the hashed ids (OUT.key, made if needed)")
+    job.add_argument(
+        "--max-rejected", type=float, default=0.1, help="stop above this share of rejections (%(default)s)"
+    )
+    job.add_argument("--part", type=int, help="volumes in one shard (about 256 MB before compression)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare. Returns 0, or raises an error that says what to do."""
+    from medclip_jax.shards.prepare import default_key, prepare
+    from medclip_jax.shards.settings import PrepareSettings
+
+    settings = PrepareSettings(
+        shape=tuple(args.shape),
+        spacing=tuple(args.spacing),
+        crop=args.crop,
+        findings=_findings(args.findings),
+        organs=_names(args.organs) if args.organs else None,
+        cell=args.organ_cell,
+        tokenizer=None if args.tokenizer == "none" else args.tokenizer,
+        vocabulary_size=args.vocabulary_size,
+        fractions=tuple(args.fractions),
+        seed=args.seed,
+        modality=args.modality,
+        empty_report=args.empty_report,
+        part=args.part,
+    )
+    studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
+    info = prepare(
+        studies,
+        args.out,
+        settings,
+        workers=args.workers,
+        key=args.key or (_phantom_key(args) if args.corpus == "phantom" else default_key(args.out)),
+        max_rejected=args.max_rejected,
+    )
+    print(
+        f"{sum(info.splits.values())} volumes in '{info.folder}'. Look at them: medclip inspect {info.folder}"
+    )
+    return 0
+
+
+def _table(args: argparse.Namespace) -> Iterable:
+    from medclip_jax.corpora.folder import TableError, folder
+
+    if args.table is None:
+        raise TableError(
+            "--corpus folder needs --table: a CSV with the columns volume and report, see docs/data.md"
+        )
+    return itertools.islice(folder(args.table, root=args.root), args.limit)
+
+
+def _phantoms(args: argparse.Namespace) -> Iterable:
+    from medclip_jax.corpora import phantom
+    from medclip_jax.corpora.folder import folder
+
+    where = args.phantom_folder or args.out.with_name(args.out.name + ".phantoms")
+    phantom.write(where, args.count, seed=args.seed, workers=args.workers or os.cpu_count() or 1)
+    return itertools.islice(folder(where / "studies.csv"), args.limit)
+
+
+def _phantom_key(args: argparse.Namespace) -> bytes:
+    # Nobody is to be protected, and the same command makes the same set everywhere.
+    return f"phantom {args.seed}".encode()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _findings(text: str) -> tuple[str, ...]:
+    from medclip_jax.reports.findings import CARDIAC_FINDINGS, CT_RATE_FINDINGS, FINDINGS
+
+    known = {"cardiac": CARDIAC_FINDINGS, "ct_rate": CT_RATE_FINDINGS, "all": tuple(FINDINGS)}
+    return tuple(known.get(text) or _names(text))

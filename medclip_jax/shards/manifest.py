@@ -1,0 +1,82 @@
+"""The manifest: one line for every study that went in, whatever became of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medclip_jax.shards.read import MANIFEST_FILE
+from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.scan import ACCEPTED, NOTED, REJECTED
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over a manifest.
+
+    Attributes:
+        classes: class to number of studies.
+        splits: split to number of prepared volumes.
+        notes: code of a note to number of studies.
+        reasons: code of a rejection to the rows it hit.
+    """
+
+    classes: Mapping[str, int]
+    splits: Mapping[str, int]
+    notes: Mapping[str, int]
+    reasons: Mapping[str, tuple[int, ...]]
+
+    def text(self, seconds: float | None = None) -> str:
+        """For people to read."""
+        total = sum(self.classes.values())
+        counts = ", ".join(f"{self.classes.get(name, 0)} {name}" for name in (ACCEPTED, NOTED, REJECTED))
+        lines = [f"{total} studies: {counts}" + (f" ({seconds:.1f} s)" if seconds is not None else "")]
+        if self.splits:
+            lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in self.splits.items()))
+        for note, count in Counter(self.notes).most_common():
+            lines.append(f"  note {note}: {count}")
+        for reason, rows in sorted(self.reasons.items(), key=lambda pair: -len(pair[1])):
+            shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            lines.append(f"  rejected {reason}: {len(rows)} (rows {shown} of the input)")
+        return "\n".join(lines)
+
+
+def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
+    """Count classes, splits, notes and reasons.
+
+    Args:
+        entries: lines of a manifest.
+    """
+    classes, splits, notes = Counter(), Counter(), Counter()
+    reasons: dict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        classes[entry["class"]] += 1
+        if entry["class"] == REJECTED:
+            reasons[entry["reason"]].append(entry["row"])
+        else:
+            splits[entry["split"]] += 1
+            # "padding:-2000:3.1%" and "padding:-3024:0.2%" are one kind of note.
+            notes.update({str(note).split(":")[0] for note in entry["notes"]})
+    return Summary(
+        dict(classes), dict(splits), dict(notes), {k: tuple(sorted(rows)) for k, rows in reasons.items()}
+    )
+
+
+def read_manifest(folder: str | Path) -> list[dict[str, object]]:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        ShardError: there is none, or it is damaged.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        raise ShardError(
+            f"'{folder}' has no {MANIFEST_FILE}: it was not written by `medclip prepare`"
+        ) from None
+    except ValueError as error:
+        raise ShardError(f"{path} is damaged ({error}): copy it again, or prepare the set again") from None

@@ -1,0 +1,214 @@
+"""Decide, before any volume is opened, which record goes where: hashes, splits, order, parts.
+
+The plan depends on the studies, the settings and the key alone. So the set is the same for any number
+of workers, and a run that was cut off finds its finished parts again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medclip_jax.corpora.study import Study
+from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
+from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.settings import SPLITS, PrepareSettings
+
+_SAYS_NOTHING = re.compile(r"(not given|not available|none|nan|n/?a|null|nil|-+|\.+)?[\s.]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One study on its way into the set.
+
+    Attributes:
+        row: place of the study in the input, from 1: tells the user which one it was, and nobody else.
+        study: raw; never written.
+        id: keyed hash of the volume's id.
+        study_hash: keyed hash of the study's id.
+        patient_hash: keyed hash of the patient's id.
+        split: where it goes.
+        notes: found without opening the volume.
+        rejection: (code, message) where no volume needs to be opened.
+    """
+
+    row: int
+    study: Study
+    id: str
+    study_hash: int
+    patient_hash: int
+    split: str
+    notes: tuple[str, ...] = ()
+    rejection: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The items that make one shard, in order.
+
+    Attributes:
+        split: of all of them.
+        index: of the part in its split.
+        items: at least one.
+        fingerprint: changes with anything that the shard's bytes depend on.
+    """
+
+    split: str
+    index: int
+    items: tuple[Item, ...]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Stem of the part's files."""
+        return f"{self.split}-{self.index:05d}"
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text is empty or a placeholder such as "Not given." or "NaN"."""
+    return _SAYS_NOTHING.fullmatch(text.strip()) is not None
+
+
+def report_of(study: Study) -> str:
+    """The report, put together from its sections where only they are given; "" where it says nothing."""
+    if not says_nothing(study.report):
+        return study.report.strip()
+    sections = [
+        f"{name.capitalize()}: {text.strip()}"
+        for name, text in study.sections.items()
+        if not says_nothing(text)
+    ]
+    return "\n".join(sections)
+
+
+def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -> list[Part]:
+    """Hash the ids, settle the splits, order the items and cut them into parts.
+
+    Args:
+        studies: in the order of the input.
+        settings: resolved.
+        key: of the hashes.
+
+    Raises:
+        ShardError: a patient is in two splits, or a split has an unknown name.
+    """
+    splits = _patient_splits(studies, settings, key)
+    rows = Counter(study.volume_id for study in studies)
+    owners: dict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        owners[report_of(study)].add(study.study_id)
+    seen: set[str] = set()
+    items: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    for row, study in enumerate(studies, start=1):
+        item = Item(
+            row=row,
+            study=study,
+            id=hashed_text(key, "volume", study.volume_id),
+            study_hash=hashed_integer(key, "study", study.study_id),
+            patient_hash=hashed_integer(key, "patient", study.patient_id),
+            split=splits[study.patient_id],
+        )
+        report = report_of(study)
+        notes = []
+        if not report:
+            notes.append("empty-report")
+        elif len(owners[report]) > 1:
+            notes.append("duplicate-report")
+        item = replace(item, notes=tuple(notes), rejection=_rejection(study, report, settings, seen))
+        seen.add(study.volume_id)
+        if rows[study.volume_id] > 1 and item.rejection is None:
+            item = replace(item, notes=(*item.notes, "duplicate-row-dropped"))
+        items[item.split].append(item)
+    parts = []
+    for split in SPLITS:
+        # By keyed hash: random, so that train[:10%] is a fair sample, and not the order of the archive.
+        ordered = sorted(items[split], key=lambda item: (item.id, item.row))
+        for index, start in enumerate(range(0, len(ordered), settings.part)):
+            chosen = tuple(ordered[start : start + settings.part])
+            parts.append(Part(split, index, chosen, _fingerprint(chosen, settings, key)))
+    return parts
+
+
+def _rejection(
+    study: Study, report: str, settings: PrepareSettings, seen: set[str]
+) -> tuple[str, str] | None:
+    if study.volume_id in seen:
+        return "duplicate-volume-id", "This volume stands in the input more than once: the first row is kept."
+    if study.volume == Path():
+        return (
+            "report-without-volume",
+            "The row has a report but no volume: add the file or leave the row out.",
+        )
+    if not os.path.exists(study.volume):  # unlike Path.exists, never raises
+        return "missing-file", "There is no such file or folder: check the path in the table and --root."
+    if study.modality != settings.modality:
+        return (
+            "wrong-modality",
+            f"The study is {study.modality}, the set is {settings.modality}: prepare it with --modality.",
+        )
+    if not report and settings.empty_report == "reject":
+        return (
+            "empty-report",
+            "The report says nothing: leave the row out, or keep such volumes with --empty-report note.",
+        )
+    return None
+
+
+def _patient_splits(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -> Mapping[str, str]:
+    given: dict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        given[study.patient_id].update({study.split} - {None})
+    if unknown := sorted({name for names in given.values() for name in names} - set(SPLITS)):
+        raise ShardError(f"unknown splits {', '.join(unknown)}: a split is one of {', '.join(SPLITS)}")
+    if torn := sum(len(names) > 1 for names in given.values()):
+        raise ShardError(
+            f"{torn} patients stand in more than one split, so that the test would be no test: give all "
+            "rows of a patient the same split, or leave the split column out to have patients divided "
+            "at random"
+        )
+    free = sorted(patient for patient, names in given.items() if not names)
+    # A patient keeps the place when others are added later: nobody moves from train to test.
+    places = {
+        patient: int.from_bytes(keyed_hash(key, "split", f"{settings.seed}/{patient}", 8), "big") / 2**64
+        for patient in free
+    }
+    train, validation, _ = settings.fractions
+    bounds = {
+        "train": (0.0, train),
+        "validation": (train, train + validation),
+        "test": (train + validation, 1.0),
+    }
+    wanted = [name for name in SPLITS if bounds[name][1] - bounds[name][0] > 1e-9]
+    chosen = {
+        patient: next((n for n in wanted if place < bounds[n][1]), wanted[-1])
+        for patient, place in places.items()
+    }
+    if len(free) >= len(wanted):
+        # A small set can leave a split empty by chance; it then gets the patient nearest to it.
+        for name in wanted:
+            counts = Counter(chosen.values())
+            if not counts[name]:
+                low, high = bounds[name]
+                movable = [p for p in free if counts[chosen[p]] > 1]
+                chosen[min(movable, key=lambda p: (max(low - places[p], places[p] - high), p))] = name
+    return {patient: next(iter(names), None) or chosen[patient] for patient, names in given.items()}
+
+
+def _fingerprint(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
+    """Keyed, because it goes over raw ids and reports."""
+    written = settings.to_json()
+    for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "part"):
+        del written[name]
+    parts = [json.dumps(written, sort_keys=True)]
+    for item in items:
+        study = item.study
+        paths = [study.volume, *(study.organs[name] for name in sorted(study.organs))]
+        sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in paths]
+        parts.append(repr((item.row, item.split, item.notes, item.rejection, study, sizes)))
+    return keyed_hash(key, "part", hashlib.sha256("\n".join(parts).encode()).hexdigest()).hex()

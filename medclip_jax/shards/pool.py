@@ -1,0 +1,106 @@
+"""Many processes, one order: results come back as if one process had done the work."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+_AHEAD = 3
+"""Tasks waiting or done for each worker: enough to hide one slow volume, little enough for memory."""
+
+
+def map_in_order(
+    function: Callable[[Input], Output],
+    inputs: Iterable[Input],
+    workers: int,
+    on_death: Callable[[Input], Output],
+) -> Iterator[Output]:
+    """Apply a function in worker processes and yield the results in the order of the inputs.
+
+    Args:
+        function: picklable; runs once for each input.
+        inputs: picklable; taken only a little ahead of the results.
+        workers: processes; 1 means in this one.
+        on_death: gives the result of an input that kills its worker (a crash in a decoder, a kill for
+            want of memory) instead of ending the run.
+    """
+    if workers <= 1:
+        yield from map(function, inputs)
+        return
+    inputs = iter(inputs)
+    waiting: deque[tuple[Input, Future]] = deque()
+    pool = _pool(workers)
+    try:
+        while True:
+            while len(waiting) < workers * _AHEAD:
+                try:
+                    task = next(inputs)
+                except StopIteration:
+                    break
+                waiting.append((task, pool.submit(function, task)))
+            if not waiting:
+                return
+            task, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                # Nobody knows which input did it: try the unfinished ones again, one at a time.
+                pool.shutdown(wait=False, cancel_futures=True)
+                suspects = [task, *(other for other, _ in waiting)]
+                waiting.clear()
+                yield from _one_at_a_time(function, suspects, on_death)
+                pool = _pool(workers)
+                continue
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_at_a_time(
+    function: Callable[[Input], Output], tasks: Iterable[Input], on_death: Callable[[Input], Output]
+) -> Iterator[Output]:
+    pool = _pool(1)
+    try:
+        for task in tasks:
+            try:
+                result = pool.submit(function, task).result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=False)
+                pool = _pool(1)
+                result = on_death(task)
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Spawned, because JAX and ITK start threads, and a forked child would inherit their locks.
+    return ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+
+
+def _start_worker() -> None:
+    """One thread per worker, and no orphans."""
+    import signal
+
+    # Ctrl-C goes to the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ[name] = "1"
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A worker waits for its next task forever when its parent is killed: the pipe has other holders.
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,268 @@
+"""One study through the mill: read, check, crop, resample, compress. Runs in worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Integer, UInt8
+
+from medclip_jax.corpora.study import Study
+from medclip_jax.shards.plan import Item, report_of, says_nothing
+from medclip_jax.shards.record import Record, checksum, encode
+from medclip_jax.shards.settings import PrepareSettings, organ_names
+from medclip_jax.volumes import (
+    AIR_HU,
+    Volume,
+    VolumeRejected,
+    crop_or_pad,
+    fraction_in_cells,
+    mask_center,
+    read_labels,
+    read_volume,
+    resample,
+    resample_labels,
+)
+
+ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study.
+
+    Attributes:
+        entry: its line in the manifest.
+        record: serialized, None where the study was rejected.
+    """
+
+    entry: dict[str, object]
+    record: bytes | None = None
+
+
+def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
+    """Make a study's record. Every input ends accepted, accepted with a note, or rejected with a reason.
+
+    Args:
+        item: from the plan.
+        settings: resolved.
+    """
+    entry: dict[str, object] = {
+        "row": item.row,
+        "id": item.id,
+        "study": item.study_hash,
+        "patient": item.patient_hash,
+        "split": item.split,
+    }
+    try:
+        if item.rejection is not None:
+            raise VolumeRejected(*item.rejection)
+        record, provenance, notes = _make_record(item, settings)
+        data, volume_checksum = encode(record, settings.schema)
+    except VolumeRejected as rejection:
+        return Outcome(entry | {"class": REJECTED, "reason": rejection.code, "message": str(rejection)})
+    except MemoryError:
+        return Outcome(
+            entry
+            | {
+                "class": REJECTED,
+                "reason": "out-of-memory",
+                "message": "The volume does not fit into memory: prepare it with fewer --workers.",
+            }
+        )
+    except Exception as error:
+        # Its text may quote a path. Only the kind of error and where it rose are safe to keep.
+        where = f"{type(error).__name__}{_place(error)}"
+        message = f"Reading failed with {where}: see whether a viewer opens the file, and report this."
+        return Outcome(entry | {"class": REJECTED, "reason": "unreadable", "message": message})
+    entry |= {
+        "class": NOTED if notes else ACCEPTED,
+        "notes": list(notes),
+        "provenance": provenance,
+        "bytes": len(data),
+        "checksum": checksum(data),
+        "volume_checksum": volume_checksum,
+    }
+    return Outcome(entry, data)
+
+
+def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[str, object], tuple[str, ...]]:
+    from medclip_jax.reports.statements import statements
+
+    study, schema = item.study, settings.schema
+    volume = read_volume(study.volume, rescale=study.rescale, modality=study.modality)
+    notes = [*item.notes, *volume.notes]
+    wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
+    masks = _read_masks(study, wanted) if wanted else {}
+    center, more = _crop_center(study, settings, masks)
+    notes += more
+    prepared, more = crop_and_resample(volume, schema.shape, schema.spacing, center)
+    notes += more
+    organs = None
+    if schema.organs and masks:
+        organs, more = _occupancy(masks, schema.organs, prepared, schema.cell)
+        notes += more
+        if any(
+            affine.shape != volume.affine.shape or not _same_grid(mask, affine, volume)
+            for mask, affine in masks.values()
+        ):
+            notes.append("organs-on-another-grid")
+    if schema.organs and not masks:
+        notes.append("organs-missing")
+    report = report_of(study)
+    findings_text, impression, source = _sections(study, report)
+    found = _extract(source, schema.findings) if source else dict.fromkeys(schema.findings, 0)
+    record = Record(
+        id=item.id,
+        study=item.study_hash,
+        patient=item.patient_hash,
+        volume=prepared.voxels,
+        report=report,
+        findings_text=findings_text,
+        impression=impression,
+        # A report that says nothing does not say that there is nothing.
+        statements=" ".join(statements(found)) if source else "",
+        findings=np.array([found[name] for name in schema.findings], np.int8),
+        labels=np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
+        measurements=np.array([study.measurements.get(n, np.nan) for n in schema.measurements], np.float32),
+        organs=organs,
+    )
+    return record, dict(volume.provenance), tuple(dict.fromkeys(notes))
+
+
+def crop_and_resample(
+    volume: Volume,
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    center: Float[np.ndarray, " 3"] | None = None,
+) -> tuple[Volume, list[str]]:
+    """Resample to `spacing` and cut or pad to `shape` around a point, working only on the voxels needed.
+
+    Args:
+        volume: any volume.
+        shape: wanted (D, H, W).
+        spacing: wanted mm along depth, height, width.
+        center: world RAS mm; None means the volume's middle.
+
+    Returns:
+        The volume, and notes.
+
+    Raises:
+        VolumeRejected: the crop lies outside the volume.
+    """
+    size = np.array(volume.voxels.shape)
+    middle = (size - 1) / 2
+    if center is not None:
+        middle = np.linalg.solve(volume.affine[:3, :3], center - volume.affine[:3, 3])
+    else:
+        center = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
+    # Two voxels of either grid beyond the crop: what anti-aliasing looks at, and the rounding of the crop.
+    ratio = np.array(spacing) / np.array(volume.spacing)
+    reach = (np.array(shape) / 2 + 2) * ratio + 2
+    low = np.clip(np.floor(middle - reach), 0, size).astype(int)
+    high = np.clip(np.ceil(middle + reach) + 1, 0, size).astype(int)
+    if (high <= low).any():
+        raise VolumeRejected(
+            "crop-outside", "The crop's center lies outside the volume: check the box or the organ mask."
+        )
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    box = replace(volume, voxels=volume.voxels[tuple(map(slice, low, high))], affine=affine)
+    fill = AIR_HU if volume.provenance.get("modality", "CT") == "CT" else int(volume.voxels.min())
+    prepared = crop_or_pad(resample(box, spacing), shape, center=center, fill=fill)
+    covered = np.prod(np.minimum(size / ratio, shape)) / np.prod(shape)
+    return prepared, [f"mostly-padding:{100 * (1 - covered):.0f}%"] if covered < 0.25 else []
+
+
+_Mask = tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]
+
+
+def _read_masks(study: Study, wanted: set[str]) -> dict[str, _Mask]:
+    """Boolean mask and affine of each wanted organ that the study has."""
+    if "*" in study.organs:
+        labels, affine = _read_mask(study.organs["*"])
+        named = {name: value for value, name in study.organ_classes.items()}
+        return {name: (labels == named[name], affine) for name in wanted if name in named}
+    chosen = sorted(wanted & organ_names(study))
+    read = {name: _read_mask(study.organs[name]) for name in chosen if Path(study.organs[name]).exists()}
+    return {name: (labels != 0, affine) for name, (labels, affine) in read.items()}
+
+
+def _read_mask(path: Path) -> _Mask:
+    try:
+        return read_labels(path)
+    except VolumeRejected as rejection:
+        raise VolumeRejected(f"organs-{rejection.code}", f"An organ mask: {rejection}") from None
+
+
+def _crop_center(
+    study: Study, settings: PrepareSettings, masks: dict[str, _Mask]
+) -> tuple[Float[np.ndarray, " 3"] | None, list[str]]:
+    if settings.crop == "center":
+        return None, []
+    if settings.crop == "box":
+        edges = [
+            [study.measurements.get(f"box_{axis}_{end}", np.nan) for end in ("min", "max")] for axis in "xyz"
+        ]
+        if not np.isfinite(edges).all():
+            raise VolumeRejected(
+                "no-box", "The study has no box to crop to: fill the column, or crop to 'center'."
+            )
+        low, high = np.array(edges).T
+        # World axes are (x right, y front, z up), the crop's are (depth, height, width).
+        extent = np.array(settings.shape[::-1]) * np.array(settings.spacing[::-1])
+        return (low + high) / 2, ["box-larger-than-crop"] if (high - low > extent).any() else []
+    mask, affine = masks.get(settings.crop, (None, None))
+    if mask is None or not mask.any():
+        raise VolumeRejected(
+            "no-crop-organ",
+            f"The study shows no {settings.crop} to crop around: crop to 'center', or leave it out.",
+        )
+    return mask_center(mask, affine), []
+
+
+def _occupancy(
+    masks: dict[str, _Mask], organs: tuple[str, ...], like: Volume, cell: int
+) -> tuple[UInt8[np.ndarray, "O d h w"], list[str]]:
+    """Share of each cell that each organ fills, x 255; organs without a mask stay 0."""
+    cells = np.zeros((len(organs), *(size // cell for size in like.voxels.shape)), np.uint8)
+    for index, name in enumerate(organs):
+        if name in masks:
+            cells[index] = fraction_in_cells(resample_labels(*masks[name], like), (cell,) * 3)
+    if not cells.any():
+        return cells, [
+            "organs-outside-crop" if any(mask.any() for mask, _ in masks.values()) else "organs-empty"
+        ]
+    return cells, []
+
+
+def _same_grid(mask: np.ndarray, affine: Float[np.ndarray, "4 4"], volume: Volume) -> bool:
+    return mask.shape == volume.voxels.shape and np.allclose(affine, volume.affine, atol=1e-2)
+
+
+def _sections(study: Study, report: str) -> tuple[str, str, str]:
+    """Findings text, impression, and what findings are extracted from: no history, no technique."""
+    from medclip_jax.reports.sections import split_sections
+
+    found = {name: text for name, text in split_sections(report).items() if not says_nothing(text)}
+    found |= {name: text.strip() for name, text in study.sections.items() if not says_nothing(text)}
+    findings, impression = found.get("findings", ""), found.get("impression", "")
+    return findings, impression, "\n".join(filter(None, (findings, impression))) or report
+
+
+def _extract(text: str, findings: tuple[str, ...]) -> dict[str, Int]:
+    from medclip_jax.reports.findings import extract
+
+    return {name: int(status) for name, status in extract(text, findings).items()}
+
+
+def _place(error: BaseException) -> str:
+    """Module and line of this library where an error rose, the innermost one."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("medclip_jax"):
+            place = f" in {module}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,130 @@
+"""What `prepare` can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from medclip_jax.corpora.study import Study
+from medclip_jax.shards.record import Schema, ShardError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Everything that decides what a prepared set holds; written to `prepare.json`.
+
+    Attributes:
+        shape: (D, H, W) voxels of a prepared volume.
+        spacing: mm per voxel along depth, height, width.
+        crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
+            ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.
+        findings: columns of `findings` and `labels`; None means Cardiac-CLIP's seven.
+        organs: channels of `organs` in this order; None means all that the studies name, sorted.
+        measurements: columns of `measurements`; None means all that the studies name, sorted.
+        cell: voxels per organ cell along each axis; 0 prepares no organs.
+        tokenizer: "train" learns a WordPiece on the train split's texts; a folder is copied; None
+            leaves the tokenizer to the training config.
+        vocabulary_size: entries of a learned tokenizer, at most.
+        fractions: share of patients in train, validation, test, where the corpus fixes no split.
+        seed: of the split.
+        modality: "CT" or "MR"; studies of the other one are rejected.
+        empty_report: "reject" or "note": what becomes of a volume whose report says nothing.
+        part: volumes in one shard; None picks about 256 MB before compression.
+    """
+
+    shape: tuple[int, int, int] = (112, 224, 224)
+    spacing: tuple[float, float, float] = (3.0, 1.5, 1.5)
+    crop: str = "center"
+    findings: tuple[str, ...] | None = None
+    organs: tuple[str, ...] | None = None
+    measurements: tuple[str, ...] | None = None
+    cell: int = 0
+    tokenizer: str | None = "train"
+    vocabulary_size: int = 8192
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    modality: str = "CT"
+    empty_report: str = "reject"
+    part: int | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """What is the same for every record; only after `resolve`."""
+        organs = self.organs if self.cell else ()
+        return Schema(self.shape, self.spacing, self.findings, organs, self.measurements, self.cell)
+
+    def to_json(self) -> dict[str, object]:
+        """As written to `prepare.json`: without folders of this machine."""
+        copied = self.tokenizer not in ("train", None)
+        return asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
+
+
+def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSettings:
+    """Check the settings and fill in what is to be learned from the studies.
+
+    Raises:
+        ShardError: a setting makes no sense; the message says which and what would.
+    """
+    from medclip_jax.reports.findings import CARDIAC_FINDINGS, FINDINGS
+
+    shape, spacing = tuple(map(int, settings.shape)), tuple(map(float, settings.spacing))
+    if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
+        raise ShardError(
+            f"shape {settings.shape} and spacing {settings.spacing} must each be three positive numbers in "
+            "the order depth, height, width"
+        )
+    findings = tuple(CARDIAC_FINDINGS) if settings.findings is None else tuple(settings.findings)
+    if unknown := [name for name in findings if name not in FINDINGS]:
+        raise ShardError(f"unknown findings {', '.join(unknown)}; known are {', '.join(sorted(FINDINGS))}")
+    if settings.cell < 0 or (settings.cell and any(size % settings.cell for size in shape)):
+        raise ShardError(
+            f"organ cells of {settings.cell} voxels do not divide the shape {shape}: choose a cell that does "
+            "(and that divides the patch size of the model), or 0 for no organs"
+        )
+    named = sorted({name for study in studies for name in organ_names(study)})
+    organs = tuple(named) if settings.organs is None else tuple(settings.organs)
+    if settings.cell and not organs:
+        raise ShardError(
+            "organ cells were asked for, but no study has organ masks: give the table an 'organs' column, "
+            "or prepare without --organ-cell"
+        )
+    if settings.cell and not set(organs) & set(named):
+        raise ShardError(f"no study has a mask of {', '.join(organs)}; the masks name {', '.join(named)}")
+    if settings.crop not in ("center", "box") and settings.crop not in named:
+        raise ShardError(
+            f"cannot crop around '{settings.crop}': no study has such an organ mask. Use 'center', 'box' or "
+            f"one of: {', '.join(named) or 'no organ at all'}"
+        )
+    if settings.crop == "box" and not any("box_x_min" in study.measurements for study in studies):
+        raise ShardError("cannot crop around a box: the table has no 'box' column")
+    if min(settings.fractions) < 0 or abs(sum(settings.fractions) - 1) > 1e-6:
+        raise ShardError(
+            f"the split fractions {settings.fractions} must not be negative and must add up to 1"
+        )
+    if settings.modality not in ("CT", "MR"):
+        raise ShardError(f"modality '{settings.modality}' is neither CT nor MR")
+    if settings.empty_report not in ("reject", "note"):
+        raise ShardError(f"empty_report '{settings.empty_report}' is neither 'reject' nor 'note'")
+    measurements = settings.measurements
+    if measurements is None:
+        measurements = sorted(
+            {n for study in studies for n in study.measurements if not n.startswith("box_")}
+        )
+    part = settings.part or min(512, max(4, (1 << 27) // (shape[0] * shape[1] * shape[2])))
+    return replace(
+        settings,
+        shape=shape,
+        spacing=spacing,
+        findings=findings,
+        organs=organs,
+        measurements=tuple(measurements),
+        fractions=tuple(settings.fractions),
+        part=part,
+    )
+
+
+def organ_names(study: Study) -> set[str]:
+    """Names of the organs that a study's masks can show."""
+    return set(study.organ_classes.values()) if "*" in study.organs else set(study.organs)
