@@ -81,7 +81,7 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
         "negated_after",
         rf"\b(?:{_BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{_BE} )?{_SEEN}\b"
         rf"|\b(?:can|could) ?not be {_SEEN}\b"
-        r"|\b(?:is|are|was|were) (?:absent|negative|excluded|ruled out)\b"
+        r"|\b(?:is|are|was|were) (?:absent|negative(?! for)|excluded|ruled out)\b"
         r"|\b(?:not|no longer) exists?\b|: ?(?:none|no|negative|absent)\b|\(-\)",
     ),
     (
@@ -104,7 +104,7 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
         r"\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bexcept(?: for)?\b|\bapart from\b|\baside from\b"
         r"|\bother than\b|\bwhereas\b|\bwhile\b|\byet\b|\bnevertheless\b|\bon the other hand\b|;"
         r"|\bthere (?:is|are|was|were)\b(?! no)|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b"
-        rf"|\botherwise\b|\bbesides\b|\bthen\b|(?:,|\band) (?=(?:an? )?{_DEGREE}\b)",
+        rf"|\botherwise\b|\bbesides\b|\bthen\b|(?:,|\band) (?=(?:an? )?{_DEGREE}\b)|\band (?=no\b|without\b)",
     ),
     ("predicate", rf"\b{_BE} (?:also |again |still |\w+ly )?{_SEEN}\b"),
     # Uncertainty, history and hypothesis reach less far than negation does.

@@ -196,6 +196,7 @@ _ALL = (
         "medical_material",
         "medical material",
         patterns=(
+            r"\bmedical (?:materials?|devices?)\b",
             r"\b(?:catheters?|pacemakers?|stents?|sternotomy|sutures?|electrodes?|icd)\b",
             r"\b(?:prosthe\w+|cannulas?|cannulae|(?:breast|silicone|dental|cochlear) implants?)\b",
             r"\b(?:port|tubes?|valve replacement|chemoport)\b",
