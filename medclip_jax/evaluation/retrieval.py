@@ -59,13 +59,15 @@ class RetrievalResult:
         image_to_text: volumes as queries, the distinct texts of each study as gallery.
         text_to_image: the reverse.
         keywords: finding to its keyword query; empty where no label is known.
-        conditions: n, text, groups, pooling and tie rule, in words.
+        conditions: n, text, groups, pooling and tie rule of the two directions, in words.
+        keyword_conditions: the same of the keyword queries.
     """
 
     image_to_text: Direction
     text_to_image: Direction
     keywords: Mapping[str, Keyword]
     conditions: Mapping[str, str]
+    keyword_conditions: Mapping[str, str]
 
     def metrics(self) -> dict[str, float]:
         """Keys ``image_to_text/R@5``, ``text_to_image/median_rank``, ``keyword/P@10/<finding>``, ..."""
@@ -108,7 +110,6 @@ class RetrievalResult:
         rows = tuple(
             (
                 finding,
-                keyword.prompt,
                 str(keyword.relevant),
                 str(keyword.gallery),
                 number(keyword.relevant / keyword.gallery if keyword.gallery else float("nan")),
@@ -116,8 +117,8 @@ class RetrievalResult:
             )
             for finding, keyword in self.keywords.items()
         )
-        header = ("finding", "query", "relevant", "gallery", "chance", *(f"P@{k}" for k in ks))
-        return Table("Keyword to image", header, rows, self.conditions)
+        header = ("finding", "relevant", "gallery", "chance", *(f"P@{k}" for k in ks))
+        return Table("Keyword to image", header, rows, self.keyword_conditions)
 
     def __str__(self) -> str:
         return "\n\n".join(str(table) for table in (self.table(), self.keyword_table()) if table)
@@ -166,13 +167,22 @@ def evaluate_retrieval(
     pairs = list(dict.fromkeys(zip(studies.tolist(), np.array(texts, object)[has_text], strict=True)))
     text_studies = np.array([study for study, _ in pairs], np.int64)
     similarity = _similarity(volumes, [entry for _, entry in pairs], encode_texts)
+    ties = "ties count as their expectation"
     conditions = {
         "n": f"{len(volumes)} volumes of {len(np.unique(studies))} studies, split {data.name!r}"
         + (f"; {int((~has_text).sum())} without text left out" if not has_text.all() else ""),
         "text": f"{text}, {len({entry for _, entry in pairs})} distinct",
-        "prompts": f'keyword "{prompts.TEMPLATES[template][0].format("X")}"',
+        "prompts": "none, the texts themselves",
         "pooling": data.pooling,
-        "hit": "any item of the same study; ties count as their expectation",
+        "hit": f"any item of the same study; {ties}",
+        "threshold": "none needed",
+    }
+    keyword_conditions = {
+        "n": f"{len(data.volumes)} volumes, split {data.name!r}; those with an unknown label left out",
+        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        "prompts": f'"{prompts.TEMPLATES[template][0].format("X")}"',
+        "pooling": data.pooling,
+        "hit": f"the volume has the finding; chance is their share; {ties}",
         "threshold": "none needed",
     }
     return RetrievalResult(
@@ -180,6 +190,7 @@ def evaluate_retrieval(
         text_to_image=_direction(similarity.T, text_studies, studies, ks),
         keywords=_keywords(data, encode_texts, findings, labels, template, keyword_ks),
         conditions=conditions,
+        keyword_conditions=keyword_conditions,
     )
 
 

@@ -80,7 +80,7 @@ def add_results(
             page.figure(
                 figures.auroc_bars(result, baseline, baseline_name),
                 "Bars: AUROC of each finding with its interval",
-                "Grey: 95 % bootstrap interval over patients. Dotted: chance."
+                "Gray: 95 % bootstrap interval over patients. Dotted: chance."
                 + (f" Diamond: {baseline_name}." if baseline else ""),
             )
             page.figure(

@@ -79,8 +79,9 @@ class Page:
         self._parts.append(f"<pre>{html.escape(text)}</pre>")
 
     def table(self, table: Table) -> None:
-        """A table with its title and conditions."""
-        self.heading(table.title)
+        """A table with its title, unless the section has the same, and its conditions."""
+        if not self._sections or self._sections[-1][1] != table.title:
+            self.heading(table.title)
         self.rows(table.header, table.rows)
         self.pairs(table.conditions)
 
@@ -94,6 +95,9 @@ class Page:
 
         def cell(text: str) -> str:
             kind = ' class="text"' if len(text) > 40 else ""
+            value, bracket, interval = text.partition(" [")
+            if bracket and interval.endswith("]"):
+                return f"<td>{html.escape(value)}<br><small>[{html.escape(interval)}</small></td>"
             return f"<td{kind}>{html.escape(text)}</td>"
 
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
