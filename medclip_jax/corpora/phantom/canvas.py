@@ -73,7 +73,7 @@ class Canvas:
         places = np.stack([points[:, 2], y, x], axis=1)
         return (places - np.array(self.start)) / np.array(self.spacing)
 
-    def box(self, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Box | None:
+    def box(self, low: Float[np.ndarray, 3], high: Float[np.ndarray, 3]) -> Box | None:
         """The part of the grid around the patient-coordinate cuboid (x, y, z) `low`..`high`; None if outside."""
         (x0, y0, z0), (x1, y1, z1) = (float(v) for v in low), (float(v) for v in high)
         mx, my, hx, hy = 0.5 * (x0 + x1), 0.5 * (y0 + y1), 0.5 * (x1 - x0), 0.5 * (y1 - y0)
@@ -185,7 +185,7 @@ class Canvas:
         self.paint(box, distance, hu, organ)
 
     def occupancy(
-        self, points: Float[np.ndarray, "N 3"], *amounts: Float[np.ndarray, "N"]
+        self, points: Float[np.ndarray, "N 3"], *amounts: Float[np.ndarray, N]
     ) -> tuple[Box, list[Float32[np.ndarray, "d h w"]]] | None:
         """Spread parcels over the voxels around them: trilinear, so amounts are kept and edges antialiased.
 
@@ -225,7 +225,7 @@ class Canvas:
         return Box(window, self.x[:, h, w], self.y[:, h, w], self.z[d]), found
 
     def splat(
-        self, points: Float[np.ndarray, "N 3"], mm3: Float[np.ndarray, "N"], hu: float
+        self, points: Float[np.ndarray, "N 3"], mm3: Float[np.ndarray, N], hu: float
     ) -> tuple[Box, Float32[np.ndarray, "d h w"]] | None:
         """Blend parcels of one density in; returns their box and the fraction of each voxel they fill."""
         found = self.occupancy(points, mm3)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from medclip_jax.corpora.phantom import body, lesions, reports, scanner
 from medclip_jax.corpora.phantom import heart as hearts
+from medclip_jax.corpora.phantom import lesions, lungs, reports, scanner, wall
 from medclip_jax.corpora.phantom.calcium import cac_grade
 from medclip_jax.corpora.phantom.canvas import Canvas
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES, ORGANS
@@ -78,7 +78,7 @@ def _canvas(patient: Patient, settings: PhantomSettings, rng: np.random.Generato
     return Canvas(shape, (distance, pixel, pixel), center, float(rng.uniform(-6, 6)))
 
 
-def _cardiothoracic_ratio(canvas: Canvas, chest: body.Chest) -> float:
+def _cardiothoracic_ratio(canvas: Canvas, chest: lungs.Chest) -> float:
     """Greatest width of the heart over that of the chest's inside at the heart, both in patient x."""
     heart = np.isin(canvas.organs, (ORGANS["heart"], ORGANS["atrial_appendage_left"]))
     places = np.argwhere(heart)
@@ -108,18 +108,19 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
         return np.random.default_rng([seed, number, 4, study, purpose])
 
     canvas = _canvas(patient, settings, scan)
-    chest = body.paint_wall(canvas, patient, condition, source(0))
-    body.paint_lungs(canvas, patient, condition, chest, source(1))
+    cavity = wall.paint_wall(canvas, patient, condition, source(0))
+    chest = lungs.shape_lungs(canvas, patient, cavity, source(19))
+    lungs.paint_lungs(canvas, patient, condition, chest, source(1))
     emphysema = lesions.paint_emphysema(canvas, condition, chest, patient, source(2))
     consolidated = lesions.paint_consolidation(canvas, condition, chest, source(3))
-    body.paint_vessels(canvas, condition, chest, source(4))
+    lungs.paint_vessels(canvas, condition, chest, source(4))
     nodules = lesions.paint_nodules(canvas, condition, chest, source(5))
     effusions = lesions.paint_pleural_effusion(canvas, patient, condition, chest, source(6))
     heart = hearts.build_heart(patient, condition, source(7))
     hearts.paint_heart(canvas, patient, condition, chest, heart, source(8))
     ratio = _cardiothoracic_ratio(canvas, chest)
     widths = hearts.paint_great_vessels(canvas, patient, condition, heart, source(9))
-    body.paint_airways(canvas, chest, source(10))
+    lungs.paint_airways(canvas, chest, source(10))
     narrowing, worst = lesions.draw_narrowing(condition, heart, source(11))
     hearts.paint_coronaries(canvas, patient, condition, heart, narrowing)
     lesions.paint_soft_aorta(canvas, condition, heart, source(12))

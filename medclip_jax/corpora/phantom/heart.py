@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from medclip_jax.corpora.phantom.body import Chest, spine_y
 from medclip_jax.corpora.phantom.canvas import Canvas, ellipsoid_distance, smooth_union, spline, tube_parcels
+from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
+from medclip_jax.corpora.phantom.wall import spine_y
 
 NATURAL_WIDTH = 112.0
 """Transverse width (mm) of the heart at scale 1."""
@@ -99,11 +100,11 @@ def build_heart(patient: Patient, condition: Condition, rng: np.random.Generator
     chambers = {
         "lv": shape(long * 14 - septal * 13, [45, 27, 29], frame),
         "rv": shape(long * 8 + septal * 15 + [6, 0, -6], [42, 21, 35], frame),
-        "la": shape([4, -29, 14], [31, 19, 22]),
+        "la": shape([4, -27, 14], [29, 22, 23]),
         "ra": shape([38, -6, 0], [22, 25, 29]),
     }
     radius = patient.aorta_radius
-    back = float(spine_y(patient, np.array(-10.0)))
+    spine = {z: float(spine_y(patient, z)) for z in (-10, -70, -140, -200)}
     root = center + np.array([2, 2, 14]) * scale
     arch = max(28.0, root[2] + 60)
     aorta = np.array(
@@ -113,13 +114,14 @@ def build_heart(patient: Patient, condition: Condition, rng: np.random.Generator
             [17, 14, 0.35 * arch],
             [8, 2, arch - 2],
             [-10, -18, arch],
-            [-24, back + 24, arch - 14],
-            [-27, back + 17, -10],
-            [-24, float(spine_y(patient, np.array(-70.0))) + 18, -70],
-            [-14, float(spine_y(patient, np.array(-140.0))) + 22, -140],
-            [-10, float(spine_y(patient, np.array(-200.0))) + 24, -200],
+            [-25, spine[-10] + 14, arch - 14],
+            [-28, spine[-10] + 8, -10],
+            [-26, spine[-70] + 10, -70],
+            [-17, spine[-140] + 19, -140],
+            [-9, spine[-200] + 24, -200],
         ]
     )
+    aorta[2:8, :2] += rng.normal(0, 2.5, (6, 2))
     aorta = spline(aorta, 34)
     radii = radius * np.interp(np.arange(34), [0, 3, 12, 18, 33], [1.12, 1.2, 1.12, 0.92, 0.8])
     heart = Heart(center, scale, frame, chambers, float(rng.uniform(3, 9)), {}, {}, aorta, radii)
@@ -226,29 +228,30 @@ def paint_great_vessels(
     left, right = condition.blood_left, condition.blood_right
     wall = (1.5, 45 + condition.tissue_gain)
     c, s = heart.center, heart.scale
-    back = float(spine_y(patient, np.array(-10.0)))
     venous = 0.5 * (left + right) if condition.contrast else right
     cava = spline(np.array([[26, 8, 70], [27, 4, 10], [c[0] + 38 * s, c[1] - 6, c[2] + 24 * s]]), 8)
     canvas.tube(cava, 9.0, right, ORGANS["superior_vena_cava"])
     inferior = np.array([c + [40 * s, -8, -22 * s], [28, c[1] - 22, c[2] - 60 * s], [24, c[1] - 35, -220.0]])
     canvas.tube(inferior, 11.0, 0.6 * venous + 15, ORGANS["inferior_vena_cava"])
     for sign in (1, -1):
-        for dz in (4, 24):
-            vein = np.array(
-                [
-                    c + np.array([4 + sign * 24, -32, dz - 6]) * s,
-                    c + np.array([4 + sign * 60, -38, dz - 6]) * s,
-                ]
-            )
-            canvas.tube(vein, np.array([7.0, 5.0]), left, ORGANS["pulmonary_vein"])
-    gullet = np.array(
-        [
-            [-3, back + 26, 120],
-            [-5, back + 24, 20],
-            [-7, back + 24, -60],
-            [-14, back + 32, -130],
-            [-25, back + 45, -200],
-        ]
+        for rise, out in ((-6, -22), (10, 16)):
+            start = c + np.array([4 + sign * 20, -29, 14 + 0.5 * rise]) * s
+            end = np.array([sign * 44, -18 + 0.3 * out, c[2] + 30 + out])
+            vein = spline(np.array([start, 0.5 * (start + end) + [0, -5, 0], end]), 5)
+            canvas.tube(vein, np.linspace(6.5, 3.5, 5), left, ORGANS["pulmonary_vein"])
+    for sign, length in ((1, 12), (-1, 30)):  # brachiocephalic veins
+        way = np.array(
+            [
+                [26, 10, 22],
+                [26 - (1 - sign) * 14, 24, 38 + 0.2 * length],
+                [sign * 30, 16, 66],
+                [sign * 48, 8, 100],
+            ]
+        )
+        canvas.tube(spline(way, 7), 6.0, right)
+    heights = np.array([120.0, 60, 0, -60, -120, -200])
+    gullet = np.stack(
+        [[-2, -5, -6, -6, -12, -24], spine_y(patient, heights) + [21, 22, 23, 24, 34, 50], heights], axis=1
     )
     if rng.random() < 0.3:
         canvas.tube(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from medclip_jax.corpora.phantom.body import Chest
 from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
 from medclip_jax.corpora.phantom.canvas import Canvas, spline, tube_parcels
 from medclip_jax.corpora.phantom.heart import Heart
+from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
 

@@ -52,7 +52,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
     age = float(rng.uniform(30, 90))
     return Patient(
         half_width=half_width,
-        half_depth=half_width * float(rng.uniform(0.62, 0.76)),
+        half_depth=max(80.0, half_width * float(rng.uniform(0.63, 0.77))),
         center_y=float(rng.uniform(2, 10)),
         apex=float(rng.uniform(75, 110)),
         dome_right=float(rng.uniform(-125, -88)),
