@@ -227,7 +227,7 @@ class Model:
         order = np.argsort(-cosines, kind="stable")[:count]
         return [Hit(int(index), float(cosines[index])) for index in order]
 
-    def heat_map(
+    def explain(
         self,
         volume: Scan,
         text: str,
@@ -240,15 +240,22 @@ class Model:
 
         Args:
             volume: a scan, see `prepare`.
-            text: the prompt.
-            against: its opposite; then the difference of the cosines is explained.
+            text: a sentence, or the name of a finding, which stands for its prompt "There is X.".
+            against: the opposite sentence; then the difference of the cosines is explained.
             center: as in `prepare`.
             first_layer: first block to follow, see `evaluation.heatmaps.heat_map`.
 
         Returns:
             The map, on the grid of the prepared volume.
+
+        Raises:
+            medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.
         """
-        positive = self.embed_texts(text)[0]
+        from medclip_jax.reports.prompts import pair
+        from medclip_jax.reports.vocabulary import FINDINGS
+
+        sentence = pair(text)[0] if text in FINDINGS else text
+        positive = self.embed_texts(sentence)[0]
         negative = None if against is None else self.embed_texts(against)[0]
         prepared = self.prepare(volume, center=center)
         return heat_map(self.objective, prepared, positive, negative, first_layer=first_layer)

@@ -79,11 +79,13 @@ class GalleryHit:
 
     Attributes:
         volume: (D, H, W) int16 HU.
+        rank: its place, from 1.
         cosine: to the query.
         match: whether it belongs to the query's study.
     """
 
     volume: Int16[np.ndarray, "D H W"]
+    rank: int
     cosine: float
     match: bool
 
@@ -96,7 +98,7 @@ class GalleryQuery:
         text: of the report.
         rank: expected rank of the first match, from 1.
         gallery: number of volumes searched.
-        hits: the nearest, best first.
+        hits: the nearest, best first; the last is the best match where it is not among them.
     """
 
     text: str
@@ -190,13 +192,23 @@ def gallery_query(
     query = data.texts[text][index]
     cosines = data.volumes.astype(np.float64) @ encode_texts([query])[0].astype(np.float64)
     match = data.studies == data.studies[index]
-    order = np.argsort(-cosines, kind="stable")[:count]
+    order = np.argsort(-cosines, kind="stable")
+    places = list(range(min(count, len(order))))
+    first_match = int(np.flatnonzero(match[order])[0])
+    if first_match not in places:
+        places[-1] = first_match
     return GalleryQuery(
         text=query,
         rank=float(ranks(cosines[None], data.studies[index : index + 1], data.studies)[0]),
         gallery=len(cosines),
         hits=[
-            GalleryHit(np.array(records[int(i)]["volume"]), float(cosines[i]), bool(match[i])) for i in order
+            GalleryHit(
+                np.array(records[int(order[place])]["volume"]),
+                place + 1,
+                float(cosines[order[place]]),
+                bool(match[order[place]]),
+            )
+            for place in places
         ],
     )
 
@@ -253,7 +265,8 @@ def write_demo_page(path: str | Path, results: DemoResults) -> Path:
     if results.gallery:
         page.section(
             "Reports find their volumes",
-            "Each report is a query over all held-out volumes; green marks the volume it was written for.",
+            "Each report is a query over all held-out volumes; green marks the volume it was "
+            "written for, shown last where others rank before it.",
         )
         for place, query in enumerate(results.gallery, 1):
             _gallery(page, query, results.spacing, f"Query {place}")
@@ -295,11 +308,11 @@ def _gallery(page: Page, query: GalleryQuery, spacing: Spacing, label: str) -> N
     hits = [
         (
             figures.thumbnail(hit.volume, spacing),
-            f"{place}. {'match' if hit.match else 'other study'}",
+            f"{hit.rank}. {'match' if hit.match else 'other study'}",
             f"cosine {hit.cosine:+.3f}",
             hit.match,
         )
-        for place, hit in enumerate(query.hits, 1)
+        for hit in query.hits
     ]
     rank = f"{query.rank:.0f}" if query.rank == round(query.rank) else f"{query.rank:.1f}"
     page.hits(query.text, hits, label=f"{label}: its volume is at rank {rank} of {query.gallery}")

@@ -106,10 +106,10 @@ def slices(
     if at is None:
         at = [n // 2 for n in volume.shape] if heat is None else np.unravel_index(heat.argmax(), heat.shape)
     sizes = np.array(volume.shape) * spacing
-    widths = [sizes[2], sizes[2], sizes[1]]
-    height = 3.0
-    total = height * sum(w / h for w, h in zip(widths, [sizes[1], sizes[0], sizes[0]], strict=True))
-    figure = _figure(min(max(total, 6.0), 12.0) + (0.6 if heat is not None else 0), height + 0.4)
+    widths, heights = [sizes[2], sizes[2], sizes[1]], [sizes[1], sizes[0], sizes[0]]
+    # One scale for the three planes: inches for each mm, limited by width and by height.
+    scale = min(10.0 / sum(widths), 4.0 / max(heights))
+    figure = _figure(scale * sum(widths) + (1.0 if heat is not None else 0.2), scale * max(heights) + 0.6)
     panels = figure.subplots(1, 3, width_ratios=widths)
     top = float(heat.max()) if heat is not None and heat.max() > 0 else 1.0
     drawn = None
@@ -312,7 +312,7 @@ def thumbnail(
     panel = figure.add_axes((0, 0, 1, 1))
     panel.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, aspect="auto")
     panel.set_axis_off()
-    return to_png(figure, dpi=100)
+    return to_png(figure, dpi=100, tight=False)
 
 
 def _plane(

@@ -198,13 +198,15 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def to_png(figure: Figure, *, dpi: int = 110) -> bytes:
+def to_png(figure: Figure, *, dpi: int = 110, tight: bool = True) -> bytes:
     """A matplotlib figure as the bytes of a PNG file without time stamp: equal figures, equal bytes.
 
     Args:
         figure: to draw.
         dpi: pixels per inch.
+        tight: cut to what is drawn, with a small margin; otherwise the figure's own size.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    box = "tight" if tight else None
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches=box, metadata={"Software": None})
     return buffer.getvalue()
