@@ -38,15 +38,20 @@ _SEEN = (
     r"|shown)"
 )
 _DEGREE = r"(?:mild|minimal|small|moderate|trace|stable|unchanged|mildly|minimally|moderately)"
+_EXTENT = (
+    r"(?:(?:significant|interval|obvious|relevant|appreciable|substantial|definite|marked|major|notable|clear"
+    r"|considerable|other|important|prominent|remarkable|size|dimensional) ){0,2}"
+)
 
 # In order of precedence: words taken by one kind are not looked at for the kinds below it.
 _TRIGGERS: tuple[tuple[str, str], ...] = (
     # "no", "not", "without" that deny a change, a contrast medium or an assessment, not the finding.
     (
         "pseudo",
-        r"\bno (?:\w+ ){0,2}?(?:change|changes|difference|progression|regression)\b"
+        rf"\bno {_EXTENT}(?:changes?|difference|progression|regression)\b"
         r"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:size|sizes|number|numbers|diameter|dimensions?)\b"
-        r"|\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b|\bwithout (?:\w+ ){0,2}?(?:change|difference)\b"
+        r"|\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b"
+        rf"|\bwithout (?:any )?{_EXTENT}(?:changes?|difference)\b"
         r"|\bnot only\b|\bnot (?:\w+ )?(?:change|changed|differ)\b|\bnon-?contrast\w*"
         r"|\bnot (?:be )?(?:given|administered|used)\b|\bnot (?:\w+ )?increased in size\b"
         r"|\b(?:can|could|may|did|do|does) ?not (?:be )?(?:\w+ )?"
@@ -82,7 +87,7 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
         rf"\b(?:{_BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{_BE} )?{_SEEN}\b"
         rf"|\b(?:can|could) ?not be {_SEEN}\b"
         r"|\b(?:is|are|was|were) (?:absent|negative(?! for)|excluded|ruled out)\b"
-        r"|\b(?:not|no longer) exists?\b|: ?(?:none|no|negative|absent)\b|\(-\)",
+        r"|\b(?:not|no longer) exists?\b|: ?(?:none|no|negative|absent)\b(?= ?(?:[.,;)]|$))|\(-\)",
     ),
     (
         "negated_before",

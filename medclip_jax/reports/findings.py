@@ -73,6 +73,7 @@ class Decision:
 class _Rules:
     patterns: re.Pattern | None
     together: tuple[tuple[re.Pattern, re.Pattern], ...]
+    implied: tuple[tuple[re.Pattern, re.Pattern], ...]
     normal: re.Pattern | None
     excluded: re.Pattern | None
     measurements: tuple[tuple[re.Pattern, float], ...]
@@ -86,6 +87,7 @@ def _compile(finding: Finding) -> _Rules:
     return _Rules(
         patterns=either(finding.patterns),
         together=tuple((re.compile(core), re.compile(place)) for core, place in finding.together),
+        implied=tuple((re.compile(core), re.compile(place)) for core, place in finding.implied),
         normal=either(finding.normal),
         excluded=either(finding.excluded),
         measurements=tuple((re.compile(rule.pattern), rule.above) for rule in finding.measurements),
@@ -155,11 +157,12 @@ def _mentions(sentence: Sentence, rules: _Rules) -> list[Evidence]:
     found: list[Evidence] = []
     blocked = [match.span() for match in rules.excluded.finditer(text)] if rules.excluded else []
 
-    def add(start: int, end: int) -> None:
+    def add(start: int, end: int, deniable: bool = True) -> None:
         if any(start < stop and begin < end for begin, stop in blocked):
             return
         judgement = sentence.judge(start, end)
-        found.append(Evidence(text, text[start:end], judgement.assertion, judgement.trigger))
+        if deniable or judgement.assertion is not Assertion.NEGATED:
+            found.append(Evidence(text, text[start:end], judgement.assertion, judgement.trigger))
 
     if rules.normal:
         for match in rules.normal.finditer(text):
@@ -178,10 +181,11 @@ def _mentions(sentence: Sentence, rules: _Rules) -> list[Evidence]:
     if rules.patterns:
         for match in rules.patterns.finditer(text):
             add(*match.span())
-    for core, place in rules.together:
-        for start, end in sentence.clauses:
-            clause = text[start:end]
-            if place.search(clause):
-                for match in core.finditer(clause):
-                    add(start + match.start(), start + match.end())
+    for pairs, deniable in ((rules.together, True), (rules.implied, False)):
+        for core, place in pairs:
+            for start, end in sentence.clauses:
+                clause = text[start:end]
+                if place.search(clause):
+                    for match in core.finditer(clause):
+                        add(start + match.start(), start + match.end(), deniable)
     return found

@@ -33,6 +33,7 @@ class Finding:
         phrase: what stands for X in "There is X."
         patterns: each match is a mention; a negation in its clause makes it absence.
         together: pairs (core, place); the core is a mention where both match in one clause.
+        implied: pairs as in `together` whose presence proves the finding but whose denial says nothing of it.
         normal: statements of normality; a match means absent unless it is itself negated.
         excluded: wordings that contain a mention but mean something else ("subcutaneous emphysema").
         measurements: numbers that decide the finding.
@@ -42,6 +43,7 @@ class Finding:
     phrase: str
     patterns: tuple[str, ...] = ()
     together: tuple[tuple[str, str], ...] = ()
+    implied: tuple[tuple[str, str], ...] = ()
     normal: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
@@ -108,7 +110,7 @@ _ALL = (
             rf"{_CALCIFIED} plaques?",
             r"\bvascular calcification\w*",
         ),
-        together=((rf"(?:\bplaques?\b|{_CALCIFIED})", rf"(?:{_ARTERY}|{_CORONARY})"),),
+        implied=((rf"(?:\bplaques?\b|{_CALCIFIED})", rf"(?:{_ARTERY}|{_CORONARY})"),),
     ),
     Finding(
         "cardiomegaly",
