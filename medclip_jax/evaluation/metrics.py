@@ -199,7 +199,8 @@ def best_threshold(labels: Labels, scores: Scores, *, criterion: str = "f1") -> 
     elif criterion == "accuracy":
         value = true_positives - false_positives
     else:
-        value = true_positives / positives - false_positives / negatives
+        # In whole numbers, times P N: rounding must not decide between equally good thresholds.
+        value = true_positives * negatives - false_positives * positives
     return float(candidates[np.argmax(value)])
 
 
