@@ -216,7 +216,7 @@ def test_too_many_rejections_stop_the_run(messy, tmp_path):
 
 def test_rejections_that_show_only_on_reading_stop_the_run_too(messy, tmp_path):
     studies = [s for s in read_table(messy) if "cut" in s.volume.name or "flat" in s.volume.name]
-    with pytest.raises(ShardError, match="truncated-file|constant"):
+    with pytest.raises(ShardError, match=r"truncated-file|constant"):
         prepare(
             studies, tmp_path / "set", PrepareSettings(shape=(4, 4, 4)), key=KEY, workers=1, progress=False
         )

@@ -1,0 +1,129 @@
+"""``medclip inspect``: are the shards whole, and do they show what they should?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = """\
+Verify prepared shards and draw a contact sheet.
+
+Every record is read and compared with its checksum. Then come counts, HU percentiles and a page with
+axial, coronal and sagittal slices, organ outlines, reports and findings. Look at it before you train:
+a flipped axis, a wrong window or reports that belong to other scans show at a glance. The page holds
+report texts and images of patients; keep it as private as the scans."""
+
+EPILOG = """\
+example:
+  medclip inspect shards --count 24 --out sheet.html
+
+The exit status is 1 when something is damaged.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("folder", type=Path, help="written by medclip prepare")
+    parser.add_argument("--count", type=int, default=12, help="volumes to draw (%(default)s)")
+    parser.add_argument("--out", type=Path, help="page to write (FOLDER.html, beside the folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspect. Returns 1 where a record is damaged."""
+    from medclip_jax.pages.contact_sheet import contact_sheet
+    from medclip_jax.shards.check import check
+    from medclip_jax.shards.manifest import read_manifest, summarize
+    from medclip_jax.shards.read import open_shards
+
+    info = open_shards(args.folder)
+    entries = read_manifest(info.folder)
+    summary = summarize(entries)
+    found = check(info)
+    raw = 2 * found.records * info.shape[0] * info.shape[1] * info.shape[2]
+    modality = str(info.settings.get("modality", "CT"))
+    unit = "HU" if modality == "CT" else "intensity"
+    counts = _counts(info.findings, found)
+    percentiles = [["percentile", *(f"{p:g}" for p in found.percentiles)]]
+    percentiles.append([unit, *(f"{value:.0f}" for value in found.percentiles.values())])
+    print(summary.text())
+    smaller = f"{raw / max(found.bytes, 1):.2f}x smaller than int16"
+    print(f"{found.records} records verified, {found.bytes / 1e6:.1f} MB, {smaller}")
+    for rows in (percentiles, counts):
+        print(_aligned(rows))
+    for problem in found.problems:
+        print(f"DAMAGED: {problem}")
+    out = args.out or info.folder.absolute().with_name(info.folder.absolute().name + ".html")
+    facts = {
+        "volumes": str(found.records),
+        "splits": ", ".join(f"{name} {count}" for name, count in info.splits.items()),
+        "voxels (D, H, W)": "×".join(map(str, info.shape)),
+        "mm per voxel": "×".join(f"{value:g}" for value in info.spacing),
+        "on disk": f"{found.bytes / 1e6:.0f} MB ({raw / max(found.bytes, 1):.1f}× smaller)",
+        **{
+            name: str(summary.classes.get(name, 0))
+            for name in ("accepted", "accepted-with-note", "rejected-with-reason")
+        },
+    }
+    tables = {"Findings in reports, and labels": counts, f"{unit} percentiles": percentiles}
+    if summary.notes or summary.reasons:
+        kinds = [[f"note {name}", str(count)] for name, count in summary.notes.items()]
+        kinds += [[f"rejected {name}", str(len(rows))] for name, rows in summary.reasons.items()]
+        tables["Notes and rejections"] = [["", "studies"], *kinds]
+    page = contact_sheet(
+        f"Prepared set {info.folder.absolute().name}",
+        facts,
+        tables,
+        found.problems,
+        _samples(info, entries, args.count),
+        spacing=info.spacing,
+        findings=info.findings,
+        organs=info.organs,
+        cell=info.cell,
+        modality=modality,
+    )
+    out.write_text(page, encoding="utf-8")
+    print(f"contact sheet: {out}")
+    return 1 if found.problems else 0
+
+
+def _samples(info, entries: list[dict], count: int) -> list[dict]:
+    """Evenly spread over each split, in proportion to its size; damaged records are left out."""
+    from medclip_jax.shards.read import open_split
+    from medclip_jax.shards.record import ShardError
+
+    notes = {entry["id"]: entry.get("notes", ()) for entry in entries}
+    total = sum(info.splits.values())
+    samples = []
+    for split, size in info.splits.items():
+        wanted = min(size, max(1, round(count * size / max(total, 1))))
+        try:
+            source = open_split(info, split)
+        except ShardError:
+            continue
+        for step in range(wanted):
+            try:
+                sample = source[step * size // wanted]
+            except ShardError:
+                continue
+            samples.append({**sample, "split": split, "notes": notes.get(sample["id"], ())})
+    return samples[:count]
+
+
+def _counts(findings: tuple[str, ...], found) -> list[list[str]]:
+    header = ["finding", "stated", "denied", "not mentioned", "labeled present", "labeled absent"]
+    return [header] + [
+        [name.replace("_", " "), str(said[2]), str(said[0]), str(said[1]), str(label[2]), str(label[0])]
+        for name, said, label in zip(findings, found.findings, found.labels, strict=True)
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if not index else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

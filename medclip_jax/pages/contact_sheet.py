@@ -1,0 +1,267 @@
+"""A page to look over a prepared set: three slices of each volume, organ outlines, report and findings."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int16, UInt8
+
+WINDOW_HU = (-160.0, 240.0)
+"""Soft tissue: center 40, width 400."""
+
+COLORS = (
+    "#4cc9f0",
+    "#f72585",
+    "#ffd166",
+    "#06d6a0",
+    "#ff9f1c",
+    "#b388ff",
+    "#8ac926",
+    "#ff6b6b",
+    "#90e0ef",
+    "#f4a5ff",
+)
+"""Organ outlines; legible on gray."""
+
+_IMAGE_HEIGHT = 225
+"""CSS pixels of the tallest view."""
+
+# How each view is cut from a (D, H, W) volume and laid down as radiologists hang it: the patient's right
+# on the left, front at the top of axial slices and at the left of sagittal ones, head up.
+_VIEWS = (("axial", 0, "A", "R"), ("coronal", 1, "S", "R"), ("sagittal", 2, "S", "A"))
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --ink: #1d2430; --soft: #5c6675; --line: #d8dde5; --paper: #f6f7f9; --card: #fff;
+  --good: #0a7d4f; --bad: #b3261e; --mark: #ffe3d8; --mark-ink: #7a2400;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6e9ee; --soft: #9aa5b4; --line: #323a46; --paper: #14181e; --card: #1c222b;
+    --good: #4cd39a; --bad: #ff8a80; --mark: #4a2a1d; --mark-ink: #ffc9b0;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 1500px; padding: 28px; background: var(--paper); color: var(--ink);
+  font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+}
+h1 { font-size: 22px; margin: 0 0 4px; }
+h2 { font-size: 16px; margin: 26px 0 10px; }
+.soft { color: var(--soft); }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.facts { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 0; }
+.fact { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; }
+.fact b { display: block; font-size: 17px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; color: var(--soft); }
+.tables { display: flex; flex-wrap: wrap; gap: 0 48px; align-items: flex-start; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(660px, 100%), 1fr)); gap: 18px; }
+.study { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
+.views { display: flex; justify-content: center; gap: 4px; background: #000; padding: 8px 8px 4px; }
+.views figure { margin: 0; flex: 0 1 auto; min-width: 0; }
+.views svg { display: block; max-width: 100%; height: auto; }
+figcaption { color: #9aa5b4; font-size: 11px; text-align: center; padding-top: 3px; }
+.text { padding: 10px 14px 14px; }
+.text p { margin: 6px 0 8px; white-space: pre-line; max-height: 15em; overflow-y: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 12px; color: var(--soft); }
+.legend i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle; }
+.tag {
+  display: inline-block; border: 1px solid var(--line); border-radius: 10px; padding: 0 8px;
+  margin: 2px 4px 2px 0; font-size: 12px;
+}
+.tag.yes { background: var(--mark); color: var(--mark-ink); }
+.tag.no { color: var(--soft); }
+code { font-size: 12px; }
+"""
+
+
+def contact_sheet(
+    title: str,
+    facts: Mapping[str, str],
+    tables: Mapping[str, Sequence[Sequence[str]]],
+    problems: Sequence[str],
+    samples: Sequence[Mapping[str, object]],
+    *,
+    spacing: tuple[float, float, float],
+    findings: Sequence[str],
+    organs: Sequence[str],
+    cell: int,
+    modality: str = "CT",
+) -> str:
+    """Draw the page. It needs no other file and no network.
+
+    Args:
+        title: heading.
+        facts: name to value, shown as a row of boxes.
+        tables: heading to rows, the first row the header; at least one table.
+        problems: lines shown in red; () when all is well.
+        samples: decoded records; ``split`` and ``notes`` are shown if there.
+        spacing: mm per voxel along depth, height, width.
+        findings: names of the columns of `findings` and `labels`.
+        organs: names of the channels of `organs`.
+        cell: voxels per organ cell.
+        modality: "CT" draws fixed windows, "MR" each volume's 1st to 99th percentile.
+
+    Returns:
+        HTML.
+    """
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
+    ]
+    if not problems:
+        parts.append("<p class='good'>Every record agrees with its checksum.</p>")
+    else:
+        lines = "<br>".join(html.escape(line) for line in problems)
+        parts.append(f"<p class='bad'><b>{len(problems)} problems</b><br>{lines}</p>")
+    boxes = (
+        f"<div class='fact'><span class='soft'>{html.escape(k)}</span><b>{html.escape(v)}</b></div>"
+        for k, v in facts.items()
+    )
+    parts.append(f"<div class='facts'>{''.join(boxes)}</div><div class='tables'>")
+    first, *rest = (f"<h2>{html.escape(heading)}</h2>{_table(rows)}" for heading, rows in tables.items())
+    parts.append(f"<div>{first}</div><div>{''.join(rest)}</div></div>")
+    windows = "soft tissue -160 to 240 HU" if modality == "CT" else "1st to 99th percentile"
+    legend = (
+        f"Middle slices; {windows}; the patient's right on the left. + stated, − denied, ? not mentioned."
+    )
+    parts.append(f"<h2>Volumes</h2><p class='soft'>{legend}</p><div class='sheet'>")
+    for sample in samples:
+        parts.append(_study(sample, spacing, findings, organs, cell, modality))
+    parts.append("</div></body></html>")
+    return "".join(parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
+    return f"<table><tr>{cells}</tr>{lines}</table>"
+
+
+def _study(
+    sample: Mapping[str, object],
+    spacing: tuple[float, float, float],
+    findings: Sequence[str],
+    organs: Sequence[str],
+    cell: int,
+    modality: str,
+) -> str:
+    volume = sample["volume"]
+    window = WINDOW_HU if modality == "CT" else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
+    extent = np.array(volume.shape) * np.array(spacing)
+    scale = _IMAGE_HEIGHT / max(extent[1], extent[0])
+    shown: dict[str, str] = {}
+    figures = []
+    for name, axis, top, left in _VIEWS:
+        height, width = (extent[other] * scale for other in range(3) if other != axis)
+        middle = volume.shape[axis] // 2
+        image = _png(_window(_hang(np.take(volume, middle, axis)), window))
+        outlines = []
+        if "organs" in sample:
+            for index, organ in enumerate(organs):
+                path = _outline(sample["organs"][index], axis, middle, cell, volume.shape, (height, width))
+                if path:
+                    shown[organ] = color = COLORS[index % len(COLORS)]
+                    outlines.append(
+                        f"<path d='{path}' fill='none' stroke='{color}' stroke-width='1.3'>"
+                        f"<title>{html.escape(organ)}</title></path>"
+                    )
+        figures.append(
+            f"<figure><svg width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.1f} {height:.1f}'>"
+            f"<image href='data:image/png;base64,{image}' width='{width:.1f}' height='{height:.1f}' "
+            f"preserveAspectRatio='none'/>{''.join(outlines)}"
+            f"<g fill='#fff' fill-opacity='.75' font-size='10' font-family='sans-serif'>"
+            f"<text x='{width / 2:.0f}' y='10' text-anchor='middle'>{top}</text>"
+            f"<text x='3' y='{height / 2:.0f}'>{left}</text></g></svg>"
+            f"<figcaption>{name}</figcaption></figure>"
+        )
+    legend = "".join(
+        f"<span><i style='background:{color}'></i>{html.escape(o)}</span>" for o, color in shown.items()
+    )
+    tags = [
+        _tag(name, int(value), int(label))
+        for name, value, label in zip(findings, sample["findings"], sample["labels"], strict=True)
+    ]
+    notes = ", ".join(map(str, sample.get("notes", ())))
+    heading = " · ".join(
+        filter(
+            None,
+            (
+                f"<code>{html.escape(str(sample['id'])[:12])}</code>",
+                html.escape(str(sample.get("split", ""))),
+                html.escape(notes),
+            ),
+        )
+    )
+    report = html.escape(str(sample["report"])) or "<span class='bad'>no report</span>"
+    text = (
+        f"<div class='soft'>{heading}</div><div class='legend'>{legend}</div><p>{report}</p>{''.join(tags)}"
+    )
+    return (
+        f"<div class='study'><div class='views'>{''.join(figures)}</div><div class='text'>{text}</div></div>"
+    )
+
+
+def _tag(name: str, value: int, label: int) -> str:
+    said = {1: "yes", -1: "no", 0: ""}[int(np.sign(value))]
+    signs = {1: "+", -1: "−", 0: "?"}
+    truth = f" (label {signs[int(np.sign(label))]})" if label else ""
+    shown = f"{signs[int(np.sign(value))]} {name.replace('_', ' ')}{truth}"
+    return f"<span class='tag {said}'>{html.escape(shown)}</span>"
+
+
+def _hang(plane: Int16[np.ndarray, "A B"]) -> Int16[np.ndarray, "A B"]:
+    # Indices grow towards Superior, Anterior and Right; pages grow down and to the right.
+    return plane[::-1, ::-1]
+
+
+def _window(plane: Int16[np.ndarray, "A B"], window: tuple[float, float]) -> UInt8[np.ndarray, "A B"]:
+    low, high = window
+    return (np.clip((plane - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def _png(image: UInt8[np.ndarray, "A B"]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _outline(
+    cells: UInt8[np.ndarray, "d h w"],
+    axis: int,
+    index: int,
+    cell: int,
+    shape: tuple[int, int, int],
+    size: tuple[float, float],
+) -> str:
+    """SVG path around where an organ fills half of its cells, or "" where the slice does not meet it."""
+    import contourpy
+
+    position = np.clip((index + 0.5) / cell - 0.5, 0, cells.shape[axis] - 1)
+    below = int(position)
+    above = min(below + 1, cells.shape[axis] - 1)
+    weight = position - below
+    plane = (1 - weight) * np.take(cells, below, axis) + weight * np.take(cells, above, axis)
+    if plane.max() < 128:
+        return ""
+    rows, columns = (shape[other] for other in range(3) if other != axis)
+    # A rim of empty cells closes outlines that reach the border.
+    plane = np.pad(_hang(plane), 1)
+    y, x = ((np.arange(n) - 0.5) * cell for n in plane.shape)
+    lines = contourpy.contour_generator(
+        np.clip(x, 0, columns) / columns * size[1], np.clip(y, 0, rows) / rows * size[0], plane
+    ).lines(127.5)
+    return " ".join("M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in line) for line in lines)

@@ -1,0 +1,111 @@
+"""Verify a prepared folder record by record, and count what is in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from tqdm import tqdm
+
+from medclip_jax.shards.manifest import read_manifest
+from medclip_jax.shards.read import PreparedInfo
+from medclip_jax.shards.record import ShardError, checksum, decode
+from medclip_jax.shards.scan import REJECTED
+
+PERCENTILES = (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)
+
+_LOWEST, _HIGHEST = -32768, 32767
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a full pass over a prepared folder found.
+
+    Attributes:
+        records: read and verified.
+        problems: one line for each damaged or missing record or shard; () when all is well.
+        percentiles: percent to HU, over every fourth voxel along each axis of all volumes.
+        findings: (F, 3) how many reports deny, do not mention and state each finding.
+        labels: (F, 3) how many volumes are labeled absent, unknown and present.
+        bytes: of all shards.
+    """
+
+    records: int
+    problems: tuple[str, ...]
+    percentiles: Mapping[float, float]
+    findings: Int[np.ndarray, "F 3"]
+    labels: Int[np.ndarray, "F 3"]
+    bytes: int
+
+
+def check(info: PreparedInfo, *, progress: bool = True) -> Check:
+    """Read every record, compare it with its checksum in the manifest, and decode it.
+
+    Args:
+        info: from `open_shards`.
+        progress: show a bar.
+
+    Raises:
+        ShardError: there is no manifest to compare with.
+    """
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    expected: dict[str, dict[int, Mapping[str, object]]] = defaultdict(dict)
+    for entry in read_manifest(info.folder):
+        if entry["class"] != REJECTED:
+            expected[str(entry["shard"])][int(entry["index"])] = entry
+    problems = [f"{name} is not in the manifest" for name in sorted(set(info.files) - set(expected))]
+    histogram = np.zeros(_HIGHEST - _LOWEST + 1, np.int64)
+    findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
+    columns = np.arange(len(info.findings))
+    records = 0
+    bar = tqdm(
+        total=sum(map(len, expected.values())),
+        unit="volume",
+        desc="verify",
+        disable=not progress,
+        smoothing=0.05,
+    )
+    with bar:
+        for name, entries in sorted(expected.items()):
+            path = info.folder / name
+            problem = None
+            if not path.exists():
+                problem = f"{name} is missing"
+            elif path.stat().st_size != info.files.get(name):
+                problem = f"{name} has {path.stat().st_size} bytes instead of {info.files.get(name)}"
+            else:
+                try:
+                    source = ArrayRecordDataSource([str(path)])
+                    if len(source) != len(entries):
+                        problem = f"{name} holds {len(source)} records, the manifest has {len(entries)}"
+                except (RuntimeError, ValueError, IndexError) as error:
+                    problem = f"{name} cannot be opened ({type(error).__name__})"
+            if problem:
+                problems.append(f"{problem}: copy it again from where it was prepared, or prepare again")
+                bar.update(len(entries))
+                continue
+            for index, entry in sorted(entries.items()):
+                bar.update()
+                try:
+                    data = source[index]
+                    if checksum(data) != entry["checksum"]:
+                        raise ShardError("its checksum is not the manifest's")
+                    sample = decode(data, info.schema)
+                except (RuntimeError, ValueError, IndexError) as error:
+                    why = str(error) if isinstance(error, ShardError) else type(error).__name__
+                    problems.append(f"{name}, record {index}: {why}")
+                    continue
+                records += 1
+                thin = sample["volume"][::4, ::4, ::4].ravel()
+                histogram += np.bincount(thin.astype(np.int32) - _LOWEST, minlength=len(histogram))
+                findings[columns, np.sign(sample["findings"]) + 1] += 1
+                labels[columns, np.sign(sample["labels"]) + 1] += 1
+    share = np.cumsum(histogram) / max(histogram.sum(), 1)
+    percentiles = (
+        {p: float(np.searchsorted(share, p / 100) + _LOWEST) for p in PERCENTILES} if records else {}
+    )
+    return Check(records, tuple(problems), percentiles, findings, labels, sum(info.files.values()))
