@@ -49,7 +49,7 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
     (
         "pseudo",
         rf"\bno {_EXTENT}(?:changes?|difference|progression|regression)\b"
-        r"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:size|sizes|number|numbers|diameter|dimensions?)\b"
+        r"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
         r"|\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b"
         rf"|\bwithout (?:any )?{_EXTENT}(?:changes?|difference)\b"
         r"|\bnot only\b|\bnot (?:\w+ )?(?:change|changed|differ)\b|\bnon-?contrast\w*"
@@ -71,7 +71,8 @@ _TRIGGERS: tuple[tuple[str, str], ...] = (
     # What was there once and has gone, however long the sentence between.
     (
         "gone",
-        rf"\b(?:is|are|was|were) (?:not|no longer) {_SEEN} (?:in|on|at) (?:the |this )?(?:current|present|today)"
+        rf"\b(?:is|are|was|were) (?:not|no longer) {_SEEN} (?:in|on|at) (?:the |this )?"
+        r"(?:current|present|today)"
         rf"|\b(?:previous|prior)\b[^.;]{{0,60}}?\b(?:is|are|was|were) (?:not|no longer) {_SEEN}\b"
         r"|\b(?:is|are|was|were|has|have)? ?(?:completely |totally )?(?:resolved|disappeared|resorbed)\b"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption)\b|\bregressed completely\b"

@@ -120,8 +120,8 @@ def extract_detailed(
 ) -> dict[str, Decision]:
     """Read the findings off a report and keep the sentence and the words behind each decision.
 
-    One definite mention makes a finding present, whatever is denied elsewhere: "no effusion on the right" does
-    not undo "effusion on the left". Mentions as history or hypothesis decide nothing.
+    One definite mention makes a finding present, whatever is denied elsewhere: "no effusion on the right"
+    does not undo "effusion on the left". Mentions as history or hypothesis decide nothing.
 
     Args and errors as in `extract`.
 

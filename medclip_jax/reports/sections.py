@@ -70,8 +70,8 @@ HEADERS: dict[str, tuple[str, ...]] = {
 
 _NAMES = {header: name for name, headers in HEADERS.items() for header in headers}
 _SPELLINGS = "|".join(sorted((re.escape(header) for header in _NAMES), key=len, reverse=True))
-# A header is a known title with a colon at the start of a line or sentence, or alone on its line; markdown signs,
-# numbering and a language tag ("Findings_EN") may stand around it.
+# A header is a known title with a colon at the start of a line or sentence, or alone on its line; markdown
+# signs, numbering and a language tag ("Findings_EN") may stand around it.
 _HEADER = re.compile(
     rf"(?:^|(?<=[.!?\n\"”]))[ \t]*(?:[#*_>\-•]+[ \t]*)?(?:\d+[.)][ \t]*)?"
     rf"(?P<title>{_SPELLINGS})(?:_en)?(?:[ \t]*\([^)\n]{{0,30}}\))?[ \t]*[*_]*"
@@ -79,9 +79,10 @@ _HEADER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _EMPTY = re.compile(
-    r"(?:not (?:given|available|provided|specified|stated|applicable|reported)|none(?: given| provided)?|nan|null"
-    r"|n/?a|nil|unknown|no (?:information|data|report|text|clinical information)(?: (?:given|available|provided))?"
-    r"|see (?:above|below)|undefined|empty|\W*)[\s.\"'*-]*",
+    r"(?:not (?:given|available|provided|specified|stated|applicable|reported)|none(?: given| provided)?|nan"
+    r"|null|n/?a|nil|unknown|empty|undefined|see (?:above|below)"
+    r"|no (?:information|data|report|text|clinical information)(?: (?:given|available|provided))?"
+    r"|\W*)[\s.\"'*-]*",
     re.IGNORECASE,
 )
 
@@ -108,9 +109,10 @@ def split_sections(text: object) -> dict[str, str]:
         text: the report; None, NaN and "Not given." count as empty.
 
     Returns:
-        Section name (a key of `HEADERS`) to its text, in the report's order, empty sections left out. Text before
-        the first header, and a report without headers, is "findings"; if a findings section follows, that text
-        is "preamble". A header that comes twice is joined by a line break. An empty report gives {}.
+        Section name (a key of `HEADERS`) to its text, in the report's order, empty sections left out. Text
+        before the first header, and a report without headers, is "findings"; if a findings section follows,
+        that text is "preamble". A header that comes twice is joined by a line break. An empty report gives
+        {}.
     """
     report = clean(text)
     if not report:

@@ -14,10 +14,10 @@ _BREAK = re.compile(r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|[\"•●▪\n\r]+")
 def split_sentences(text: str) -> list[str]:
     """Split a report into sentences.
 
-    A full stop ends a sentence unless it stands inside a number ("3.5 x 2 cm") or after an abbreviation that no
-    capital follows. Line breaks, bullets and the double quotes with which CT-RATE separates the points of its
-    impressions also end one. A semicolon does not: what stands before it ("In the lung window; ...") is often no
-    statement of its own.
+    A full stop ends a sentence unless it stands inside a number ("3.5 x 2 cm") or after an abbreviation that
+    no capital follows. Line breaks, bullets and the double quotes with which CT-RATE separates the points of
+    its impressions also end one. A semicolon does not: what stands before it ("In the lung window; ...") is
+    often no statement of its own.
 
     Args:
         text: any report text.

@@ -31,8 +31,8 @@ _FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "vocab.json")
 class Tokenizer:
     """Turns texts into a padded matrix of token ids: ``[CLS] ... [SEP] [PAD] ...``.
 
-    A text that does not fit is cut before its ``[SEP]`` and counted, or refused, as `overflow` says. The counts
-    are those of this object: a data worker that holds a copy counts for itself.
+    A text that does not fit is cut before its ``[SEP]`` and counted, or refused, as `overflow` says. The
+    counts are those of this object: a data worker that holds a copy counts for itself.
 
     Attributes:
         vocabulary_size: number of token ids.
@@ -76,7 +76,7 @@ class Tokenizer:
             (B, L) ids, padded with `pad`.
 
         Raises:
-            ValueError: `length` below 3 or above `limit`; with ``overflow="error"``, a text that does not fit.
+            ValueError: `length` below 3 or above `limit`; a text that does not fit if ``overflow="error"``.
             TypeError: `texts` is one string instead of a list.
         """
         if isinstance(texts, str):
@@ -87,8 +87,8 @@ class Tokenizer:
             )
         if self.limit is not None and length > self.limit:
             raise ValueError(
-                f"length {length} exceeds the {self.limit} positions of this text encoder; set the text length "
-                f"to at most {self.limit}"
+                f"length {length} exceeds the {self.limit} positions of this text encoder; set the text "
+                f"length to at most {self.limit}"
             )
         ids = np.full((len(texts), length), self.pad, np.int32)
         cut = 0
@@ -98,9 +98,9 @@ class Tokenizer:
             if len(tokens) > length:
                 if self.overflow == "error":
                     raise ValueError(
-                        f"text {row} of the batch has {len(tokens)} tokens but the length is {length}: raise the "
-                        f"text length, give a shorter section of the report (for instance its impression), or "
-                        f'allow cutting with overflow="truncate"'
+                        f"text {row} of the batch has {len(tokens)} tokens but the length is {length}: raise "
+                        f"the text length, give a shorter section of the report (for instance its "
+                        f'impression), or allow cutting with overflow="truncate"'
                     )
                 cut += 1
                 tokens = [*tokens[: length - 1], self.sep]
@@ -148,13 +148,13 @@ def load_tokenizer(folder: str | Path, *, overflow: Literal["truncate", "error"]
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no tokenizer folder at {folder}: give a local Hugging Face folder (download one with `hf download "
-            f"MODEL --local-dir DIR`), or the tokenizer folder that `medclip prepare` writes beside the shards"
+            f"no tokenizer folder at {folder}: give a local Hugging Face folder (`hf download MODEL "
+            f"--local-dir DIR` fetches one) or the tokenizer folder that `medclip prepare` writes"
         )
     if not any((folder / name).exists() for name in _FILES):
         raise FileNotFoundError(
-            f"{folder} holds none of {', '.join(_FILES)}: it is not a tokenizer folder. Copy the tokenizer files "
-            f"of the text encoder into it, or train a vocabulary: medclip_jax.reports.tokenizer.train_wordpiece"
+            f"{folder} holds none of {', '.join(_FILES)}: it is not a tokenizer folder. Copy the tokenizer "
+            f"files of the text encoder into it, or train a vocabulary with `train_wordpiece`"
         )
     config = _read_json(folder / "tokenizer_config.json")
     try:
@@ -173,8 +173,8 @@ def load_tokenizer(folder: str | Path, *, overflow: Literal["truncate", "error"]
         found = [token for token in ids if token is not None]
         if not found:
             raise ValueError(
-                f"the tokenizer in {folder} has no {key} token; set {key}_token in its tokenizer_config.json to "
-                f"a token of its vocabulary"
+                f"the tokenizer in {folder} has no {key} token; set {key}_token in its tokenizer_config.json "
+                f"to a token of its vocabulary"
             )
         special[key] = found[0]
     limit = config.get("model_max_length")

@@ -1,9 +1,9 @@
 """What the library looks for in reports: names, prompt phrases and the wording that states each finding.
 
-A finding is stated by a word of its own ("cardiomegaly"), by two ideas in one clause ("calcific plaques ... in
-the coronary arteries"), by a statement of normality ("heart size is normal") or by a number ("main pulmonary
-artery 34 mm"). Every wording is a regular expression over lower-case text; `medclip_jax.reports.context`
-decides whether a match is affirmed, negated, uncertain, history or hypothesis.
+A finding is stated by a word of its own ("cardiomegaly"), by two ideas in one clause ("calcific plaques ...
+in the coronary arteries"), by a statement of normality ("heart size is normal") or by a number ("main
+pulmonary artery 34 mm"). Every wording is a regular expression over lower-case text;
+`medclip_jax.reports.context` decides whether a match is affirmed, negated, uncertain, history or hypothesis.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _ALL = (
         "coronary calcification",
         patterns=(r"\bcacs?\b(?! score)",),
         together=((_PLAQUE, _CORONARY),),
-        measurements=(Measurement(rf"\b(?:agatston|calcium) score\w*[^.;\d]{{0,20}}(?P<value>\d+)", 0),),
+        measurements=(Measurement(r"\b(?:agatston|calcium) score\w*[^.;\d]{0,20}(?P<value>\d+)", 0),),
     ),
     Finding(
         "aortic_calcification",
@@ -120,14 +120,14 @@ _ALL = (
             rf"{_HEART}(?! rate| valve| failure)[^.;,]{{0,40}}?\b{_LARGE}",
             rf"{_RATIO}[^.;]{{0,60}}?\bincreas\w*",
             rf"\bincreas\w*[^.;]{{0,30}}{_RATIO}",
-            rf"\b(?:enlarge\w*|increase\w*|global dilatation)[^.;,]{{0,20}}\b(?:of|in) (?:the )?(?:heart|cardiac)\b",
+            r"\b(?:enlarge|increase|global dilatation)\w*[^.;,]{0,20} (?:of|in) (?:the )?(?:heart|cardiac)\b",
             r"\benlarged (?:heart|cardiac)\b",
         ),
         normal=(
             rf"{_HEART}[^.;]{{0,40}}\bsize[^.;]{{0,40}}?\b{_NORMAL}",
             rf"{_HEART}(?:,? \w+){{0,4}} (?:is|are|was|were) {_NORMAL}",
             rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
-            rf"\bnormal (?:\w+ )?(?:heart|cardiac)\b",
+            r"\bnormal (?:\w+ )?(?:heart|cardiac)\b",
         ),
         excluded=(r"\bpericardial\b",),
         measurements=(Measurement(rf"{_RATIO}[^.;\d]{{0,40}}(?P<value>0[.,]\d+)", 0.5),),
@@ -202,7 +202,7 @@ _ALL = (
             r"\b(?:catheters?|pacemakers?|stents?|sternotomy|sutures?|electrodes?|icd)\b",
             r"\b(?:prosthe\w+|cannulas?|cannulae|(?:breast|silicone|dental|cochlear) implants?)\b",
             r"\b(?:port|tubes?|valve replacement|chemoport)\b",
-            r"\b(?:surgical|metallic|operation|suture|post-?op\w*|stent|clip) (?:\w+ )?(?:clips?|materials?|densit\w+)\b",
+            r"\b(?:surgical|operation|suture|post-?op\w*) (?:\w+ )?(?:clips?|materials?|densit\w+)\b",
             r"\bclips?\b|\bmetallic\b",
         ),
     ),

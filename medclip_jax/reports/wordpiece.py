@@ -1,7 +1,7 @@
 """Learning a WordPiece vocabulary, the same one on every run.
 
-The trainer of the `tokenizers` package numbers its pieces in the order of a randomly seeded hash table, so two
-runs over one corpus give two vocabularies. Here every tie is broken by spelling.
+The trainer of the `tokenizers` package numbers its pieces in the order of a randomly seeded hash table, so
+two runs over one corpus give two vocabularies. Here every tie is broken by spelling.
 """
 
 from __future__ import annotations
