@@ -14,6 +14,7 @@ from medclip_jax.corpora.phantom.calcium import cac_grade
 from medclip_jax.corpora.phantom.canvas import Canvas
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES, ORGANS
 from medclip_jax.corpora.phantom.patient import Patient, draw_condition, draw_patient
+from medclip_jax.corpora.phantom.phrases import VESSELS
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
 
 BLOCK = 16
@@ -90,6 +91,23 @@ def _cardiothoracic_ratio(canvas: Canvas, chest: lungs.Chest) -> float:
     return float((high - low + canvas.spacing[2]) / (inside.max() - inside.min() + canvas.spacing[2]))
 
 
+def _lobe_name(value: int) -> str:
+    """Label value of a lobe as a report writes it, e.g. "right upper lobe"."""
+    _, which, _, side = ORGAN_CLASSES[value].split("_")
+    return f"{side} {which} lobe"
+
+
+def _labels(condition: Condition, ratio: float, score: float) -> tuple[dict[str, float], dict[str, int]]:
+    """Severities and labels; the heart's size and the calcium are judged by what was measured."""
+    severities = {name: condition.severities.get(name, 0.0) for name in FINDINGS}
+    severities["cardiomegaly"] = float(np.clip((ratio - 0.5) / 0.16, 0, 1))
+    severities["coronary_calcification"] = cac_grade(score) / 4
+    labels = {name: 1 if severities[name] > 0 else -1 for name in FINDINGS}
+    if not condition.contrast:
+        labels["coronary_stenosis"] = 0
+    return severities, labels
+
+
 def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) -> Phantom:
     """Make phantom `index` of the set `seed`: a pure function of its arguments.
 
@@ -137,40 +155,27 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
         canvas, float(scan.uniform(*settings.noise_hu)), float(scan.random()), thickness, scan
     )
 
-    severities = {name: condition.severities.get(name, 0.0) for name in FINDINGS}
-    labels = {name: 1 if severities[name] > 0 else -1 for name in FINDINGS}
-    if not condition.contrast:
-        labels["coronary_stenosis"] = 0
-    labels["coronary_calcification"] = 1 if score > 0 else -1
-    labels["cardiomegaly"] = 1 if ratio > 0.5 else -1
-    if labels["cardiomegaly"] == 1:
-        severities["cardiomegaly"] = max(severities["cardiomegaly"], 0.05)
+    severities, labels = _labels(condition, ratio, score)
     measurements = {
         "agatston_score": score,
         "cac_grade": float(cac_grade(score)),
         "cardiothoracic_ratio": ratio,
         **widths,
         "coronary_stenosis_fraction": worst if condition.contrast else float("nan"),
-        "pericardial_effusion_mm": 4.5 + 15 * severities["pericardial_effusion"]
-        if severities["pericardial_effusion"]
-        else 0.0,
+        "pericardial_effusion_mm": condition.pericardial_mm,
         "pleural_effusion_mm": max(effusions.values(), default=0.0),
-        "lung_nodule_mm": max((n["diameter"] for n in nodules), default=0.0),
+        "lung_nodule_mm": max((n.diameter for n in nodules), default=0.0),
         "emphysema_fraction": emphysema,
     }
-
-    def lobe_name(value: int) -> str:
-        _, which, _, side = ORGAN_CLASSES[value].split("_")
-        return f"{side} {which} lobe"
-
-    facts = {
-        "severities": severities,
-        "measurements": measurements,
-        "effusion_side": "bilateral" if len(effusions) == 2 else next(iter(effusions), ""),
-        "nodule_lobe": lobe_name(max(nodules, key=lambda n: n["diameter"])["lobe"]) if nodules else "",
-        "consolidation_lobe": " and ".join(dict.fromkeys(lobe_name(v) for v in consolidated)),
-        "distractors": distractors,
+    largest = max(nodules, key=lambda nodule: nodule.diameter, default=None)
+    places = {
+        "vessel": VESSELS[max(narrowing, key=lambda name: narrowing[name].max())],
+        "side": "bilateral" if len(effusions) == 2 else next(iter(effusions), ""),
+        "kind": "" if largest is None else "part-solid" if largest.part_solid else "solid",
+        "nodule_lobe": "" if largest is None else _lobe_name(largest.lobe),
+        "consolidation_lobe": " and ".join(dict.fromkeys(map(_lobe_name, consolidated))),
     }
+    facts = reports.Facts(severities, measurements, places, distractors)
     sections = reports.write_report(labels, facts, source(18))
     orientation = str(scan.choice(settings.orientations))
     shift = scan.uniform(-120, 120, 3)

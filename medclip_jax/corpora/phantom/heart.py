@@ -175,8 +175,7 @@ def paint_heart(
     canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, heart: Heart, rng
 ) -> None:
     """Pericardium with effusion, epicardial fat, chambers."""
-    effusion = condition.severities.get("pericardial_effusion", 0.0)
-    thickness = 4.5 + 15 * effusion if effusion else 0.0
+    thickness = condition.pericardial_mm
     reach = 95 * heart.scale + thickness
     box = canvas.box(heart.center - reach, heart.center + reach)
     if box is None:
@@ -190,7 +189,7 @@ def paint_heart(
         low = np.clip(
             0.75 - (box.z - heart.center[2]) / (90 * heart.scale) - 0.3 * (box.y - heart.center[1]) / 60,
             0.45,
-            1.1,
+            1.0,
         )
         canvas.paint(box, np.maximum(sac - thickness * low - 1.2, limit), 30 + condition.tissue_gain)
         fluid = canvas.cover(sac - thickness * low)

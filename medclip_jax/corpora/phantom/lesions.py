@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
@@ -10,6 +12,15 @@ from medclip_jax.corpora.phantom.heart import Heart
 from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """A painted nodule: mean diameter in mm, label value of its lobe, and kind."""
+
+    diameter: float
+    lobe: int
+    part_solid: bool
 
 
 def _frame(along: np.ndarray, outward: np.ndarray) -> np.ndarray:
@@ -201,8 +212,8 @@ def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient:
     return float(holes[lung].mean())
 
 
-def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[str]:
-    """Airless lung in one or two segments or a lobe, with a hazy rim. Returns the lobes."""
+def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[int]:
+    """Airless lung in one or two segments or a lobe, with a hazy rim. Returns the lobes' label values."""
     severity = condition.severities.get("consolidation")
     if severity is None:
         return []
@@ -231,8 +242,8 @@ def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng)
     return lobes
 
 
-def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[dict]:
-    """Solid and part-solid nodules of 5-25 mm. Returns size, lobe and kind of each."""
+def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[Nodule]:
+    """Solid and part-solid nodules of 5-25 mm. Returns each."""
     severity = condition.severities.get("lung_nodule")
     if severity is None:
         return []
@@ -256,9 +267,7 @@ def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> li
             canvas.ellipsoid(center, radii, hu, None, axes)
             for _ in range(rng.integers(0, 5)):  # lobulation
                 canvas.ellipsoid(center + rng.normal(size=3) * radii * 0.4, radii * 0.6, hu, None, axes)
-        found.append(
-            {"diameter": float(diameter), "lobe": int(chest.lobes[d, h, w]), "part_solid": bool(part_solid)}
-        )
+        found.append(Nodule(float(diameter), int(chest.lobes[d, h, w]), bool(part_solid)))
     return found
 
 

@@ -96,6 +96,12 @@ class Condition:
     trunk_radius: float
     lung_hu: float
 
+    @property
+    def pericardial_mm(self) -> float:
+        """Greatest thickness of the pericardial effusion."""
+        severity = self.severities.get("pericardial_effusion", 0.0)
+        return 4.5 + 15 * severity if severity else 0.0
+
 
 def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condition:
     """Draw the findings of one study. Independent, but for the arteries, which share one disease."""

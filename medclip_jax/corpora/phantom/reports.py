@@ -2,230 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-NORMAL: Mapping[str, tuple[str, ...]] = {
-    "coronary_stenosis": (
-        "There is no significant coronary stenosis.",
-        "No hemodynamically significant coronary artery stenosis is seen.",
-    ),
-    "coronary_calcification": (
-        "No coronary artery calcification is seen.",
-        "There is no coronary calcification.",
-        "The coronary arteries are free of calcification.",
-    ),
-    "aortic_calcification": (
-        "No aortic calcification is seen.",
-        "There is no calcification of the aortic wall.",
-    ),
-    "atherosclerosis": (
-        "There is no evidence of atherosclerosis.",
-        "No atherosclerotic changes are identified.",
-    ),
-    "cardiomegaly": (
-        "The heart is normal in size.",
-        "There is no cardiomegaly.",
-        "Heart size is within normal limits.",
-    ),
-    "pericardial_effusion": (
-        "There is no pericardial effusion.",
-        "No pericardial effusion is detected.",
-    ),
-    "pulmonary_arterial_hypertension": (
-        "There is no sign of pulmonary arterial hypertension.",
-        "The pulmonary artery is of normal caliber.",
-    ),
-    "pleural_effusion": (
-        "There is no pleural effusion.",
-        "No pleural effusion is detected.",
-    ),
-    "lung_nodule": (
-        "No pulmonary nodule is seen.",
-        "There is no lung nodule.",
-    ),
-    "emphysema": (
-        "There is no emphysema.",
-        "No emphysematous change is present.",
-    ),
-    "consolidation": (
-        "No consolidation is seen.",
-        "There is no consolidation in either lung.",
-    ),
-}
-"""How an absent finding is denied, if it is mentioned at all."""
+from medclip_jax.corpora.phantom import phrases
 
-DISTRACTORS = (
-    "The thyroid gland is unremarkable.",
-    "A hypodense nodule of 8 mm is seen in the left thyroid lobe.",
-    "There are degenerative changes of the thoracic spine.",
-    "Mild osteophytes are present along the vertebral end plates.",
-    "Bone structures are intact without lytic lesions.",
-    "A simple cyst is seen in the liver.",
-    "The visualized upper abdominal organs are unremarkable.",
-    "The gallbladder is not included in the examination.",
-    "The trachea and main bronchi are patent.",
-    "No pathologically enlarged mediastinal lymph nodes are identified.",
-    "The esophagus has a normal course and wall thickness.",
-    "The spleen is of normal size.",
-    "The adrenal glands are normal in appearance.",
-    "There is no axillary lymphadenopathy.",
-    "The chest wall soft tissues are unremarkable.",
-    "Minimal linear atelectasis is seen in the lung bases.",
-    "A small hiatal hernia is present.",
-    "The thoracic aorta is of normal course.",
-    "Old healed rib fractures are seen on the right.",
-    "The great vessels of the neck are patent.",
-    "Sternal wires are not present.",
-    "There is mild scoliosis of the thoracic spine.",
-    "The liver shows diffuse low density in keeping with steatosis.",
-    "Small accessory spleen is noted.",
-    "Mild apical pleural thickening is seen.",
-)
-
-DEGREES = ("mild", "moderate", "severe")
+LENGTH = (450, 1250)
+"""Range of the characters aimed at, drawn before the content."""
 
 
-def _degree(severity: float) -> str:
-    return DEGREES[min(int(severity * 3), 2)]
+@dataclass(frozen=True)
+class Facts:
+    """What the sentences of a report may name.
+
+    Attributes:
+        severities: finding to severity in [0, 1].
+        measurements: as in `Phantom.measurements`.
+        places: "vessel", "side", "kind", "nodule_lobe", "consolidation_lobe".
+        distractors: keys of `phrases.SEEN`.
+    """
+
+    severities: Mapping[str, float]
+    measurements: Mapping[str, float]
+    places: Mapping[str, str]
+    distractors: Sequence[str] = ()
 
 
-def _sentence(name: str, facts: Mapping, rng: np.random.Generator) -> str:
-    """One sentence of the findings section that states `name` as present."""
-    degree = _degree(facts["severities"][name])
-    m = facts["measurements"]
-    pick = rng.integers
-
-    def one(*options: str) -> str:
-        text = options[pick(len(options))]
-        return text[0].upper() + text[1:]
-
-    if name == "coronary_calcification":
-        score = m["agatston_score"]
-        return one(
-            f"{degree} coronary artery calcification is seen, with an Agatston score of {score:.0f}.",
-            f"there is {degree} coronary calcification.",
-            f"calcified plaques are present in the coronary arteries (Agatston score {score:.0f}).",
-            f"{degree} calcification of the coronary arteries is noted.",
-        )
-    if name == "coronary_stenosis":
-        share = 5 * round(20 * m["coronary_stenosis_fraction"])
-        return one(
-            f"there is a coronary stenosis of {share} %.",
-            f"{degree} coronary artery stenosis is seen, with luminal narrowing of about {share} %.",
-            f"significant coronary stenosis of {share} % is present.",
-        )
-    if name == "aortic_calcification":
-        return one(
-            f"there is {degree} aortic calcification.",
-            f"{degree} calcification of the aorta is seen.",
-            "calcified plaques are present in the aortic wall.",
-        )
-    if name == "atherosclerosis":
-        return one(
-            f"{degree} atherosclerosis is present.",
-            "atherosclerotic changes are seen.",
-            "there is atherosclerosis.",
-            "atherosclerotic plaques are noted.",
-        )
-    if name == "cardiomegaly":
-        ratio = m["cardiothoracic_ratio"]
-        return one(
-            f"there is {degree} cardiomegaly.",
-            f"the heart is enlarged, with a cardiothoracic ratio of {ratio:.2f}.",
-            "heart size is increased.",
-            f"{degree} cardiomegaly is seen.",
-        )
-    if name == "pericardial_effusion":
-        return one(
-            f"a {degree} pericardial effusion is present.",
-            f"there is a pericardial effusion of up to {m['pericardial_effusion_mm']:.0f} mm.",
-            "pericardial effusion is seen.",
-        )
-    if name == "pulmonary_arterial_hypertension":
-        width = m["pulmonary_artery_diameter_mm"]
-        return one(
-            f"the main pulmonary artery is dilated to {width:.0f} mm, consistent with pulmonary arterial hypertension.",
-            "there are signs of pulmonary arterial hypertension.",
-            f"findings of pulmonary arterial hypertension, with a pulmonary trunk of {width:.0f} mm.",
-        )
-    if name == "pleural_effusion":
-        side = facts["effusion_side"]
-        return one(
-            f"there is a {degree} {side} pleural effusion.",
-            f"{side} pleural effusion is seen, up to {m['pleural_effusion_mm']:.0f} mm deep.",
-            f"a {degree} {side} pleural effusion is present.",
-        )
-    if name == "lung_nodule":
-        lobe, size = facts["nodule_lobe"], m["lung_nodule_mm"]
-        return one(
-            f"a {size:.0f} mm nodule is seen in the {lobe}.",
-            f"there is a pulmonary nodule of {size:.0f} mm in the {lobe}.",
-            f"a lung nodule measuring {size:.0f} mm is present in the {lobe}.",
-        )
-    if name == "emphysema":
-        return one(
-            f"there is {degree} emphysema.",
-            f"{degree} emphysematous changes are seen, predominantly in the upper lobes.",
-            "emphysematous areas are present in both lungs.",
-        )
-    lobe = facts["consolidation_lobe"]
-    return one(
-        f"there is consolidation in the {lobe}.",
-        f"a consolidation with air bronchograms is seen in the {lobe}.",
-        f"{lobe} consolidation is present.",
-    )
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
 
 
-SHORT: Mapping[str, tuple[str, ...]] = {
-    "coronary_calcification": ("Coronary artery calcification.", "Coronary calcification."),
-    "coronary_stenosis": ("Coronary stenosis.", "Significant coronary artery stenosis."),
-    "aortic_calcification": ("Aortic calcification.", "Calcification of the aorta."),
-    "atherosclerosis": ("Atherosclerosis.", "Atherosclerotic changes."),
-    "cardiomegaly": ("Cardiomegaly.", "Enlarged heart."),
-    "pericardial_effusion": ("Pericardial effusion.",),
-    "pulmonary_arterial_hypertension": (
-        "Pulmonary arterial hypertension.",
-        "Signs of pulmonary arterial hypertension.",
-    ),
-    "pleural_effusion": ("Pleural effusion.",),
-    "lung_nodule": ("Pulmonary nodule.", "Lung nodule."),
-    "emphysema": ("Emphysema.", "Pulmonary emphysema."),
-    "consolidation": ("Consolidation.", "Pulmonary consolidation."),
-}
+def _fill(template: str, name: str, facts: Facts, rng: np.random.Generator) -> str:
+    """Choose among the template's alternatives and fill its slots."""
+    severity, m = facts.severities.get(name, 0.0), facts.measurements
+    third = min(int(severity * 3), 2)
+    degree = _pick(phrases.DEGREES[third], rng)
+    calcium = phrases.CALCIUM[max(int(m.get("cac_grade", 1)), 1) - 1]
+    slots = {
+        "degree": degree,
+        "degree|adverb": phrases.ADVERBS[degree],
+        "size": _pick(phrases.SIZES[third], rng),
+        "calcium": _pick(calcium, rng),
+        "number": str(int(rng.integers(4, 15))),
+        **facts.places,
+    }
+    numbers = {
+        "score": ("agatston_score", "{:.0f}"),
+        "ratio": ("cardiothoracic_ratio", "{:.2f}"),
+        "pericardial": ("pericardial_effusion_mm", "{:.0f}"),
+        "pleural": ("pleural_effusion_mm", "{:.0f}"),
+        "trunk": ("pulmonary_artery_diameter_mm", "{:.0f}"),
+        "nodule": ("lung_nodule_mm", "{:.0f}"),
+    }
+    slots |= {slot: form.format(m[key]) for slot, (key, form) in numbers.items() if key in m}
+    share = m.get("coronary_stenosis_fraction", float("nan"))
+    slots["stenosis"] = f"{5 * round(20 * share)}" if np.isfinite(share) else ""
+    text = re.sub(r"\[([^]]+)\]", lambda found: _pick(found[1].split("|"), rng), template)
+    text = re.sub(r"\{([^}]+)\}", lambda found: slots[found[1]], text)
+    text = re.sub(r" +", " ", text)
+    return text[0].upper() + text[1:]
 
 
-def write_report(labels: Mapping[str, int], facts: Mapping, rng: np.random.Generator) -> dict[str, str]:
-    """Compose {"findings": ..., "impression": ...}.
+def _denials(absent: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Sentences that deny about half of the absent findings, some two at a time."""
+    chosen = {name for name in absent if rng.random() < 0.5}
+    sentences = []
+    for names, options in phrases.DENIED_TOGETHER:
+        if chosen.issuperset(names) and rng.random() < 0.6:
+            sentences.append(_pick(options, rng))
+            chosen -= set(names)
+    return sentences + [_pick(phrases.DENIED[name], rng) for name in absent if name in chosen]
 
-    The number of characters is drawn before the content and filled up with denials, normal sentences
-    and distractors, so the length says nothing about the findings.
+
+def write_report(
+    labels: Mapping[str, int], facts: Facts, rng: np.random.Generator, length: tuple[int, int] = LENGTH
+) -> dict[str, str]:
+    """Compose the sections "findings" and "impression".
+
+    Every present finding is stated in the findings section, and most again in the impression. Denials of
+    absent findings, normal sentences and distractors fill the text up to a number of characters that was
+    drawn first, so that the length says nothing of the findings.
 
     Args:
-        labels: finding to 1, -1 or 0.
-        facts: "severities", "measurements" and the places that sentences name.
+        labels: finding to 1 present, -1 absent, 0 not assessable (never mentioned).
+        facts: what sentences may name.
         rng: source of all choices.
+        length: range of the characters aimed at.
     """
-    target = rng.uniform(900, 1900)
-    present = [n for n, v in labels.items() if v == 1]
-    sentences = [_sentence(n, facts, rng) for n in present]
-    impression = [SHORT[n][rng.integers(len(SHORT[n]))] for n in present if rng.random() < 0.8]
-    denied = [n for n, v in labels.items() if v == -1 and rng.random() < 0.5]
-    pool = [NORMAL[n][rng.integers(len(NORMAL[n]))] for n in denied]
-    fill = pool + list(rng.permutation(np.array(DISTRACTORS)))
-    fill = [fill[i] for i in rng.permutation(len(fill))]
+    target = rng.uniform(*length)
+    present = [name for name, value in labels.items() if value == 1]
+    absent = [name for name, value in labels.items() if value == -1]
+    stated = [_fill(_pick(phrases.STATED[name], rng), name, facts, rng) for name in present]
+    summed = [name for name in present if rng.random() < 0.85] or present
+    impression = [_fill(_pick(phrases.SUMMED[name], rng), name, facts, rng) for name in summed]
     if not impression:
-        impression = ["No acute abnormality."]
-    length = sum(map(len, sentences)) + sum(map(len, impression))
-    for sentence in fill:
-        if length > target:
+        impression = [_pick(phrases.NOTHING, rng)]
+    if rng.random() < 0.3:
+        impression.append(_pick(phrases.INCIDENTAL, rng))
+    seen = [_pick(phrases.SEEN[name], rng) for name in facts.distractors if rng.random() < 0.7]
+    fill = _denials(absent, rng) + seen
+    fill += [phrases.UNRELATED[i] for i in rng.permutation(len(phrases.UNRELATED))[: len(fill) + 8]]
+    count = sum(map(len, stated)) + sum(map(len, impression))
+    for i in rng.permutation(len(fill)):
+        if count >= target:
             break
-        sentences.append(str(sentence))
-        length += len(sentence)
-    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+        sentence = _fill(fill[i], "", facts, rng)
+        stated.append(sentence)
+        count += len(sentence)
+    stated = [stated[i] for i in rng.permutation(len(stated))] or ["The thorax is unremarkable."]
     impression = [impression[i] for i in rng.permutation(len(impression))]
-    return {"findings": " ".join(sentences), "impression": " ".join(impression)}
+    if rng.random() < 0.3:
+        impression = [f"{n}. {line}" for n, line in enumerate(impression, start=1)]
+    return {"findings": " ".join(stated), "impression": " ".join(impression)}
 
 
 def join_sections(sections: Mapping[str, str]) -> str:
