@@ -63,11 +63,9 @@ class CardiacClip(clip.Clip):
             )
         self.logit_scale = LogitScale(config.logit_scale)
         self.columns = tuple(spec.findings.index(name) for name in config.findings)
-        self.options = {
-            "soft_target": config.soft_target,
-            "target_temperature": float(config.target_temperature),
-            "text_targets": config.text_targets,
-        }
+        self.soft_target = config.soft_target
+        self.target_temperature = float(config.target_temperature)
+        self.text_targets = config.text_targets
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """Cross-entropy of both softmax directions against the soft targets of the global batch."""
@@ -77,6 +75,8 @@ class CardiacClip(clip.Clip):
             features["text"],
             jnp.where(present, 1, -1),
             self.logit_scale(),
-            **self.options,
+            soft_target=self.soft_target,
+            target_temperature=self.target_temperature,
+            text_targets=self.text_targets,
         )
         return self._terms(loss, features, batch)

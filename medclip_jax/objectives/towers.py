@@ -60,7 +60,9 @@ class VisionTower(nnx.Module):
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.windows = tuple((float(low), float(high)) for low, high in config.windows)
         self.shift_voxels = tuple(config.augment.shift_voxels)
-        self.intensity = {name: float(config.augment[name]) for name in ("noise_hu", "offset_hu", "gain")}
+        self.noise_hu = float(config.augment.noise_hu)
+        self.offset_hu = float(config.augment.offset_hu)
+        self.gain = float(config.augment.gain)
         self.transformer = VisionTransformer(
             shape=tuple(spec.shape),
             patch=tuple(config.patch),
@@ -83,7 +85,14 @@ class VisionTower(nnx.Module):
         """HU integers to windowed floats, one channel a window; augmented when keys (B,) are given."""
         if keys is None:
             return transforms.to_float(volume, self.windows)
-        moved = transforms.augment(volume, keys, shift_voxels=self.shift_voxels, **self.intensity)
+        moved = transforms.augment(
+            volume,
+            keys,
+            shift_voxels=self.shift_voxels,
+            noise_hu=self.noise_hu,
+            offset_hu=self.offset_hu,
+            gain=self.gain,
+        )
         return transforms.to_float(moved, self.windows)
 
     def __call__(
