@@ -152,13 +152,13 @@ def _reject_shifted(sample: Float32[np.ndarray, " N"]) -> None:
         if _is_ct(sample + offset):
             raise VolumeRejected(
                 "double-rescale",
-                f"Values are {offset} too low: the intercept was applied twice. Files that are in HU already "
-                "(CT-RATE v2) need no table: leave out the slope and intercept.",
+                f"Values are about {offset} too low: the intercept was applied twice. Files that are in HU "
+                "already (CT-RATE v2) need no table: leave out the slope and intercept.",
             )
         if _is_ct(sample - offset):
             raise VolumeRejected(
                 "missing-rescale",
-                f"Values are {offset} too high for HU: give the table's slope and intercept, "
+                f"Values are about {offset} too high for HU: give the table's slope and intercept, "
                 f"rescale=(1, {-offset}). "
                 'If this is an MR scan, say modality="MR".',
             )

@@ -5,9 +5,11 @@ pydicom reads headers and native or RLE pixels; SimpleITK decodes the JPEG famil
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from jaxtyping import Float, Real
+from pydicom.uid import UID, UID_dictionary
 
 from medclip_jax.volumes.scan import Scan
-from medclip_jax.volumes.volume import AIR_HU, VolumeRejected
+from medclip_jax.volumes.volume import VolumeRejected
 
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "SliceThickness", "KVP", "SamplesPerPixel",
@@ -37,6 +40,11 @@ _NATIVE = {
 }
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SAME_POSITION_MM = 0.01
+_PADDING_HU = -32768
+"""Stands for declared padding until `fill_padding` counts it and writes air."""
+
+_MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SEG", "OT", "SC", "RTDOSE")
+"""Any other text in the Modality tag is not quoted: it may be anything."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,24 @@ def read_dicom(path: Path) -> Scan:
     Raises:
         VolumeRejected: see the table of codes in `docs/volumes.md`.
     """
-    # pydicom's warnings and ITK's messages quote header values and paths.
-    sitk.ProcessObject.GlobalWarningDisplayOff()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         slices, notes = _choose(_slices(path))
         return _assemble(slices, notes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence ITK and pydicom: their warnings and log lines quote header values and paths."""
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -95,6 +115,8 @@ def _slices(path: Path) -> list[_Slice]:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
             syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
+            if syntax not in UID_dictionary:
+                raise ValueError("unknown transfer syntax")
             if header.file_meta.get("MediaStorageSOPClassUID", "") == _DIRECTORY:
                 continue
             if "Rows" not in header:
@@ -279,34 +301,37 @@ def _assemble(slices: list[_Slice], notes: list[str]) -> Scan:
         raise VolumeRejected(
             "single-slice", "All slices lie at one position: give the folder with the whole series."
         )
-    step = _check_gaps(np.stack([s.position for s in kept]), normal)
+    start, step = _check_gaps(np.stack([s.position for s in kept]), normal)
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = first.columns * first.pixel_spacing[0]
     affine[:3, 2] = first.rows * first.pixel_spacing[1]
-    affine[:3, 3] = kept[0].position
+    affine[:3, 3] = start
     provenance = {
         "format": "dicom",
-        "transfer_syntax": first.transfer_syntax,
+        "transfer_syntax": UID(first.transfer_syntax).name,
         "slices": len(kept),
         "slice_thickness": first.thickness,
         "header_rescale": sorted(rescales)[:4],
     }
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Scan(np.stack(planes), to_ras @ affine, True, first.modality or None, provenance, tuple(notes))
+    modality = first.modality if first.modality in ("", *_MODALITIES) else "another modality"
+    return Scan(np.stack(planes), to_ras @ affine, True, modality or None, provenance, tuple(notes))
 
 
 def _check_gaps(
     positions: Float[np.ndarray, "N 3"], normal: Float[np.ndarray, " 3"]
-) -> Float[np.ndarray, " 3"]:
-    """The step from slice to slice, checked to be one and the same. SliceThickness says nothing about it."""
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+    """The first position and the step from slice to slice, checked to be even; SliceThickness is no guide."""
     along = positions @ normal
     gaps = np.diff(along)
     usual = float(np.median(gaps))
-    # Headers round positions: what counts is the distance of each slice from an even grid, not each gap.
-    even = np.linspace(positions[0], positions[-1], len(positions))
-    if np.abs(positions - even).max() <= max(0.1 * usual, 0.02):
-        return (positions[-1] - positions[0]) / (len(positions) - 1)
+    # Headers round positions, often to 0.1 mm: what counts is each slice's distance from the even grid
+    # that fits best, not each gap.
+    index = np.arange(len(positions))
+    step, start = np.polyfit(index, positions, 1)
+    if np.abs(positions - (start + index[:, None] * step)).max() <= max(0.1 * usual, 0.06):
+        return start, step
     multiples = np.rint(gaps / usual)
     if (np.abs(gaps - multiples * usual) <= 0.1 * usual).all() and multiples.max() > 1:
         raise VolumeRejected(
@@ -354,5 +379,5 @@ def _hounsfield(pixels: Real[np.ndarray, "F H W"], item: _Slice) -> Real[np.ndar
         low, high = (item.slope * end + item.intercept for end in item.padding)
         # Some headers declare a padding value that tissue also has: only values no tissue has are trusted.
         if max(low, high) < -1000 or min(low, high) > 4000:
-            plane = np.where((plane >= min(low, high)) & (plane <= max(low, high)), AIR_HU, plane)
+            plane = np.where((plane >= min(low, high)) & (plane <= max(low, high)), _PADDING_HU, plane)
     return plane

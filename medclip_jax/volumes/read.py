@@ -48,8 +48,8 @@ def read_volume(
     if scan.modality is not None and scan.modality != modality:
         raise VolumeRejected(
             "wrong-modality",
-            f"The header says {scan.modality}, {modality} was expected: leave it out, or pass modality"
-            f"={scan.modality!r} if it is wanted.",
+            f"The header says {scan.modality}, {modality} was expected: leave the scan out, or say that its "
+            'modality is "CT" or "MR" if that is wanted.',
         )
     voxels, affine, notes, axes = _place(scan, spacing)
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
