@@ -1,0 +1,171 @@
+"""The commands as a user runs them."""
+
+import csv
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+
+from medclip_jax.cli.main import COMMANDS, main
+from medclip_jax.shards.read import open_shards, open_split
+
+SMALL = [
+    "--shape",
+    "8",
+    "8",
+    "8",
+    "--spacing",
+    "12",
+    "12",
+    "12",
+    "--workers",
+    "1",
+    "--vocabulary-size",
+    "200",
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scans")
+    random = np.random.default_rng(0)
+    with open(root / "studies.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["volume", "patient", "report", "organs", "organ_classes"])
+        for index in range(6):
+            voxels = np.full((20, 20, 16), -1000.0)
+            voxels[4:16, 4:16] = 40
+            voxels += random.normal(0, 10, voxels.shape)
+            mask = np.zeros(voxels.shape, np.uint8)
+            mask[6:12, 6:12, 4:10] = 1
+            affine = np.diag([5.0, 5.0, 6.0, 1.0])
+            nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), affine), root / f"{index}.nii.gz")
+            nibabel.save(nibabel.Nifti1Image(mask, affine), root / f"mask{index}.nii.gz")
+            report = f"Case {index}. There is cardiomegaly. No pericardial effusion."
+            writer.writerow([f"{index}.nii.gz", f"p{index}", report, f"mask{index}.nii.gz", '{"1": "heart"}'])
+    return root / "studies.csv"
+
+
+def test_prepare_then_inspect(table, tmp_path, capsys):
+    out = tmp_path / "shards"
+    arguments = ["prepare", "--table", str(table), "--out", str(out), *SMALL, "--organ-cell", "4"]
+    assert main(arguments) == 0
+    printed = "".join(capsys.readouterr())
+    assert "6 studies: " in printed
+    assert "0 rejected-with-reason" in printed
+    assert f"{tmp_path}/shards.key" in printed
+    assert (tmp_path / "shards.key").stat().st_mode & 0o777 == 0o600
+    info = open_shards(out)
+    assert info.organs == ("heart",)
+    assert info.tokenizer == out / "tokenizer"
+    assert open_split(out, "train")[0]["volume"].shape == (8, 8, 8)
+
+    assert main(arguments) == 0
+    assert "already prepared" in "".join(capsys.readouterr())
+
+    sheet = tmp_path / "sheet.html"
+    assert main(["inspect", str(out), "--out", str(sheet), "--count", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 records verified" in printed
+    assert "percentile" in printed
+    page = sheet.read_text()
+    assert page.count("class='study'") == 4
+    assert page.count("data:image/png;base64,") == 12
+    assert page.count("<path d='M") >= 4
+    assert "There is cardiomegaly. No pericardial effusion." in page
+    assert "Every record agrees with its checksum" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_inspect_names_what_is_damaged(table, tmp_path, capsys):
+    out = tmp_path / "shards"
+    assert main(["prepare", "--table", str(table), "--out", str(out), *SMALL]) == 0
+    first, *_, last = sorted(out.glob("*.array_record-*"))
+    first.write_bytes(first.read_bytes()[:-100])
+    manifest = out / "manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    changed = [
+        line.replace('"checksum": "', '"checksum": "0') if last.name in line else line for line in lines
+    ]
+    manifest.write_text("\n".join(changed) + "\n")
+    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert f"DAMAGED: {first.name} has" in printed
+    assert f"DAMAGED: {last.name}, record 0: its checksum" in printed
+    assert "problems" in (tmp_path / "shards.html").read_text()
+
+
+def test_limit_crop_and_findings(table, tmp_path):
+    out = tmp_path / "shards"
+    arguments = ["--limit", "3", "--crop", "heart", "--findings", "cardiomegaly", "--tokenizer", "none"]
+    assert main(["prepare", "--table", str(table), "--out", str(out), *SMALL, *arguments]) == 0
+    info = open_shards(out)
+    assert sum(info.splits.values()) == 3
+    assert info.findings == ("cardiomegaly",)
+    assert info.organs == ()
+    assert info.tokenizer is None
+
+
+def test_a_tokenizer_folder_is_copied(table, tmp_path):
+    assert main(["prepare", "--table", str(table), "--out", str(tmp_path / "one"), *SMALL]) == 0
+    arguments = ["--tokenizer", str(tmp_path / "one" / "tokenizer")]
+    assert main(["prepare", "--table", str(table), "--out", str(tmp_path / "two"), *SMALL, *arguments]) == 0
+    ours, theirs = (
+        (tmp_path / name / "tokenizer" / "tokenizer.json").read_bytes() for name in ("one", "two")
+    )
+    assert ours == theirs
+
+
+def test_phantoms(tmp_path):
+    out = tmp_path / "shards"
+    assert main(["prepare", "--corpus", "phantom", "--count", "1", "--out", str(out), *SMALL]) == 0
+    assert sum(open_shards(out).splits.values()) == 1
+    assert (tmp_path / "shards.phantoms" / "studies.csv").exists()
+    assert not (tmp_path / "shards.key").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--out", "x"], "--corpus folder needs --table"),
+        (["prepare", "--out", "x", "--table", "absent.csv"], "no table 'absent.csv'"),
+        (["prepare", "--out", "x", "--table", "{table}", "--organ-cell", "7", *SMALL], "do not divide"),
+        (["prepare", "--out", "x", "--table", "{table}", "--key", "{table}", *SMALL], "not a key file"),
+        (["prepare", "--out", "x", "--table", "{table}", "--key", "x/key", *SMALL], "must lie outside"),
+        (
+            ["prepare", "--out", "x", "--table", "{table}", "--tokenizer", "none", "--limit", "0"],
+            "no studies",
+        ),
+        (["prepare", "--out", "x", "--table", "{table}", "--tokenizer", "absent", *SMALL], "absent"),
+        (["inspect", "absent"], "no folder 'absent'"),
+        (["inspect", "."], "not a prepared folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(table, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.replace("{table}", str(table)) for argument in arguments]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medclip ")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["inspect", "--help"]])
+def test_help_teaches(capsys, arguments):
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    text = capsys.readouterr().out
+    assert "example" in text
+    assert "medclip inspect shards" in text
+    assert len(arguments) == 2 or all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, medclip_jax.cli.main as m\ntry: m.main(['prepare', '-h'])\nfinally: print(*sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0
+    assert not {"jax", "numpy", "tensorflow_datasets", "nibabel"} & set(out.stdout.splitlines()[-1].split())
