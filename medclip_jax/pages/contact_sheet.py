@@ -247,7 +247,10 @@ def _outline(
     shape: tuple[int, int, int],
     size: tuple[float, float],
 ) -> str:
-    """SVG path around where an organ fills half of its cells, or "" where the slice does not meet it."""
+    """SVG path around where an organ fills half a cell, or "" where the slice does not meet it.
+
+    An organ too thin to fill half of any cell is outlined at half of the most that it fills.
+    """
     import contourpy
 
     position = np.clip((index + 0.5) / cell - 0.5, 0, cells.shape[axis] - 1)
@@ -255,7 +258,8 @@ def _outline(
     above = min(below + 1, cells.shape[axis] - 1)
     weight = position - below
     plane = (1 - weight) * np.take(cells, below, axis) + weight * np.take(cells, above, axis)
-    if plane.max() < 128:
+    level = min(127.5, cells.max() / 2)
+    if plane.max() <= level:
         return ""
     rows, columns = (shape[other] for other in range(3) if other != axis)
     # A rim of empty cells closes outlines that reach the border.
@@ -263,5 +267,5 @@ def _outline(
     y, x = ((np.arange(n) - 0.5) * cell for n in plane.shape)
     lines = contourpy.contour_generator(
         np.clip(x, 0, columns) / columns * size[1], np.clip(y, 0, rows) / rows * size[0], plane
-    ).lines(127.5)
+    ).lines(level)
     return " ".join("M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in line) for line in lines)
