@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from medclip_jax.reports.context import Assertion, Sentence
+from medclip_jax.reports.sections import split_sections
 from medclip_jax.reports.sentences import split_sentences
 from medclip_jax.reports.vocabulary import (
     CARDIAC_FINDINGS,
@@ -35,6 +36,9 @@ __all__ = [
 
 UNCERTAIN_MEANINGS = {"present": 1, "absent": -1, "unknown": 0}
 """How a finding is counted whose only mentions are uncertain."""
+
+_NOT_READ = frozenset({"clinical_information", "technique", "comparison", "examination"})
+"""Sections that say why and how the scan was made, not what it shows."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def extract(
     """Read the findings off a report.
 
     Args:
-        text: a report or a section of one; "" gives 0 everywhere.
+        text: a report or a section of one; "" gives 0 everywhere. Where there are section headers, what
+            stands under clinical information, technique, comparison and examination is not read.
         findings: names from `FINDINGS`.
         uncertain: what a finding with only uncertain mentions counts as: "present", "absent" or "unknown".
 
@@ -134,7 +139,12 @@ def extract_detailed(
     unknown = [name for name in names if name not in FINDINGS]
     if unknown:
         raise KeyError(f"unknown findings {', '.join(unknown)}; known: {', '.join(sorted(FINDINGS))}")
-    sentences = [Sentence(sentence) for sentence in split_sentences(text)]
+    sentences = [
+        Sentence(sentence)
+        for section, content in split_sections(text).items()
+        if section not in _NOT_READ
+        for sentence in split_sentences(content)
+    ]
     decisions = {}
     for name in names:
         rules = _compile(FINDINGS[name])

@@ -49,7 +49,10 @@ class Finding:
     measurements: tuple[Measurement, ...] = ()
 
 
-_NORMAL = r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
+_NORMAL = (
+    r"(?<!than )(?<!than the )"
+    r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
+)
 _LARGE = r"(?:enlarged?|enlargement|increased?|increases?|larger|dilated|dilatation|dilation)\b"
 _CALCIFIED = r"\bcalci(?:fi|um|c\b|c |nosis)\w*"
 _PLAQUE = rf"(?:\bathero\w*|\bplaques?\b|{_CALCIFIED})"
