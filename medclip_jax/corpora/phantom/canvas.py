@@ -14,6 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 
+EXTENT = ((-330.0, 260.0), (-230.0, 230.0), (-300.0, 300.0))
+"""Range of z, y, x (mm) over which random fields are defined."""
+
+CHEST = ((-165.0, 165.0), (-125.0, 130.0), (-190.0, 125.0))
+"""Range of x, y, z (mm) that holds the lungs of every patient."""
+
+
 @dataclass
 class Box:
     """A part of the canvas: its index window and its patient coordinates, ready to broadcast.
@@ -239,23 +246,44 @@ class Canvas:
     def smooth_noise(
         self, rng: np.random.Generator, scale_mm: float, box: Box | None = None
     ) -> Float32[np.ndarray, "d h w"]:
-        """A random field of unit variance (roughly), correlated over `scale_mm`, in `box` or everywhere."""
-        shape = self.shape if box is None else tuple(s.stop - s.start for s in box.window)
-        counts = [math.ceil(n * s / scale_mm) + 2 for n, s in zip(shape, self.spacing, strict=True)]
+        """A random field of about unit variance, correlated over `scale_mm`, in `box` or everywhere.
+
+        It hangs on a lattice fixed in space, so every reconstruction of a scan sees the same field.
+        """
+        window = (slice(None),) * 3 if box is None else box.window
+        counts = [math.ceil((high - low) / scale_mm) + 2 for low, high in EXTENT]
         field = rng.standard_normal(counts, dtype=np.float32)
         weights = []
-        for n, s, count in zip(shape, self.spacing, counts, strict=True):
-            places = rng.random() + np.arange(n) * s / scale_mm
-            base = np.minimum(places.astype(int), count - 2)
-            t = np.minimum(places - base, 1).astype(np.float32)
+        for n, step, start, part, count, (low, _) in zip(
+            self.shape, self.spacing, self.start, window, counts, EXTENT, strict=True
+        ):
+            places = np.clip((start + step * np.arange(n)[part] - low) / scale_mm, 0, count - 1.001)
+            base = places.astype(int)
+            t = (places - base).astype(np.float32)
             t = t * t * (3 - 2 * t)
-            matrix = np.zeros((n, count), np.float32)
-            matrix[np.arange(n), base] = 1 - t
-            matrix[np.arange(n), base + 1] = t
-            weights.append(matrix)
+            matrix = np.zeros((len(places), count), np.float32)
+            matrix[np.arange(len(places)), base] = 1 - t
+            matrix[np.arange(len(places)), base + 1] = t
+            weights.append(matrix[:, base[0] : base[-1] + 2])
+            field = np.moveaxis(field, 0, -1)[..., base[0] : base[-1] + 2]
         depth, height, width = weights
-        field = (depth @ field.reshape(counts[0], -1)).reshape(shape[0], *counts[1:])
+        field = (depth @ field.reshape(len(field), -1)).reshape(len(depth), *field.shape[1:])
         return (height @ field) @ (width.T * np.float32(1.45))
+
+    def candidates(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[Float[np.ndarray, "N 3"], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Random points over the chest and the voxels they lie in; points off the grid are left out.
+
+        Lesions are placed at the first fitting point, so that they lie in the same place in every
+        reconstruction of a scan, whatever its grid.
+        """
+        low, high = np.array(CHEST).T
+        points = low + (high - low) * rng.random((count, 3))
+        places = np.rint(self.index(points)).astype(int)
+        keep = ((places >= 0) & (places < np.array(self.shape))).all(1)
+        d, h, w = places[keep].T
+        return points[keep], (d, h, w)
 
 
 def ellipsoid_distance(

@@ -65,30 +65,21 @@ def roster(index: int) -> tuple[int, int, int]:
     return block * 14 + place - (place >= 3) - (place >= 15), study, reconstruction
 
 
-def _canvas(patient: Patient, settings: PhantomSettings, rng: np.random.Generator) -> Canvas:
-    """A grid around the thorax."""
-    pixel = float(rng.uniform(*settings.in_plane_mm))
-    distance = float(rng.choice(settings.slice_mm))
-    margin = rng.uniform(*settings.wall_margin_mm)
+def _canvas(
+    patient: Patient, settings: PhantomSettings, study: np.random.Generator, scan: np.random.Generator
+) -> Canvas:
+    """A grid around the thorax: where the patient lies is the study's, the voxel size the reconstruction's."""
+    margin = study.uniform(*settings.wall_margin_mm)
     wide = 2 * (patient.half_width + margin)
     deep = 2 * (patient.half_depth + 6) + 1.2 * margin + 16
-    top = patient.apex + rng.uniform(2, 20)
-    bottom = patient.dome_right - patient.dome_drop * 0.9 - rng.uniform(0, 15)
+    top = patient.apex + study.uniform(2, 20)
+    bottom = patient.dome_right - patient.dome_drop * 0.9 - study.uniform(0, 15)
+    center = (0.5 * (top + bottom), patient.center_y - 8 + study.uniform(-5, 5), study.uniform(-6, 6))
+    turn = float(study.uniform(-6, 6))
+    pixel = float(scan.uniform(*settings.in_plane_mm))
+    distance = float(scan.choice(settings.slice_mm))
     shape = (round((top - bottom) / distance), round(deep / pixel), round(wide / pixel))
-    center = (0.5 * (top + bottom), patient.center_y - 8 + rng.uniform(-5, 5), rng.uniform(-6, 6))
-    return Canvas(shape, (distance, pixel, pixel), center, float(rng.uniform(-6, 6)))
-
-
-def _cardiothoracic_ratio(canvas: Canvas, chest: lungs.Chest) -> float:
-    """Greatest width of the heart over that of the chest's inside at the heart, both in patient x."""
-    heart = np.isin(canvas.organs, (ORGANS["heart"], ORGANS["atrial_appendage_left"]))
-    places = np.argwhere(heart)
-    x = canvas.x[0, places[:, 1], places[:, 2]]
-    low, high = np.percentile(x, [0.05, 99.95])
-    rows = np.unique(places[:, 0])
-    d, h, w = np.nonzero(chest.cavity[rows] < 0)
-    inside = canvas.x[0, h, w]
-    return float((high - low + canvas.spacing[2]) / (inside.max() - inside.min() + canvas.spacing[2]))
+    return Canvas(shape, (distance, pixel, pixel), center, turn)
 
 
 def _lobe_name(value: int) -> str:
@@ -125,18 +116,18 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
     def source(purpose: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, 4, study, purpose])
 
-    canvas = _canvas(patient, settings, scan)
+    canvas = _canvas(patient, settings, source(20), scan)
     cavity = wall.paint_wall(canvas, patient, condition, source(0))
     chest = lungs.shape_lungs(canvas, patient, cavity, source(19))
     lungs.paint_lungs(canvas, patient, condition, chest, source(1))
-    emphysema = lesions.paint_emphysema(canvas, condition, chest, patient, source(2))
-    consolidated = lesions.paint_consolidation(canvas, condition, chest, source(3))
-    lungs.paint_vessels(canvas, condition, chest, source(4))
-    nodules = lesions.paint_nodules(canvas, condition, chest, source(5))
-    effusions = lesions.paint_pleural_effusion(canvas, patient, condition, chest, source(6))
     heart = hearts.build_heart(patient, condition, source(7))
+    ratio = hearts.cardiothoracic_ratio(heart, patient)
+    emphysema = lesions.paint_emphysema(canvas, condition, chest, patient, source(2))
+    effusions = lesions.paint_pleural_effusion(canvas, patient, condition, chest, source(6))
+    consolidated = lesions.paint_consolidation(canvas, condition, chest, heart, source(3))
+    nodules = lesions.paint_nodules(canvas, condition, chest, heart, source(5))
+    lungs.paint_vessels(canvas, condition, chest, source(4))
     hearts.paint_heart(canvas, patient, condition, chest, heart, source(8))
-    ratio = _cardiothoracic_ratio(canvas, chest)
     widths = hearts.paint_great_vessels(canvas, patient, condition, heart, source(9))
     lungs.paint_airways(canvas, chest, source(10))
     narrowing, worst = lesions.draw_narrowing(condition, heart, source(11))

@@ -11,7 +11,7 @@ from medclip_jax.corpora.phantom.canvas import Canvas, ellipsoid_distance, smoot
 from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
-from medclip_jax.corpora.phantom.wall import spine_y
+from medclip_jax.corpora.phantom.wall import rib_cage_profile, spine_y
 
 NATURAL_WIDTH = 112.0
 """Transverse width (mm) of the heart at scale 1."""
@@ -127,6 +127,30 @@ def build_heart(patient: Patient, condition: Condition, rng: np.random.Generator
     heart = Heart(center, scale, frame, chambers, float(rng.uniform(3, 9)), {}, {}, aorta, radii)
     _route_coronaries(heart, rng)
     return heart
+
+
+def cardiothoracic_ratio(heart: Heart, patient: Patient) -> float:
+    """Greatest transverse width of the heart over that of the rib cage's inside at its lower half.
+
+    Measured on the surfaces, 0.5 mm fine, not on voxels: it must be the same in every reconstruction.
+    """
+    reach = 100 * heart.scale
+    x = np.arange(-reach, reach, 3.0)
+    side = np.arange(-reach, reach, 6.0)
+    where = Cloud(
+        (heart.center[0] + x)[None, None, :].astype(np.float32),
+        (heart.center[1] + side)[None, :, None].astype(np.float32),
+        (heart.center[2] + side)[:, None, None].astype(np.float32),
+    )
+    nearest = heart.hull(where).min((0, 1))
+    inside = np.flatnonzero(nearest < 0)
+    first, last = inside[0], inside[-1]
+    left = np.interp(0, [nearest[first], nearest[first - 1]], [x[first], x[first - 1]])
+    right = np.interp(0, [nearest[last], nearest[last + 1]], [x[last], x[last + 1]])
+    chest = patient.half_width * float(rib_cage_profile(heart.center[2] - 35 * heart.scale, patient))
+    wall = chest - heart.fat - 3
+    ends = np.clip(heart.center[0] + np.array([left, right]), -wall, wall)
+    return float((ends[1] - ends[0]) / (2 * chest))
 
 
 def _on_surface(heart: Heart, directions: np.ndarray, lift: float) -> np.ndarray:
@@ -252,9 +276,9 @@ def paint_great_vessels(
     gullet = np.stack(
         [[-2, -5, -6, -6, -12, -24], spine_y(patient, heights) + [21, 22, 23, 24, 34, 50], heights], axis=1
     )
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         canvas.tube(
-            spline(gullet, 14), 3.0, -900, ORGANS["esophagus"], wall=(3.5, 35 + condition.tissue_gain)
+            spline(gullet, 14), 2.2, -900, ORGANS["esophagus"], wall=(3.5, 35 + condition.tissue_gain)
         )
     else:
         canvas.tube(spline(gullet, 14), rng.uniform(5.5, 8), 32 + condition.tissue_gain, ORGANS["esophagus"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
 from medclip_jax.corpora.phantom.canvas import Canvas, spline, tube_parcels
-from medclip_jax.corpora.phantom.heart import Heart
+from medclip_jax.corpora.phantom.heart import Cloud, Heart
 from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
@@ -46,9 +46,9 @@ def coronary_plaques(
     """Plaques along the coronaries until the wanted grade is reached, and their Agatston score."""
     if condition.calcium_grade == 0:
         return [], 0.0
-    low = (1.0, 12.0, 105.0, 420.0)[condition.calcium_grade - 1]
+    low = (2.0, 12.0, 105.0, 420.0)[condition.calcium_grade - 1]
     high = (10.0, 95.0, 390.0, 1800.0)[condition.calcium_grade - 1]
-    goal = low + (high - low) * rng.random() ** 1.5
+    goal = low + (high - low) * rng.random()
     names = list(heart.arteries)
     plaques: list[Plaque] = []
     score = 0.0
@@ -60,7 +60,7 @@ def coronary_plaques(
         size = float(
             np.clip(rng.lognormal(np.log((1.6, 2.6, 3.6, 4.6)[condition.calcium_grade - 1]), 0.35), 1, 8)
         )
-        hu = float(np.clip(rng.lognormal(np.log(550), 0.45), 180, 1200))
+        hu = float(np.clip(rng.lognormal(np.log(650), 0.4), 180, 1200))
         place = len(points) * (0.08 + 0.7 * rng.random() ** 1.3)
         plaque = _wall_plaque(
             points, radii, place, rng, size, np.clip(0.55 * size, 1, 3), np.clip(0.8 * size, 1, 4), hu
@@ -163,7 +163,8 @@ def paint_pleural_effusion(
         depth = (8 + 48 * severity) * rng.uniform(0.75, 1.1)
         top = low_z + 55 + 150 * severity
         box = canvas.box(
-            np.array([min(0, sign * 170), -130.0, low_z - 60]), np.array([max(0, sign * 170), 30.0, top + 20])
+            np.array([min(0, sign * 170), -130.0, low_z - 60]),
+            np.array([max(0, sign * 170), 130.0, top + 20]),
         )
         if box is None:
             continue
@@ -189,15 +190,15 @@ def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient:
     severity = condition.severities.get("emphysema")
     if severity is None:
         return 0.0
-    field = canvas.smooth_noise(rng, rng.uniform(9, 16))
+    field = canvas.smooth_noise(rng, rng.uniform(8, 14))
     upper = np.clip((canvas.z - patient.dome_right) / (patient.apex - patient.dome_right), 0, 1)
     level = 1.1 - 1.0 * severity - 0.9 * (upper - 0.5)
-    holes = np.clip((field - level) * 2.5, 0, 1) * canvas.cover(chest.lung + 2)
+    holes = np.clip((field - level) * 1.4, 0, 1) * canvas.cover(chest.lung + 2)
     canvas.hu += holes * (np.float32(rng.uniform(-985, -965)) - canvas.hu)
-    inside = np.argwhere((chest.lung < -3) & (chest.lung > -22) & (canvas.z > patient.dome_right + 40))
-    for _ in range(rng.poisson(3.5 * severity)):
-        d, h, w = inside[rng.integers(len(inside))]
-        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+    points, places = canvas.candidates(rng, 1500)
+    depth = chest.lung[places]
+    rim = np.flatnonzero((depth < -3) & (depth > -22) & (points[:, 2] > patient.dome_right + 40))
+    for center in points[rim[: rng.poisson(3.5 * severity)]]:
         radii = rng.uniform(6, 10 + 14 * severity) * rng.uniform(0.75, 1.2, 3)
         box = canvas.box(center - radii - 5, center + radii + 5)
         distance = np.sqrt(
@@ -212,7 +213,15 @@ def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient:
     return float(holes[lung].mean())
 
 
-def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[int]:
+def _aerated(canvas: Canvas, condition: Condition, heart: Heart, points: np.ndarray, places) -> np.ndarray:
+    """Which points lie in open lung, away from fluid, consolidation and the heart that is yet to be painted."""
+    cloud = Cloud(*(points[:, k][None, :, None].astype(np.float32) for k in range(3)))
+    return (canvas.hu[places] < -600) & (heart.hull(cloud).ravel() > heart.fat + condition.pericardial_mm + 8)
+
+
+def paint_consolidation(
+    canvas: Canvas, condition: Condition, chest: Chest, heart: Heart, rng: np.random.Generator
+) -> list[int]:
     """Airless lung in one or two segments or a lobe, with a hazy rim. Returns the lobes' label values."""
     severity = condition.severities.get("consolidation")
     if severity is None:
@@ -220,19 +229,20 @@ def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng)
     lobes = []
     for _ in range(1 + int(rng.random() < 0.4 * severity)):
         value = int(rng.choice([10, 11, 12, 13, 14], p=[0.17, 0.28, 0.17, 0.1, 0.28]))
-        lobe = (chest.lobes == value) & (chest.lung < -3)
-        places = np.argwhere(lobe)
-        if len(places) == 0:
-            continue
-        d, h, w = places[rng.integers(len(places))]
-        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+        points, places = canvas.candidates(rng, 3000)
+        open_lung = (chest.lung[places] < -3) & _aerated(canvas, condition, heart, points, places)
+        fits = np.flatnonzero((chest.lobes[places] == value) & open_lung)
+        if len(fits) == 0:
+            fits = np.flatnonzero(open_lung)
+            value = int(chest.lobes[places][fits[0]])
+        center = points[fits[0]]
         size = (14 + 42 * severity) * rng.uniform(0.8, 1.2)
         box = canvas.box(center - 2 * size, center + 2 * size)
         distance = (
             np.sqrt((box.x - center[0]) ** 2 + (box.y - center[1]) ** 2 + (box.z - center[2]) ** 2) - size
         )
         distance = distance + 0.30 * size * canvas.smooth_noise(rng, 14.0, box)
-        inside = canvas.cover(chest.lung[box.window] + 1) * (chest.lobes[box.window] == value)
+        inside = canvas.cover(chest.lung[box.window]) * (canvas.organs[box.window] == value)
         halo = np.clip(0.5 - distance / 18, 0, 1) * inside
         part = canvas.hu[box.window]
         part += 0.45 * halo * (30 - part)
@@ -242,19 +252,18 @@ def paint_consolidation(canvas: Canvas, condition: Condition, chest: Chest, rng)
     return lobes
 
 
-def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> list[Nodule]:
+def paint_nodules(
+    canvas: Canvas, condition: Condition, chest: Chest, heart: Heart, rng: np.random.Generator
+) -> list[Nodule]:
     """Solid and part-solid nodules of 5-25 mm. Returns each."""
     severity = condition.severities.get("lung_nodule")
     if severity is None:
         return []
     found = []
-    air = (chest.lung < -6) & (canvas.hu < -600)
-    places = np.flatnonzero(air.ravel())
-    if len(places) == 0:
-        return []
-    for number in range(1 + rng.poisson(0.5)):
-        d, h, w = np.unravel_index(rng.choice(places), canvas.shape)
-        center = np.array([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]])
+    points, places = canvas.candidates(rng, 1500)
+    fits = np.flatnonzero((chest.lung[places] < -6) & _aerated(canvas, condition, heart, points, places))
+    for number, which in enumerate(fits[: 1 + rng.poisson(0.5)]):
+        center = points[which]
         diameter = 5.5 + 19 * severity**1.4 if number == 0 else rng.uniform(5, 6 + 10 * severity)
         radii = diameter / 2 * rng.uniform(0.85, 1.12, 3)
         axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -267,7 +276,7 @@ def paint_nodules(canvas: Canvas, condition: Condition, chest: Chest, rng) -> li
             canvas.ellipsoid(center, radii, hu, None, axes)
             for _ in range(rng.integers(0, 5)):  # lobulation
                 canvas.ellipsoid(center + rng.normal(size=3) * radii * 0.4, radii * 0.6, hu, None, axes)
-        found.append(Nodule(float(diameter), int(chest.lobes[d, h, w]), bool(part_solid)))
+        found.append(Nodule(float(diameter), int(chest.lobes[places][which]), bool(part_solid)))
     return found
 
 

@@ -23,8 +23,8 @@ LOBES = tuple(
 )
 """Label values of the five lobes; they are consecutive."""
 
-VESSEL_TARGETS = 900
-"""Terminal branches of all pulmonary arteries and veins."""
+VESSEL_CANDIDATES = 2600
+"""Random points, of which those in the lungs (about a third) become terminal vessel branches."""
 
 
 @dataclass
@@ -130,26 +130,25 @@ def grow_tree(
 
 def paint_vessels(canvas: Canvas, condition: Condition, chest: Chest, rng: np.random.Generator) -> None:
     """Pulmonary arteries and veins inside the lungs; the bronchi beside the arteries are kept for later."""
-    inside = np.flatnonzero(chest.lung.reshape(-1) < -3)
-    if len(inside) == 0:
-        return
-    d, h, w = np.unravel_index(rng.choice(inside, VESSEL_TARGETS), canvas.shape)
-    targets = np.stack([canvas.x[0, h, w], canvas.y[0, h, w], canvas.z[d, 0, 0]], axis=1).astype(float)
-    targets += rng.uniform(-0.5, 0.5, targets.shape) * canvas.softness
+    targets, places = canvas.candidates(rng, VESSEL_CANDIDATES)
+    artery = rng.random(VESSEL_CANDIDATES)[: len(targets)] < 0.5
+    inside = chest.lung[places] < -3
+    targets, artery = targets[inside], artery[inside]
     wide = float(np.sqrt(condition.trunk_radius / 12.5))
     size = rng.uniform(0.62, 0.78)
     step = 0.75 * canvas.softness
     vessels, bronchi = [], []
     for sign in (1, -1):
-        own = targets[targets[:, 0] * sign > 0]
-        half = len(own) // 2
+        own = targets[:, 0] * sign > 0
         hilum = np.array([sign * 34.0, -13, -20])
-        starts, ends, radii = grow_tree(hilum + [0, 0, 8], own[:half], size * wide)
+        starts, ends, radii = grow_tree(hilum + [0, 0, 8], targets[own & artery], size * wide)
         vessels.append(tube_parcels(starts, ends, radii, step))
         large = radii > 1.5
         shift = np.array([0.3 * sign, -1.0, -0.6]) * (1.8 * radii[large, None])
         bronchi.append((starts[large] + shift, ends[large] + shift, radii[large]))
-        vessels.append(tube_parcels(*grow_tree(hilum + [sign * -6, 4, -14], own[half:], size), step))
+        vessels.append(
+            tube_parcels(*grow_tree(hilum + [sign * -6, 4, -14], targets[own & ~artery], size), step)
+        )
     points, mm3 = (np.concatenate(part) for part in zip(*vessels, strict=True))
     blood = np.float32(0.5 * (condition.blood_left + condition.blood_right))
     _blend_in_lung(canvas, chest, points, mm3, blood)

@@ -136,7 +136,7 @@ def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condi
     big = present.get("cardiomegaly")
     grade = 0
     if "coronary_calcification" in present:
-        grade = int(rng.choice([1, 2, 3, 4], p=[0.12, 0.25, 0.33, 0.30]))
+        grade = int(rng.choice([1, 2, 3, 4], p=[0.09, 0.23, 0.34, 0.34]))
     wide = present.get("pulmonary_arterial_hypertension")
     hematocrit = rng.uniform(32, 50)
     return Condition(

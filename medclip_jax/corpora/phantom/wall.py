@@ -16,10 +16,10 @@ def spine_y(patient: Patient, z: float | np.ndarray) -> np.ndarray:
     return back + 30 + 9 * patient.kyphosis * ((np.asarray(z) + 50) / 120) ** 2
 
 
-def _profile(z: np.ndarray, patient: Patient) -> np.ndarray:
+def rib_cage_profile(z: np.ndarray, patient: Patient) -> np.ndarray:
     """Width of the rib cage at height z as a share of its greatest."""
     t = np.clip((patient.apex + 10 - z) / (patient.apex + 90), 0, 1)
-    return (0.2 + 0.8 * np.sin(0.5 * np.pi * t) ** 0.72).astype(np.float32)
+    return np.asarray(0.2 + 0.8 * np.sin(0.5 * np.pi * t) ** 0.72, np.float32)
 
 
 def paint_wall(
@@ -32,8 +32,8 @@ def paint_wall(
     """
     x, y, z = canvas.x, canvas.y - np.float32(patient.center_y), canvas.z
     power = np.float32(rng.uniform(1.08, 1.3))
-    width = _profile(z, patient) * np.float32(patient.half_width)
-    depth = (0.42 + 0.58 * _profile(z, patient)) * np.float32(patient.half_depth)
+    width = rib_cage_profile(z, patient) * np.float32(patient.half_width)
+    depth = (0.42 + 0.58 * rib_cage_profile(z, patient)) * np.float32(patient.half_depth)
     # A superellipse as a sum of squared powers, so that only slice maps are raised to powers.
     r = np.sqrt((np.abs(x) ** power / width**power) ** 2 + (np.abs(y) ** power / depth**power) ** 2)
     radial = np.sqrt(x * x + y * y)
@@ -134,7 +134,7 @@ def _sternum(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
     box = canvas.box(np.array([-34, front - 60, -105.0]), np.array([34, front + 14, 62.0]))
     if box is None:
         return
-    slant = (1 - _profile(box.z, patient)) * 0.58 * patient.half_depth
+    slant = (1 - rib_cage_profile(box.z, patient)) * 0.58 * patient.half_depth
     half = 12 + 12 * np.clip((box.z - 18) / 25, 0, 1) - 4 * np.clip((-55 - box.z) / 30, 0, 1)
     flat = np.sqrt((box.x / half) ** 2 + ((box.y - front + slant) / 6.0) ** 4)
     distance = np.maximum((flat - 1) * 5.5, np.maximum(box.z - 56, -92 - box.z))
@@ -181,7 +181,8 @@ def _abdomen(canvas: Canvas, patient: Patient, condition: Condition, cavity: np.
     gain = condition.tissue_gain
     liver_hu = (rng.uniform(50, 65) if rng.random() < 0.75 else rng.uniform(5, 40)) + 2.5 * gain
     texture = 4 * canvas.smooth_noise(rng, 12.0, box)
-    edge = -0.8 * box.x - rng.uniform(25, 50) + 0.35 * (box.y - 10)
+    edge = -0.8 * box.x - rng.uniform(25, 50) + 0.35 * (box.y - 10) + 0.004 * (box.y - 35) ** 2
+    edge = edge + 5 * canvas.smooth_noise(rng, 35.0, box)
     canvas.paint(box, np.maximum(inside, edge), liver_hu + texture, ORGANS["liver"])
     behind = patient.center_y - 0.42 * patient.half_depth
     spleen = np.array([-0.66 * patient.half_width, behind, patient.dome_right - 45])
