@@ -48,6 +48,7 @@ def map_in_order(
                     break
                 waiting.append((task, pool.submit(function, task)))
             if not waiting:
+                pool.shutdown(wait=True)
                 return
             task, future = waiting.popleft()
             try:
