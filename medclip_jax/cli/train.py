@@ -33,17 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 0 when done or stopped by SIGTERM after saving, 1 with a message otherwise."""
+    """Train; 0 when done, or when stopped by SIGTERM after saving; 1 where the run itself failed.
+
+    Raises:
+        ValueError: a config that cannot work.
+        OSError: a file that is not there.
+    """
     from medclip_jax.training.checkpoints import CheckpointError
     from medclip_jax.training.config import load_config
     from medclip_jax.training.loop import train
     from medclip_jax.training.nonfinite import NonFiniteError
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    # Orbax tells of every file at this level.
+    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         metrics = train(load_config(args.config, args.overrides), args.workdir)
-    except (ValueError, KeyError, FileNotFoundError, ImportError, CheckpointError, NonFiniteError) as error:
-        print(f"medclip train: {error.args[0] if error.args else error}", file=sys.stderr)
+    except (CheckpointError, NonFiniteError) as error:
+        print(f"medclip train: {error}", file=sys.stderr)
         return 1
     for name, value in metrics.items():
         print(f"{name:40s} {value:.6g}")

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from medclip_jax.training.state import TrainState, Tree, combine, flatten, unflatten
 
 FOLDER = "checkpoints"
+CHECKSUMS = "checksums.json"
 _TREES = ("params", "variables", "optimizer", "ema")
 
 
@@ -40,6 +42,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
         self.folder = Path(workdir).absolute() / FOLDER
+        self._unsealed: set[int] = set()
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=(*_TREES, "run"),
@@ -55,7 +58,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._guard(self._manager.close)
+        try:
+            self.wait()
+        finally:
+            self._guard(self._manager.close)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -77,11 +83,10 @@ class Checkpoints:
         arguments = {
             name: ocp.args.PyTreeSave(state[name]) for name in _TREES if jax.tree.leaves(state[name])
         }
-        self._guard(
-            lambda: self._manager.save(
-                step, args=ocp.args.Composite(**arguments, run=ocp.args.JsonSave({**run, "step": step}))
-            )
-        )
+        composite = ocp.args.Composite(**arguments, run=ocp.args.JsonSave({**run, "step": step}))
+        self.wait()
+        self._guard(lambda: self._manager.save(step, args=composite))
+        self._unsealed.add(step)
 
     def wait(self) -> None:
         """Block until everything is written.
@@ -89,7 +94,10 @@ class Checkpoints:
         Raises:
             CheckpointError: writing in the background failed.
         """
+        unsealed, self._unsealed = self._unsealed, set()
         self._guard(self._manager.wait_until_finished)
+        for step in unsealed & set(self.steps()):
+            self._guard(lambda step=step: _seal(self.folder / str(step)))
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, placed as `target` is.
@@ -125,6 +133,7 @@ class Checkpoints:
         )
 
     def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        _verify(self.folder / str(step))
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), dict(target)
         )
@@ -171,6 +180,50 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
+def _seal(folder: Path) -> None:
+    """Write down size and checksum of each file of a complete checkpoint."""
+    sums = {
+        str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    partial = folder / f"{CHECKSUMS}.partial"
+    partial.write_text(json.dumps(sums))
+    partial.replace(folder / CHECKSUMS)
+
+
+def _verify(folder: Path) -> None:
+    """Compare a checkpoint with its checksums, if it came so far as to have them.
+
+    Orbax may wait for ever, or return wrong numbers, where a file is damaged.
+
+    Raises:
+        CheckpointError: a file is missing or changed.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+    except ValueError:
+        raise CheckpointError(f"{CHECKSUMS} is damaged") from None
+    for name, (size, checksum) in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        if _checksum(path) != checksum:
+            raise CheckpointError(f"{name} has changed since it was written")
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
 def latest_step(workdir: str | Path) -> int | None:
     """Step of the newest complete checkpoint of a run, None where there is none."""
     folder = Path(workdir) / FOLDER
@@ -203,6 +256,7 @@ def restore_params(
     steps = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     for candidate in [step] if step is not None else steps:
         try:
+            _verify(folder / str(candidate))
             params = _read_tree(folder / str(candidate) / "params", tuple(include))
             if ema and (folder / str(candidate) / "ema").is_dir():
                 averaged = _read_tree(folder / str(candidate) / "ema", None)

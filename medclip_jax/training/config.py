@@ -51,7 +51,7 @@ def base_config() -> ConfigDict:
                 "learning_rate": 1e-4,  # peak
                 "schedule": "cosine",  # "cosine" | "linear" | "constant", after a linear warm-up
                 "warmup_steps": 0,
-                "final_fraction": 0.0,  # of the peak, reached at the last step
+                "final_fraction": 0.0,  # of the peak, at the end of the run
                 "betas": (0.9, 0.999),
                 "epsilon": 1e-8,
                 "weight_decay": 0.01,
@@ -106,8 +106,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no `get_config` in it, or an override that cannot be read as the field's type.
-        KeyError: a key that the schema does not have; the message names the nearest.
+        ValueError: no `get_config` in it, a key that the schema does not have (the message names the
+            nearest), or a value that is not of its field's type.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,7 +120,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         config = namespace["get_config"]()
     except AttributeError as error:  # what a locked ConfigDict raises
-        raise KeyError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
     config.lock()
     for override in overrides:
         apply_override(config, override)
@@ -131,8 +131,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
     """Set one field in place from "--config.a.b=value" (the prefix may be left out).
 
     Raises:
-        KeyError: unknown key; the message names the nearest one.
-        ValueError: no "=", a whole section, or a value that is not of the field's type.
+        ValueError: no "=", an unknown key (the message names the nearest), a whole section, or a value
+            that is not of the field's type.
     """
     name, separator, text = override.partition("=")
     name = name.removeprefix("--").removeprefix("config.")
@@ -153,12 +153,12 @@ def apply_override(config: ConfigDict, override: str) -> None:
     section[last] = _parse(text, current, name)
 
 
-def _unknown(config: ConfigDict, name: str) -> KeyError:
+def _unknown(config: ConfigDict, name: str) -> ValueError:
     names = [known for known, _ in walk(config)]
     same_leaf = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
     near = difflib.get_close_matches(name, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.5)
     hint = f" Did you mean config.{near[0]}?" if near else f" Sections: {', '.join(config)}."
-    return KeyError(f"no config.{name}.{hint}")
+    return ValueError(f"no config.{name}.{hint}")
 
 
 def walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,8 @@ class Optimizer(NamedTuple):
 def make_schedule(config: Any, updates: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
     """Linear warm-up to the peak, then cosine, linear or constant to `final_fraction` of it.
 
-    The first update already has 1/warmup_steps of the peak; the last has exactly the final fraction.
+    The first update has 1/warmup_steps of the peak; the final fraction is where the update after the last
+    one would be, so that none is spent at 0.
 
     Args:
         config: `config.optimizer`.
@@ -56,7 +57,7 @@ def make_schedule(config: Any, updates: int) -> Callable[[Int[Array, ""]], Float
     def schedule(count: Int[Array, ""]) -> Float[Array, ""]:
         count = jnp.asarray(count, jnp.float32)
         rise = jnp.minimum(1.0, (count + 1.0) / warmup) if warmup else 1.0
-        done = jnp.clip((count - warmup + 1.0) / max(1, updates - warmup), 0.0, 1.0)
+        done = jnp.clip((count - warmup) / max(1, updates - warmup), 0.0, 1.0)
         fall = {"cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done, "constant": 1.0}[kind]
         if kind != "constant":
             fall = final + (1.0 - final) * fall

@@ -113,15 +113,15 @@ def test_accumulation_equals_averaged_gradients():
     assert [float(optimizer.learning_rate(n)) for n in range(6)] == [rate for rate in rates for _ in range(2)]
 
 
-def test_schedules_rise_linearly_and_end_at_the_final_fraction():
+def test_schedules_rise_linearly_and_run_out_at_the_final_fraction():
     for kind, middle in (("cosine", 0.1 + 0.9 * 0.5), ("linear", 0.1 + 0.9 * 0.5), ("constant", 1.0)):
         schedule = make_schedule(
             settings(schedule=kind, warmup_steps=4, final_fraction=0.1, learning_rate=2.0), 14
         )
         rise = [float(schedule(n)) for n in range(4)]
         np.testing.assert_allclose(rise, [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
-        np.testing.assert_allclose(float(schedule(8)), 2.0 * middle, rtol=1e-6)
-        np.testing.assert_allclose(float(schedule(13)), 0.2 if kind != "constant" else 2.0, rtol=1e-6)
+        np.testing.assert_allclose(float(schedule(9)), 2.0 * middle, rtol=1e-6)
+        np.testing.assert_allclose(float(schedule(14)), 0.2 if kind != "constant" else 2.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
