@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,8 @@ def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs, **option
     """Build the text tower of a Hugging Face folder with its weights.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or an old `pytorch_model.bin`.
+        folder: holds `config.json` and `model.safetensors`, or an old `pytorch_model.bin`; or a hub id
+            ("owner/name"), which is downloaded once into the hub's own cache.
         dtype: compute type; the parameters are float32.
         rngs: for the parameters before they are overwritten.
         **options: `remat` and `scan` of `Bert`.
@@ -39,10 +41,46 @@ def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs, **option
         FileNotFoundError: no config or no weights in the folder.
         ValueError: names or shapes do not fit; the message lists them.
     """
-    folder = Path(folder)
+    folder = locate(folder)
     bert = Bert(BertConfig.from_hf(folder), dtype=dtype, rngs=rngs, **options)
     assign(bert, read_weights(folder))
     return bert
+
+
+def locate(name: str | Path) -> Path:
+    """Turn a folder or a hub id into a local folder with config and weights.
+
+    Args:
+        name: a folder, or "owner/name" on the Hugging Face hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: no such folder, and no such model on the hub, or no way to reach it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise FileNotFoundError(
+            f"{name} is no folder: give one saved by transformers, or a hub id 'owner/name'"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        config = hf_hub_download(str(name), "config.json")
+        try:
+            hf_hub_download(str(name), "model.safetensors")
+        except EntryNotFoundError:
+            hf_hub_download(str(name), "pytorch_model.bin")
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name} is no folder, and the hub did not give it ({type(error).__name__}): download the model"
+            " where there is a network and give its folder"
+        ) from error
+    return Path(config).parent
 
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:

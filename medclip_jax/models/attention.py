@@ -25,8 +25,9 @@ def attend(
 ) -> Float[Array, "batch queries heads features"]:
     """Softmax attention, ``softmax(q k / sqrt(features)) v``, chosen by platform and size.
 
-    Where the program runs on CUDA in 16 bits: cuDNN's fused kernel. Elsewhere: the plain form up to
-    `DENSE_SCORES`, beyond it `attend_chunked`, whose memory grows linearly with the tokens.
+    On CUDA from Ampere on, in 16 bits, with heads of at most 128 features in multiples of 8: cuDNN's fused
+    kernel. Elsewhere: the plain form up to `DENSE_SCORES`, beyond it `attend_chunked`, whose memory grows
+    linearly with the tokens.
 
     Args:
         query: (B, T, H, K).
@@ -37,12 +38,32 @@ def attend(
     Returns:
         (B, T, H, K) in the type of `query`.
     """
-    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
-        wide = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(query, key, value, mask=wide, implementation="cudnn")
+    if _fits_cudnn(query):
+        return _attend_cudnn(query, key, value, mask)
     if query.shape[1] * key.shape[1] > DENSE_SCORES:
         return attend_chunked(query, key, value, mask)
     return attend_plain(query, key, value, mask)
+
+
+def _fits_cudnn(query: jax.Array) -> bool:
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] > 128 or query.shape[-1] % 8:
+        return False
+    device = jax.devices()[0]
+    # AMD's devices are "gpu" too, but their capability is a name, not a number.
+    capability = str(getattr(device, "compute_capability", "")).split(".")[0]
+    return device.platform == "gpu" and capability.isdigit() and int(capability) >= 8
+
+
+def _attend_cudnn(query, key, value, mask):
+    if mask is None:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    # With a mask the kernel's backward pass wants even lengths: add a query to cut off, a key to hide.
+    queries, more_keys = query.shape[1], key.shape[1] % 2
+    query = jnp.pad(query, ((0, 0), (0, queries % 2), (0, 0), (0, 0)))
+    key, value = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (key, value))
+    wide = jnp.pad(mask, ((0, 0), (0, more_keys)))[:, None, None, :]
+    out = jax.nn.dot_product_attention(query, key, value, mask=wide, implementation="cudnn")
+    return out[:, :queries]
 
 
 def attention_weights(
@@ -51,8 +72,8 @@ def attention_weights(
     mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries keys"]:
     """Attention probabilities, softmax in float32, rounded to the type of `query`."""
-    scores = jnp.einsum("bthk,bshk->bhts", query * query.shape[-1] ** -0.5, key)
-    scores = scores.astype(jnp.float32)
+    scaled = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bthk,bshk->bhts", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[:, None, None, :], scores, MASKED)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)

@@ -3,11 +3,13 @@
 import json
 import pickle
 
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel
 from transformers import BertConfig as TorchConfig
@@ -142,13 +144,39 @@ def test_a_wrong_shape_names_the_setting(model, change, setting):
         np.testing.assert_array_equal(array, before[name])  # nothing was written
 
 
+def test_hub_id_falls_back_to_the_old_file(monkeypatch, folder, model):
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    asked = []
+
+    def download(name, file):
+        asked.append((name, file))
+        if not (folder / file).exists():
+            raise EntryNotFoundError(file)
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert_same(load("some/model"), model)
+    assert [file for _, file in asked] == ["config.json", "model.safetensors", "pytorch_model.bin"]
+
+
+def test_neither_folder_nor_hub(monkeypatch, tmp_path):
+    def download(name, file):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match="the hub did not give it"):
+        load("some/model")
+    with pytest.raises(FileNotFoundError, match="is no folder: give one"):
+        load(tmp_path / "absent")
+
+
 class Evil:
     def __reduce__(self):
         return print, ("ran",)
 
 
 def test_a_pickle_is_not_run(folder, capsys):
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"embeddings": Evil()}))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"embeddings": Evil()}, protocol=2))
     with pytest.raises(ValueError, match="cannot be read safely"):
         load(folder)
     assert "ran" not in capsys.readouterr().out

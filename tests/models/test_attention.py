@@ -63,6 +63,48 @@ def test_attend_is_the_plain_form_on_small_maps():
     np.testing.assert_allclose(attention.attend(*qkv, padding()), reference(*qkv, padding()), atol=1e-6)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (6, 8)])
+def test_even_lengths_for_the_fused_kernel(monkeypatch, queries, keys):
+    """The kernel itself needs a GPU; what it is handed, and what is cut off again, does not."""
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def kernel(query, key, value, *, mask=None, implementation):
+        assert implementation == "cudnn"
+        lengths.append((query.shape[1], key.shape[1]))
+        return plain(query, key, value, mask=mask)
+
+    monkeypatch.setattr(attention, "_fits_cudnn", lambda query: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    qkv = sample(queries, keys)
+    np.testing.assert_allclose(attention.attend(*qkv), reference(*qkv), atol=1e-6)
+    mask = padding(keys)
+    np.testing.assert_allclose(attention.attend(*qkv, mask), reference(*qkv, mask), atol=1e-6)
+    assert lengths == [(queries, keys), (6, 8)]
+
+
+class Device:
+    def __init__(self, platform, capability):
+        self.platform, self.compute_capability = platform, capability
+
+
+@pytest.mark.parametrize(
+    ("dtype", "features", "platform", "capability", "fits"),
+    [
+        (jnp.bfloat16, 64, "gpu", "9.0", True),
+        (jnp.float16, 128, "gpu", "8.6", True),
+        (jnp.float32, 64, "gpu", "9.0", False),
+        (jnp.bfloat16, 60, "gpu", "9.0", False),
+        (jnp.bfloat16, 192, "gpu", "9.0", False),
+        (jnp.bfloat16, 64, "gpu", "7.5", False),
+        (jnp.bfloat16, 64, "gpu", "gfx90a", False),
+        (jnp.bfloat16, 64, "cpu", "9.0", False),
+    ],
+)
+def test_where_the_fused_kernel_is_chosen(monkeypatch, dtype, features, platform, capability, fits):
+    monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
+    assert attention._fits_cudnn(jax.ShapeDtypeStruct((1, 4, 2, features), dtype)) is fits
+
+
 def test_text_of_padding_alone_is_finite():
     nothing = jnp.zeros((2, 7), bool)
     assert bool(jnp.isfinite(attention.attend(*sample(), nothing)).all())
