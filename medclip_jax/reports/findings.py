@@ -39,6 +39,8 @@ UNCERTAIN_MEANINGS = {"present": 1, "absent": -1, "unknown": 0}
 
 _NOT_READ = frozenset({"clinical_information", "technique", "comparison", "examination"})
 """Sections that say why and how the scan was made, not what it shows."""
+_LONGEST_REQUEST = 400
+"""Characters up to which such a section is always believed to be one."""
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,21 @@ def extract_detailed(
     unknown = [name for name in names if name not in FINDINGS]
     if unknown:
         raise KeyError(f"unknown findings {', '.join(unknown)}; known: {', '.join(sorted(FINDINGS))}")
-    sentences = [
-        Sentence(sentence)
-        for section, content in split_sections(text).items()
-        if section not in _NOT_READ
-        for sentence in split_sentences(content)
-    ]
+    sentences = [Sentence(sentence) for part in _parts_to_read(text) for sentence in split_sentences(part)]
     decisions = {}
     for name in names:
         rules = _compile(FINDINGS[name])
         evidence = tuple(found for sentence in sentences for found in _mentions(sentence, rules))
         decisions[name] = _decide(evidence, UNCERTAIN_MEANINGS[uncertain])
     return decisions
+
+
+def _parts_to_read(text: str) -> list[str]:
+    sections = split_sections(text)
+    read = [content for name, content in sections.items() if name not in _NOT_READ]
+    # A report without a findings header may run on after "Technique: ..."; then that part is its body.
+    longest = max(_LONGEST_REQUEST, sum(map(len, read)))
+    return [content for name, content in sections.items() if name not in _NOT_READ or len(content) > longest]
 
 
 def _decide(evidence: tuple[Evidence, ...], uncertain_status: int) -> Decision:

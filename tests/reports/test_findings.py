@@ -132,6 +132,14 @@ def test_uncertain_mentions_are_flagged_and_count_as_asked(text, name):
     assert not definite[name].uncertain
 
 
+def test_body_that_runs_on_after_a_header_is_read():
+    body = "The lungs show nothing of note in this part. " * 10
+    text = f"Technique: without contrast. {body} Consolidation is seen. Impression: See text."
+    assert extract(text, ["consolidation"]) == {"consolidation": 1}
+    text = f"Technique: without contrast, consolidation is to be found. Findings: {body}"
+    assert extract(text, ["consolidation"]) == {"consolidation": 0}
+
+
 def test_uncertainty_stays_in_its_brackets():
     text = "Linear density (atelectasis?) and consolidation in the lingula."
     assert not extract_detailed(text, ["consolidation"])["consolidation"].uncertain
