@@ -40,29 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed; 0 when every scan could be read, 2 when some could not, 1 when none could or nothing ran."""
+    """Embed; 0 when every scan could be read, 1 when some could not: each is listed with its reason."""
     import numpy as np
 
     import medclip_jax
     from medclip_jax.evaluation.results import NotEvaluable, Table
     from medclip_jax.model import prepare_all
 
+    model = medclip_jax.load(args.model, shards=args.shards, batch_size=min(args.batch_size, len(args.scans)))
+    texts, pairs = None, {}
     try:
-        model = medclip_jax.load(
-            args.model, shards=args.shards, batch_size=min(args.batch_size, len(args.scans))
-        )
         texts = model.embed_texts(args.text) if args.text else None
-        names = _findings(args.findings, model)
-        pairs = {name: model.embed_pair(name) for name in names}
-    except NotEvaluable as error:
-        # A masked autoencoder embeds volumes all the same.
+        pairs = {name: model.embed_pair(name) for name in _findings(args.findings, model)}
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    except NotEvaluable:
+        # A masked autoencoder embeds volumes all the same; only what was asked for must not be dropped.
         if args.text or args.findings:
-            print(f"medclip embed: {error}", file=sys.stderr)
-            return 1
-        texts, pairs = None, {}
-    except (ValueError, KeyError, FileNotFoundError, RuntimeError) as error:
-        print(f"medclip embed: {error.args[0] if error.args else error}", file=sys.stderr)
-        return 1
+            raise
 
     vectors, kept, failed = [], [], {}
     for start in range(0, len(args.scans), CHUNK):
@@ -95,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(kept)} of {len(args.scans)} scans embedded, {found.shape[1]} numbers each")
     for path, error in failed.items():
         print(f"not read: {path}: {error}", file=sys.stderr)
-    return 0 if not failed else 2 if kept else 1
+    return 1 if failed else 0
 
 
 def _findings(asked: str | None, model: Any) -> list[str]:

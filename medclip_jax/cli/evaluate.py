@@ -6,7 +6,6 @@ import argparse
 import ast
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; 0 when at least one evaluator ran, 1 with a message otherwise."""
+    """Evaluate; 0 when at least one evaluator ran, 1 when none could."""
     import medclip_jax
     from medclip_jax.evaluation.run import EVALUATORS, evaluate_all
 
-    try:
-        model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
-        configured = model.config["evaluation"]["evaluators"]
-        names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
-        plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
-        for override in args.set:
-            _apply(plan, override)
-        evaluation = evaluate_all(
-            model.objective,
-            plan,
-            shards=args.shards or model.config["data"]["shards"],
-            split=args.split,
-            tokenizer=model.tokenizer,
-            text_length=int(model.config["data"]["text_length"]),
-            batch_size=args.batch_size,
-        )
-    except (ValueError, KeyError, FileNotFoundError, RuntimeError) as error:
-        print(f"medclip evaluate: {error.args[0] if error.args else error}", file=sys.stderr)
-        return 1
+    model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
+    configured = model.config["evaluation"]["evaluators"]
+    names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
+    plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
+    for override in args.set:
+        _apply(plan, override)
+    evaluation = evaluate_all(
+        model.objective,
+        plan,
+        shards=args.shards or model.config["data"]["shards"],
+        split=args.split,
+        tokenizer=model.tokenizer,
+        text_length=int(model.config["data"]["text_length"]),
+        batch_size=args.batch_size,
+    )
     print(evaluation)
     if args.json:
         _write_json(Path(args.json), evaluation)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.special import gammaln
-from scipy.stats import rankdata
 
 Labels = Shaped[np.ndarray, " n"]
 Scores = Float[np.ndarray, " n"]
@@ -54,7 +53,7 @@ class OrdinalAuroc(NamedTuple):
 def auroc(labels: Labels, scores: Scores) -> float:
     """Probability that a random positive scores above a random negative; a tie counts one half.
 
-    Computed from midranks: ``(sum of positive ranks - P (P + 1) / 2) / (P N)``.
+    Computed as the area under the straight lines of the ROC curve, to which a tie adds a triangle.
 
     Args:
         labels: (n,) booleans or 0/1.
@@ -74,8 +73,10 @@ def auroc(labels: Labels, scores: Scores) -> float:
     negatives = positive.size - positives
     if positives == 0 or negatives == 0:
         return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    true_positives, called = _counts_by_threshold(positive, scores)
+    gained = np.diff(called - true_positives, prepend=0.0)
+    before = np.concatenate([[0.0], true_positives[:-1]])
+    return float(np.sum(gained * (true_positives + before)) / (2 * positives * negatives))
 
 
 def roc_curve(labels: Labels, scores: Scores) -> tuple[Scores, Scores]:

@@ -1,0 +1,424 @@
+"""Zero-shot, retrieval and ordinal on hand-made embeddings, and the runner on hand-made records."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from sklearn import metrics as reference
+
+from medclip_jax.evaluation import metrics, run
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, embed_split
+from medclip_jax.evaluation.ordinal import evaluate_ordinal
+from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
+from medclip_jax.objectives.base import Embedding, Objective
+from medclip_jax.reports.prompts import pair
+
+FINDINGS = ("cardiomegaly", "pericardial_effusion", "atherosclerosis")
+
+
+def unit(vectors):
+    vectors = np.asarray(vectors, np.float64)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def encode_texts(texts):
+    """A vector for each text that depends on its letters alone."""
+    return unit([np.random.default_rng(list(text.encode())).normal(size=16) for text in texts])
+
+
+def made_split(name="test", n=60, seed=0, **changes):
+    generator = np.random.default_rng(seed)
+    table = generator.choice([-1, 0, 1], (n, len(FINDINGS)), p=[0.4, 0.2, 0.4]).astype(np.int8)
+    table[:, 2] = np.where(table[:, 2] == 0, 0, 1)  # one class only
+    volumes = generator.normal(size=(n, 16))
+    for column, finding in enumerate(FINDINGS):
+        positive, negative = encode_texts(pair(finding))
+        volumes += table[:, column : column + 1] * (positive - negative)
+    fields = {
+        "name": name,
+        "volumes": unit(volumes),
+        "studies": np.arange(n) // 2,
+        "patients": np.arange(n) // 3,
+        "labels": {finding: table[:, column] for column, finding in enumerate(FINDINGS)},
+        "reported": {finding: np.zeros(n, np.int8) for finding in FINDINGS},
+        "measurements": {"cac_grade": np.where(np.arange(n) % 7 == 0, np.nan, np.arange(n) % 5)},
+        "texts": {"report": [f"report of study {i // 2}" for i in range(n)]},
+        "pooling": "volume mean, text cls",
+    }
+    return EmbeddedSplit(**{**fields, **changes})
+
+
+class TestZeroShot:
+    def test_scores_and_metrics(self):
+        data = made_split()
+        result = evaluate_zero_shot(data, encode_texts, draws=30)
+        for finding in FINDINGS[:2]:
+            column = data.labels[finding]
+            cosines = data.volumes.astype(np.float64) @ encode_texts(pair(finding)).T.astype(np.float64)
+            known = column != 0
+            score, label = (cosines[:, 0] - cosines[:, 1])[known], column[known] == 1
+            found = result.findings[finding]
+            assert found.unknown == (~known).sum()
+            expected = {
+                "auroc": reference.roc_auc_score(label, score),
+                "average_precision": reference.average_precision_score(label, score),
+                "f1": reference.f1_score(label, score >= 0),
+                "accuracy": reference.accuracy_score(label, score >= 0),
+            }
+            assert found.values == pytest.approx(expected, abs=1e-9)
+            interval = metrics.bootstrap_interval(
+                metrics.auroc, label, score, draws=30, seed=0, groups=data.patients[known]
+            )
+            assert found.intervals["auroc"] == pytest.approx(interval, abs=1e-9)
+
+    def test_one_class_is_left_out_of_the_mean(self):
+        result = evaluate_zero_shot(made_split(), encode_texts, draws=20)
+        flat = result.metrics()
+        assert np.isnan(flat["auroc/atherosclerosis"])
+        both = [flat["auroc/cardiomegaly"], flat["auroc/pericardial_effusion"]]
+        assert flat["auroc_mean"] == pytest.approx(np.mean(both), abs=1e-12)
+        low, high, defined = result.mean_auroc_interval
+        assert low < flat["auroc_mean"] < high
+        assert defined == 20
+
+    def test_probability_ranks_alike_and_cuts_alike(self):
+        one = evaluate_zero_shot(made_split(), encode_texts, draws=0)
+        two = evaluate_zero_shot(made_split(), encode_texts, score="probability", scale=14.0, draws=0)
+        assert two.metrics() == pytest.approx(one.metrics(), abs=1e-9, nan_ok=True)
+        assert two.findings["cardiomegaly"].scores.min() > 0
+        assert two.findings["cardiomegaly"].threshold == 0.5
+
+    def test_probability_is_the_softmax_over_the_pair(self):
+        volume, positive, negative = unit([[1, 2, 3]]), unit([1, 0, 1]), unit([0, 1, 1])
+        logits = 20 * (volume.astype(float) @ np.stack([positive, negative]).T.astype(float))[0]
+        expected = np.exp(logits[0]) / np.exp(logits).sum()
+        found = pair_scores(volume, positive, negative, score="probability", scale=20.0)
+        assert found == pytest.approx([expected], abs=1e-7)
+        assert pair_scores(volume, positive, -positive, score="probability", scale=1e5) == 1
+
+    def test_threshold_from_another_split(self):
+        data, other = made_split(), made_split("validation", seed=1)
+        result = evaluate_zero_shot(
+            data, encode_texts, threshold="validation", load_split={"validation": other}.get, draws=0
+        )
+        found = result.findings["cardiomegaly"]
+        column = other.labels["cardiomegaly"]
+        scores = pair_scores(other.volumes, *encode_texts(pair("cardiomegaly")))
+        expected = metrics.best_threshold(column[column != 0] == 1, scores[column != 0])
+        assert found.threshold == pytest.approx(expected, abs=1e-9)
+        assert found.values["f1"] == metrics.f1(found.labels, found.scores >= expected)
+        assert "validation" in result.conditions["threshold"]
+
+    def test_threshold_from_the_scored_split_is_refused(self):
+        with pytest.raises(ValueError, match="flatters"):
+            evaluate_zero_shot(made_split(), encode_texts, threshold="test", load_split=made_split)
+
+    def test_no_ground_truth_points_to_the_reports(self):
+        nothing = {finding: np.zeros(60, np.int8) for finding in FINDINGS}
+        with pytest.raises(NotEvaluable, match='labels="findings"'):
+            evaluate_zero_shot(made_split(labels=nothing), encode_texts)
+
+    def test_unknown_finding_lists_the_columns(self):
+        with pytest.raises(ValueError, match="no column for emphysema; the shards have cardiomegaly"):
+            evaluate_zero_shot(made_split(), encode_texts, findings=("emphysema",))
+
+    def test_prints_its_conditions(self):
+        text = str(evaluate_zero_shot(made_split(), encode_texts, draws=10))
+        for part in (
+            "60 volumes of 20 patients",
+            "There is no X.",
+            "volume mean",
+            "argmax",
+            "10 draws",
+            "n/a",
+        ):
+            assert part in text
+
+    def test_nan_embedding_is_an_error(self):
+        volumes = made_split().volumes.copy()
+        volumes[5, 0] = np.nan
+        with pytest.raises(ValueError, match="scores hold NaN"):
+            evaluate_zero_shot(made_split(volumes=volumes), encode_texts)
+
+
+class TestRetrieval:
+    def test_against_brute_force(self):
+        data = made_split()
+        result = evaluate_retrieval(data, encode_texts, ks=(1, 5, 10))
+        texts = [f"report of study {i}" for i in range(30)]
+        similarity = data.volumes.astype(np.float64) @ encode_texts(texts).T.astype(np.float64)
+        for direction, matrix, queries, gallery in (
+            (result.image_to_text, similarity, data.studies, np.arange(30)),
+            (result.text_to_image, similarity.T, np.arange(30), data.studies),
+        ):
+            order = np.argsort(-matrix, axis=1)
+            first = [np.flatnonzero(gallery[o] == q)[0] for o, q in zip(order, queries, strict=True)]
+            assert direction.queries, direction.gallery == matrix.shape
+            for k, value in direction.recall.items():
+                assert value == pytest.approx(np.mean(np.array(first) < k), abs=1e-12)
+            assert direction.median_rank == np.median(first) + 1
+
+    def test_perfect_model(self):
+        texts = [f"report of study {i // 2}" for i in range(60)]
+        flat = evaluate_retrieval(made_split(volumes=encode_texts(texts)), encode_texts, ks=(1,)).metrics()
+        assert flat["image_to_text/R@1"] == 1
+        assert flat["text_to_image/R@1"] == 1
+        assert flat["text_to_image/mean_rank"] == 1
+
+    def test_equal_reports_of_different_studies_tie(self):
+        texts = {"report": ["normal"] * 60}
+        result = evaluate_retrieval(made_split(texts=texts), encode_texts, ks=(1, 3))
+        assert result.image_to_text.gallery == 30
+        assert result.image_to_text.recall == pytest.approx({1: 1 / 30, 3: 1 / 10}, abs=1e-12)
+
+    def test_volumes_without_text_are_left_out(self):
+        texts = {"impression": ["", " "] + [f"impression {i}" for i in range(58)]}
+        result = evaluate_retrieval(made_split(texts=texts), encode_texts, text="impression")
+        assert result.image_to_text.queries == 58
+        assert "2 without text left out" in result.conditions["n"]
+
+    def test_no_text_at_all(self):
+        with pytest.raises(NotEvaluable, match="impression"):
+            evaluate_retrieval(made_split(), encode_texts, text="impression")
+
+    def test_keyword_precision(self):
+        data = made_split()
+        result = evaluate_retrieval(data, encode_texts, keyword_ks=(5, 50))
+        column = data.labels["cardiomegaly"]
+        known = column != 0
+        scores = data.volumes[known].astype(float) @ encode_texts(["There is cardiomegaly."])[0].astype(float)
+        expected = (column[known][np.argsort(-scores)[:5]] == 1).mean()
+        flat = result.metrics()
+        assert flat["keyword/P@5/cardiomegaly"] == pytest.approx(expected, abs=1e-12)
+        assert np.isnan(flat["keyword/P@50/cardiomegaly"])  # 47 known
+        assert result.keywords["cardiomegaly"].gallery == known.sum()
+
+    def test_no_labels_no_keywords(self):
+        nothing = {finding: np.zeros(60, np.int8) for finding in FINDINGS}
+        result = evaluate_retrieval(made_split(labels=nothing), encode_texts)
+        assert result.keywords == {}
+        assert result.keyword_table() is None
+
+
+class TestOrdinal:
+    def test_against_scikit_learn(self):
+        data = made_split()
+        prompt = ["There is coronary calcification."]
+        result = evaluate_ordinal(data, encode_texts, draws=20)
+        known = ~np.isnan(data.measurements["cac_grade"])
+        scores = (data.volumes.astype(float) @ encode_texts(prompt)[0].astype(float))[known]
+        grades = data.measurements["cac_grade"][known]
+        flat = result.metrics()
+        for cut in (1, 2, 3, 4):
+            expected = reference.roc_auc_score(grades >= cut, scores)
+            assert flat[f"cac/auroc/{cut}"] == pytest.approx(expected, abs=1e-9)
+        assert result.mean_interval.low < flat["cac/auroc_mean"] < result.mean_interval.high
+
+    def test_missing_measurement(self):
+        with pytest.raises(NotEvaluable, match=r"no measurement 'cac_grade'.*they hold: none"):
+            evaluate_ordinal(made_split(measurements={}), encode_texts)
+
+    def test_unknown_everywhere(self):
+        with pytest.raises(NotEvaluable, match="unknown for all"):
+            evaluate_ordinal(made_split(measurements={"cac_grade": np.full(60, np.nan)}), encode_texts)
+
+
+class Toy(Objective):
+    """Linear in the first voxels and in the token ids."""
+
+    def __init__(self):
+        self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (8, 6)))
+
+    def embed_volumes(self, volumes):
+        vectors = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) @ self.weight[...]
+        return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
+
+    def embed_texts(self, tokens):
+        vectors = tokens.astype(jnp.float32) - 20.0
+        return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+class Mute(Objective):
+    """A masked autoencoder has no text tower."""
+
+    def embed_volumes(self, volumes):
+        raise AssertionError("volumes must not be embedded for nothing")
+
+
+def tokenize(texts, length):
+    return np.stack([np.random.default_rng(list(t.encode())).integers(0, 40, length) for t in texts]).astype(
+        np.int32
+    )
+
+
+def records(n=11):
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "volume": generator.integers(-1000, 1000, (2, 2, 2)).astype(np.int16),
+            "study": np.int64(i // 2),
+            "patient": np.int64(i // 2),
+            "findings": np.array([1, -1, 0], np.int8),
+            "labels": generator.choice([-1, 1], 3).astype(np.int8),
+            "measurements": np.array([i % 5], np.float32),
+            "report": f"report {i // 2}",
+        }
+        for i in range(n)
+    ]
+
+
+def expected_vectors(objective, rows):
+    volumes = np.stack([row["volume"].reshape(-1) for row in rows]).astype(np.float64)
+    return unit(volumes @ np.asarray(objective.weight[...], np.float64))
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_every_volume_in_its_place(batch_size):
+    objective, rows = Toy(), records()
+    embedder = Embedder(objective, tokenize, text_length=6, batch_size=batch_size, progress=False)
+    data = embed_split("test", rows, embedder, findings=FINDINGS, measurements=("cac_grade",))
+    np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
+    np.testing.assert_array_equal(data.labels["cardiomegaly"], [row["labels"][0] for row in rows])
+    np.testing.assert_array_equal(data.studies, [row["study"] for row in rows])
+    assert data.texts["report"][3] == "report 1"
+
+
+def test_parameters_on_a_mesh_split_the_batch():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    objective, rows = Toy(), records()
+    graph, state = nnx.split(objective)
+    placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
+    embedder = Embedder(placed, tokenize, text_length=6, batch_size=5, progress=False)
+    assert embedder.batch_size == 8
+    data = embed_split("test", rows, embedder)
+    np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
+    assert embedder.texts(["a", "b", "c"]).shape == (3, 6)
+
+
+def test_update_takes_new_weights():
+    objective, rows = Toy(), records()
+    embedder = Embedder(objective, tokenize, text_length=6, batch_size=4, progress=False)
+    before = embed_split("test", rows, embedder).volumes
+    objective.weight[...] = -objective.weight[...]
+    embedder.update(objective)
+    np.testing.assert_allclose(embed_split("test", rows, embedder).volumes, -before, atol=1e-6)
+
+
+def test_equal_texts_are_embedded_once():
+    calls = []
+
+    def counting(texts, length):
+        calls.extend(texts)
+        return tokenize(texts, length)
+
+    embedder = Embedder(Toy(), counting, text_length=6, batch_size=2, progress=False)
+    vectors = embedder.texts(["a", "b", "a", "c"])
+    embedder.texts(["b"])
+    assert calls == ["a", "b", "c"]
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    expected = unit(tokenize(["c"], 6)[0].astype(float) - 20)
+    np.testing.assert_allclose(vectors[3], expected, atol=1e-6)
+
+
+def test_a_volume_that_cannot_be_read_stops_the_evaluation():
+    rows = records()
+
+    class Broken(list):
+        def __getitem__(self, index):
+            if index == 7:
+                raise OSError("record 7 is damaged")
+            return super().__getitem__(index)
+
+    embedder = Embedder(Toy(), tokenize, text_length=6, batch_size=4, progress=False)
+    with pytest.raises(OSError, match="record 7"):
+        embed_split("test", Broken(rows), embedder)
+
+
+@pytest.fixture
+def shards(monkeypatch):
+    """The runner over hand-made records instead of a folder."""
+    opened = []
+
+    def open_and_embed(folder, split, embedder):
+        opened.append(split)
+        return embed_split(split, records(), embedder, findings=FINDINGS, measurements=("cac_grade",))
+
+    monkeypatch.setattr(run, "open_and_embed", open_and_embed)
+    return opened
+
+
+SETTINGS = {"shards": "folder", "split": "test", "tokenizer": tokenize, "text_length": 6, "batch_size": 4}
+
+
+def all_evaluators():
+    return {
+        name: {key: 10 if key == "draws" else value for key, value in settings.items()}
+        for name, settings in run.default_evaluators().items()
+    }
+
+
+class TestRun:
+    def test_stable_keys(self, shards):
+        found = run.evaluate(Toy(), all_evaluators(), **SETTINGS)
+        assert shards == ["test"]
+        for key in (
+            "zero_shot/auroc_mean",
+            "zero_shot/auroc/cardiomegaly",
+            "zero_shot/average_precision/cardiomegaly",
+            "zero_shot/f1_mean",
+            "retrieval/image_to_text/R@5",
+            "retrieval/text_to_image/median_rank",
+            "retrieval/keyword/P@10/cardiomegaly",
+            "ordinal/cac/auroc_mean",
+            "ordinal/cac/auroc/4",
+        ):
+            assert isinstance(found[key], float), key
+
+    def test_splits_are_embedded_once(self, shards):
+        plan = {
+            "zero_shot": {"threshold": "validation", "draws": 0},
+            "again": {"kind": "zero_shot", "threshold": "validation", "draws": 0},
+        }
+        found = run.evaluate(Toy(), plan, **SETTINGS)
+        assert sorted(shards) == ["test", "validation"]
+        assert found["again/f1_mean"] == found["zero_shot/f1_mean"]
+
+    def test_takes_a_config_dict(self, shards):
+        from ml_collections import ConfigDict
+
+        plan = ConfigDict({"zero_shot": {"draws": 0, "findings": ("cardiomegaly",)}, "retrieval": {}})
+        found = run.evaluate(Toy(), plan, **SETTINGS)
+        assert "zero_shot/auroc/cardiomegaly" in found
+        assert "zero_shot/auroc/atherosclerosis" not in found
+
+    def test_twice_gives_the_same(self, shards):
+        one, two = (run.evaluate(Toy(), all_evaluators(), **SETTINGS) for _ in range(2))
+        assert json.dumps(one) == json.dumps(two)
+
+    def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):
+        with caplog.at_level(logging.WARNING):
+            assert run.evaluate(Mute(), {"zero_shot": {}}, **SETTINGS) == {}
+        assert "no text tower" in caplog.text
+        assert shards == []
+
+    def test_one_evaluator_without_data_does_not_stop_the_others(self, shards):
+        plan = {"ordinal": {"measurement": "none_such"}, "retrieval": {}}
+        evaluation = run.evaluate_all(Toy(), plan, **SETTINGS, progress=False)
+        assert list(evaluation.results) == ["retrieval"]
+        assert "none_such" in evaluation.skipped["ordinal"]
+        assert "ordinal: skipped" in str(evaluation)
+
+    def test_unknown_evaluator(self):
+        with pytest.raises(ValueError, match="unknown kind 'probing'; there are zero_shot"):
+            run.evaluate(Toy(), {"probing": {}}, **SETTINGS)
+
+    def test_unknown_setting(self):
+        with pytest.raises(ValueError, match="no setting 'treshold'; it has findings"):
+            run.evaluate(Toy(), {"zero_shot": {"treshold": "argmax"}}, **SETTINGS)
