@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import permutations
 
@@ -11,6 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int16, Integer, Shaped, UInt8
 
 from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
+
+try:
+    from threadpoolctl import ThreadpoolController
+except ImportError:
+    ThreadpoolController = None
 
 _BLOCK = 64
 """Output rows per matrix product: enough for BLAS, few enough to skip most zeros of a band matrix."""
@@ -81,7 +87,21 @@ def resample(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
     affine[:3, :3] = volume.affine[:3, :3] * scale
     first = (np.asarray(volume.voxels.shape) - 1) / 2 - (np.asarray(shape) - 1) / 2 * scale
     affine[:3, 3] = volume.affine[:3, 3] + volume.affine[:3, :3] @ first
-    return replace(volume, voxels=_apply_weights(volume.voxels, weights), spacing=spacing, affine=affine)
+    with _one_blas_thread():
+        voxels = _apply_weights(volume.voxels, weights)
+    return replace(volume, voxels=voxels, spacing=spacing, affine=affine)
+
+
+def _one_blas_thread() -> AbstractContextManager:
+    """Keep BLAS on one thread: on a busy machine its threads would wait for each other in each product.
+
+    Prepare runs one process per core anyway.
+    """
+    return (
+        nullcontext()
+        if ThreadpoolController is None
+        else ThreadpoolController().limit(limits=1, user_api="blas")
+    )
 
 
 def _axis_weights(old: int, new: int, scale: float) -> Float32[np.ndarray, "new old"]:
