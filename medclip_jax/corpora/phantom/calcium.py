@@ -72,7 +72,7 @@ def cac_grade(score: float) -> int:
 
 
 def standard_score(plaques: Sequence[Plaque], background: float = 40.0) -> float:
-    """Agatston score of plaques under the scoring protocol: 3 mm slices of 0.7 mm pixels, no contrast, no noise.
+    """Agatston score of plaques under the scoring protocol: 3 mm slices, 0.7 mm pixels, no contrast or noise.
 
     The score belongs to the patient, so two reconstructions of one scan have the same.
     """

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-
 EXTENT = ((-330.0, 260.0), (-230.0, 230.0), (-300.0, 300.0))
 """Range of z, y, x (mm) over which random fields are defined."""
 
@@ -81,7 +80,7 @@ class Canvas:
         return (places - np.array(self.start)) / np.array(self.spacing)
 
     def box(self, low: Float[np.ndarray, 3], high: Float[np.ndarray, 3]) -> Box | None:
-        """The part of the grid around the patient-coordinate cuboid (x, y, z) `low`..`high`; None if outside."""
+        """The part of the grid around the cuboid `low`..`high` (x, y, z); None if it is off the grid."""
         (x0, y0, z0), (x1, y1, z1) = (float(v) for v in low), (float(v) for v in high)
         mx, my, hx, hy = 0.5 * (x0 + x1), 0.5 * (y0 + y1), 0.5 * (x1 - x0), 0.5 * (y1 - y0)
         x, y = self.cosine * mx - self.sine * my, self.sine * mx + self.cosine * my

@@ -12,7 +12,7 @@ from medclip_jax.corpora.phantom import heart as hearts
 from medclip_jax.corpora.phantom import lesions, lungs, reports, scanner, wall
 from medclip_jax.corpora.phantom.calcium import cac_grade
 from medclip_jax.corpora.phantom.canvas import Canvas
-from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES, ORGANS
+from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
 from medclip_jax.corpora.phantom.patient import Patient, draw_condition, draw_patient
 from medclip_jax.corpora.phantom.phrases import VESSELS
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
@@ -68,7 +68,7 @@ def roster(index: int) -> tuple[int, int, int]:
 def _canvas(
     patient: Patient, settings: PhantomSettings, study: np.random.Generator, scan: np.random.Generator
 ) -> Canvas:
-    """A grid around the thorax: where the patient lies is the study's, the voxel size the reconstruction's."""
+    """A grid around the thorax: its place is the study's, its voxel size the reconstruction's."""
     margin = study.uniform(*settings.wall_margin_mm)
     wide = 2 * (patient.half_width + margin)
     deep = 2 * (patient.half_depth + 6) + 1.2 * margin + 16

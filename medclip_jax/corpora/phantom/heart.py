@@ -166,21 +166,17 @@ def _on_surface(heart: Heart, directions: np.ndarray, lift: float) -> np.ndarray
 
 def _route_coronaries(heart: Heart, rng: np.random.Generator) -> None:
     """LAD in the anterior groove, LCX and RCA in the atrioventricular grooves."""
-    long, septal, side = heart.frame
-    base = np.array([0.05, 0.30, 0.95])
-    if side @ np.array([-1, 0, 0.3]) < 0:
-        side = -side
     ways = {
         "lad": [
-            base + [-0.35, 0.1, 0],
+            [-0.30, 0.40, 0.95],
             [-0.45, 0.75, 0.5],
             [-0.62, 0.85, 0.05],
             [-0.75, 0.75, -0.45],
             [-0.72, 0.55, -0.75],
         ],
-        "lcx": [base + [-0.35, 0, 0], [-0.75, 0.05, 0.62], [-0.95, -0.25, 0.15], [-0.75, -0.5, -0.45]],
+        "lcx": [[-0.30, 0.30, 0.95], [-0.75, 0.05, 0.62], [-0.95, -0.25, 0.15], [-0.75, -0.5, -0.45]],
         "rca": [
-            base + [0.3, 0.15, 0],
+            [0.35, 0.45, 0.95],
             [0.65, 0.72, 0.45],
             [0.85, 0.55, -0.1],
             [0.75, 0.25, -0.6],
@@ -188,9 +184,9 @@ def _route_coronaries(heart: Heart, rng: np.random.Generator) -> None:
         ],
     }
     width = rng.uniform(0.9, 1.15)
-    for name, directions in ways.items():
-        directions = spline(np.array(directions) + rng.normal(0, 0.03, (len(directions), 3)), 26)
-        points = _on_surface(heart, directions, 3.0)
+    paths = [spline(np.array(way) + rng.normal(0, 0.03, (len(way), 3)), 20) for way in ways.values()]
+    found = np.split(_on_surface(heart, np.concatenate(paths), 3.0), len(ways))
+    for name, points in zip(ways, found, strict=True):
         heart.arteries[name] = spline(points, 40)
         heart.radii[name] = width * np.linspace(2.2, 1.2, 40)
 
@@ -254,13 +250,15 @@ def paint_great_vessels(
     venous = 0.5 * (left + right) if condition.contrast else right
     cava = spline(np.array([[26, 8, 70], [27, 4, 10], [c[0] + 38 * s, c[1] - 6, c[2] + 24 * s]]), 8)
     canvas.tube(cava, 9.0, right, ORGANS["superior_vena_cava"])
-    inferior = np.array([c + [40 * s, -8, -22 * s], [28, c[1] - 22, c[2] - 60 * s], [24, c[1] - 35, -220.0]])
+    inferior = np.array(
+        [c + np.array([40 * s, -8, -22 * s]), [28, c[1] - 22, c[2] - 60 * s], [24, c[1] - 35, -220.0]]
+    )
     canvas.tube(inferior, 11.0, 0.6 * venous + 15, ORGANS["inferior_vena_cava"])
     for sign in (1, -1):
         for rise, out in ((-6, -22), (10, 16)):
             start = c + np.array([4 + sign * 20, -29, 14 + 0.5 * rise]) * s
             end = np.array([sign * 44, -18 + 0.3 * out, c[2] + 30 + out])
-            vein = spline(np.array([start, 0.5 * (start + end) + [0, -5, 0], end]), 5)
+            vein = spline(np.array([start, 0.5 * (start + end) - np.array([0, 5, 0]), end]), 5)
             canvas.tube(vein, np.linspace(6.5, 3.5, 5), left, ORGANS["pulmonary_vein"])
     for sign, length in ((1, 12), (-1, 30)):  # brachiocephalic veins
         way = np.array(
@@ -274,7 +272,8 @@ def paint_great_vessels(
         canvas.tube(spline(way, 7), 6.0, right)
     heights = np.array([120.0, 60, 0, -60, -120, -200])
     gullet = np.stack(
-        [[-2, -5, -6, -6, -12, -24], spine_y(patient, heights) + [21, 22, 23, 24, 34, 50], heights], axis=1
+        [[-2, -5, -6, -6, -12, -24], spine_y(patient, heights) + np.array([21, 22, 23, 24, 34, 50]), heights],
+        axis=1,
     )
     if rng.random() < 0.2:
         canvas.tube(
@@ -307,8 +306,8 @@ def paint_coronaries(
     canvas: Canvas, patient: Patient, condition: Condition, heart: Heart, narrowing: dict
 ) -> None:
     """Coronary lumen, wall, fat around it; `narrowing` maps artery to its (N,) share of diameter lost."""
-    for name, points in heart.arteries.items():
-        found = canvas.tube_distance(points, np.full(len(points), 5.0))
+    for points in heart.arteries.values():
+        found = canvas.tube_distance(points[::3], np.full(len(points[::3]), 5.0))
         if found is not None:
             box, distance = found
             open_tissue = canvas.organs[box.window] != ORGANS["aorta"]

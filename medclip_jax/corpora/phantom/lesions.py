@@ -214,7 +214,7 @@ def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient:
 
 
 def _aerated(canvas: Canvas, condition: Condition, heart: Heart, points: np.ndarray, places) -> np.ndarray:
-    """Which points lie in open lung, away from fluid, consolidation and the heart that is yet to be painted."""
+    """Which points lie in open lung, away from fluid, consolidation and the heart painted later."""
     cloud = Cloud(*(points[:, k][None, :, None].astype(np.float32) for k in range(3)))
     return (canvas.hu[places] < -600) & (heart.hull(cloud).ravel() > heart.fat + condition.pericardial_mm + 8)
 
@@ -311,7 +311,9 @@ def distractor_plaques(
 def paint_leads(canvas: Canvas, heart: Heart, rng: np.random.Generator) -> None:
     """A pacemaker lead from the left subclavian vein to the right ventricle."""
     tip = heart.chambers["rv"].center + heart.frame[0] * 30 * heart.scale
-    way = np.array([[-60, 40, 70], [0, 22, 48], [26, 8, 20], heart.center + [38 * heart.scale, -2, 5], tip])
+    way = np.array(
+        [[-60, 40, 70], [0, 22, 48], [26, 8, 20], heart.center + np.array([38 * heart.scale, -2, 5]), tip]
+    )
     points = spline(way, 60)
     parcels = tube_parcels(points[:-1], points[1:], np.full(59, 1.1), 0.8)
     canvas.splat(*parcels, 3000)

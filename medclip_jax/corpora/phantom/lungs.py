@@ -141,13 +141,15 @@ def paint_vessels(canvas: Canvas, condition: Condition, chest: Chest, rng: np.ra
     for sign in (1, -1):
         own = targets[:, 0] * sign > 0
         hilum = np.array([sign * 34.0, -13, -20])
-        starts, ends, radii = grow_tree(hilum + [0, 0, 8], targets[own & artery], size * wide)
+        starts, ends, radii = grow_tree(hilum + np.array([0, 0, 8]), targets[own & artery], size * wide)
         vessels.append(tube_parcels(starts, ends, radii, step))
         large = radii > 1.5
         shift = np.array([0.3 * sign, -1.0, -0.6]) * (1.8 * radii[large, None])
         bronchi.append((starts[large] + shift, ends[large] + shift, radii[large]))
         vessels.append(
-            tube_parcels(*grow_tree(hilum + [sign * -6, 4, -14], targets[own & ~artery], size), step)
+            tube_parcels(
+                *grow_tree(hilum + np.array([sign * -6, 4, -14]), targets[own & ~artery], size), step
+            )
         )
     points, mm3 = (np.concatenate(part) for part in zip(*vessels, strict=True))
     blood = np.float32(0.5 * (condition.blood_left + condition.blood_right))

@@ -1,7 +1,7 @@
 """The words of the reports: for every finding how it is stated, denied and summed up, and what else is said.
 
-Slots in braces are filled by `reports`: `degree` (mild, moderate, severe or a synonym), `size` (small, moderate,
-large), measurements and places. A bar separates alternatives inside brackets: "[is seen|is present]".
+Slots in braces are filled by `reports`: `degree` (mild, moderate, severe or a synonym), `size` (small,
+moderate, large), measurements and places. Brackets hold alternatives: "[is seen|is present]".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATED: Mapping[str, tuple[str, ...]] = {
         "The lumen of the {vessel} is narrowed by {stenosis} %.",
     ),
     "coronary_calcification": (
-        "{calcium} coronary artery calcification [is seen|is present|is noted], with an Agatston score of {score}.",
+        "{calcium} coronary artery calcification [is seen|is noted], with an Agatston score of {score}.",
         "There is {calcium} coronary calcification.",
         "Calcified plaques [are present|are observed|are seen] in the coronary arteries.",
         "{calcium} calcification of the coronary arteries [is noted|is observed].",
@@ -51,7 +51,7 @@ STATED: Mapping[str, tuple[str, ...]] = {
         "Fluid [is seen|is present] in the pericardial space, {pericardial} mm thick.",
     ),
     "pulmonary_arterial_hypertension": (
-        "The main pulmonary artery is dilated to {trunk} mm, consistent with pulmonary arterial hypertension.",
+        "The main pulmonary artery is dilated to {trunk} mm, as in pulmonary arterial hypertension.",
         "There are signs of pulmonary arterial hypertension.",
         "The pulmonary trunk is enlarged and measures {trunk} mm.",
         "Findings are in keeping with {degree} pulmonary arterial hypertension.",

@@ -85,4 +85,4 @@ PRESETS: Mapping[str, PhantomSettings] = {
     "fine": PhantomSettings(in_plane_mm=(1.8, 2.2), slice_mm=(2.0, 2.5, 3.0), noise_hu=(6.0, 30.0)),
     "paper": PhantomSettings(in_plane_mm=(1.4, 1.6), slice_mm=(2.0, 3.0), noise_hu=(8.0, 40.0)),
 }
-"""`demo`: about 0.5 million voxels. `fine`: about 2 million, small plaques are visible. `paper`: 224x224x112."""
+"""`demo`: about 0.5 million voxels. `fine`: about 2 million. `paper`: the grid of 224x224x112 models."""

@@ -86,7 +86,7 @@ def _breasts(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None
         )
         size = np.array([50.0, 14 + 0.55 * patient.breast, 46.0])
         canvas.ellipsoid(center, size, patient.fat_hu)
-        canvas.ellipsoid(center + [0, 0.3 * size[1], 0], size * rng.uniform(0.35, 0.6), gland)
+        canvas.ellipsoid(center + np.array([0, 0.3 * size[1], 0]), size * rng.uniform(0.35, 0.6), gland)
 
 
 def _arms(canvas: Canvas, patient: Patient, tissue: float, rng: np.random.Generator) -> None:
@@ -194,7 +194,7 @@ def _abdomen(canvas: Canvas, patient: Patient, condition: Condition, cavity: np.
     canvas.ellipsoid(stomach, radii, 40 + gain, ORGANS["stomach"])
     canvas.ellipsoid(stomach, radii - 4, rng.uniform(5, 40), ORGANS["stomach"])
     if rng.random() < 0.7:
-        canvas.ellipsoid(stomach + [0, 0.4 * radii[1], 3], radii * rng.uniform(0.35, 0.55), -980)
+        canvas.ellipsoid(stomach + np.array([0, 0.4 * radii[1], 3]), radii * rng.uniform(0.35, 0.55), -980)
 
 
 def _spine(canvas: Canvas, patient: Patient, tissue: float, rng: np.random.Generator) -> None:
