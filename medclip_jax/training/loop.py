@@ -261,11 +261,11 @@ class _Run:
     ) -> dict[str, float]:
         """Fetch a step's metrics, look for NaN, log."""
         step, metrics, samples = pending
-        squares = metrics["squares"]
-        fetched = jax.device_get({name: value for name, value in metrics.items() if name != "squares"})
+        detail = {name: metrics[name] for name in ("squares", "finite_samples")}
+        fetched = jax.device_get({name: value for name, value in metrics.items() if name not in detail})
         scalars = {name: float(value) for name, value in fetched.items()}
         if not all(np.isfinite(list(scalars.values()))):
-            message = describe(step, {**scalars, "squares": jax.device_get(squares)}, self.paths, samples)
+            message = describe(step, scalars | jax.device_get(detail), self.paths, samples)
             if message and self.config.stop_on_nan:
                 logs.write(step, scalars)
                 good = checkpoints.steps()[-1:] or ["none yet"]

@@ -21,7 +21,7 @@ def describe(
 
     Args:
         step: batches completed, this one included.
-        metrics: of the step, on the host.
+        metrics: of the step, on the host, arrays included.
         paths: rows of `metrics["squares"]`.
         samples: record indices of its batch.
     """
@@ -38,8 +38,14 @@ def describe(
             lines.append(f"{kind} of {len(bad)} of {len(paths)} parameters: {shown}")
     if not lines:
         return None
+    culprits = [
+        int(sample) for sample, fine in zip(samples, metrics["finite_samples"], strict=True) if not fine
+    ]
+    origin = (
+        f"not finite after encode: {', '.join(map(str, culprits))}" if culprits else "all finite after encode"
+    )
     return (
         f"step {step} is not finite. First in the {lines[0]}."
         + "".join(f"\n  then in the {line}" for line in lines[1:])
-        + f"\n  samples of this step (record indices): {', '.join(map(str, samples))}"
+        + f"\n  samples of this step (record indices): {', '.join(map(str, samples))}; {origin}"
     )

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from medclip_jax.objectives.base import Batch, total
+from medclip_jax.objectives.base import Batch, Features, total
 from medclip_jax.training.mesh import batch_sharding, replicated
 from medclip_jax.training.optimizer import Optimizer
 from medclip_jax.training.state import TrainState, Tree, combine, flatten, merge, select, split
 
 Metrics = dict[str, Any]
-"""Scalars by name, and under "squares" the (P,) squared norms of each parameter's gradient, update and
-value, in the order of `trained_paths`. They are part of the norms anyway, and name the culprit of a NaN."""
+"""Scalars by name, and two arrays that name the culprit of a NaN: under "squares" the (P,) squared norms of
+each parameter's gradient, update and value, in the order of `trained_paths`, which the norms need anyway;
+under "finite_samples" (B,) whether all features of a sample are finite."""
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -48,7 +49,8 @@ def make_train_step(
     Returns:
         ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given. Metrics:
         `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm` (of what
-        is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`.
+        is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`,
+        `finite_samples`.
     """
 
     def loss(trained: Tree, fixed: Tree, variables: Tree, batch: Batch, key: jax.Array):
@@ -57,13 +59,13 @@ def make_train_step(
         # Without this the compiler is free to lose the batch's sharding between the two halves.
         features = jax.lax.with_sharding_constraint(features, batch_sharding(mesh))
         terms = objective.couple(features, batch)
-        return total(terms), (terms, split(objective)[2])
+        return total(terms), (terms, split(objective)[2], _finite_samples(features))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trained = select(state["params"], optimizer.trained)
         fixed = select(state["params"], flatten(state["params"]).keys() - optimizer.trained)
-        (value, (terms, variables)), gradients = jax.value_and_grad(loss, has_aux=True)(
+        (value, (terms, variables, finite)), gradients = jax.value_and_grad(loss, has_aux=True)(
             trained, fixed, state["variables"], batch, key
         )
         updates, optimizer_state = optimizer.transformation.update(gradients, state["optimizer"], trained)
@@ -100,6 +102,7 @@ def make_train_step(
             "learning_rate": optimizer.learning_rate(state["step"]),
             "skipped": skipped,
             "squares": squares,
+            "finite_samples": finite,
         }
         return new, metrics
 
@@ -112,6 +115,13 @@ def trained_paths(optimizer: Optimizer, params: Tree) -> list[str]:
     # Through a map, because jax sorts the keys of a dict and the parameters may be in another order.
     trained = select(params, optimizer.trained)
     return list(flatten(jax.tree.map(lambda leaf: leaf, trained)))
+
+
+def _finite_samples(features: Features) -> Bool[Array, B]:
+    finite = [
+        jnp.isfinite(feature).reshape(feature.shape[0], -1).all(axis=1) for feature in features.values()
+    ]
+    return jnp.stack(finite).all(axis=0)
 
 
 def _squares(tree: Tree) -> Float[Array, P]:
