@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,14 +25,14 @@ SETTINGS = {
 """Part of a weight's name to the entries of config.json that fix its shape; else hidden_size."""
 
 
-def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs, **options) -> Bert:
+def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs | None = None, **options) -> Bert:
     """Build the text tower of a Hugging Face folder with its weights.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or an old `pytorch_model.bin`; or a hub id
             ("owner/name"), which is downloaded once into the hub's own cache.
         dtype: compute type; the parameters are float32.
-        rngs: for the parameters before they are overwritten.
+        rngs: taken as by every module; nothing is drawn, every parameter comes from the file.
         **options: `remat` and `scan` of `Bert`.
 
     Returns:
@@ -42,7 +43,9 @@ def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs, **option
         ValueError: names or shapes do not fit; the message lists them.
     """
     folder = locate(folder)
-    bert = Bert(BertConfig.from_hf(folder), dtype=dtype, rngs=rngs, **options)
+    config = BertConfig.from_hf(folder)
+    # Shapes only: drawing numbers that are overwritten at once takes seconds.
+    bert = nnx.eval_shape(lambda: Bert(config, dtype=dtype, rngs=nnx.Rngs(0), **options))
     assign(bert, read_weights(folder))
     return bert
 
@@ -109,10 +112,11 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     from safetensors.flax import load_file
 
     try:
-        arrays = load_file(file)
+        # Real numbers also where the whole model is being traced for its shapes.
+        with jax.ensure_compile_time_eval():
+            return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(file).items()}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
-    return {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
 
 
 def _read_bin(file: Path) -> dict[str, np.ndarray]:
@@ -147,7 +151,7 @@ def assign(bert: Bert, state_dict: Mapping[str, np.ndarray]) -> None:
         ValueError: missing, unexpected or ill-shaped weights, by name.
     """
     given = _canonical(state_dict)
-    expected = to_hf(bert)
+    expected = {weight.name: weight for weight in _weights(bert)}
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
     if missing or unexpected:
@@ -155,15 +159,20 @@ def assign(bert: Bert, state_dict: Mapping[str, np.ndarray]) -> None:
             f"weights do not fit this BERT of {bert.config.depth} blocks (num_hidden_layers): "
             f"missing {missing or 'none'}, unexpected {unexpected or 'none'}"
         )
-    for name, array in expected.items():
-        if given[name].shape != array.shape:
+    for name, weight in expected.items():
+        if given[name].shape != weight.shape:
             setting = next((s for part, s in SETTINGS.items() if part in name), "hidden_size")
             raise ValueError(
-                f"{name} has shape {given[name].shape}, the config says {array.shape}:"
+                f"{name} has shape {given[name].shape}, the config says {weight.shape}:"
                 f" check {setting} in config.json"
             )
-    for weight in _weights(bert):
-        weight.write(given[weight.name])
+    wholes = {}
+    for name, weight in expected.items():
+        parameter = weight.parameter
+        _, whole = wholes.setdefault(id(parameter), (parameter, np.empty(parameter.shape, np.float32)))
+        whole[..., weight.part] = given[name].T if weight.transposed else given[name]
+    for parameter, whole in wholes.values():
+        parameter.set_value(jnp.asarray(whole))
 
 
 def to_hf(bert: Bert) -> dict[str, np.ndarray]:
@@ -191,10 +200,11 @@ class _Weight(NamedTuple):
         array = np.asarray(self.parameter[...], np.float32)[..., self.part]
         return np.ascontiguousarray(array.T) if self.transposed else array.copy()
 
-    def write(self, array: np.ndarray) -> None:
-        whole = np.array(self.parameter[...])
-        whole[..., self.part] = array.T if self.transposed else array
-        self.parameter[...] = jnp.asarray(whole)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *rows, columns = self.parameter.shape
+        shape = (*rows, len(range(*self.part.indices(columns))))
+        return shape[::-1] if self.transposed else shape
 
 
 def _linear(name: str, layer: nnx.Linear, part: slice = slice(None)) -> Iterator[_Weight]:

@@ -124,24 +124,31 @@ def test_too_few_blocks_in_the_config(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "setting"),
+    ("name", "shape", "setting"),
     [
-        ({"vocabulary_size": 61}, "vocab_size"),
-        ({"max_positions": 30}, "max_position_embeddings"),
-        ({"type_vocabulary": 1}, "type_vocab_size"),
-        ({"mlp_width": 44}, "intermediate_size"),
-        ({"width": 28}, "hidden_size"),
+        ("embeddings.word_embeddings.weight", (61, 24), "vocab_size"),
+        ("embeddings.position_embeddings.weight", (30, 24), "max_position_embeddings"),
+        ("embeddings.token_type_embeddings.weight", (1, 24), "type_vocab_size"),
+        ("encoder.layer.1.intermediate.dense.bias", (44,), "intermediate_size"),
+        ("encoder.layer.0.attention.self.key.weight", (24, 28), "hidden_size"),
+        ("encoder.layer.1.output.dense.weight", (24, 44), "hidden_size, intermediate_size"),
     ],
 )
-def test_a_wrong_shape_names_the_setting(model, change, setting):
-    given = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    sizes = {"vocabulary_size": 60, "width": 24, "depth": 2, "heads": 4, "mlp_width": 40, "max_positions": 20}
-    bert = Bert(BertConfig(**(sizes | change)), rngs=nnx.Rngs(0))
+def test_a_wrong_shape_names_the_setting(model, name, shape, setting):
+    given = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    bert = Bert(BertConfig(60, 24, 2, 4, 40, 20), rngs=nnx.Rngs(0))
     before = text_weights.to_hf(bert)
-    with pytest.raises(ValueError, match=f"check .*{setting}"):
-        text_weights.assign(bert, given)
-    for name, array in text_weights.to_hf(bert).items():
-        np.testing.assert_array_equal(array, before[name])  # nothing was written
+    with pytest.raises(ValueError, match=f"{name} has shape .*check .*{setting}"):
+        text_weights.assign(bert, given | {name: np.zeros(shape, np.float32)})
+    for key, array in text_weights.to_hf(bert).items():
+        np.testing.assert_array_equal(array, before[key])  # nothing was written
+
+
+def test_shapes_can_be_had_without_a_device(tmp_path, model):
+    """What checking a config does: build everything, draw and compute nothing."""
+    model.save_pretrained(tmp_path)
+    abstract = nnx.eval_shape(lambda: load(tmp_path))
+    assert abstract.words.embedding.shape == (60, 24)
 
 
 def test_hub_id_falls_back_to_the_old_file(monkeypatch, folder, model):
@@ -216,7 +223,7 @@ def test_real_text_encoder(real_data):
             torch.tensor(batch["input_ids"]), attention_mask=torch.tensor(batch["attention_mask"])
         ).last_hidden_state.numpy()
     ours = load(path)
-    got = np.asarray(ours(jnp.asarray(batch["input_ids"])))
+    got = np.asarray(nnx.jit(ours)(jnp.asarray(batch["input_ids"])))
     assert np.abs(got - expected)[mask].max() <= 1e-5
     back = text_weights.to_hf(ours)
     for name, tensor in theirs.state_dict().items():

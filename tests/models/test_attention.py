@@ -32,7 +32,7 @@ def reference(query, key, value, mask=None):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("chunk", [None, 1, 2, 5, 64])
+@pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_values_and_gradients(masked, chunk):
     """5 queries in chunks of 2 leave a chunk with a row of filling."""
     qkv = sample()
