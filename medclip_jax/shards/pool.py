@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,13 @@ from typing import TypeVar
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+
+_THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 
 _AHEAD = 3
 """Tasks waiting or done for each worker: enough to hide one slow volume, little enough for memory."""
@@ -48,7 +56,6 @@ def map_in_order(
                     break
                 waiting.append((task, pool.submit(function, task)))
             if not waiting:
-                pool.shutdown(wait=True)
                 return
             task, future = waiting.popleft()
             try:
@@ -63,7 +70,7 @@ def map_in_order(
                 continue
             yield result
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=not waiting, cancel_futures=True)
 
 
 def _one_at_a_time(
@@ -85,19 +92,27 @@ def _one_at_a_time(
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, because JAX and ITK start threads, and a forked child would inherit their locks.
-    return ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    # One thread in each worker. Libraries read this when they are loaded, which can be before the
+    # initializer runs, so the children inherit it; the first task starts them all.
+    before = {name: os.environ.get(name) for name in _THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(_THREAD_COUNTS, "1"))
+    try:
+        pool.submit(int)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return pool
 
 
 def _start_worker() -> None:
-    """One thread per worker, and no orphans."""
-    import signal
-
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
-        os.environ[name] = "1"
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

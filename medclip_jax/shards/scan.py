@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,6 +163,13 @@ def crop_and_resample(
     reach = (np.array(shape) / 2 + 2) * ratio + 2
     low = np.clip(np.floor(middle - reach), 0, size).astype(int)
     high = np.clip(np.ceil(middle + reach) + 1, 0, size).astype(int)
+    for axis in range(3):
+        # An even crop out of an odd grid, or the reverse, would lie half a voxel off its center.
+        while low[axis] > 0 and high[axis] < size[axis]:
+            resampled = math.floor((high[axis] - low[axis]) / ratio[axis] + 0.5 - 1e-6)  # as `resample` does
+            if (resampled - shape[axis]) % 2 == 0:
+                break
+            low[axis], high[axis] = low[axis] - 1, high[axis] + 1
     if (high <= low).any():
         raise VolumeRejected(
             "crop-outside", "The crop's center lies outside the volume: check the box or the organ mask."

@@ -245,6 +245,7 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
             [sys.executable, str(tmp_path / "killed.py"), str(archive), str(out), str(workers)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         committed = len(list(out.glob(".parts/*.json")))
         # Killed after one more part was committed, or a little later.
@@ -253,11 +254,24 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert _group_ends(process.pid)
         kills += not (out / "prepare.json").exists()
     assert kills
     assert list(out.glob(".parts/*.json"))  # there is something to go on from
     run(archive, out, workers=workers)
     assert digest(out) == digest(prepared)
+
+
+def _group_ends(group: int, seconds: float = 60) -> bool:
+    """Whether no process of the group is left: workers must not outlive a run that is killed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.parametrize("step", range(12))
