@@ -69,6 +69,8 @@ def run_folder(tmp_path_factory):
     config.batch_size = 8
     config.steps = 2
     config.ema.decay = 0.5
+    config.evaluation.split = "test"
+    config.evaluation.evaluators = {"zero_shot": {"draws": 0}}
     config.log.tensorboard = False
     config.log.progress = False
     train(config, folder / "workdir")
@@ -259,10 +261,22 @@ class TestEmbedCommand:
 
 
 class TestEvaluateCommand:
+    def test_equals_the_evaluation_in_the_training_loop(self, run_folder, tmp_path):
+        lines = [json.loads(line) for line in (run_folder / "workdir/metrics.jsonl").read_text().splitlines()]
+        logged = {
+            name: value for line in lines for name, value in line.items() if name.startswith("zero_shot/")
+        }
+        numbers = tmp_path / "numbers.json"
+        assert main(["evaluate", "--workdir", str(run_folder / "workdir"), "--json", str(numbers)]) == 0
+        found = json.loads(numbers.read_text())["metrics"]
+        assert found.keys() == logged.keys()
+        assert found == pytest.approx(logged, abs=1e-9)
+
     def test_tables_json_and_page(self, run_folder, tmp_path, capsys):
         page, numbers = tmp_path / "page.html", tmp_path / "out" / "numbers.json"
         arguments = ["evaluate", "--workdir", str(run_folder / "workdir"), "--set", "zero_shot.draws=20"]
-        arguments += ["--set", "ordinal.draws=0", "--set", "zero_shot.threshold=train"]
+        arguments += ["--evaluators", "zero_shot,retrieval,ordinal", "--set", "ordinal.draws=0"]
+        arguments += ["--set", "zero_shot.threshold=train"]
         assert main([*arguments, "--page", str(page), "--json", str(numbers)]) == 0
         printed = capsys.readouterr().out
         for part in ("Zero-shot classification", "Retrieval", "Keyword to image", "Ordered grades"):
