@@ -13,7 +13,7 @@ from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
 from medclip_jax.corpora.phantom.wall import rib_cage_profile, spine_y
 
-NATURAL_WIDTH = 112.0
+NATURAL_WIDTH = 114.4
 """Transverse width (mm) of the heart at scale 1."""
 
 
@@ -98,10 +98,10 @@ def build_heart(patient: Patient, condition: Condition, rng: np.random.Generator
         return Shape(center + offset * scale, np.asarray(radii) * scale * rng.uniform(0.95, 1.05, 3), axes)
 
     chambers = {
-        "lv": shape(long * 14 - septal * 13, [45, 27, 29], frame),
-        "rv": shape(long * 8 + septal * 15 + [6, 0, -6], [42, 21, 35], frame),
-        "la": shape([4, -27, 14], [29, 22, 23]),
-        "ra": shape([38, -6, 0], [22, 25, 29]),
+        "lv": shape(long * 14 - septal * 13, [46, 30, 34], frame),
+        "rv": shape(long * 8 + septal * 15 + [6, 0, -6], [44, 24, 40], frame),
+        "la": shape([4, -27, 14], [30, 24, 27]),
+        "ra": shape([38, -6, 0], [23, 28, 34]),
     }
     radius = patient.aorta_radius
     spine = {z: float(spine_y(patient, z)) for z in (-10, -70, -140, -200)}
@@ -168,13 +168,13 @@ def _route_coronaries(heart: Heart, rng: np.random.Generator) -> None:
     """LAD in the anterior groove, LCX and RCA in the atrioventricular grooves."""
     ways = {
         "lad": [
-            [-0.30, 0.40, 0.95],
-            [-0.45, 0.75, 0.5],
-            [-0.62, 0.85, 0.05],
-            [-0.75, 0.75, -0.45],
-            [-0.72, 0.55, -0.75],
+            [-0.5, 0.05, 0.85],
+            [-0.62, 0.3, 0.7],
+            [-0.78, 0.5, 0.35],
+            [-0.75, 0.6, -0.05],
+            [-0.68, 0.55, -0.5],
         ],
-        "lcx": [[-0.30, 0.30, 0.95], [-0.75, 0.05, 0.62], [-0.95, -0.25, 0.15], [-0.75, -0.5, -0.45]],
+        "lcx": [[-0.5, 0, 0.85], [-0.85, -0.05, 0.5], [-0.95, -0.3, 0.1], [-0.75, -0.5, -0.45]],
         "rca": [
             [0.35, 0.45, 0.95],
             [0.65, 0.72, 0.45],
@@ -310,7 +310,7 @@ def paint_coronaries(
         found = canvas.tube_distance(points[::3], np.full(len(points[::3]), 5.0))
         if found is not None:
             box, distance = found
-            open_tissue = canvas.organs[box.window] != ORGANS["aorta"]
+            open_tissue = ~np.isin(canvas.organs[box.window], (ORGANS["aorta"], ORGANS["pulmonary_artery"]))
             canvas.blend(box, canvas.cover(distance) * open_tissue, patient.fat_hu)
             part = canvas.organs[box.window]
             part[(distance < 0) & (part == ORGANS["heart"])] = 0

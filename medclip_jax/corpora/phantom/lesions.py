@@ -47,8 +47,8 @@ def coronary_plaques(
     if condition.calcium_grade == 0:
         return [], 0.0
     low = (2.0, 12.0, 105.0, 420.0)[condition.calcium_grade - 1]
-    high = (10.0, 95.0, 390.0, 1800.0)[condition.calcium_grade - 1]
-    goal = low + (high - low) * rng.random()
+    high = (10.0, 95.0, 390.0, 2200.0)[condition.calcium_grade - 1]
+    goal = low + (high - low) * np.sqrt(rng.random())
     names = list(heart.arteries)
     plaques: list[Plaque] = []
     score = 0.0
@@ -60,7 +60,7 @@ def coronary_plaques(
         size = float(
             np.clip(rng.lognormal(np.log((1.6, 2.6, 3.6, 4.6)[condition.calcium_grade - 1]), 0.35), 1, 8)
         )
-        hu = float(np.clip(rng.lognormal(np.log(650), 0.4), 180, 1200))
+        hu = float(np.clip(rng.lognormal(np.log(850), 0.3), 180, 1200))
         place = len(points) * (0.08 + 0.7 * rng.random() ** 1.3)
         plaque = _wall_plaque(
             points, radii, place, rng, size, np.clip(0.55 * size, 1, 3), np.clip(0.8 * size, 1, 4), hu

@@ -136,7 +136,7 @@ def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condi
     big = present.get("cardiomegaly")
     grade = 0
     if "coronary_calcification" in present:
-        grade = int(rng.choice([1, 2, 3, 4], p=[0.09, 0.23, 0.34, 0.34]))
+        grade = int(rng.choice([1, 2, 3, 4], p=[0.08, 0.19, 0.30, 0.43]))
     wide = present.get("pulmonary_arterial_hypertension")
     hematocrit = rng.uniform(32, 50)
     return Condition(
