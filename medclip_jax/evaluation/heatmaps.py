@@ -4,7 +4,8 @@ Relevance propagation through the self-attention of the volume tower. With A the
 and G the gradient of the score with respect to it, each head contributes what raises the score,
 ``C = mean over heads of max(G * A, 0)``, and the relevance of tokens for tokens grows from block to block
 as ``R <- R + C R``, starting from the identity. Only the rows that the pooling reads are wanted, so it is
-computed as a row vector from the last block backwards: ``r <- r + r C``.
+computed as a row vector from the last block backwards: ``r <- r + r C``. Pooling on the grid reads every
+patch on its own, so its row starts from how much each final token adds to the score (gradient x token).
 
 References:
     Chefer, Gur and Wolf 2021, "Generic attention-model explainability for interpreting bi-modal and
@@ -94,20 +95,21 @@ def heat_map(
     direction = np.asarray(positive, np.float32)
     direction = direction if negative is None else direction - np.asarray(negative, np.float32)
 
-    row = np.zeros(tokens) if transformer.pooling == "cls" else np.full(tokens, 1 / (tokens - 1))
-    row[0] = 1.0 if transformer.pooling == "cls" else 0.0
-    start = row.copy()
+    row = start = None
     score = 0.0
     layers = list(range(depth, first - 1, -1))
     for begin in range(0, len(layers), together):
         chosen = tuple(layers[begin : begin + together])
-        score, contributions = _contributions(
+        score, contributions, share = _contributions(
             graph, chosen, state, jax.device_put(volume[None]), jax.device_put(direction)
         )
+        if row is None:
+            row = start = _rows_read(transformer.pooling, np.asarray(share, np.float64))
         for contribution in contributions:
             row = row + row @ np.asarray(contribution, np.float64)
-    # Less the identity: what attention brought, without each token's relevance for itself.
-    patches = (row - start)[1:].reshape(grid)
+    # Less the identity: what attention brought, without each token's relevance for itself. Pooling on the
+    # grid reads every patch for its own content, so there that content counts.
+    patches = (row if transformer.pooling == "grid" else row - start)[1:].reshape(grid)
     return HeatMap(patches, upsample(patches, volume.shape), float(score), first)
 
 
@@ -125,6 +127,15 @@ def upsample(patches: Float[np.ndarray, "d h w"], shape: Sequence[int]) -> Float
     return ndimage.zoom(patches, factors, order=1, mode="nearest", grid_mode=True)
 
 
+def _rows_read(pooling: str, share: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+    """How much the pooling takes from each token: the class token, all patches alike, or its share."""
+    if pooling == "cls":
+        return np.eye(1, len(share))[0]
+    row = np.maximum(share, 0.0) if pooling == "grid" else np.ones(len(share))
+    row[0] = 0.0
+    return row / max(row.sum(), 1e-12)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _contributions(
     graph: nnx.GraphDef,
@@ -132,24 +143,35 @@ def _contributions(
     state: Any,
     volume: Int[Array, "1 D H W"],
     direction: Float[Array, " E"],
-) -> tuple[Float[Array, ""], list[Float[Array, "tokens tokens"]]]:
-    """Score, and the matrix C of each of the `layers` (counted from 1), in their order."""
+) -> tuple[Float[Array, ""], list[Float[Array, "tokens tokens"]], Float[Array, " tokens"]]:
+    """Score, the matrix C of each of the `layers` (counted from 1) in their order, and each token's share.
+
+    The share of a final token is its inner product with the score's gradient: to first order, how much
+    higher the score is for it.
+    """
     objective = nnx.merge(graph, state)
     transformer = objective.vision.transformer
     voxels = objective.vision.to_voxels(volume)
     tokens = 1 + int(np.prod(transformer.grid))
     shape = (1, transformer.blocks["0"].attention.heads, tokens, tokens)
 
-    def score_of(offsets: dict[int, Array]) -> tuple[Array, dict[int, Array]]:
+    def score_of(
+        offsets: dict[int, Array], change: Float[Array, "1 tokens width"]
+    ) -> tuple[Array, tuple[dict[int, Array], Array]]:
         every = [offsets.get(layer) for layer in range(1, len(transformer.blocks) + 1)]
         encoded, maps = transformer(voxels, attention_offsets=every)
+        encoded = encoded.astype(jnp.float32) + change
         embedding = objective.vision_projection(transformer.pool(encoded))[0].astype(jnp.float32)
         cosine = embedding @ direction / jnp.maximum(jnp.linalg.norm(embedding), 1e-6)
-        return cosine, {layer: maps[layer - 1] for layer in layers}
+        return cosine, ({layer: maps[layer - 1] for layer in layers}, encoded)
 
     zeros = {layer: jnp.zeros(shape, jnp.float32) for layer in layers}
-    (score, maps), gradients = jax.value_and_grad(score_of, has_aux=True)(zeros)
-    return score, [
+    unchanged = jnp.zeros((1, tokens, transformer.width), jnp.float32)
+    (score, (maps, encoded)), (gradients, slope) = jax.value_and_grad(score_of, argnums=(0, 1), has_aux=True)(
+        zeros, unchanged
+    )
+    contributions = [
         jnp.maximum(gradients[layer] * maps[layer].astype(jnp.float32), 0.0)[0].mean(axis=0)
         for layer in layers
     ]
+    return score, contributions, jnp.sum(slope * encoded, axis=-1)[0]

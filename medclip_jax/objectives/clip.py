@@ -56,7 +56,8 @@ class Clip(Objective):
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
-        self.vision_projection = Projection(config.vision.width, config.embedding_width, rngs=rngs)
+        pooled_width = self.vision.transformer.pooled_width
+        self.vision_projection = Projection(pooled_width, config.embedding_width, rngs=rngs)
         self.text_projection = Projection(self.text.width, config.embedding_width, rngs=rngs)
         self._set_loss(config, spec)
 

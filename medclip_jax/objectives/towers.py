@@ -24,6 +24,7 @@ def vision_defaults() -> dict[str, Any]:
         "heads": 12,
         "mlp_ratio": 4.0,
         "pooling": "cls",
+        "grid_features": 16,
         "position": "sincos",
         "windows": ((-1000.0, 1000.0),),
         "augment": {"shift_voxels": (0, 0, 0), "noise_hu": 0.0, "offset_hu": 0.0, "gain": 0.0},
@@ -72,6 +73,7 @@ class VisionTower(nnx.Module):
             heads=config.heads,
             mlp_ratio=config.mlp_ratio,
             pooling=config.pooling,
+            grid_features=config.grid_features,
             position=config.position,
             dtype=jnp.dtype(config.dtype),
             remat=config.remat,
@@ -97,7 +99,7 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
-    ) -> Float[Array, "B width"]:
+    ) -> Float[Array, "B pooled"]:
         """One pooled vector per volume."""
         return self.transformer.pool(self.transformer(self.to_voxels(volume, keys)))
 

@@ -27,6 +27,7 @@ class Tower(nnx.Module):
             depth=depth,
             heads=heads,
             pooling=pooling,
+            grid_features=3,
             position=position,
             rngs=nnx.Rngs(1),
         )
@@ -38,7 +39,8 @@ class Tower(nnx.Module):
 class Model(Objective):
     def __init__(self, pooling, **kwargs):
         self.vision = Tower(pooling, **kwargs)
-        self.vision_projection = nnx.Linear(WIDTH, 5, use_bias=False, rngs=nnx.Rngs(2))
+        pooled = self.vision.transformer.pooled_width
+        self.vision_projection = nnx.Linear(pooled, 5, use_bias=False, rngs=nnx.Rngs(2))
 
 
 def unit(seed):
@@ -46,8 +48,11 @@ def unit(seed):
     return vector / np.linalg.norm(vector)
 
 
-def numpy_score(model, volume, direction, offsets):
-    """The tower in float64, written from its equations: score and attention maps with offsets added."""
+def numpy_score(model, volume, direction, offsets, scales=1.0):
+    """The tower in float64, written from its equations: score and attention maps with offsets added.
+
+    The final tokens are multiplied by `scales`.
+    """
     get = lambda p: np.asarray(p[...], np.float64)  # noqa: E731
 
     def norm(x, layer):
@@ -84,14 +89,18 @@ def numpy_score(model, volume, direction, offsets):
         x = x + linear(mixed, block.attention.output)
         hidden = linear(norm(x, block.mlp_norm), block.mlp_in)
         x = x + linear(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, block.mlp_out)
-    x = norm(x, t.norm)
-    pooled = x[0] if t.pooling == "cls" else x[1:].mean(0)
+    x = norm(x, t.norm) * np.reshape(scales, (-1, 1))
+    if t.pooling == "grid":
+        pooled = linear(x[1:], t.grid_pool).ravel()
+    else:
+        pooled = x[0] if t.pooling == "cls" else x[1:].mean(0)
     embedding = linear(pooled, model.vision_projection)
     return embedding @ direction / np.linalg.norm(embedding), maps
 
 
 @pytest.mark.parametrize(
-    ("pooling", "first", "budget"), [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1)]
+    ("pooling", "first", "budget"),
+    [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1), ("grid", 2, 1)],
 )
 def test_equals_finite_differences(pooling, first, budget, monkeypatch):
     monkeypatch.setattr(heatmaps, "MAP_BYTES", budget)
@@ -114,8 +123,18 @@ def test_equals_finite_differences(pooling, first, budget, monkeypatch):
                 numpy_score(model, volume, direction, up)[0] - numpy_score(model, volume, direction, down)[0]
             ) / (2 * step)
         relevance = relevance + np.maximum(gradient * maps[layer], 0).mean(0) @ relevance
-    relevance -= np.eye(tokens)
-    expected = relevance[0, 1:] if pooling == "cls" else relevance[1:, 1:].mean(0)
+    if pooling == "grid":
+        # A token's share: how the score changes as the token grows.
+        share = np.zeros(tokens)
+        for token in range(1, tokens):
+            change = step * np.eye(tokens)[token]
+            up, _ = numpy_score(model, volume, direction, zeros, 1 + change)
+            down, _ = numpy_score(model, volume, direction, zeros, 1 - change)
+            share[token] = max((up - down) / (2 * step), 0)
+        expected = (share / share.sum() @ relevance)[1:]
+    else:
+        relevance -= np.eye(tokens)
+        expected = relevance[0, 1:] if pooling == "cls" else relevance[1:, 1:].mean(0)
     found = heatmaps.heat_map(model, volume, positive, negative, first_layer=first)
     assert found.score == pytest.approx(score, abs=1e-5)
     # float32 forward and backward against float64.

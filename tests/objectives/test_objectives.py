@@ -136,6 +136,23 @@ def test_cardiac_clip_takes_unmentioned_findings_for_absent():
     )
 
 
+def test_pooling_on_the_grid_tells_places_apart():
+    """The same lesion in two places: equal for the mean of tokens without positions, not for the grid."""
+    config = small(clip.default_config())
+    config.vision.pooling = "grid"
+    config.vision.depth = 0
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    transformer = model.vision.transformer
+    assert transformer.pooled_width == 2 * 4 * 3 * 16
+    volumes = np.full((2, *SPEC.shape), -1000, np.int16)
+    volumes[0, 1, 1, 1] = volumes[1, 5, 9, 9] = 400
+    pooled = np.asarray(model.vision(volumes)).reshape(2, 24, 16)
+    changed = np.abs(pooled[0] - pooled[1]).max(axis=1) > 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(changed), [0, 12 + 2 * 3 + 2])
+    with pytest.raises(ValueError, match="needs every patch"):
+        transformer.pool(jnp.zeros((1, 4, 24)))
+
+
 def test_one_hot_soft_targets_equal_info_nce():
     config = small(cardiac_clip.default_config())
     config.soft_target = "onehot"
