@@ -192,7 +192,12 @@ def _route_coronaries(heart: Heart, rng: np.random.Generator) -> None:
 
 
 def paint_heart(
-    canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, heart: Heart, rng
+    canvas: Canvas,
+    patient: Patient,
+    condition: Condition,
+    chest: Chest,
+    heart: Heart,
+    rng: np.random.Generator,
 ) -> None:
     """Pericardium with effusion, epicardial fat, chambers."""
     thickness = condition.pericardial_mm
@@ -241,7 +246,7 @@ def paint_heart(
 
 
 def paint_great_vessels(
-    canvas: Canvas, patient: Patient, condition: Condition, heart: Heart, rng
+    canvas: Canvas, patient: Patient, condition: Condition, heart: Heart, rng: np.random.Generator
 ) -> dict[str, float]:
     """Aorta, pulmonary trunk and arteries, veins, esophagus. Returns the measured widths in mm."""
     left, right = condition.blood_left, condition.blood_right

@@ -149,7 +149,7 @@ def paint_soft_aorta(canvas: Canvas, condition: Condition, heart: Heart, rng: np
 
 
 def paint_pleural_effusion(
-    canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, rng
+    canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, rng: np.random.Generator
 ) -> dict[str, float]:
     """Dependent crescents along the chest wall, with compressed lung beside. Returns side to depth in mm."""
     severity = condition.severities.get("pleural_effusion")
@@ -185,7 +185,9 @@ def paint_pleural_effusion(
     return found
 
 
-def paint_emphysema(canvas: Canvas, condition: Condition, chest: Chest, patient: Patient, rng) -> float:
+def paint_emphysema(
+    canvas: Canvas, condition: Condition, chest: Chest, patient: Patient, rng: np.random.Generator
+) -> float:
     """Low-attenuation areas, mostly upper lobes, and bullae. Returns the share of lung below -950 HU."""
     severity = condition.severities.get("emphysema")
     if severity is None:

@@ -83,7 +83,9 @@ def shape_lungs(
     return Chest(cavity, lung, lobes, fissure, noise)
 
 
-def paint_lungs(canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, rng) -> None:
+def paint_lungs(
+    canvas: Canvas, patient: Patient, condition: Condition, chest: Chest, rng: np.random.Generator
+) -> None:
     """Parenchyma, denser where it hangs, with faint fissures and a little texture; labels the lobes."""
     down = np.clip(-(canvas.y - patient.center_y) / patient.half_depth, -1, 1)
     hu = np.float32(condition.lung_hu) + np.float32(rng.uniform(15, 100)) * down.astype(np.float32)

@@ -23,7 +23,9 @@ class Patient:
         female: whether breasts are painted, of size `breast`.
         kyphosis: bend of the thoracic spine.
         bone_hu, fat_hu: marrow and fat.
-        disease: fixed random numbers in [0, 1) for slowly changing traits such as old calcifications.
+        heart_shift: of the heart to the right.
+        aorta_radius: of the aorta's middle part.
+        age: years; makes bone thinner, the aorta wider and old calcifications likelier.
     """
 
     half_width: float
@@ -77,10 +79,14 @@ class Condition:
 
     Attributes:
         severities: finding to a severity in (0, 1]; only those present.
-        cardiothoracic_ratio: the heart's size to be painted.
+        contrast: whether contrast was given.
+        blood_left: HU in aorta, left heart and coronaries; `blood_right`: right heart, pulmonary arteries.
+        myocardium: HU of the heart's muscle.
+        tissue_gain: HU that contrast adds to muscle; organs gain a multiple of it.
+        cardiothoracic_ratio: aimed at by the heart's size.
         calcium_grade: 0..4, the grade the coronary plaques are to reach.
+        soft_aortic_plaque: whether the aortic wall holds plaque without calcium.
         trunk_radius: of the pulmonary trunk, mm.
-        blood_hu: HU of "left" (aorta, left heart, coronaries), "right" (right heart, pulmonary arteries).
         lung_hu: mean lung density at this breath-hold.
     """
 

@@ -170,7 +170,9 @@ def _shoulders(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
         canvas.tube(spline(way, 7), 4.5, patient.bone_hu + 60, wall=(2.0, 620))
 
 
-def _abdomen(canvas: Canvas, patient: Patient, condition: Condition, cavity: np.ndarray, rng) -> None:
+def _abdomen(
+    canvas: Canvas, patient: Patient, condition: Condition, cavity: np.ndarray, rng: np.random.Generator
+) -> None:
     """Liver, spleen, stomach and fat under the diaphragm; the lungs are painted over them."""
     low = float(canvas.z.min())
     reach = patient.half_width + 5

@@ -20,8 +20,6 @@ from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
 SPLIT_SHARES = (("test", 0.15), ("validation", 0.15))
 """Shares of patients held out; the rest is for training."""
 
-nibabel.openers.Opener.default_compresslevel = 1
-
 
 def split_of(seed: int, patient: str) -> str:
     """Split of a patient: a hash of the seed and the id, so that it does not depend on the count."""
