@@ -8,6 +8,13 @@ from scipy.special import expit, logsumexp
 
 from medclip_jax.losses import contrastive
 
+# Compiled as a whole: op by op, the tests would spend their time in the compiler.
+info_nce = jax.jit(contrastive.info_nce, static_argnames="same_group")
+sigmoid_pairs = jax.jit(contrastive.sigmoid_pairs, static_argnames="same_group")
+soft_target = jax.jit(
+    contrastive.soft_target, static_argnames=("soft_target", "target_temperature", "text_targets")
+)
+
 # float32 sums of a few hundred terms against float64.
 VALUE = {"rtol": 2e-6, "atol": 2e-6}
 GRADIENT = {"rtol": 2e-4, "atol": 2e-5}
@@ -131,14 +138,14 @@ def test_info_nce_and_sigmoid_equal_plain_loops(batch, same_group, masked):
     arrays = {name: jnp.asarray(x) if not isinstance(x, str) else x for name, x in options.items()}
 
     def loss(v, t, s):
-        return contrastive.info_nce(v, t, s, **arrays)
+        return info_nce(v, t, s, **arrays)
 
     def reference(v, t, s):
         return reference_info_nce(v, t, s, **options)
 
     check(loss, reference, volume, text, 9.0)
     check(
-        lambda v, t, b: contrastive.sigmoid_pairs(v, t, 9.0, b, **arrays),
+        lambda v, t, b: sigmoid_pairs(v, t, 9.0, b, **arrays),
         lambda v, t, b: reference_sigmoid(v, t, 9.0, b, **options),
         volume,
         text,
@@ -158,7 +165,7 @@ def test_soft_target_equals_plain_loops(kind, text_targets, batch, columns, mask
 
     def loss(v, t, s):
         mask = None if valid is None else jnp.asarray(valid)
-        return contrastive.soft_target(v, t, jnp.asarray(findings, jnp.int8), s, valid=mask, **options)
+        return soft_target(v, t, jnp.asarray(findings, jnp.int8), s, valid=mask, **options)
 
     def reference(v, t, s):
         return reference_soft(v, t, findings, s, kind, 0.3, text_targets, valid)
@@ -168,15 +175,15 @@ def test_soft_target_equals_plain_loops(kind, text_targets, batch, columns, mask
 
 def test_one_pair():
     volume, text, findings = sample(1, findings=1)
-    check(contrastive.info_nce, reference_info_nce, volume, text, 9.0)
+    check(info_nce, reference_info_nce, volume, text, 9.0)
     args = (jnp.float32(volume), jnp.float32(text))
     for loss in (
-        contrastive.info_nce(*args, 9.0),
-        contrastive.soft_target(*args, jnp.asarray(findings), 9.0),
+        info_nce(*args, 9.0),
+        soft_target(*args, jnp.asarray(findings), 9.0),
     ):
         assert float(loss) == 0.0
     expected = reference_sigmoid(volume, text, 9.0, -4.0)
-    np.testing.assert_allclose(contrastive.sigmoid_pairs(*args, 9.0, -4.0), expected, **VALUE)
+    np.testing.assert_allclose(sigmoid_pairs(*args, 9.0, -4.0), expected, **VALUE)
 
 
 def test_soft_target_by_hand():
@@ -186,16 +193,16 @@ def test_soft_target_by_hand():
     # A = [[1, -1], [-1, 1]], Q = softmax -> sigmoid(2); logits 2 on the diagonal, 0 beside it.
     q = expit(2.0)
     expected = -(q * np.log(expit(2.0)) + (1 - q) * np.log(expit(-2.0)))
-    np.testing.assert_allclose(contrastive.soft_target(eye, eye, findings, 2.0), expected, rtol=1e-6)
-    sharp = contrastive.soft_target(eye, eye, findings, 2.0, target_temperature=0.01)
+    np.testing.assert_allclose(soft_target(eye, eye, findings, 2.0), expected, rtol=1e-6)
+    sharp = soft_target(eye, eye, findings, 2.0, target_temperature=0.01)
     np.testing.assert_allclose(sharp, -np.log(expit(2.0)), rtol=1e-6)
 
 
 def test_one_hot_is_info_nce():
     volume, text, findings = sample(6)
     args = (jnp.float32(volume), jnp.float32(text))
-    soft = contrastive.soft_target(*args, jnp.asarray(findings), 5.0, soft_target="onehot")
-    np.testing.assert_allclose(soft, contrastive.info_nce(*args, 5.0), rtol=1e-6)
+    soft = soft_target(*args, jnp.asarray(findings), 5.0, soft_target="onehot")
+    np.testing.assert_allclose(soft, info_nce(*args, 5.0), rtol=1e-6)
 
 
 def test_soft_targets_are_distributions():
@@ -203,16 +210,14 @@ def test_soft_targets_are_distributions():
     _, _, findings = sample(5, findings=3, seed=4)
     same = jnp.ones((5, 2))
     for kind in ("softmax", "clip", "onehot"):
-        loss = contrastive.soft_target(same, same, jnp.asarray(findings), 3.0, soft_target=kind)
+        loss = soft_target(same, same, jnp.asarray(findings), 3.0, soft_target=kind)
         assert float(loss) == pytest.approx(np.log(5), rel=1e-6)
 
 
 def test_transposed_targets_are_another_loss():
     volume, text, findings = sample(5, findings=3, seed=4)
     both = [
-        contrastive.soft_target(
-            jnp.float32(volume), jnp.float32(text), jnp.asarray(findings), 9.0, text_targets=name
-        )
+        soft_target(jnp.float32(volume), jnp.float32(text), jnp.asarray(findings), 9.0, text_targets=name)
         for name in ("renormalized", "transposed")
     ]
     assert abs(float(both[0] - both[1])) > 1e-2
@@ -222,26 +227,26 @@ def test_shared_report_is_no_false_negative():
     """Two reconstructions of one scan: identical rows must not be pushed apart."""
     volume = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     groups = jnp.array([[5, 5], [5, 5], [6, 6]])
-    plain = contrastive.info_nce(volume, volume, 50.0)
-    shared = contrastive.info_nce(volume, volume, 50.0, groups=groups)
-    ignored = contrastive.info_nce(volume, volume, 50.0, groups=groups, same_group="ignore")
+    plain = info_nce(volume, volume, 50.0)
+    shared = info_nce(volume, volume, 50.0, groups=groups)
+    ignored = info_nce(volume, volume, 50.0, groups=groups, same_group="ignore")
     np.testing.assert_allclose(plain, 2 / 3 * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(shared, 2 / 3 * np.log(2), rtol=1e-6)  # the entropy of its own target
     assert float(ignored) < 1e-6
     # At this point the target is met: no force on the similarities.
-    gradient = jax.grad(lambda v: contrastive.info_nce(v, volume, 50.0, groups=groups))(volume + 0.0)
+    gradient = jax.grad(lambda v: info_nce(v, volume, 50.0, groups=groups))(volume + 0.0)
     assert float(jnp.abs(gradient).max()) < 1e-5
-    assert float(contrastive.sigmoid_pairs(volume, volume, 100.0, -50.0)) > 30
+    assert float(sigmoid_pairs(volume, volume, 100.0, -50.0)) > 30
     for same_group in ("positive", "ignore"):
-        loss = contrastive.sigmoid_pairs(volume, volume, 100.0, -50.0, groups=groups, same_group=same_group)
+        loss = sigmoid_pairs(volume, volume, 100.0, -50.0, groups=groups, same_group=same_group)
         assert float(loss) < 1e-6
 
 
 def test_both_words_of_a_group_count():
     volume, text, _ = sample(2)
     args = (jnp.float32(volume), jnp.float32(text), 3.0)
-    apart = contrastive.info_nce(*args, groups=jnp.array([[1, 2], [1, 3]]))
-    assert float(apart) == float(contrastive.info_nce(*args))
+    apart = info_nce(*args, groups=jnp.array([[1, 2], [1, 3]]))
+    assert float(apart) == float(info_nce(*args))
 
 
 @jax.jit
@@ -250,11 +255,11 @@ def all_losses(volume, text, findings, scale, **valid):
 
 
 def _all_losses(volume, text, findings, scale, **valid):
-    yield contrastive.info_nce(volume, text, scale, **valid)
-    yield contrastive.sigmoid_pairs(volume, text, scale, -10.0, **valid)
+    yield info_nce(volume, text, scale, **valid)
+    yield sigmoid_pairs(volume, text, scale, -10.0, **valid)
     for kind in ("softmax", "clip", "onehot"):
         for text_targets in ("renormalized", "transposed"):
-            yield contrastive.soft_target(
+            yield soft_target(
                 volume, text, findings, scale, soft_target=kind, text_targets=text_targets, **valid
             )
 
@@ -289,13 +294,13 @@ def test_bfloat16_embeddings_are_computed_in_float32():
     volume, text, findings = sample(5)
     half = [jnp.asarray(x, jnp.bfloat16) for x in (volume, text)]
     exact = [np.asarray(x, np.float64) for x in half]
-    got = contrastive.info_nce(*half, 20.0)
+    got = info_nce(*half, 20.0)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, reference_info_nce(*exact, 20.0), **VALUE)
-    soft = contrastive.soft_target(*half, jnp.asarray(findings, jnp.int8), 20.0)
+    soft = soft_target(*half, jnp.asarray(findings, jnp.int8), 20.0)
     expected = reference_soft(*exact, findings, 20.0, "softmax", 1.0, "renormalized")
     np.testing.assert_allclose(soft, expected, **VALUE)
-    sigmoid = contrastive.sigmoid_pairs(*half, 20.0, -10.0)
+    sigmoid = sigmoid_pairs(*half, 20.0, -10.0)
     np.testing.assert_allclose(sigmoid, reference_sigmoid(*exact, 20.0, -10.0), **VALUE)
 
 
@@ -312,8 +317,8 @@ def test_scale_of_the_embeddings_does_not_matter():
 def test_unknown_options_name_the_choices():
     volume, text, findings = (jnp.asarray(x) for x in sample(2))
     with pytest.raises(ValueError, match="'softmax', 'clip' or 'onehot'"):
-        contrastive.soft_target(volume, text, findings, 1.0, soft_target="raw")
+        soft_target(volume, text, findings, 1.0, soft_target="raw")
     with pytest.raises(ValueError, match="'renormalized' or 'transposed'"):
-        contrastive.soft_target(volume, text, findings, 1.0, text_targets="raw")
+        soft_target(volume, text, findings, 1.0, text_targets="raw")
     with pytest.raises(ValueError, match="'positive' or 'ignore'"):
-        contrastive.info_nce(volume, text, 1.0, same_group="negative")
+        info_nce(volume, text, 1.0, same_group="negative")

@@ -7,6 +7,10 @@ import pytest
 
 from medclip_jax.losses import masked
 
+OPTIONS = ("normalize_patches", "denominator")
+reconstruction = jax.jit(masked.reconstruction, static_argnames=OPTIONS)
+reconstruction_sums = jax.jit(masked.reconstruction_sums, static_argnames=OPTIONS)
+
 
 def reference(prediction, target, mask, normalize=True, epsilon=1e-6, denominator="masked"):
     total, count = 0.0, 0.0
@@ -41,7 +45,7 @@ def test_value_and_gradient(shape, normalize, denominator):
     options = {"normalize_patches": normalize, "denominator": denominator}
 
     def loss(p):
-        return masked.reconstruction(p, jnp.asarray(target), jnp.asarray(mask), **options)
+        return reconstruction(p, jnp.asarray(target), jnp.asarray(mask), **options)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(prediction))
     expected = reference(prediction, target, mask, normalize, denominator=denominator)
@@ -59,18 +63,18 @@ def test_value_and_gradient(shape, normalize, denominator):
 def test_sums_and_counts_are_per_sample_and_add_up():
     prediction, target, mask = (jnp.asarray(x) for x in sample(3))
     for denominator in ("masked", "all"):
-        sums, counts = masked.reconstruction_sums(prediction, target, mask, denominator=denominator)
+        sums, counts = reconstruction_sums(prediction, target, mask, denominator=denominator)
         assert sums.shape == counts.shape == (3,)
-        whole = masked.reconstruction(prediction, target, mask, denominator=denominator)
+        whole = reconstruction(prediction, target, mask, denominator=denominator)
         np.testing.assert_allclose(sums.sum() / counts.sum(), whole, rtol=1e-6)
-        one, _ = masked.reconstruction_sums(prediction[1:2], target[1:2], mask[1:2], denominator=denominator)
+        one, _ = reconstruction_sums(prediction[1:2], target[1:2], mask[1:2], denominator=denominator)
         np.testing.assert_allclose(one[0], sums[1], rtol=1e-6)
-    np.testing.assert_array_equal(masked.reconstruction_sums(prediction, target, mask)[1], mask.sum(axis=1))
+    np.testing.assert_array_equal(reconstruction_sums(prediction, target, mask)[1], mask.sum(axis=1))
 
 
 def test_visible_patches_get_no_gradient():
     prediction, target, mask = (jnp.asarray(x) for x in sample())
-    gradient = jax.jit(jax.grad(masked.reconstruction))(prediction, target, mask)
+    gradient = jax.jit(jax.grad(reconstruction))(prediction, target, mask)
     assert float(jnp.abs(jnp.where(mask[..., None] == 0, gradient, 0)).max()) == 0.0
     assert float(jnp.abs(jnp.where(mask[..., None] == 1, gradient, 1)).min()) > 0.0
 
@@ -78,7 +82,7 @@ def test_visible_patches_get_no_gradient():
 @pytest.mark.parametrize("denominator", ["masked", "all"])
 def test_nothing_masked_is_zero_with_finite_gradients(denominator):
     prediction, target, _ = (jnp.asarray(x) for x in sample())
-    value, gradient = jax.value_and_grad(masked.reconstruction)(
+    value, gradient = jax.value_and_grad(reconstruction)(
         prediction, target, jnp.zeros((2, 5)), denominator=denominator
     )
     assert float(value) == 0.0
@@ -88,7 +92,7 @@ def test_nothing_masked_is_zero_with_finite_gradients(denominator):
 def test_patch_of_air_is_finite():
     """A patch of one value has no variance: its target is 0, not NaN."""
     air = jnp.full((1, 2, 4), -1.0)
-    value, gradient = jax.value_and_grad(masked.reconstruction)(jnp.ones((1, 2, 4)), air, jnp.ones((1, 2)))
+    value, gradient = jax.value_and_grad(reconstruction)(jnp.ones((1, 2, 4)), air, jnp.ones((1, 2)))
     assert float(value) == pytest.approx(1.0)
     assert bool(jnp.isfinite(gradient).all())
 
@@ -96,7 +100,7 @@ def test_patch_of_air_is_finite():
 def test_bfloat16_is_computed_in_float32():
     prediction, target, mask = sample()
     half = [jnp.asarray(x, jnp.bfloat16) for x in (prediction, target)]
-    got = masked.reconstruction(*half, jnp.asarray(mask))
+    got = reconstruction(*half, jnp.asarray(mask))
     assert got.dtype == jnp.float32
     expected = reference(*(np.asarray(x, np.float64) for x in half), mask)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -105,4 +109,4 @@ def test_bfloat16_is_computed_in_float32():
 def test_unknown_denominator_names_the_choices():
     prediction, target, mask = (jnp.asarray(x) for x in sample())
     with pytest.raises(ValueError, match="'masked' or 'all'"):
-        masked.reconstruction(prediction, target, mask, denominator="visible")
+        reconstruction(prediction, target, mask, denominator="visible")
