@@ -13,11 +13,16 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
+from medclip_jax.reports.sentences import split_sentences
+
 Record = Mapping[str, Any]
 """A decoded record; see "Prepared shards" in `docs/architecture.md`."""
 
 TEXT_FALLBACK = ("report", "findings_text", "impression", "statements")
 """Where the drawn text is empty, the first of these that is not takes its place."""
+
+SOME_STATEMENTS = "some_statements"
+"""A random non-empty part of the statements, in random order: as short as the prompts of zero-shot use."""
 
 
 class Source(Protocol):
@@ -47,9 +52,15 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
         weights: field name to weight; need not sum to 1.
         rng: the sample's own.
     """
-    names = [name for name, weight in weights.items() if weight > 0]
+    # In a fixed order, because a mapping's own may differ between a config file and its JSON.
+    names = [name for name in TEXT_FALLBACK if weights.get(name, 0.0) > 0]
     cumulative = np.cumsum([weights[name] for name in names], dtype=np.float64)
     drawn = names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
+    if drawn == SOME_STATEMENTS:
+        statements = split_sentences(str(record.get("statements", "")))
+        if statements:
+            count = 1 + int(rng.integers(len(statements)))
+            return " ".join(statements[i] for i in rng.permutation(len(statements))[:count])
     for name in (drawn, *TEXT_FALLBACK):
         text = str(record.get(name, "")).strip()
         if text:
@@ -174,10 +185,11 @@ def train_batches(
             f"config.batch_size={batch_size} must be a positive multiple of the {process_count} processes"
         )
     weights = dict(config.text)
-    unknown = sorted(set(weights) - set(TEXT_FALLBACK))
+    known = (*TEXT_FALLBACK, SOME_STATEMENTS)
+    unknown = sorted(set(weights) - set(known))
     if unknown or not any(weight > 0 for weight in weights.values()) or min(weights.values()) < 0:
         raise ValueError(
-            f"config.data.text={weights}: give a weight above 0 to at least one of {', '.join(TEXT_FALLBACK)}"
+            f"config.data.text={weights}: give a weight above 0 to at least one of {', '.join(known)}"
         )
     return _iterate(source, config, tokenizer, seed, batch_size, start_step, process_index, process_count)
 

@@ -173,3 +173,20 @@ def test_evaluation_goes_through_once_in_order_and_marks_the_filling():
     assert last["volume"].shape == (4, *SHAPE)
     assert last["report"].tolist() == ["report 8", "report 9", "report 9", "report 9"]
     np.testing.assert_array_equal(last["study"][1], study_words(-(2**62) + 9))
+
+
+def test_some_statements_are_a_random_part_in_random_order():
+    statements = [f"There is {'no ' if i % 2 else ''}finding {'abcde'[i]}." for i in range(5)]
+    record = {"statements": " ".join(statements), "report": "Long."}
+    drawn = [
+        choose_text(record, {"some_statements": 1.0}, np.random.default_rng(seed)) for seed in range(400)
+    ]
+    parts = [[s + "." for s in text.rstrip(".").split(". ")] for text in drawn]
+    assert all(set(part) <= set(statements) and len(set(part)) == len(part) for part in parts)
+    lengths = np.bincount([len(part) for part in parts], minlength=6)[1:]
+    assert lengths.min() > 50  # 80 of each length expected
+    assert {part[0] for part in parts} == set(statements)
+    assert (
+        choose_text({**record, "statements": ""}, {"some_statements": 1.0}, np.random.default_rng(0))
+        == "Long."
+    )

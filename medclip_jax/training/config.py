@@ -37,7 +37,14 @@ def base_config() -> ConfigDict:
                 "shards": "",  # folder written by `medclip prepare`
                 "train_split": "train",  # TFDS split, sub-splits such as "train[:10%]" included
                 # Which text a sample shows is drawn anew each time it is seen, with these weights.
-                "text": {"report": 1.0, "statements": 0.0, "findings_text": 0.0, "impression": 0.0},
+                # "some_statements" is a random part of the statements in random order.
+                "text": {
+                    "report": 1.0,
+                    "statements": 0.0,
+                    "some_statements": 0.0,
+                    "findings_text": 0.0,
+                    "impression": 0.0,
+                },
                 "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
                 "tokenizer": "",  # local Hugging Face folder; "" = the shards' own
                 "workers": 0,  # 0 = threads; n = processes that read ahead

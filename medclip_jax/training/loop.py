@@ -52,6 +52,7 @@ def open_data(config: Any) -> Data:
     Raises:
         ValueError: `config.data.shards` is empty.
     """
+    from medclip_jax.pipeline import TEXT_FALLBACK
     from medclip_jax.shards.read import open_shards, open_split
 
     if not config.shards:
@@ -63,7 +64,8 @@ def open_data(config: Any) -> Data:
         from medclip_jax.reports.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
-    fields = ["volume", "study", "findings", "labels", *config.text, *(["organs"] if info.organs else [])]
+    organs = ["organs"] if info.organs else []
+    fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
     spec = DataSpec(
         shape=tuple(info.shape),
         spacing=tuple(info.spacing),

@@ -140,7 +140,7 @@ def test_names_can_be_mapped_between_stages(finished, tmp_path):
         ({"include": (r"^visoin/",)}, r"'\^visoin/' matches no parameter"),
         ({"rename": ((r"^vision/", "image/"),)}, r"'image/.*' \(nearest here: "),
         (
-            {"include": (r"^vision/norm",), "rename": ((r"vision/norm/scale", "text/hidden/kernel"),)},
+            {"include": (r"^vision/hidden/bias",), "rename": ((r"vision/hidden/bias", "text/out/kernel"),)},
             "has shape",
         ),
     ],

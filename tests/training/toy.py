@@ -20,11 +20,10 @@ TEXTS = ("report", "statements", "findings_text", "impression")
 class Tower(nnx.Module):
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(inputs, width, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.out = nnx.Linear(width, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(self.norm(nnx.gelu(self.hidden(x))))
+        return self.out(jnp.tanh(self.hidden(x)))
 
 
 class Toy(Objective):
