@@ -159,6 +159,19 @@ def test_pooling():
     )
 
 
+def test_pooling_on_the_grid_keeps_places_apart():
+    vit = perturb(build(depth=0, pooling="grid", grid_features=4))
+    tokens = volumes(2).reshape(2, -1, WIDTH)[:, :31]
+    pooled = vit.pool(tokens)
+    assert pooled.shape == (2, vit.pooled_width) == (2, 120)
+    kernel, bias = (np.asarray(x[...]) for x in (vit.grid_pool.kernel, vit.grid_pool.bias))
+    for place in range(30):
+        expected = np.asarray(tokens)[:, 1 + place] @ kernel + bias
+        np.testing.assert_allclose(pooled[:, 4 * place : 4 * place + 4], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="needs every patch"):
+        vit.pool(tokens[:, :9])
+
+
 def test_attention_maps_and_what_a_score_owes_them():
     vit = perturb(build(position="learned"))
     volume = volumes(1)
@@ -192,7 +205,7 @@ def test_bfloat16_computes_in_16_bits_over_float32_parameters():
 
 
 def test_wrong_options_name_the_choices():
-    with pytest.raises(ValueError, match="'cls' or 'mean'"):
+    with pytest.raises(ValueError, match="'cls', 'mean' or 'grid'"):
         build(pooling="max")
     with pytest.raises(ValueError, match="'sincos' or 'learned'"):
         build(position="rope")
