@@ -53,7 +53,7 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
         rng: the sample's own.
     """
     # In a fixed order, because a mapping's own may differ between a config file and its JSON.
-    names = [name for name in TEXT_FALLBACK if weights.get(name, 0.0) > 0]
+    names = [name for name in (*TEXT_FALLBACK, SOME_STATEMENTS) if weights.get(name, 0.0) > 0]
     cumulative = np.cumsum([weights[name] for name in names], dtype=np.float64)
     drawn = names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
     if drawn == SOME_STATEMENTS:
@@ -68,7 +68,7 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
     return ""
 
 
-def study_words(study: int) -> Int32[np.ndarray, 2]:
+def study_words(study: int) -> Int32[np.ndarray, "words"]:
     """A 64-bit hash as two 32-bit words, low word first, because JAX has no int64 by default."""
     return np.array([study], "<i8").view("<i4").astype(np.int32)
 
