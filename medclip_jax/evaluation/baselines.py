@@ -15,7 +15,7 @@ STATISTICS = ("mean", "std", "p1", "p5", "p25", "p50", "p75", "p95", "p99", "p99
 """The ten global intensity statistics, in order."""
 
 
-def intensity_statistics(volume: Int16[np.ndarray, "D H W"]) -> Float[np.ndarray, "10"]:
+def intensity_statistics(volume: Int16[np.ndarray, "D H W"]) -> Float[np.ndarray, " 10"]:
     """Mean, standard deviation and eight percentiles of a volume's HU, see `STATISTICS`."""
     percentiles = np.percentile(volume, [1, 5, 25, 50, 75, 95, 99, 99.9])
     return np.array([volume.mean(dtype=np.float64), volume.std(dtype=np.float64), *percentiles])

@@ -122,10 +122,10 @@ class MaskedAutoencoder(Objective):
         hidden = mask[..., None] > 0
 
         def to_grid(patches: Float[Array, "B N P"]) -> Float[Array, "B D H W C"]:
-            return unpatchify(patches, self.grid, self.patch, self.channels)
+            return self.vision.to_windows(unpatchify(patches, self.grid, self.patch, self.channels))
 
         return Reconstruction(
-            voxels,
+            self.vision.to_windows(voxels),
             to_grid(jnp.where(hidden, jnp.nan, target)),
             to_grid(jnp.where(hidden, prediction, target)),
         )

@@ -16,7 +16,11 @@ from medclip_jax.objectives.base import DataSpec
 
 
 def vision_defaults() -> dict[str, Any]:
-    """ViT-B on one wide window, as Cardiac-CLIP was released (patch 8, class token)."""
+    """ViT-B on one wide window, as Cardiac-CLIP was released (patch 8, class token).
+
+    `windows` are (low, high) HU, one channel each, scaled to [-1, 1]; `standardize` may give (mean, standard
+    deviation) of each such channel over the training volumes, to bring them to mean 0 and variance 1.
+    """
     return {
         "patch": (8, 8, 8),
         "width": 768,
@@ -27,6 +31,7 @@ def vision_defaults() -> dict[str, Any]:
         "grid_features": 16,
         "position": "sincos",
         "windows": ((-1000.0, 1000.0),),
+        "standardize": (),
         "augment": {"shift_voxels": (0, 0, 0), "noise_hu": 0.0, "offset_hu": 0.0, "gain": 0.0},
         "dtype": "bfloat16",
         "remat": "none",
@@ -60,6 +65,12 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.windows = tuple((float(low), float(high)) for low, high in config.windows)
+        self.standardize = tuple((float(mean), float(std)) for mean, std in config.standardize)
+        if self.standardize and len(self.standardize) != len(self.windows):
+            raise ValueError(
+                f"config.objective.vision.standardize has {len(self.standardize)} (mean, std) for "
+                f"{len(self.windows)} windows: give one for each, or () for none"
+            )
         self.shift_voxels = tuple(config.augment.shift_voxels)
         self.noise_hu = float(config.augment.noise_hu)
         self.offset_hu = float(config.augment.offset_hu)
@@ -84,18 +95,28 @@ class VisionTower(nnx.Module):
     def to_voxels(
         self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B D H W C"]:
-        """HU integers to windowed floats, one channel a window; augmented when keys (B,) are given."""
-        if keys is None:
-            return transforms.to_float(volume, self.windows)
-        moved = transforms.augment(
-            volume,
-            keys,
-            shift_voxels=self.shift_voxels,
-            noise_hu=self.noise_hu,
-            offset_hu=self.offset_hu,
-            gain=self.gain,
-        )
-        return transforms.to_float(moved, self.windows)
+        """HU integers to floats, one channel a window; augmented when keys (B,) are given."""
+        if keys is not None:
+            volume = transforms.augment(
+                volume,
+                keys,
+                shift_voxels=self.shift_voxels,
+                noise_hu=self.noise_hu,
+                offset_hu=self.offset_hu,
+                gain=self.gain,
+            )
+        voxels = transforms.to_float(volume, self.windows)
+        if self.standardize:
+            mean, std = jnp.asarray(self.standardize).T
+            voxels = (voxels - mean) / std
+        return voxels
+
+    def to_windows(self, voxels: Float[Array, "B D H W C"]) -> Float[Array, "B D H W C"]:
+        """Undo the standardisation of `to_voxels`: each window in [-1, 1] again, to be looked at."""
+        if not self.standardize:
+            return voxels
+        mean, std = jnp.asarray(self.standardize).T
+        return voxels * std + mean
 
     def __call__(
         self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None

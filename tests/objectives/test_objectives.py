@@ -121,6 +121,21 @@ def test_mae_hides_the_stated_fraction_and_reconstructs_on_the_voxel_grid():
     assert np.all(np.isfinite(picture.completed))
 
 
+def test_standardised_windows_come_back_to_be_looked_at():
+    config = small(mae.default_config())
+    plain = objectives.create(config, SPEC, rngs=nnx.Rngs(0)).vision
+    config.vision.standardize = ((0.5, 0.25), (-0.5, 2.0))
+    tower = objectives.create(config, SPEC, rngs=nnx.Rngs(0)).vision
+    volumes = make_batch()["volume"]
+    voxels, expected = tower.to_voxels(volumes), plain.to_voxels(volumes)
+    np.testing.assert_allclose(voxels[..., 0], (expected[..., 0] - 0.5) / 0.25, atol=1e-5)
+    np.testing.assert_allclose(voxels[..., 1], (expected[..., 1] + 0.5) / 2.0, atol=1e-5)
+    np.testing.assert_allclose(tower.to_windows(voxels), expected, atol=1e-5)
+    config.vision.standardize = ((0.5, 0.25),)
+    with pytest.raises(ValueError, match="give one for each"):
+        objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+
+
 def test_cardiac_clip_takes_unmentioned_findings_for_absent():
     model = objectives.create(small(cardiac_clip.default_config()), SPEC, rngs=nnx.Rngs(0))
     batch = make_batch()
