@@ -68,7 +68,7 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
     return ""
 
 
-def study_words(study: int) -> Int32[np.ndarray, "words"]:
+def study_words(study: int) -> Int32[np.ndarray, " words"]:
     """A 64-bit hash as two 32-bit words, low word first, because JAX has no int64 by default."""
     return np.array([study], "<i8").view("<i4").astype(np.int32)
 

@@ -117,13 +117,13 @@ def trained_paths(optimizer: Optimizer, params: Tree) -> list[str]:
     return list(flatten(jax.tree.map(lambda leaf: leaf, trained)))
 
 
-def _finite_samples(features: Features) -> Bool[Array, B]:
+def _finite_samples(features: Features) -> Bool[Array, " B"]:
     finite = [
         jnp.isfinite(feature).reshape(feature.shape[0], -1).all(axis=1) for feature in features.values()
     ]
     return jnp.stack(finite).all(axis=0)
 
 
-def _squares(tree: Tree) -> Float[Array, P]:
+def _squares(tree: Tree) -> Float[Array, " P"]:
     ordered = flatten(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), tree))
     return jnp.stack(list(ordered.values()))
