@@ -6,6 +6,7 @@ import pickle
 import nibabel
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -161,21 +162,13 @@ def test_reconstructions_share_report_and_lesions_but_not_the_grid():
         assert a.report == b.report
         assert a.labels == b.labels
         assert not np.array_equal(a.affine[:3, :3], b.affine[:3, :3])
-        x, sx = _canonical(a, a.voxels)
-        y, sy = _canonical(b, b.voxels)
-        # Same extent within a voxel, and the same anatomy once both are blurred to 12 mm cells.
-        assert np.abs(np.multiply(x.shape, sx) - np.multiply(y.shape, sy)).max() < 8
-        cells = [
-            ndimage.zoom(
-                ndimage.gaussian_filter(v.astype(np.float32), 6 / np.array(s)),
-                np.array((20, 20, 24)) / v.shape,
-                order=1,
-                grid_mode=True,
-                mode="nearest",
-            )
-            for v, s in ((x, sx), (y, sy))
-        ]
-        assert np.corrcoef(cells[0].ravel(), cells[1].ravel())[0, 1] > 0.98
+        # The same anatomy at the same place in the world, once noise and kernel are blurred away.
+        first, second = (nibabel.Nifti1Image(p.voxels.astype(np.float32), p.affine) for p in (a, b))
+        second = resample_from_to(second, first, order=1, cval=-1024)
+        inner = (slice(4, -4),) * 3
+        spacing = np.array(first.header.get_zooms())
+        cells = [ndimage.gaussian_filter(image.get_fdata(), 5 / spacing)[inner] for image in (first, second)]
+        assert np.corrcoef(cells[0].ravel(), cells[1].ravel())[0, 1] > 0.99
 
 
 def test_roster_numbers_every_volume_once():
@@ -241,10 +234,12 @@ def test_organs_are_all_there_with_plausible_volumes_and_densities(few):
 def test_heart_in_the_label_map_is_as_wide_as_measured(few):
     for phantom in few:
         organs, spacing = _canonical(phantom, phantom.organs)
-        heart, lungs = organs == ORGANS["heart"], np.isin(organs, range(10, 15))
-        wide = np.ptp(np.nonzero(heart)[2]) * spacing[2]
+        heart = organs == ORGANS["heart"]
+        pleura = np.isin(organs, [*range(10, 15), ORGANS["pleural_effusion"]])
+        wide = (np.ptp(np.nonzero(heart)[2]) + 1) * spacing[2]
         rows = np.unique(np.nonzero(heart)[0])
-        chest = np.ptp(np.nonzero(lungs[rows])[2]) * spacing[2]
+        # The rib cage's inside is 2 mm beyond the pleural cavity on either side.
+        chest = (np.ptp(np.nonzero(pleura[rows])[2]) + 1) * spacing[2] + 4
         # The patient may lie turned by 6 degrees, and surfaces are uneven by a voxel at either end.
         assert abs(wide / chest - phantom.measurements["cardiothoracic_ratio"]) < 0.06
 
@@ -261,9 +256,8 @@ def test_a_lesion_changes_the_voxels_where_it_lies(finding):
         a, b = generate(8, index, settings=base), generate(8, index, settings=with_it)
         assert a.labels[finding] == -1
         assert b.labels[finding] == 1
-        if finding in ("lung_nodule", "consolidation"):
-            changed = (np.abs(a.voxels.astype(int) - b.voxels) > 50).mean()
-            assert 0 < changed < 0.1
+        changed = (np.abs(a.voxels.astype(int) - b.voxels) > 15).mean()
+        assert 0 < changed < 0.1
 
 
 def test_finer_grids_keep_the_anatomy():

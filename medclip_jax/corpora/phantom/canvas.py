@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
+from scipy import ndimage
 
 EXTENT = ((-330.0, 260.0), (-230.0, 230.0), (-300.0, 300.0))
 """Range of z, y, x (mm) over which random fields are defined."""
@@ -275,7 +276,7 @@ class Canvas:
         """Random points over the chest and the voxels they lie in; points off the grid are left out.
 
         Lesions are placed at the first fitting point, so that they lie in the same place in every
-        reconstruction of a scan, whatever its grid.
+        reconstruction of a scan. Whether a point fits is decided by `at`, which hardly depends on the grid.
         """
         low, high = np.array(CHEST).T
         points = low + (high - low) * rng.random((count, 3))
@@ -283,6 +284,12 @@ class Canvas:
         keep = ((places >= 0) & (places < np.array(self.shape))).all(1)
         d, h, w = places[keep].T
         return points[keep], (d, h, w)
+
+    def at(
+        self, field: Float32[np.ndarray, "D H W"], points: Float[np.ndarray, "N 3"]
+    ) -> Float32[np.ndarray, " N"]:
+        """Values of a field on the grid at points between the voxels (trilinear)."""
+        return ndimage.map_coordinates(field, self.index(points).T, order=1, mode="nearest")
 
 
 def ellipsoid_distance(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
 from medclip_jax.corpora.phantom.canvas import Canvas, spline, tube_parcels
@@ -47,7 +48,7 @@ def coronary_plaques(
     if condition.calcium_grade == 0:
         return [], 0.0
     low = (2.0, 12.0, 105.0, 420.0)[condition.calcium_grade - 1]
-    high = (10.0, 95.0, 390.0, 2200.0)[condition.calcium_grade - 1]
+    high = (10.0, 95.0, 390.0, 4000.0)[condition.calcium_grade - 1]
     goal = low + (high - low) * np.sqrt(rng.random())
     names = list(heart.arteries)
     plaques: list[Plaque] = []
@@ -58,7 +59,7 @@ def coronary_plaques(
         name = names[rng.choice(len(names), p=[0.5, 0.2, 0.3])]
         points, radii = heart.arteries[name], heart.radii[name]
         size = float(
-            np.clip(rng.lognormal(np.log((1.6, 2.6, 3.6, 4.6)[condition.calcium_grade - 1]), 0.35), 1, 8)
+            np.clip(rng.lognormal(np.log((1.6, 2.6, 4.0, 6.0)[condition.calcium_grade - 1]), 0.35), 1, 12)
         )
         hu = float(np.clip(rng.lognormal(np.log(850), 0.3), 180, 1200))
         place = len(points) * (0.08 + 0.7 * rng.random() ** 1.3)
@@ -77,15 +78,15 @@ def aortic_plaques(condition: Condition, heart: Heart, rng: np.random.Generator)
     severity = condition.severities.get("aortic_calcification")
     if severity is None:
         return []
-    count = 2 + rng.poisson(9 * severity)
+    count = 4 + rng.poisson(4 + 14 * severity)
     inside = np.flatnonzero((heart.aorta[:, 2] > -150) & (np.arange(34) > 4))
     plaques = []
     for _ in range(count):
         place = rng.choice(inside)
-        length, spread = rng.uniform(3, 7 + 7 * severity), rng.uniform(3, 6 + 5 * severity)
-        hu = float(np.clip(rng.lognormal(np.log(600), 0.35), 250, 1200))
+        length, spread = rng.uniform(5, 11 + 9 * severity), rng.uniform(4, 9 + 6 * severity)
+        hu = float(np.clip(rng.lognormal(np.log(800), 0.3), 300, 1400))
         plaques.append(
-            _wall_plaque(heart.aorta, heart.aorta_radii, place, rng, length, rng.uniform(1.5, 3), spread, hu)
+            _wall_plaque(heart.aorta, heart.aorta_radii, place, rng, length, rng.uniform(2, 4), spread, hu)
         )
     return plaques
 
@@ -197,8 +198,8 @@ def paint_emphysema(
     level = 1.1 - 1.0 * severity - 0.9 * (upper - 0.5)
     holes = np.clip((field - level) * 1.4, 0, 1) * canvas.cover(chest.lung + 2)
     canvas.hu += holes * (np.float32(rng.uniform(-985, -965)) - canvas.hu)
-    points, places = canvas.candidates(rng, 1500)
-    depth = chest.lung[places]
+    points, _ = canvas.candidates(rng, 1500)
+    depth = canvas.at(chest.lung, points)
     rim = np.flatnonzero((depth < -3) & (depth > -22) & (points[:, 2] > patient.dome_right + 40))
     for center in points[rim[: rng.poisson(3.5 * severity)]]:
         radii = rng.uniform(6, 10 + 14 * severity) * rng.uniform(0.75, 1.2, 3)
@@ -215,10 +216,23 @@ def paint_emphysema(
     return float(holes[lung].mean())
 
 
-def _aerated(canvas: Canvas, condition: Condition, heart: Heart, points: np.ndarray, places) -> np.ndarray:
-    """Which points lie in open lung, away from fluid, consolidation and the heart painted later."""
+def _aerated(
+    canvas: Canvas,
+    condition: Condition,
+    chest: Chest,
+    heart: Heart,
+    points: Float[np.ndarray, "N 3"],
+    depth: float,
+) -> Bool[np.ndarray, " N"]:
+    """Which points lie `depth` mm inside open lung.
+
+    That is: away from fluid and consolidation, clear of the heart that is painted later, and not so near a
+    fissure that their lobe depends on the grid.
+    """
     cloud = Cloud(*(points[:, k][None, :, None].astype(np.float32) for k in range(3)))
-    return (canvas.hu[places] < -600) & (heart.hull(cloud).ravel() > heart.fat + condition.pericardial_mm + 8)
+    clear = heart.hull(cloud).ravel() > heart.fat + condition.pericardial_mm + 8
+    inside = (canvas.at(chest.lung, points) < -depth) & (canvas.at(chest.fissure, points) > 4)
+    return clear & inside & (canvas.at(canvas.hu, points) < -600)
 
 
 def paint_consolidation(
@@ -232,7 +246,7 @@ def paint_consolidation(
     for _ in range(1 + int(rng.random() < 0.4 * severity)):
         value = int(rng.choice([10, 11, 12, 13, 14], p=[0.17, 0.28, 0.17, 0.1, 0.28]))
         points, places = canvas.candidates(rng, 3000)
-        open_lung = (chest.lung[places] < -3) & _aerated(canvas, condition, heart, points, places)
+        open_lung = _aerated(canvas, condition, chest, heart, points, 3.0)
         fits = np.flatnonzero((chest.lobes[places] == value) & open_lung)
         if len(fits) == 0:
             fits = np.flatnonzero(open_lung)
@@ -263,7 +277,7 @@ def paint_nodules(
         return []
     found = []
     points, places = canvas.candidates(rng, 1500)
-    fits = np.flatnonzero((chest.lung[places] < -6) & _aerated(canvas, condition, heart, points, places))
+    fits = np.flatnonzero(_aerated(canvas, condition, chest, heart, points, 6.0))
     for number, which in enumerate(fits[: 1 + rng.poisson(0.5)]):
         center = points[which]
         diameter = 5.5 + 19 * severity**1.4 if number == 0 else rng.uniform(5, 6 + 10 * severity)

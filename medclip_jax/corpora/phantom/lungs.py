@@ -132,9 +132,9 @@ def grow_tree(
 
 def paint_vessels(canvas: Canvas, condition: Condition, chest: Chest, rng: np.random.Generator) -> None:
     """Pulmonary arteries and veins inside the lungs; the bronchi beside the arteries are kept for later."""
-    targets, places = canvas.candidates(rng, VESSEL_CANDIDATES)
-    artery = rng.random(VESSEL_CANDIDATES)[: len(targets)] < 0.5
-    inside = chest.lung[places] < -3
+    targets, _ = canvas.candidates(rng, VESSEL_CANDIDATES)
+    artery = np.sin(1e3 * targets[:, 0]) > 0  # a coin that stays with its point
+    inside = canvas.at(chest.lung, targets) < -3
     targets, artery = targets[inside], artery[inside]
     wide = float(np.sqrt(condition.trunk_radius / 12.5))
     size = rng.uniform(0.62, 0.78)

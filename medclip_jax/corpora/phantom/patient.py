@@ -50,7 +50,7 @@ class Patient:
 def draw_patient(rng: np.random.Generator) -> Patient:
     """Draw a body. Sizes vary a lot, so that global intensity says little about any finding."""
     female = bool(rng.random() < 0.5)
-    half_width = float(np.clip(rng.normal(124 if female else 134, 10), 98, 160))
+    half_width = float(np.clip(rng.normal(126 if female else 136, 9), 112, 160))
     age = float(rng.uniform(30, 90))
     return Patient(
         half_width=half_width,
@@ -121,14 +121,19 @@ def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condi
             present[name] = severity
         return name in present
 
+    # Every number is drawn whether used or not, so that one finding more or less changes nothing else.
     disease = prevalence["atherosclerosis"]
     soft_plaque = False
-    if draw("atherosclerosis", disease):
-        arteries = ("coronary_calcification", "aortic_calcification")
-        found = [draw(name, prevalence[name] / disease) for name in arteries]
-        if contrast:
-            found.append(draw("coronary_stenosis", prevalence["coronary_stenosis"] / disease))
-        soft_plaque = not any(found) or bool(rng.random() < 0.3)
+    more_plaque = bool(rng.random() < 0.3)
+    grade = int(rng.choice([1, 2, 3, 4], p=[0.06, 0.14, 0.25, 0.55]))
+    diseased = draw("atherosclerosis", disease)
+    share = 1 / disease if diseased else 0.0
+    found = [
+        draw(name, prevalence[name] * share) for name in ("coronary_calcification", "aortic_calcification")
+    ]
+    found.append(draw("coronary_stenosis", prevalence["coronary_stenosis"] * share * contrast))
+    if diseased:
+        soft_plaque = not any(found) or more_plaque
     for name in (
         "cardiomegaly",
         "pericardial_effusion",
@@ -140,21 +145,19 @@ def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condi
     ):
         draw(name, prevalence[name])
     big = present.get("cardiomegaly")
-    grade = 0
-    if "coronary_calcification" in present:
-        grade = int(rng.choice([1, 2, 3, 4], p=[0.08, 0.19, 0.30, 0.43]))
     wide = present.get("pulmonary_arterial_hypertension")
-    hematocrit = rng.uniform(32, 50)
+    usual_ratio, usual_radius = float(rng.uniform(0.40, 0.475)), float(rng.uniform(11.0, 13.9))
+    plain_blood = rng.uniform(32, 50)
     return Condition(
         severities=present,
         contrast=contrast,
-        blood_left=float(rng.uniform(250, 450) if contrast else hematocrit),
-        blood_right=float(rng.uniform(120, 450) if contrast else hematocrit),
-        myocardium=float(rng.uniform(85, 130) if contrast else hematocrit + rng.uniform(3, 8)),
+        blood_left=float(rng.uniform(250, 450) if contrast else plain_blood),
+        blood_right=float(rng.uniform(120, 450) if contrast else plain_blood),
+        myocardium=float(rng.uniform(85, 130) if contrast else plain_blood + rng.uniform(3, 8)),
         tissue_gain=float(rng.uniform(5, 20) if contrast else 0),
-        cardiothoracic_ratio=float(rng.uniform(0.37, 0.475) if big is None else 0.525 + 0.13 * big),
-        calcium_grade=grade,
+        cardiothoracic_ratio=usual_ratio if big is None else 0.525 + 0.13 * big,
+        calcium_grade=grade if "coronary_calcification" in present else 0,
         soft_aortic_plaque=soft_plaque,
-        trunk_radius=float(rng.uniform(11.0, 13.9) if wide is None else 15.6 + 4.4 * wide),
+        trunk_radius=usual_radius if wide is None else 15.6 + 4.4 * wide,
         lung_hu=float(rng.uniform(-890, -780)),
     )
