@@ -1,7 +1,8 @@
 """Demo, stage 2: Cardiac-CLIP on phantoms.
 
-Command:   medclip demo (or: medclip train --config configs/demo/contrastive.py --workdir W \
-               --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1)
+Command:   medclip demo
+           or: medclip train --config configs/demo/contrastive.py --workdir W \
+               --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1
 Hardware:  2 CPU cores.
 """
 
@@ -19,19 +20,22 @@ def get_config():
     config = base_config()
     config.objective = cardiac_clip.default_config()
     vision(config.objective.vision)
-    config.objective.text.update(
-        width=96, depth=2, heads=4, max_positions=512, dtype="float32", pooling="mean"
-    )
-    config.objective.embedding_width = 64
+    config.objective.vision.pooling = "grid"  # volumes are centered on the heart: places mean something
+    config.objective.vision.augment.shift_voxels = (1, 2, 2)
+    config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
+    config.objective.embedding_width = 128
     config.objective.findings = FINDINGS
-    config.objective.target_temperature = 0.25
-    config.data.text = {"report": 0.3, "statements": 0.7, "findings_text": 0.0, "impression": 0.0}
-    config.data.text_length = 192
-    config.batch_size = 32
-    config.steps = 300
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 20
+    config.objective.target_temperature = 0.2
+    config.data.text.update(report=0.0, some_statements=0.75, statements=0.2, impression=0.05)
+    config.data.text_length = 96
+    config.batch_size = 48
+    config.steps = 800
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_steps = 40
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
     config.initial_weights.include = (r"^vision/",)
-    config.log.every_steps = 5
+    config.log.every_steps = 20
     config.log.tensorboard = False
+    config.evaluation.split = "test"
     return config

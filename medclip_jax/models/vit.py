@@ -22,6 +22,7 @@ class VisionTransformer(nnx.Module):
         width: features of a token.
         depth: number of blocks.
         heads: attention heads; must divide `width`.
+        stem: levels inside a patch before it becomes a token, see `patches.PatchEmbedding`.
         mlp_ratio: hidden features of the MLP over `width`.
         pooling: what `pool` makes of the tokens: "cls" takes the class token, "mean" the mean of the patch
             tokens, "grid" maps every patch token to `grid_features` numbers and keeps them in place. The
@@ -53,6 +54,7 @@ class VisionTransformer(nnx.Module):
         width: int,
         depth: int,
         heads: int,
+        stem: Sequence[tuple[tuple[int, int, int], int]] = (),
         mlp_ratio: float = 4.0,
         pooling: str = "cls",
         grid_features: int = 16,
@@ -72,7 +74,7 @@ class VisionTransformer(nnx.Module):
         self.pooling = pooling
         self.remat = remat
         self.scan = scan
-        self.embed = PatchEmbedding(tuple(patch), channels, width, dtype=dtype, rngs=rngs)
+        self.embed = PatchEmbedding(tuple(patch), channels, width, stem=stem, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
         tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.positions = (
