@@ -27,7 +27,7 @@ examples:
   medclip demo                                             the whole job on generated scans, in minutes
   medclip prepare --table studies.csv --root scans --out shards
   medclip inspect shards --out sheet.html
-  medclip train --config configs/cardiac_clip/mae.py --config.data.folder=shards --workdir runs/mae
+  medclip train --config configs/cardiac_clip/mae.py --workdir runs/mae --config.data.shards=shards
 
 Every command explains itself: medclip COMMAND --help.
 Errors that a user can mend are one line; MEDCLIP_TRACEBACK=1 shows where they rose.

@@ -33,13 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 0 when done, or when stopped by SIGTERM after saving; 1 where the run itself failed.
+    """Train; 0 when done, or when stopped by SIGTERM after saving; 1 where a step was not finite.
 
     Raises:
-        ValueError: a config that cannot work.
+        ValueError: a config that cannot work, a checkpoint that cannot be read or written.
         OSError: a file that is not there.
     """
-    from medclip_jax.training.checkpoints import CheckpointError
     from medclip_jax.training.config import load_config
     from medclip_jax.training.loop import train
     from medclip_jax.training.nonfinite import NonFiniteError
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         metrics = train(load_config(args.config, args.overrides), args.workdir)
-    except (CheckpointError, NonFiniteError) as error:
+    except NonFiniteError as error:
         print(f"medclip train: {error}", file=sys.stderr)
         return 1
     for name, value in metrics.items():

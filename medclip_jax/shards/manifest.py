@@ -40,7 +40,8 @@ class Summary:
             lines.append(f"  note {note}: {count}")
         for reason, rows in sorted(self.reasons.items(), key=lambda pair: -len(pair[1])):
             shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-            lines.append(f"  rejected {reason}: {len(rows)} (rows {shown} of the input)")
+            places = "row" if len(rows) == 1 else "rows"
+            lines.append(f"  rejected {reason}: {len(rows)} ({places} {shown} of the input)")
         return "\n".join(lines)
 
 

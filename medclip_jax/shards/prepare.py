@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,13 +144,13 @@ def _run(
     """Finish every part that is not committed yet."""
     total = sum(len(part.items) for part in parts)
     # What needs no volume to be rejected, before any is opened: a wrong --root shows at once.
-    known = Counter(item.rejection[0] for part in parts for item in part.items if item.rejection)
+    known = [(*item.rejection, item.row) for part in parts for item in part.items if item.rejection]
     _check_rejections(known, max_rejected, total)
     done = _committed(parts, folder, out)
     todo = [part for part in parts if part.name not in done]
     counts = Counter(entry["class"] for found in done.values() for entry in found.entries)
-    reasons = Counter(e["reason"] for found in done.values() for e in found.entries if e["class"] == REJECTED)
-    _check_rejections(reasons, max_rejected, total)
+    rejected = [_rejection(e) for found in done.values() for e in found.entries if e["class"] == REJECTED]
+    _check_rejections(rejected, max_rejected, total)
     bar = tqdm(
         total=total,
         initial=counts.total(),
@@ -176,8 +176,8 @@ def _run(
             if outcome.record is not None:
                 yield outcome.record
             else:
-                reasons[outcome.entry["reason"]] += 1
-                _check_rejections(reasons, max_rejected, total)
+                rejected.append(_rejection(outcome.entry))
+                _check_rejections(rejected, max_rejected, total)
 
     with bar, contextlib.closing(outcomes):
         for part in todo:
@@ -304,15 +304,29 @@ def _died(item: Item) -> Outcome:
     )
 
 
-def _check_rejections(reasons: Counter, max_rejected: float, total: int) -> None:
-    rejected = reasons.total()
-    if rejected > max_rejected * total:
-        top = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
-        raise ShardError(
-            f"stopped: {rejected} of {total} studies rejected so far, more than --max-rejected "
-            f"{max_rejected:g} allows. Reasons: {top}. If that is right for these data, run again with a "
-            "higher --max-rejected (1 allows all); finished parts are kept"
-        )
+_Rejection = tuple[str, str, int]
+"""Code, message and row."""
+
+
+def _rejection(entry: Mapping[str, object]) -> _Rejection:
+    return entry["reason"], entry["message"], entry["row"]
+
+
+def _check_rejections(rejected: Sequence[_Rejection], max_rejected: float, total: int) -> None:
+    if len(rejected) <= max_rejected * total:
+        return
+    # The manifest is written at the end only, so this must tell what to mend.
+    reasons = []
+    for code, count in Counter(code for code, _, _ in rejected).most_common(5):
+        found = sorted((row, message) for other, message, row in rejected if other == code)
+        rows = ", ".join(str(row) for row, _ in found[:8]) + (", ..." if count > 8 else "")
+        message = found[0][1].rstrip(".")
+        reasons.append(f"{code} ({count}, {'row' if count == 1 else 'rows'} {rows}): {message}")
+    raise ShardError(
+        f"stopped: {len(rejected)} of {total} studies rejected so far, more than --max-rejected "
+        f"{max_rejected:g} allows. Reasons: {'; '.join(reasons)}. If that is right for these data, run again "
+        "with a higher --max-rejected (1 allows all); finished parts are kept"
+    )
 
 
 @contextlib.contextmanager

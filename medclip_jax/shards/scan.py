@@ -189,19 +189,23 @@ _Mask = tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]
 def _read_masks(study: Study, wanted: set[str]) -> dict[str, _Mask]:
     """Boolean mask and affine of each wanted organ that the study has."""
     if "*" in study.organs:
-        labels, affine = _read_mask(study.organs["*"])
+        labels, affine = _read_mask(study.organs["*"], "The organ masks")
         named = {name: value for value, name in study.organ_classes.items()}
         return {name: (labels == named[name], affine) for name in wanted if name in named}
     chosen = sorted(wanted & organ_names(study))
-    read = {name: _read_mask(study.organs[name]) for name in chosen if Path(study.organs[name]).exists()}
+    read = {
+        name: _read_mask(study.organs[name], f"The mask of {name!r}")
+        for name in chosen
+        if Path(study.organs[name]).exists()
+    }
     return {name: (labels != 0, affine) for name, (labels, affine) in read.items()}
 
 
-def _read_mask(path: Path) -> _Mask:
+def _read_mask(path: Path, what: str) -> _Mask:
     try:
         return read_labels(path)
     except VolumeRejected as rejection:
-        raise VolumeRejected(f"organs-{rejection.code}", f"An organ mask: {rejection}") from None
+        raise VolumeRejected(f"organs-{rejection.code}", f"{what}: {rejection}") from None
 
 
 def _crop_center(

@@ -23,7 +23,7 @@ CHECKSUMS = "checksums.json"
 _TREES = ("params", "variables", "optimizer", "ema")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read; the message says what to do."""
 
 

@@ -79,7 +79,8 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
         Integer labels (D, H, W), and the affine from ``(d, h, w, 1)`` to RAS+ mm; for `resample_labels`.
 
     Raises:
-        VolumeRejected: the file cannot be read, or its values are not whole numbers ("not-labels").
+        VolumeRejected: the file cannot be read, or its values are no labels: fractions, or
+            numbers below 0 ("not-labels").
     """
     voxels, affine, _, _ = _place(_read(Path(path)), None)
     if voxels.dtype.kind == "f":
@@ -90,6 +91,11 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
                 "The label map holds fractions: resample it with nearest neighbour and export it again.",
             )
         voxels = whole.astype(np.int32)
+    if voxels.min() < 0:
+        raise VolumeRejected(
+            "not-labels",
+            f"The label map holds {voxels.min()}, and labels start from 0: is this a scan and no mask?",
+        )
     return voxels, affine
 
 

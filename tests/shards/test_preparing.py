@@ -208,7 +208,9 @@ def test_no_raw_id_in_any_output(messy, archive, tmp_path, capfd):
 
 
 def test_too_many_rejections_stop_the_run(messy, tmp_path):
-    with pytest.raises(ShardError, match=r"rejected.*--max-rejected 0.1.*empty-report \(3\).*higher"):
+    with pytest.raises(
+        ShardError, match=r"rejected.*--max-rejected 0.1.*empty-report \(3, rows \d+, \d+, \d+\): \w.*higher"
+    ):
         run(messy, tmp_path / "set")
     with pytest.raises(ShardError, match="not finished"):
         open_shards(tmp_path / "set")
@@ -411,7 +413,7 @@ def test_summary_names_rows(messy, tmp_path):
     run(messy, tmp_path / "set", max_rejected=1.0)
     text = summarize(read_manifest(tmp_path / "set")).text()
     assert "rejected empty-report: 3 (rows 11, 12, 13 of the input)" in text
-    assert "rejected missing-file: 1 (rows 15 of the input)" in text
+    assert "rejected missing-file: 1 (row 15 of the input)" in text
 
 
 @pytest.mark.parametrize(

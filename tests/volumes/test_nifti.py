@@ -250,6 +250,12 @@ def test_labels_are_canonical_whole_numbers(tmp_path, voxels):
     assert caught.value.code == "not-labels"
 
 
+def test_a_scan_among_masks_is_no_mask(tmp_path, voxels):
+    with pytest.raises(VolumeRejected, match="is this a scan") as caught:
+        read_labels(write_nifti(tmp_path / "a.nii.gz", voxels))
+    assert caught.value.code == "not-labels"
+
+
 def test_wrong_arguments(tmp_path, voxels):
     path = write_nifti(tmp_path / "a.nii", voxels)
     with pytest.raises(ValueError, match="modality"):
