@@ -272,13 +272,14 @@ def load(
     """Load a trained model from its workdir.
 
     The weights are the newest checkpoint's, their moving average where one was kept. What scans must look
-    like, and the tokenizer, are read from the workdir where it holds `prepare.json` and `tokenizer/`, else
-    from the shards that the run was trained on.
+    like, the tokenizer and the shape of a text encoder from elsewhere are read from the run's own copies
+    (`prepare.json`, `tokenizer/`, `text_encoder/`), else from where the run took them.
 
     Args:
         workdir: of `medclip train`.
         step: which checkpoint; None for the newest.
-        shards: prepared folder to take preparation and tokenizer from, when that of the run has moved.
+        shards: prepared folder to take the preparation from instead; and the tokenizer, where the run kept
+            none.
         batch_size: volumes for each call of the model.
         progress: whether to draw bars.
 
@@ -296,6 +297,7 @@ def load(
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.checkpoints import restore_params
     from medclip_jax.training.state import flatten, merge, split
+    from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
     workdir = Path(workdir)
     file = workdir / "config.json"
@@ -305,8 +307,12 @@ def load(
         )
     config = ConfigDict(json.loads(file.read_text()))
     info = _preparation(workdir, config, shards)
-    folder = config.data.tokenizer or info.tokenizer
+    # The run's own copies first: what they were copied from may have moved, or changed.
+    kept = workdir / TOKENIZER
+    folder = kept if kept.is_dir() else config.data.tokenizer or info.tokenizer
     tokenizer = load_tokenizer(folder) if folder else None
+    if (workdir / TEXT_ENCODER).is_dir():
+        config.objective.text.folder = str(workdir / TEXT_ENCODER)
     spec = DataSpec(
         shape=tuple(info.shape),
         spacing=tuple(info.spacing),

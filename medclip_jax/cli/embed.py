@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("X", "Y", "Z"),
         help="middle of the crop in RAS mm (default: the scan's middle)",
     )
-    parser.add_argument("--shards", metavar="FOLDER", help="prepared folder, when that of the run has moved")
+    parser.add_argument(
+        "--shards", metavar="FOLDER", help="prepared folder, for a run that kept no copy of its settings"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=4, metavar="N", help="volumes at a time (default: 4)"
     )

@@ -99,7 +99,8 @@ def train(
 
     Args:
         config: a full config (see `training.config`).
-        workdir: gets `config.json`, `metrics.jsonl`, `checkpoints/` and `tensorboard/`.
+        workdir: gets `config.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, and copies of what using
+            the model takes (see `Workdir.keep_preparation`) where the data come from shards.
         data: instead of what `config.data` names.
         objective_factory: ``(config.objective, spec, rngs=...) -> Objective``.
 
@@ -112,7 +113,8 @@ def train(
     """
     workdir = Workdir(workdir)
     with _termination() as stopping:
-        data = data or open_data(config.data)
+        opened = data is None
+        data = open_data(config.data) if data is None else data
         steps = total_steps(config, len(data.source))
         mesh = meshes.make_mesh(config.mesh)
         meshes.check_batch_size(config.batch_size, mesh)
@@ -129,6 +131,8 @@ def train(
         paths = trained_paths(optimizer, params)
         del params, variables
         workdir.write_config(config)
+        if opened:
+            _keep_preparation(workdir, config)
         with Checkpoints(
             workdir.path, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
         ) as checkpoints:
@@ -147,6 +151,18 @@ def train(
             )
             run = _Run(config, workdir, data, mesh, graphdef, step_function, paths, steps, stopping)
             return run.loop(state, checkpoints, Clock(counters))
+
+
+def _keep_preparation(workdir: Workdir, config: Any) -> None:
+    from medclip_jax.interop.text_weights import locate
+    from medclip_jax.shards.read import open_shards
+
+    text_folder = config.objective.get("text", {}).get("folder")
+    workdir.keep_preparation(
+        config.data.shards,
+        tokenizer=config.data.tokenizer or open_shards(config.data.shards).tokenizer,
+        text_encoder=locate(text_folder) if text_folder else None,
+    )
 
 
 def _check_samples(before: int, now: int) -> None:

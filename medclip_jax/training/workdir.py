@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from medclip_jax.training.config import to_json
 MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "initial_weights",
               "data.workers", "data.prefetch", "data.shards")  # fmt: skip
 """What a resumed run may set anew. A longer run stretches its learning rate schedule from there on."""
+
+PREPARATION = "prepare.json"
+TOKENIZER = "tokenizer"
+TEXT_ENCODER = "text_encoder"
+"""Copies of what a trained model needs besides its checkpoint, so that a workdir can be moved alone."""
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".onnx", ".ot", ".msgpack"}
 
 
 class Workdir:
@@ -64,6 +72,31 @@ class Workdir:
         """Write `config.json`, whole or not at all."""
         _replace(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
 
+    def keep_preparation(
+        self,
+        shards: str | os.PathLike,
+        *,
+        tokenizer: str | os.PathLike | None = None,
+        text_encoder: str | os.PathLike | None = None,
+    ) -> None:
+        """Copy what using the model takes, so that shards and model folders may move or go.
+
+        Args:
+            shards: prepared folder; its `prepare.json` is copied.
+            tokenizer: folder of the tokenizer in use; its files but weights are copied to `tokenizer/`.
+            text_encoder: Hugging Face folder that the text tower is built from; its config and weights are
+                copied to `text_encoder/`, as hard links where the file system can.
+        """
+        _copy(Path(shards) / PREPARATION, self.path / PREPARATION)
+        for file in sorted(Path(tokenizer).iterdir()) if tokenizer else ():
+            if file.is_file() and file.suffix not in _WEIGHTS:
+                _copy(file, self.path / TOKENIZER / file.name)
+        if text_encoder:
+            # The first that exists is what `load_bert` reads.
+            weights = [Path(text_encoder) / name for name in ("model.safetensors", "pytorch_model.bin")]
+            for file in (Path(text_encoder) / "config.json", *[w for w in weights if w.exists()][:1]):
+                _copy(file, self.path / TEXT_ENCODER / file.name, link=True)
+
     def forget_metrics_after(self, step: int) -> dict[str, float]:
         """Drop the lines of steps that will be run again, so that each step stands there once.
 
@@ -85,6 +118,28 @@ class Workdir:
                 last |= {name: math.nan if value is None else value for name, value in numbers.items()}
         _replace(self.metrics_file, "".join(kept))
         return last
+
+
+def _copy(source: Path, target: Path, *, link: bool = False) -> None:
+    """Copy a file, whole or not at all; again only where it has changed."""
+    found = source.stat()
+    if target.exists() and (target.stat().st_size, target.stat().st_mtime) == (found.st_size, found.st_mtime):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    if not (link and _linked(source, partial)):
+        shutil.copy2(source, partial)
+    partial.replace(target)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        # Resolved: files of a model hub's cache are themselves links.
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,0 +1,62 @@
+import os
+
+import pytest
+
+from medclip_jax.training.workdir import Workdir
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A prepared folder, and a Hugging Face folder with more in it than is needed."""
+    shards, encoder = tmp_path / "shards", tmp_path / "encoder"
+    shards.mkdir()
+    (shards / "prepare.json").write_text("{}")
+    (shards / "medclip-train.array_record-00000-of-00001").write_bytes(b"volumes")
+    encoder.mkdir()
+    for name in ("config.json", "vocab.txt", "tokenizer.json", "model.safetensors", "pytorch_model.bin"):
+        (encoder / name).write_text(name)
+    (encoder / "onnx").mkdir()
+    return shards, encoder
+
+
+def found(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_using_a_model_takes_is_kept(folders, tmp_path):
+    shards, encoder = folders
+    workdir = Workdir(tmp_path / "run")
+    workdir.keep_preparation(shards, tokenizer=encoder, text_encoder=encoder)
+    assert found(workdir.path) == [
+        "prepare.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.txt",
+    ]
+    assert os.path.samefile(workdir.path / "text_encoder/model.safetensors", encoder / "model.safetensors")
+    assert not os.path.samefile(workdir.path / "prepare.json", shards / "prepare.json")
+
+
+def test_without_text_only_the_settings(folders, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.keep_preparation(folders[0])
+    assert found(workdir.path) == ["prepare.json"]
+
+
+def test_copies_where_links_are_impossible_and_again_after_a_change(folders, tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", link)
+    shards, encoder = folders
+    workdir = Workdir(tmp_path / "run")
+    kept = workdir.path / "text_encoder/model.safetensors"
+    workdir.keep_preparation(shards, text_encoder=encoder)
+    assert kept.read_text() == "model.safetensors"
+    (encoder / "model.safetensors").write_text("changed weights")
+    (kept.parent / "model.safetensors.partial").write_text("left by a kill")
+    workdir.keep_preparation(shards, text_encoder=encoder)
+    assert kept.read_text() == "changed weights"
+    assert not list(workdir.path.rglob("*.partial"))
