@@ -109,3 +109,21 @@ def test_a_sample_depends_on_its_key_alone():
         np.testing.assert_allclose(alone[0], together[index], atol=1e-3)
     other = transforms.augment(volumes(), keys(seed=1), **options)
     assert float(jnp.abs(other - together).max()) > 1
+
+
+def test_projection_equals_loops_over_cells():
+    volume = np.random.default_rng(0).integers(-1024, 2000, (2, 4, 6, 9)).astype(np.int16)
+    for how, reduce in (("mean", np.mean), ("max", np.max), ("min", np.min)):
+        found = np.asarray(transforms.project(volume, (2, 3, 3), how))
+        assert found.shape == (2, 2, 2, 3)
+        for b, d, h, w in np.ndindex(found.shape):
+            cell = volume[b, 2 * d : 2 * d + 2, 3 * h : 3 * h + 3, 3 * w : 3 * w + 3].astype(np.float64)
+            assert abs(found[b, d, h, w] - reduce(cell)) < 1e-3
+
+
+def test_projection_errors_say_what_to_do():
+    volume = np.zeros((1, 4, 6, 9), np.int16)
+    with pytest.raises(ValueError, match="choose cells that do"):
+        transforms.project(volume, (2, 4, 3), "mean")
+    with pytest.raises(ValueError, match="'mean', 'max' or 'min'"):
+        transforms.project(volume, (2, 3, 3), "median")

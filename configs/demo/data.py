@@ -1,17 +1,20 @@
 """What `medclip demo` trains on: which phantoms, and how they are prepared.
 
-The whole chest at 3.5 x 3.5 x 4 mm: coarse enough for two CPU cores, fine enough for a plaque to raise
-its voxel by a few hundred HU.
+A box around the heart that holds the great vessels and most of the lungs. Mostly scans without contrast,
+as calcium is read from, and fewer confounders than the generator's default: what a few minutes can learn.
 """
+
+import dataclasses
 
 from medclip_jax.corpora.phantom import FINDINGS, PRESETS
 from medclip_jax.shards.settings import PrepareSettings
 
-PHANTOMS = PRESETS["demo"]
+PHANTOMS = dataclasses.replace(PRESETS["demo"], contrast_probability=0.2, confounders=0.5)
 
 SETTINGS = PrepareSettings(
-    shape=(64, 64, 88),
-    spacing=(4.0, 3.5, 3.5),
+    shape=(48, 64, 80),
+    spacing=(3.5, 3.2, 3.2),
+    crop="heart",
     findings=FINDINGS,
     vocabulary_size=1024,
 )

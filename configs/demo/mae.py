@@ -11,15 +11,20 @@ from medclip_jax.training.config import base_config
 
 def vision(config):
     """The tower that both stages share."""
-    config.patch = (12, 16, 16)
-    config.stem = (
-        ((2, 2, 2), 24),
-        ((2, 2, 2), 48),
-    )  # a plaque is brighter than its patch: look closely first
+    config.cell = (4, 4, 4)
+    config.patch = (3, 4, 4)
     config.width = 128
     config.depth = 2
     config.heads = 2
-    config.windows = ((-1024.0, -700.0), (-200.0, 300.0), (130.0, 500.0), (400.0, 1200.0))
+    config.windows = (
+        (-1024.0, -700.0),  # lung, and its consolidation or effusion
+        (-200.0, 300.0),  # soft tissue
+        (100.0, 500.0),  # calcium, contrast
+        (400.0, 1200.0),  # calcium beside contrast
+        (-900.0, 100.0),  # nodules and vessels in the lung
+        (-1024.0, -850.0),  # emphysema
+    )
+    config.projections = ("mean", "mean", "max", "max", "max", "min")
     config.dtype = "float32"
 
 

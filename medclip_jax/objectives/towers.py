@@ -20,6 +20,10 @@ def vision_defaults() -> dict[str, Any]:
 
     `windows` are (low, high) HU, one channel each, scaled to [-1, 1]; `standardize` may give (mean, standard
     deviation) of each such channel over the training volumes, to bring them to mean 0 and variance 1.
+
+    With a `cell` above one voxel the tower sees one value a cell: each window's entry of `projections`
+    ("mean", "max" or "min") says which, and `patch` counts cells. Large volumes then cost little, and small
+    bright or dark findings still show.
     """
     return {
         "patch": (8, 8, 8),
@@ -33,6 +37,8 @@ def vision_defaults() -> dict[str, Any]:
         "position": "sincos",
         "windows": ((-1000.0, 1000.0),),
         "standardize": (),
+        "cell": (1, 1, 1),
+        "projections": (),
         "augment": {"shift_voxels": (0, 0, 0), "noise_hu": 0.0, "offset_hu": 0.0, "gain": 0.0},
         "dtype": "bfloat16",
         "remat": "none",
@@ -72,12 +78,19 @@ class VisionTower(nnx.Module):
                 f"config.objective.vision.standardize has {len(self.standardize)} (mean, std) for "
                 f"{len(self.windows)} windows: give one for each, or () for none"
             )
+        self.cell = tuple(config.cell)
+        self.projections = tuple(config.projections) or ("mean",) * len(self.windows)
+        if len(self.projections) != len(self.windows):
+            raise ValueError(
+                f"config.objective.vision.projections has {len(self.projections)} entries for "
+                f"{len(self.windows)} windows: give one for each, or () for means"
+            )
         self.shift_voxels = tuple(config.augment.shift_voxels)
         self.noise_hu = float(config.augment.noise_hu)
         self.offset_hu = float(config.augment.offset_hu)
         self.gain = float(config.augment.gain)
         self.transformer = VisionTransformer(
-            shape=tuple(spec.shape),
+            shape=tuple(size // step for size, step in zip(spec.shape, self.cell, strict=True)),
             patch=tuple(config.patch),
             channels=len(self.windows),
             width=config.width,
@@ -107,7 +120,14 @@ class VisionTower(nnx.Module):
                 offset_hu=self.offset_hu,
                 gain=self.gain,
             )
-        voxels = transforms.to_float(volume, self.windows)
+        if self.cell == (1, 1, 1):
+            voxels = transforms.to_float(volume, self.windows)
+        else:
+            seen = {how: transforms.project(volume, self.cell, how) for how in sorted(set(self.projections))}
+            channels = zip(self.projections, self.windows, strict=True)
+            voxels = jnp.concatenate(
+                [transforms.to_float(seen[how], [window]) for how, window in channels], -1
+            )
         if self.standardize:
             mean, std = jnp.asarray(self.standardize).T
             voxels = (voxels - mean) / std

@@ -136,6 +136,26 @@ def test_standardised_windows_come_back_to_be_looked_at():
         objectives.create(config, SPEC, rngs=nnx.Rngs(0))
 
 
+def test_cells_are_projected_before_they_are_windowed():
+    config = small(mae.default_config())
+    config.vision.update(cell=(2, 4, 4), patch=(2, 2, 1))
+    config.vision.projections = ("mean", "max")
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    assert model.grid == (2, 2, 3)
+    volumes = jnp.full((1, *SPEC.shape), -500, jnp.int16).at[0, 3, 6, 2].set(250)
+    voxels = np.asarray(model.vision.to_voxels(volumes))
+    assert voxels.shape == (1, 4, 4, 3, 2)
+    bright = np.argwhere(voxels[0, ..., 1] > -1)
+    np.testing.assert_array_equal(bright, [[1, 1, 0]])
+    assert voxels[0, 1, 1, 0, 1] == 1.0  # 250 HU, the upper end of its window
+    np.testing.assert_allclose(voxels[0, 1, 1, 0, 0], 2 * (1000 - 500 + 750 / 32) / 1000 - 1, atol=1e-5)
+    loss = model.couple(model.encode(dict(make_batch()), jax.random.key(0), train=True), make_batch())
+    assert np.isfinite(float(base.total(loss)))
+    config.vision.projections = ("mean",)
+    with pytest.raises(ValueError, match="give one for each"):
+        objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+
+
 def test_cardiac_clip_takes_unmentioned_findings_for_absent():
     model = objectives.create(small(cardiac_clip.default_config()), SPEC, rngs=nnx.Rngs(0))
     batch = make_batch()
