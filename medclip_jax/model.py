@@ -296,6 +296,7 @@ def load(
     from medclip_jax import objectives
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.checkpoints import restore_params
+    from medclip_jax.training.config import complete
     from medclip_jax.training.state import flatten, merge, split
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
@@ -305,7 +306,7 @@ def load(
         raise FileNotFoundError(
             f"no config.json in {workdir}: give the --workdir of a `medclip train` run, not its checkpoints"
         )
-    config = ConfigDict(json.loads(file.read_text()))
+    config = ConfigDict(complete(json.loads(file.read_text())))
     info = _preparation(workdir, config, shards)
     # The run's own copies first: what they were copied from may have moved, or changed.
     kept = workdir / TOKENIZER

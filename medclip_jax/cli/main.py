@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.description = modules[name].HELP
             modules[name].add_arguments(command)
     args = parser.parse_args(arguments)
+    # Orbax tells of every file, and warns of metadata that a checkpoint need not have.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return modules[args.command].run(args)
     except KeyboardInterrupt:

@@ -44,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.training.nonfinite import NonFiniteError
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    # Orbax tells of every file at this level.
-    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         metrics = train(load_config(args.config, args.overrides), args.workdir)
     except NonFiniteError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import json
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
@@ -207,6 +208,31 @@ def to_json(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """The config as JSON types (tuples become lists), as `config.json` holds it."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     return json.loads(json.dumps(plain))
+
+
+def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that was saved, with the keys that the schema got since then at their defaults.
+
+    So a run of an earlier version can still be resumed and loaded: a new key's default keeps what was
+    before it.
+
+    Args:
+        saved: `config.json` of a run.
+    """
+    from medclip_jax.objectives import OBJECTIVES
+
+    known = to_json(base_config())
+    name = saved.get("objective", {}).get("name")
+    if name in OBJECTIVES:
+        known["objective"] = to_json(importlib.import_module(OBJECTIVES[name][0]).default_config())
+    return _over(known, saved)
+
+
+def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name for name in given if isinstance(given[name], Mapping) and isinstance(defaults.get(name), Mapping)
+    }
+    return {**defaults, **given, **{name: _over(defaults[name], given[name]) for name in both}}
 
 
 def total_steps(config: ConfigDict, samples: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medclip_jax.training.config import to_json
+from medclip_jax.training.config import complete, to_json
 
 MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "initial_weights",
               "data.workers", "data.prefetch", "data.shards")  # fmt: skip
@@ -59,7 +59,7 @@ class Workdir:
         """
         if not resuming or not self.config_file.exists():
             return
-        changed = differences(json.loads(self.config_file.read_text()), to_json(config))
+        changed = differences(complete(json.loads(self.config_file.read_text())), to_json(config))
         refused = [line for name, line in changed.items() if not _may_change(name)]
         if refused:
             raise ValueError(

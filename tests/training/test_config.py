@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from medclip_jax.training.config import apply_override, base_config, load_config, to_json, total_steps, walk
+from medclip_jax.objectives import mae
+from medclip_jax.training.config import (
+    apply_override,
+    base_config,
+    complete,
+    load_config,
+    to_json,
+    total_steps,
+    walk,
+)
 
 FILE = """
 from medclip_jax.training.config import base_config
@@ -115,3 +124,17 @@ def test_steps_come_from_epochs():
     config.steps = 0
     with pytest.raises(ValueError, match=r"config\.steps or config\.epochs"):
         total_steps(config, 20)
+
+
+def test_a_saved_config_gets_the_keys_added_since_then(file):
+    config = base_config()
+    config.objective = mae.default_config()
+    config.objective.vision.width = 24
+    config.evaluation.evaluators = {"zero_shot": {"draws": 3}}
+    saved = to_json(config)
+    assert complete(saved) == saved
+    earlier = json.loads(json.dumps(saved))
+    del earlier["objective"]["vision"]["stem"], earlier["optimizer"]["accumulate"], earlier["ema"]
+    assert complete(earlier) == saved
+    unregistered = to_json(load_config(file))
+    assert complete(unregistered) == unregistered

@@ -1,7 +1,9 @@
+import json
 import os
 
 import pytest
 
+from medclip_jax.training.config import base_config, to_json
 from medclip_jax.training.workdir import Workdir
 
 
@@ -60,3 +62,15 @@ def test_copies_where_links_are_impossible_and_again_after_a_change(folders, tmp
     workdir.keep_preparation(shards, text_encoder=encoder)
     assert kept.read_text() == "changed weights"
     assert not list(workdir.path.rglob("*.partial"))
+
+
+def test_a_run_of_an_earlier_version_resumes_unless_a_new_key_is_used(tmp_path):
+    config = base_config()
+    earlier = to_json(config)
+    del earlier["optimizer"]["accumulate"]
+    workdir = Workdir(tmp_path)
+    workdir.config_file.write_text(json.dumps(earlier))
+    workdir.check_config(config, resuming=True)
+    config.optimizer.accumulate = 2
+    with pytest.raises(ValueError, match=r"config\.optimizer\.accumulate: 1 there, 2 now"):
+        workdir.check_config(config, resuming=True)
