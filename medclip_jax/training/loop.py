@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.objectives.base import Batch, DataSpec, Objective
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import Checkpoints, latest_step
 from medclip_jax.training.config import to_json, total_steps
@@ -24,7 +24,7 @@ from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.nonfinite import NonFiniteError, describe
 from medclip_jax.training.optimizer import make_optimizer
-from medclip_jax.training.state import TrainState, averaged, initial_state, merge, split
+from medclip_jax.training.state import TrainState, Tree, averaged, initial_state, merge, split
 from medclip_jax.training.step import Metrics, StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
 
@@ -114,7 +114,9 @@ def train(
     workdir = Workdir(workdir)
     with _termination() as stopping:
         opened = data is None
-        data = open_data(config.data) if data is None else data
+        if opened:
+            data = open_data(config.data)
+            _check_evaluation(config)
         steps = total_steps(config, len(data.source))
         mesh = meshes.make_mesh(config.mesh)
         meshes.check_batch_size(config.batch_size, mesh)
@@ -127,6 +129,8 @@ def train(
         optimizer = make_optimizer(config.optimizer, params, steps)
         if config.initial_weights.workdir and not resuming:
             params = load_initial_weights(config.initial_weights, params)
+        if not resuming:
+            params = _calibrated(graphdef, params, variables, config, data)
         state = meshes.put_state(initial_state(params, variables, optimizer, ema=config.ema.decay > 0), mesh)
         paths = trained_paths(optimizer, params)
         del params, variables
@@ -151,6 +155,37 @@ def train(
             )
             run = _Run(config, workdir, data, mesh, graphdef, step_function, paths, steps, stopping)
             return run.loop(state, checkpoints, Clock(counters))
+
+
+def _calibrated(graphdef: Any, params: Tree, variables: Tree, config: Any, data: Data) -> Tree:
+    """Initial values that depend on data, from the run's first batch; see `Objective.calibrate`."""
+    if merge(graphdef, params, variables).calibrate.__func__ is Objective.calibrate:
+        return params
+    from medclip_jax.pipeline import train_batches
+
+    batches = train_batches(
+        data.source, config.data, data.tokenizer, seed=config.seed, batch_size=config.batch_size
+    )
+    batch = next(batches)
+    batches.close()
+
+    def calibrate(params: Tree, batch: Batch) -> Tree:
+        objective = merge(graphdef, params, variables)
+        objective.calibrate(batch, jax.random.key(config.seed))
+        return split(objective)[1]
+
+    return jax.jit(calibrate)(params, jax.device_put(batch))
+
+
+def _check_evaluation(config: Any) -> None:
+    """Find out now, and not after the last step, that there is nothing to evaluate on."""
+    from medclip_jax.shards.read import open_split
+
+    if config.evaluation.evaluators:
+        try:
+            open_split(config.data.shards, config.evaluation.split, fields=())
+        except ValueError as error:
+            raise ValueError(f"config.evaluation.split={config.evaluation.split}: {error}") from None
 
 
 def _keep_preparation(workdir: Workdir, config: Any) -> None:

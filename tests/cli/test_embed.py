@@ -159,6 +159,18 @@ class TestLoad:
             medclip_jax.load(workdir)
 
 
+def test_a_missing_evaluation_split_shows_before_the_first_step(run_folder, tmp_path):
+    from ml_collections import ConfigDict
+
+    from medclip_jax.training.loop import train
+
+    config = ConfigDict(json.loads((run_folder / "workdir" / "config.json").read_text()))
+    config.evaluation.split = "validation"
+    with pytest.raises(ValueError, match=r"config\.evaluation\.split=validation: no split.*test \(12\)"):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 class TestModel:
     def test_prepares_as_medclip_prepare_does(self, model, scan):
         from medclip_jax.shards.scan import crop_and_resample
