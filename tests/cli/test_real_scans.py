@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medclip_jax.cli.main import main
 
-ROOT = "configs/cardiac_clip"
+CONFIGS = Path(__file__).parents[2] / "configs/cardiac_clip"
 STUDIES = {
     "chest_contrast.nii.gz": "There is a dissection of the descending aorta. No pericardial effusion.",
     "abdomen.nii.gz": "Unenhanced CT of the abdomen. There is aortic calcification. Left kidney stones.",
@@ -106,11 +107,12 @@ def test_a_scan_among_the_masks_is_rejected_by_name(folder, real_data, capsys):
 def workdir(folder, real_data):
     """The contrastive run, alone: shards and first stage are gone."""
     shards, encoder = f"--config.data.shards={folder / 'shards'}", real_data / "minilm"
-    first = ["train", "--config", f"{ROOT}/mae.py", "--workdir", str(folder / "mae"), shards, *SMALL]
+    first = ["train", "--config", f"{CONFIGS}/mae.py", "--workdir", str(folder / "mae"), shards, *SMALL]
     decoder = [f"--config.objective.decoder.{name}" for name in ("width=24", "depth=1", "heads=2")]
     assert main([*first, *decoder]) == 0
     assert main([
-        *("train", "--config", f"{ROOT}/contrastive.py", "--workdir", str(folder / "clip"), shards, *SMALL),
+        *("train", "--config", f"{CONFIGS}/contrastive.py", "--workdir", str(folder / "clip")),
+        *(shards, *SMALL),
         f"--config.initial_weights.workdir={folder / 'mae'}",
         f"--config.objective.text.folder={encoder}",
         f"--config.data.tokenizer={encoder}",
