@@ -24,6 +24,7 @@ def get_config():
     config.objective.vision.augment.shift_voxels = (1, 2, 2)
     config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
     config.objective.embedding_width = 128
+    config.objective.centered = True
     config.objective.findings = FINDINGS
     config.objective.target_temperature = 0.2
     config.data.text.update(report=0.0, some_statements=0.75, statements=0.2, impression=0.05)

@@ -13,6 +13,7 @@ def vision(config):
     """The tower that both stages share."""
     config.cell = (4, 4, 4)
     config.patch = (3, 4, 4)
+    config.peaks = True
     config.width = 128
     config.depth = 2
     config.heads = 2

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
@@ -76,24 +73,14 @@ class PatchEmbedding(nnx.Module):
     A convolution's kernel (pd, ph, pw, C, width) is this kernel reshaped. As a matrix product it is
     faster on every device, and it can embed only the patches that are asked for.
 
-    With a `stem`, small cells inside the patch are embedded first, each level merging cells of the one
-    before, with a GELU in between. No cell reaches beyond its patch, so masked patches stay unseen. Such a
-    patch can tell a bright voxel from a bright mean, which a linear map of many voxels cannot.
-
     Args:
         patch: voxels along depth, height, width.
         channels: intensity windows of a voxel.
         width: features of a token.
-        stem: levels from fine to coarse, each ((d, h, w) cells of the level below, features); the last
-            step from there to the whole patch is added. () is the plain linear map.
+        peaks: append each channel's maximum over the patch to its voxels before the map: one bright voxel
+            anywhere in the patch then shows, which a linear map of many voxels cannot tell.
         dtype: compute type.
         rngs: draws the initial parameters.
-
-    Raises:
-        ValueError: the levels do not divide the patch.
-
-    References:
-        Touvron et al. 2022, "Three things everyone should know about vision transformers", section 5 (hMLP).
     """
 
     def __init__(
@@ -102,28 +89,20 @@ class PatchEmbedding(nnx.Module):
         channels: int,
         width: int,
         *,
-        stem: Sequence[tuple[tuple[int, int, int], int]] = (),
+        peaks: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.patch = tuple(patch)
         self.channels = channels
-        init = nnx.initializers.xavier_uniform()
-        cells, features, levels, self.cells = self.patch, channels, {}, []
-        for index, (cell, size) in enumerate(stem):
-            if any(c % s for c, s in zip(cells, cell, strict=True)):
-                raise ValueError(
-                    f"stem level {index}: cells of {cell} do not divide {cells}, left of {patch}"
-                )
-            levels[str(index)] = nnx.Linear(
-                math.prod(cell) * features, size, dtype=dtype, kernel_init=init, rngs=rngs
-            )
-            self.cells.append(tuple(cell))
-            cells, features = tuple(c // s for c, s in zip(cells, cell, strict=True)), size
-        self.cells = tuple(self.cells)
-        self.stem = nnx.Dict(levels) if levels else None
+        self.peaks = peaks
+        voxels = patch[0] * patch[1] * patch[2] * channels
         self.projection = nnx.Linear(
-            math.prod(cells) * features, width, dtype=dtype, kernel_init=init, rngs=rngs
+            voxels + channels * peaks,
+            width,
+            dtype=dtype,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            rngs=rngs,
         )
 
     def __call__(
@@ -144,16 +123,7 @@ class PatchEmbedding(nnx.Module):
         patches = patchify(volume, self.patch)
         if keep is not None:
             patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
-        if self.stem is not None:
-            patches = self._merge_cells(patches)
+        if self.peaks:
+            highest = patches.reshape(*patches.shape[:2], -1, self.channels).max(axis=2)
+            patches = jnp.concatenate([patches, highest], axis=-1)
         return self.projection(patches)
-
-    def _merge_cells(self, patches: Float[Array, "batch kept voxels"]) -> Float[Array, "batch kept features"]:
-        batch, kept, _ = patches.shape
-        found = patches.reshape(batch * kept, *self.patch, self.channels)
-        for index, cell in enumerate(self.cells):
-            # Patches of one patch: (B K, cells, voxels of a cell).
-            grid = grid_of(found.shape[1:4], cell)
-            found = nnx.gelu(self.stem[str(index)](patchify(found, cell)))
-            found = found.reshape(batch * kept, *grid, -1)
-        return found.reshape(batch, kept, -1)

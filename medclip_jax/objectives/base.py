@@ -79,6 +79,12 @@ class Objective(nnx.Module):
         """Turn the features of the whole global batch into named terms."""
         raise NotImplementedError
 
+    def calibrate(self, batch: Batch, key: jax.Array) -> None:
+        """Set initial values that depend on data, from a run's first batch. By default there are none.
+
+        Called once, before the first step of a run, after initial weights were read.
+        """
+
     def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
         """Embed prepared volumes (HU). Deterministic."""
         raise NotImplementedError

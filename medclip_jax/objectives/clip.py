@@ -33,6 +33,7 @@ def default_config() -> Any:
             "loss": "info_nce",
             "logit_bias": -10.0,
             "same_study": "positive",
+            "centered": False,
         }
     )
 
@@ -48,7 +49,8 @@ class Clip(Objective):
 
     Args:
         config: the keys of `default_config`. `loss` is "info_nce" or "sigmoid"; `same_study` says what
-            two volumes of one study are to each other's report: "positive" or "ignore".
+            two volumes of one study are to each other's report: "positive" or "ignore". `centered` gives
+            the projections a bias that starts at minus the mean over the first batch, see `calibrate`.
         spec: fixes grid and vocabulary.
         rngs: source of the initial weights.
     """
@@ -57,8 +59,10 @@ class Clip(Objective):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
         pooled_width = self.vision.transformer.pooled_width
-        self.vision_projection = Projection(pooled_width, config.embedding_width, rngs=rngs)
-        self.text_projection = Projection(self.text.width, config.embedding_width, rngs=rngs)
+        self.centered = config.centered
+        width = config.embedding_width
+        self.vision_projection = Projection(pooled_width, width, bias=self.centered, rngs=rngs)
+        self.text_projection = Projection(self.text.width, width, bias=self.centered, rngs=rngs)
         self._set_loss(config, spec)
 
     def _set_loss(self, config: Any, spec: DataSpec) -> None:
@@ -68,6 +72,26 @@ class Clip(Objective):
         self.same_study = config.same_study
         bias = config.logit_bias if config.loss == "sigmoid" else None
         self.logit_scale = LogitScale(config.logit_scale, bias=bias)
+
+    def calibrate(self, batch: Batch, key: jax.Array) -> None:
+        """Standardise grid pooling; with `centered`, move either tower's mean projected vector to the origin.
+
+        At the start, all vectors of a tower lie in a narrow cone, so that every cosine is near 1 and says
+        little; on small data the first hundreds of steps go into opening it.
+
+        References:
+            Liang et al. 2022, "Mind the gap: understanding the modality gap in multi-modal contrastive
+            representation learning" (the cone); Krähenbühl et al. 2016, "Data-dependent initializations of
+            convolutional neural networks".
+        """
+        transformer = self.vision.transformer
+        transformer.calibrate(transformer(self.vision.to_voxels(batch["volume"])))
+        if not self.centered:
+            return
+        features = self.encode(batch, key, train=False)
+        for name, projection in (("volume", self.vision_projection), ("text", self.text_projection)):
+            bias = projection.linear.bias
+            bias[...] = bias[...] - features[name].mean(axis=0)
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Projected, unnormalised vectors of both towers."""

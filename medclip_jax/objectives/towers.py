@@ -27,7 +27,7 @@ def vision_defaults() -> dict[str, Any]:
     """
     return {
         "patch": (8, 8, 8),
-        "stem": (),
+        "peaks": False,
         "width": 768,
         "depth": 12,
         "heads": 12,
@@ -96,7 +96,7 @@ class VisionTower(nnx.Module):
             width=config.width,
             depth=config.depth,
             heads=config.heads,
-            stem=tuple((tuple(cell), features) for cell, features in config.stem),
+            peaks=config.peaks,
             mlp_ratio=config.mlp_ratio,
             pooling=config.pooling,
             grid_features=config.grid_features,

@@ -188,6 +188,23 @@ def test_pooling_on_the_grid_tells_places_apart():
         transformer.pool(jnp.zeros((1, 4, 24)))
 
 
+def test_calibration_standardises_the_grid_and_centers_both_towers():
+    config = small(clip.default_config())
+    config.vision.pooling = "grid"
+    config.centered = True
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch(16)
+    before = model.encode(batch, jax.random.key(0), train=False)
+    assert np.abs(before["text"].mean(axis=0)).max() > 1e-3
+    model.calibrate(batch, jax.random.key(0))
+    pooled = np.asarray(model.vision(batch["volume"]))
+    np.testing.assert_allclose(pooled.mean(axis=0), 0, atol=1e-3)
+    assert 0.2 < np.median(pooled.std(axis=0)) <= 1.0
+    after = model.encode(batch, jax.random.key(0), train=False)
+    for name in ("volume", "text"):
+        np.testing.assert_allclose(after[name].mean(axis=0), 0, atol=1e-3)
+
+
 def test_one_hot_soft_targets_equal_info_nce():
     config = small(cardiac_clip.default_config())
     config.soft_target = "onehot"
