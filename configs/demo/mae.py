@@ -26,6 +26,14 @@ def vision(config):
         (-1024.0, -850.0),  # emphysema
     )
     config.projections = ("mean", "mean", "max", "max", "max", "min")
+    config.standardize = (  # mean and standard deviation of each channel over 100 such phantoms
+        (0.681, 0.563),
+        (-0.587, 0.497),
+        (-0.742, 0.533),
+        (-0.989, 0.059),
+        (0.454, 0.733),
+        (0.532, 0.738),
+    )
     config.dtype = "float32"
 
 
@@ -37,7 +45,7 @@ def get_config():
     config.objective.decoder = {"width": 64, "depth": 1, "heads": 2}
     config.objective.normalize_patches = False
     config.batch_size = 32
-    config.steps = 300
+    config.steps = 150
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     config.log.every_steps = 10

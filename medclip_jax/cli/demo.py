@@ -41,7 +41,7 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size(phantoms=1800)
+FULL = Size(phantoms=1500)
 SHORT = Size(
     phantoms=120,
     overrides=("--config.steps=12", "--config.batch_size=16", "--config.optimizer.warmup_steps=2"),

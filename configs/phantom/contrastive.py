@@ -1,0 +1,18 @@
+"""Phantom study, stage 2: the demo's Cardiac-CLIP, trained longer.
+
+Command:   python tools/phantom_study.py --out runs/phantom_study
+           (or: medclip train --config configs/phantom/contrastive.py --workdir W \
+               --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1)
+Hardware:  2 CPU cores.
+"""
+
+import runpy
+from pathlib import Path
+
+_demo = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "contrastive.py"))
+
+
+def get_config():
+    config = _demo["get_config"]()
+    config.steps = 2000
+    return config

@@ -1,0 +1,17 @@
+"""Phantom study, stage 1: the demo's masked autoencoder, trained longer.
+
+Command:   python tools/phantom_study.py --out runs/phantom_study
+           (or: medclip train --config configs/phantom/mae.py --workdir W --config.data.shards=SHARDS)
+Hardware:  2 CPU cores.
+"""
+
+import runpy
+from pathlib import Path
+
+_demo = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "mae.py"))
+
+
+def get_config():
+    config = _demo["get_config"]()
+    config.steps = 600
+    return config
