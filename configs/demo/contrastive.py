@@ -21,6 +21,7 @@ def get_config():
     config.objective = cardiac_clip.default_config()
     vision(config.objective.vision)
     config.objective.vision.pooling = "grid"  # volumes are centered on the heart: places mean something
+    config.objective.vision.grid_features = 24
     config.objective.vision.augment.shift_voxels = (1, 2, 2)
     config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
     config.objective.embedding_width = 128
@@ -33,7 +34,7 @@ def get_config():
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.text_length = 80
     config.batch_size = 48
-    config.steps = 900
+    config.steps = 700
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 30
     config.optimizer.weight_decay = 0.05

@@ -124,6 +124,8 @@ class PatchEmbedding(nnx.Module):
         if keep is not None:
             patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
         if self.peaks:
-            highest = patches.reshape(*patches.shape[:2], -1, self.channels).max(axis=2)
+            channels = patches.reshape(*patches.shape[:2], -1, self.channels)
+            # As much weight at the start as all voxels of the channel together.
+            highest = channels.max(axis=2) * channels.shape[2] ** 0.5
             patches = jnp.concatenate([patches, highest], axis=-1)
         return self.projection(patches)

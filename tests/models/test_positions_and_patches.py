@@ -89,7 +89,7 @@ def test_peaks_show_one_bright_voxel_anywhere_in_its_patch_alone():
     volume = np.random.default_rng(0).normal(size=(1, 8, 4, 4, 2)).astype(np.float32)
     found = np.asarray(embedding(volume))
     patch = volume[0, 4:8, 2:4].astype(np.float64)  # the last of the 2 x 2 x 1 patches
-    inputs = np.concatenate([patch.ravel(), patch.reshape(-1, 2).max(axis=0)])
+    inputs = np.concatenate([patch.ravel(), patch.reshape(-1, 2).max(axis=0) * np.sqrt(32)])
     layer = embedding.projection
     expected = inputs @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
     np.testing.assert_allclose(found[0, 3], expected, atol=1e-5)
