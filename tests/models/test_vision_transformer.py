@@ -165,8 +165,9 @@ def test_pooling_on_the_grid_keeps_places_apart():
     pooled = vit.pool(tokens)
     assert pooled.shape == (2, vit.pooled_width) == (2, 120)
     kernel, bias = (np.asarray(x[...]) for x in (vit.grid_pool.kernel, vit.grid_pool.bias))
+    scale, shift = np.asarray(vit.grid_scale[...]), np.asarray(vit.grid_shift[...])
     for place in range(30):
-        expected = np.asarray(tokens)[:, 1 + place] @ kernel + bias
+        expected = (np.asarray(tokens)[:, 1 + place] @ kernel + bias) * scale[place] + shift[place]
         np.testing.assert_allclose(pooled[:, 4 * place : 4 * place + 4], expected, atol=1e-5)
     with pytest.raises(ValueError, match="needs every patch"):
         vit.pool(tokens[:, :9])

@@ -257,9 +257,11 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert _group_ends(process.pid)
-        kills += not (out / "prepare.json").exists()
+        if (out / "prepare.json").exists():
+            break  # a fast machine was done before the kill
+        kills += 1
+        assert list(out.glob(".parts/*.json"))  # there is something to go on from
     assert kills
-    assert list(out.glob(".parts/*.json"))  # there is something to go on from
     run(archive, out, workers=workers)
     assert digest(out) == digest(prepared)
 
