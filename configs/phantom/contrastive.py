@@ -4,6 +4,7 @@ Command:   python tools/phantom_study.py --out runs/phantom_study
            (or: medclip train --config configs/phantom/contrastive.py --workdir W \
                --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1)
 Hardware:  2 CPU cores.
+Time, expected score: not measured yet at this length; the demo's shorter run is in configs/demo.
 """
 
 import runpy
