@@ -314,15 +314,7 @@ def load(
     tokenizer = load_tokenizer(folder) if folder else None
     if (workdir / TEXT_ENCODER).is_dir():
         config.objective.text.folder = str(workdir / TEXT_ENCODER)
-    spec = DataSpec(
-        shape=tuple(info.shape),
-        spacing=tuple(info.spacing),
-        findings=tuple(info.findings),
-        organs=tuple(info.organs),
-        vocabulary_size=tokenizer.vocabulary_size if tokenizer else 0,
-        mask_token=tokenizer.mask if tokenizer else 0,
-        pad_token=tokenizer.pad if tokenizer else 0,
-    )
+    spec = DataSpec.of(info, tokenizer)
     params = restore_params(workdir, ema=True, step=step)
     graphdef, fresh, variables = split(objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
     expected, found = flatten(fresh), flatten(params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,19 @@ class DataSpec:
     vocabulary_size: int = 0
     mask_token: int = 0
     pad_token: int = 0
+
+    @classmethod
+    def of(cls, info: Any, tokenizer: Any | None) -> DataSpec:
+        """From what `shards.read.open_shards` returned and a tokenizer, None for runs without text."""
+        return cls(
+            shape=tuple(info.shape),
+            spacing=tuple(info.spacing),
+            findings=tuple(info.findings),
+            organs=tuple(info.organs),
+            vocabulary_size=tokenizer.vocabulary_size if tokenizer else 0,
+            mask_token=tokenizer.mask if tokenizer else 0,
+            pad_token=tokenizer.pad if tokenizer else 0,
+        )
 
 
 class Objective(nnx.Module):

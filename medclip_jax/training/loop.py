@@ -66,15 +66,7 @@ def open_data(config: Any) -> Data:
         tokenizer = load_tokenizer(folder)
     organs = ["organs"] if info.organs else []
     fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
-    spec = DataSpec(
-        shape=tuple(info.shape),
-        spacing=tuple(info.spacing),
-        findings=tuple(info.findings),
-        organs=tuple(info.organs),
-        vocabulary_size=tokenizer.vocabulary_size if tokenizer else 0,
-        mask_token=tokenizer.mask if tokenizer else 0,
-        pad_token=tokenizer.pad if tokenizer else 0,
-    )
+    spec = DataSpec.of(info, tokenizer)
     return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)
 
 
