@@ -16,7 +16,10 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("medclip_jax.cli.prepare", "turn scans and reports into shards for training"),
     "inspect": ("medclip_jax.cli.inspect", "verify prepared shards and draw a contact sheet"),
+    "check": ("medclip_jax.cli.check", "say whether a config fits its devices, and what it costs"),
     "train": ("medclip_jax.cli.train", "train a model by a config file"),
+    "status": ("medclip_jax.cli.status", "show how a run goes: progress, curves, where its time went"),
+    "sweep": ("medclip_jax.cli.sweep", "train a config with many values of its fields, and compare"),
     "evaluate": ("medclip_jax.cli.evaluate", "measure a trained model on prepared shards"),
     "embed": ("medclip_jax.cli.embed", "embed a scan and compare it with texts"),
     "demo": ("medclip_jax.cli.demo", "run the whole job on generated scans"),
