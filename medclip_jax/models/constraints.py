@@ -1,0 +1,50 @@
+"""Where activations lie on the mesh: the models say it, and stay free of every other sharding."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
+
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes over which a batch is split, in this order."""
+
+
+def batch_axes() -> tuple[str, ...]:
+    """The axes of the mesh in force over which the compiler may split a batch; () where there is none.
+
+    An axis that a surrounding `jax.shard_map` already splits by hand is not among them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(name for name in BATCH_AXES if kinds.get(name, AxisType.Manual) != AxisType.Manual)
+
+
+def batch_shards() -> int:
+    """Parts into which the mesh in force splits a batch, 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in batch_axes())
+
+
+def batch_sharded(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+    """Pin the first axis to the mesh's ("data", "fsdp") axes and keep the others whole.
+
+    Without it the compiler may drop the batch's sharding wherever parameters are split too, and every
+    device then computes the whole batch. The mesh in force is the one of `jax.set_mesh` around the jitted
+    function, or of `jax.sharding.use_abstract_mesh` inside it.
+
+    Args:
+        x: the batch on its first axis.
+
+    Returns:
+        `x`, equal in value. It is `x` itself where no mesh is in force, or where the mesh does not divide
+        the batch evenly (a single volume under the mesh of a training).
+    """
+    axes = batch_axes()
+    if not axes or x.shape[0] % batch_shards():
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
