@@ -70,11 +70,23 @@ def base_config() -> ConfigDict:
                 "accumulate": 1,  # batches averaged into one update
             },
             "ema": {"decay": 0.0},  # moving average of the parameters, used by evaluators; 0 = off
-            "mesh": {"data": -1, "fsdp": 1},  # -1 = all devices
+            "microbatches": 1,  # encode the batch in this many slices: less memory, the same gradient
+            "mesh": {
+                "data": -1,  # devices that share a batch; -1 = all that `fsdp` leaves
+                "fsdp": 1,  # devices that also share parameters, optimizer state and average
+                # ((regex, (axis or None, ...)), ...), before the default rules; see training.partition
+                "rules": (),
+            },
+            "distributed": {  # the defaults are read from SLURM, a TPU, Kubernetes, or mean one process
+                "coordinator": "",  # "host:port" of process 0
+                "process_count": 0,
+                "process_index": -1,
+            },
             "checkpoint": {
                 "every_steps": 1000,  # the last step is always saved
                 "keep": 2,  # at least 2, so that one damaged checkpoint costs no run
                 "asynchronous": True,
+                "resume": "",  # workdir or checkpoint to go on from while this workdir has none of its own
             },
             "initial_weights": {
                 "workdir": "",  # of an earlier stage; ignored once this run has a checkpoint of its own
