@@ -1,75 +1,222 @@
-"""Where a run's wall time goes."""
+"""Where a run's wall time goes, over all its starts, on disk so that a kill loses none of it."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-KINDS = ("startup", "input", "save", "evaluation")
-"""What is not training: start and compilation, waiting for batches, saving, evaluating."""
+BUCKETS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost")
+"""Until the first step, but for its compilation; compiling it; waiting for batches; training; evaluating;
+saving; and `lost`: training and waiting that a kill undid, because it came after the last checkpoint."""
+
+HEARTBEAT = "heartbeat.json"
+"""Written into the workdir every `BEAT_SECONDS` while the run is alive."""
+
+BEAT_SECONDS = 5.0
+
+_EARLIER = {"startup": "start", "save": "checkpoint"}
+"""Names in checkpoints of earlier versions."""
 
 
 class Clock:
-    """Seconds by kind, over all starts of a run, and rates since the last log line.
+    """Seconds by bucket, over all starts of a run, and rates since the last log line.
+
+    Each moment counts in exactly one bucket: the innermost `spend` under way, else `start` until `started`
+    is called and `step` from then on. So the buckets' sum is the time for which the run was alive.
+
+    Use: make it first thing (it counts from there), as a context; call `resume` when the state is restored,
+    `started` after the first step, `at` after every step. With a `workdir`, a thread keeps `heartbeat.json`
+    there: buckets, step, time and state ("running", then "finished" or "stopped"), for `medclip status`.
+    A restarted run takes its buckets from there; they miss at most `BEAT_SECONDS` before a kill.
 
     Args:
-        counters: what `counters` gave when the run was saved; {} for a new run.
+        counters: what `counters` gave when the checkpoint was saved, where that is known already; the same
+            as calling `resume(counters)`.
+        workdir: in process 0 only; None keeps no heartbeat.
+        steps: of the whole run.
     """
 
-    def __init__(self, counters: Mapping[str, float]):
-        self.total = {name: float(counters.get(name, 0.0)) for name in (*KINDS, "all", "starts")}
-        self.total["starts"] += 1
-        self._begin = time.perf_counter()
-        self._before = self.total["all"]
-        self._since: dict[str, float] = {}
-        self._mark = self._begin
+    def __init__(
+        self,
+        counters: Mapping[str, float] | None = None,
+        *,
+        workdir: str | os.PathLike | None = None,
+        steps: int = 0,
+    ):
+        self._file = Path(workdir) / HEARTBEAT if workdir is not None else None
+        self._lock = threading.RLock()
+        self._mark = time.perf_counter()
+        self._running = ["start"]
+        self._window: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._step, self._steps, self._step_time = 0, steps, 0.0
+        before = read_heartbeat(workdir) if workdir is not None else None
+        self._total = _totals(before["counters"] if before else {})
+        self._total["starts"] += 1
+        if counters is not None:
+            self.resume(counters)
+
+    def __enter__(self) -> Clock:
+        if self._file is not None:
+            self._beat("running")
+            self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._beat("finished" if error is None and self._step >= self._steps else "stopped")
+
+    def resume(self, counters: Mapping[str, float], step: int = 0) -> None:
+        """Say from where this start goes on: what was trained beyond it, by the heartbeat, is lost.
+
+        Args:
+            counters: saved with the checkpoint that was restored; {} where the run begins from scratch.
+            step: of that checkpoint.
+        """
+        saved = _totals(counters)
+        with self._lock:
+            for bucket in ("input", "step"):
+                beyond = self._total[bucket] - saved[bucket]
+                # A heartbeat older than the checkpoint knows less, never more.
+                self._total[bucket] = saved[bucket]
+                self._total["lost"] += max(0.0, beyond)
+            for name in ("start", "compile", "evaluation", "checkpoint", "lost"):
+                self._total[name] = max(self._total[name], saved[name])
+            self._total["starts"] = max(self._total["starts"], saved["starts"] + 1)
+            self._step = step
 
     @contextmanager
-    def spend(self, kind: str) -> Iterator[None]:
-        """Count what happens inside as `kind`."""
-        begin = time.perf_counter()
+    def spend(self, bucket: str) -> Iterator[None]:
+        """Count what happens inside as `bucket`; where they are nested, the inner one counts.
+
+        Raises:
+            KeyError: no such bucket.
+        """
+        bucket = _EARLIER.get(bucket, bucket)
+        if bucket not in BUCKETS:
+            raise KeyError(f"{bucket!r} is none of {BUCKETS}")
+        self._settle()
+        self._running.append(bucket)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - begin
-            self.total[kind] += seconds
-            self._since[kind] = self._since.get(kind, 0.0) + seconds
+            self._settle()
+            self._running.pop()
 
     def started(self) -> None:
-        """The first step is done: what went before, but for waiting, was start-up."""
-        self.total["startup"] += time.perf_counter() - self._begin - sum(self._since.values())
+        """The first step is done: from here on, what is nothing else is training."""
+        self._settle()
+        self._running[0] = "step"
         self._reset()
+
+    def at(self, step: int) -> None:
+        """So many steps are done, for the heartbeat."""
+        self._step, self._step_time = step, time.time()
 
     def rates(self, steps: int, batch_size: int) -> dict[str, float]:
         """Over the `steps` since the last call: {} where there were none.
 
         Returns:
-            `volumes_per_second` and `seconds_per_step` without saving and evaluating, and `input_wait`,
-            the share of that time spent waiting for batches.
+            `volumes_per_second` and `seconds_per_step` without saving, evaluating and compiling, and
+            `input_wait`, the share of that time spent waiting for batches.
         """
-        other = self._since.get("save", 0.0) + self._since.get("evaluation", 0.0)
-        seconds = time.perf_counter() - self._mark - other
-        waited = self._since.get("input", 0.0)
+        self._settle()
+        waited = self._window.get("input", 0.0)
+        seconds = waited + self._window.get("step", 0.0)
         self._reset()
         if not steps or seconds <= 0:
             return {}
         return {
             "volumes_per_second": steps * batch_size / seconds,
             "seconds_per_step": seconds / steps,
-            "input_wait": min(1.0, waited / seconds),
+            "input_wait": waited / seconds,
         }
 
     def counters(self) -> dict[str, float]:
-        """Seconds so far by kind, `all` of them, and how often the run was started."""
-        self.total["all"] = self._before + time.perf_counter() - self._begin
-        return dict(self.total)
+        """Seconds so far by bucket, `all` of them, and `starts`: how often the run was started."""
+        self._settle()
+        with self._lock:
+            return {**self._total, "all": sum(self._total[bucket] for bucket in BUCKETS)}
 
     def goodput(self) -> float:
-        """Share of all wall time so far in which the model was trained."""
-        counters = self.counters()
-        return max(0.0, 1.0 - sum(counters[kind] for kind in KINDS) / max(counters["all"], 1e-9))
+        """Share of all wall time so far in which the model was trained, lost training left out."""
+        return goodput(self.counters())
+
+    def _settle(self) -> None:
+        """Count the time since the last call in the bucket that was running."""
+        with self._lock:
+            now = time.perf_counter()
+            bucket, seconds = self._running[-1], now - self._mark
+            self._mark = now
+            self._total[bucket] += seconds
+            self._window[bucket] = self._window.get(bucket, 0.0) + seconds
 
     def _reset(self) -> None:
-        self._since = {}
-        self._mark = time.perf_counter()
+        self._window = {}
+
+    def _keep_beating(self) -> None:
+        while not self._closing.wait(BEAT_SECONDS):
+            self._beat("running")
+
+    def _beat(self, state: str) -> None:
+        beat = {
+            "state": state,
+            "time": time.time(),
+            "step": self._step,
+            "steps": self._steps,
+            "step_time": self._step_time,
+            "counters": self.counters(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        partial = self._file.with_name(HEARTBEAT + ".partial")
+        try:
+            partial.write_text(json.dumps(beat))
+            partial.replace(self._file)
+        except OSError as error:
+            # A full disk stops the run where it saves, with a message that helps; not here.
+            logging.warning("no heartbeat: %s", error)
+
+
+def goodput(counters: Mapping[str, float]) -> float:
+    """Share of the time in `counters` in which the model was trained.
+
+    Args:
+        counters: of a `Clock`.
+    """
+    return counters["step"] / max(sum(counters[bucket] for bucket in BUCKETS), 1e-9)
+
+
+def read_heartbeat(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """The last heartbeat of a run, None where there is none that can be read.
+
+    Returns:
+        `state`, `time` and `step_time` (seconds since 1970), `step`, `steps`, `counters`, `host`, `pid`.
+    """
+    try:
+        return json.loads((Path(workdir) / HEARTBEAT).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _totals(counters: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by bucket and `starts`, from counters of this or an earlier version."""
+    known = {_EARLIER.get(name, name): float(value) for name, value in counters.items()}
+    if counters and "step" not in known:
+        known["step"] = max(0.0, known.get("all", 0.0) - sum(known.get(bucket, 0.0) for bucket in BUCKETS))
+    return {name: known.get(name, 0.0) for name in (*BUCKETS, "starts")}
