@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -286,6 +287,51 @@ def grade_boxes(result: OrdinalResult) -> Figure:
     panel.set_xlabel(f"grade ({result.name})", fontsize=8)
     panel.set_ylabel("cosine to the prompt", fontsize=8)
     _plain(panel)
+    return figure
+
+
+def grid_effects(
+    points: Sequence[Mapping[str, Any]], values: Sequence[float], keys: Sequence[str], *, metric: str
+) -> Figure:
+    """A metric against each key of a grid: every run a dot, the mean over all else a line.
+
+    With two keys, each panel has one line for each value of the other key.
+
+    Args:
+        points: for each run, key to its value.
+        values: the metric of each run.
+        keys: one panel for each.
+        metric: its name.
+    """
+    figure = _figure(max(4.4, 3.6 * len(keys)), 3.0)
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    numbers = np.asarray(values, float)
+    for panel, key in zip(panels, keys, strict=True):
+        shown = list({json.dumps(point[key]): point[key] for point in points}.values())
+        numeric = all(_is_number(value) and not isinstance(value, bool) for value in shown)
+        shown.sort(key=None if numeric else json.dumps)
+        place = {json.dumps(value): value if numeric else at for at, value in enumerate(shown)}
+        if not numeric:
+            panel.set_xticks(range(len(shown)), [str(value) for value in shown])
+        elif min(shown) > 0 and max(shown) / min(shown) >= 10:
+            panel.set_xscale("log")
+        where = np.array([place[json.dumps(point[key])] for point in points])
+        other = next(name for name in keys if name != key) if len(keys) == 2 else None
+        groups = [json.dumps(point[other]) if other else "" for point in points]
+        names = list(dict.fromkeys(groups))
+        for rank, name in enumerate(names):
+            color = BLUE if len(names) == 1 else colormaps["viridis"](0.85 * rank / (len(names) - 1))
+            chosen = np.array([group == name for group in groups])
+            panel.scatter(where[chosen], numbers[chosen], s=14, color=color, alpha=0.6, linewidths=0)
+            places = np.unique(where[chosen])
+            means = [numbers[chosen & (where == at)].mean() for at in places]
+            label = f"{other.split('.')[-1]} {name}" if other else None
+            panel.plot(places, means, color=color, linewidth=1.6, label=label)
+        if other and len(names) <= 8:
+            panel.legend(fontsize=7, frameon=False)
+        panel.set_xlabel(key, fontsize=8)
+        _plain(panel)
+    panels[0].set_ylabel(metric, fontsize=8)
     return figure
 
 

@@ -1,0 +1,143 @@
+"""`medclip sweep`: one config, many values of its fields."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medclip_jax.sweeps.units import Unit
+
+HELP = """\
+Train a config with every combination of some values of its fields, here or on a cluster, and compare.
+
+The same command again goes on: finished units are skipped, failed and stopped ones are run again."""
+
+EPILOG = """\
+examples:
+  # Here, two at a time: 2 x 2 settings with 3 seeds each.
+  medclip sweep --config configs/demo/contrastive.py --workdir sweeps/temperature --jobs 2 \\
+      --set data.shards=shards --grid optimizer.learning_rate=1e-3,2e-3 \\
+      --grid objective.target_temperature=0.05,0.1 --seeds 0,1,2
+
+  # Values with commas of their own, whole sections.
+  medclip sweep ... --grid "objective.vision.patch=(4,4,4),(8,8,8)"
+
+  # The same units as a SLURM array, or as workloads for xpk.
+  medclip sweep ... --emit slurm
+  medclip sweep ... --emit xpk
+
+  # What came out: OUT/results.csv, OUT/results.md, OUT/results.svg.
+  medclip sweep --collect sweeps/temperature --metric zero_shot/auroc_mean
+
+any field is set for all units by --set section.field=value or --config.section.field=value
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--config", metavar="FILE", help="Python file with get_config()")
+    parser.add_argument("--workdir", metavar="OUT", help="gets a folder for each unit")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=V,V",
+        help="values of a field; as often as you like",
+    )
+    parser.add_argument("--seeds", metavar="N,N", help="short for --grid seed=N,N")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=V", help="one value for all units; repeatable"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--run", choices=("local",), default="local", help="run here (default)")
+    how.add_argument("--emit", choices=("slurm", "xpk"), help="write a script that runs them elsewhere")
+    how.add_argument("--dry-run", action="store_true", help="check everything and list the units")
+    parser.add_argument("--jobs", type=int, default=1, help="units that run here at once (%(default)s)")
+    parser.add_argument("--collect", metavar="OUT", help="make table and plot of a sweep's results")
+    parser.add_argument("--metric", help="with --collect: a name from metrics.jsonl")
+    parser.add_argument(
+        "--best", choices=("highest", "lowest"), help="with --collect (highest, for losses lowest)"
+    )
+    parse = parser.parse_known_args
+
+    def parse_known_args(
+        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # As in `medclip train`, so that a command needs only another first word and a grid.
+        args = list(sys.argv[1:] if args is None else args)
+        settings = [argument for argument in args if argument.startswith("--config.")]
+        namespace, rest = parse([argument for argument in args if argument not in settings], namespace)
+        namespace.set = [*namespace.set, *settings]
+        return namespace, rest
+
+    parser.parse_known_args = parse_known_args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sweep or collect; 0 when all units are finished, listed or emitted, 1 where some are not.
+
+    Raises:
+        ValueError: arguments that do not fit together, an unknown key, a value that does not fit.
+        OSError: a file that is not there.
+    """
+    if args.collect:
+        return _collect(args)
+    if not args.config or not args.workdir:
+        raise ValueError("give --config FILE and --workdir OUT, or --collect OUT --metric NAME")
+    from medclip_jax.sweeps import local, units
+
+    found = units.expand(args.config, args.workdir, args.grid, settings=args.set, seeds=_numbers(args.seeds))
+    if args.dry_run:
+        for unit in found:
+            print(unit.name)
+        return 0
+    units.write(found, args.workdir)
+    if args.emit:
+        return _emit(found, args)
+    unfinished = local.run_local(found, jobs=args.jobs)
+    problems = local.failures(unfinished)
+    if problems:
+        print(problems, file=sys.stderr)
+    print(f"{len(found) - len(unfinished)} of {len(found)} units are finished in {args.workdir}")
+    return 1 if unfinished else 0
+
+
+def _emit(units: Sequence[Unit], args: argparse.Namespace) -> int:
+    from medclip_jax.sweeps.emit import emit_slurm, emit_xpk
+
+    script = (emit_slurm if args.emit == "slurm" else emit_xpk)(units, args.workdir)
+    if script is None:
+        print(f"all {len(units)} units are finished")
+    elif args.emit == "slurm":
+        print(f"submit: sbatch {script}")
+    else:
+        print(f"submit: bash {script} --cluster CLUSTER --tpu-type TYPE --docker-image IMAGE")
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from medclip_jax.sweeps.collect import collect, to_markdown, write_results
+
+    if not args.metric:
+        raise ValueError("--collect needs --metric: a name from metrics.jsonl, such as zero_shot/auroc_mean")
+    results = collect(args.collect, args.metric, best=args.best)
+    paths = write_results(results, args.collect)
+    print(to_markdown(results))
+    best = results.settings[0]
+    where = ", ".join(f"{key}={json.dumps(value)}" for key, value in best.values.items()) or "the one setting"
+    spread = "" if best.count == 1 else f" ± {best.deviation:.3g} over {best.count} seeds"
+    print(f"{results.best} {results.metric}: {best.mean:.4g}{spread} with {where}")
+    print(f"written: {', '.join(map(str, paths))}")
+    return 0
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"--seeds {text}: write whole numbers, such as 0,1,2") from None
