@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from medclip_jax.objectives.base import Batch, Features, total
+from medclip_jax.objectives.base import Batch
 from medclip_jax.training.mesh import batch_sharding, replicated
+from medclip_jax.training.microbatches import evaluate
 from medclip_jax.training.optimizer import Optimizer
-from medclip_jax.training.state import TrainState, Tree, combine, flatten, merge, select, split
+from medclip_jax.training.state import TrainState, Tree, combine, flatten, select
 
 Metrics = dict[str, Any]
 """Scalars by name, and two arrays that name the culprit of a NaN: under "squares" the (P,) squared norms of
@@ -30,6 +31,8 @@ def make_train_step(
     mesh: Mesh,
     *,
     seed: int,
+    shardings: Any = None,
+    microbatches: int = 1,
     ema_decay: float = 0.0,
     skip_nonfinite: bool = False,
 ) -> StepFunction:
@@ -43,30 +46,45 @@ def make_train_step(
         optimizer: from `training.optimizer.make_optimizer`.
         mesh: from `training.mesh.make_mesh`.
         seed: of the run.
+        shardings: from `training.partition.state_shardings`; by default the state is whole on every device.
+        microbatches: slices in which a batch is encoded, see `training.microbatches`.
         ema_decay: 0 = no moving average. The average starts faster, as min(decay, (1 + n) / (10 + n)).
         skip_nonfinite: keep the old state where loss or gradient is not finite.
 
     Returns:
-        ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given. Metrics:
+        ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given, and returns it in
+        the same place; the batch is `mesh.put_batch`'s, metrics are whole on every device. Metrics:
         `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm` (of what
         is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`,
         `finite_samples`.
     """
 
-    def loss(trained: Tree, fixed: Tree, variables: Tree, batch: Batch, key: jax.Array):
-        objective = merge(graphdef, combine(fixed, trained), variables)
-        features = objective.encode(batch, key, train=True)
-        # Without this the compiler is free to lose the batch's sharding between the two halves.
-        features = jax.lax.with_sharding_constraint(features, batch_sharding(mesh))
-        terms = objective.couple(features, batch)
-        return total(terms), (terms, split(objective)[2], _finite_samples(features))
+    whole = replicated(mesh)
+    placed = whole if shardings is None else shardings
+    trained_shardings = None if shardings is None else select(shardings["params"], optimizer.trained)
+
+    def constrain(tree: Tree) -> Tree:
+        return jax.lax.with_sharding_constraint(tree, trained_shardings or whole)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Models pin activations to the mesh in force (`models.constraints`).
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return advance(state, batch)
+
+    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trained = select(state["params"], optimizer.trained)
         fixed = select(state["params"], flatten(state["params"]).keys() - optimizer.trained)
-        (value, (terms, variables, finite)), gradients = jax.value_and_grad(loss, has_aux=True)(
-            trained, fixed, state["variables"], batch, key
+        value, terms, variables, finite, gradients = evaluate(
+            graphdef,
+            trained,
+            fixed,
+            state["variables"],
+            batch,
+            key,
+            mesh=mesh,
+            microbatches=microbatches,
+            constrain=constrain,
         )
         updates, optimizer_state = optimizer.transformation.update(gradients, state["optimizer"], trained)
         moved = optax.apply_updates(trained, updates)
@@ -106,8 +124,12 @@ def make_train_step(
         }
         return new, metrics
 
-    whole = replicated(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(placed, batch_sharding(mesh)),
+        out_shardings=(placed, whole),
+    )
 
 
 def trained_paths(optimizer: Optimizer, params: Tree) -> list[str]:
@@ -115,13 +137,6 @@ def trained_paths(optimizer: Optimizer, params: Tree) -> list[str]:
     # Through a map, because jax sorts the keys of a dict and the parameters may be in another order.
     trained = select(params, optimizer.trained)
     return list(flatten(jax.tree.map(lambda leaf: leaf, trained)))
-
-
-def _finite_samples(features: Features) -> Bool[Array, " B"]:
-    finite = [
-        jnp.isfinite(feature).reshape(feature.shape[0], -1).all(axis=1) for feature in features.values()
-    ]
-    return jnp.stack(finite).all(axis=0)
 
 
 def _squares(tree: Tree) -> Float[Array, " P"]:

@@ -128,9 +128,6 @@ def test_the_mesh_takes_all_devices_or_as_many_as_asked():
     config.mesh.data = 9
     with pytest.raises(ValueError, match="there are 8 cpu devices"):
         meshes.make_mesh(config.mesh)
-    config.mesh.fsdp = 2
-    with pytest.raises(NotImplementedError, match="comes with multi-host"):
-        meshes.make_mesh(config.mesh)
 
 
 def test_a_batch_that_cannot_be_split_says_what_to_change():

@@ -1,0 +1,163 @@
+"""Loss and gradient of a batch, whole or in slices (gradient caching), through the seam encode / couple.
+
+With k microbatches, `encode` maps one slice after the other to features and forgets the rest; `couple`
+sees the features of the whole batch and gives the loss's derivative to them; then each slice is encoded
+again, and its derivative carried on to the parameters. Activations of one slice are held at a time, the
+loss and its gradient are those of the whole batch, and the price is one more forward pass.
+
+Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from medclip_jax.objectives.base import Batch, Features, Term, total
+from medclip_jax.training.mesh import AXES, batch_sharding
+from medclip_jax.training.state import Tree, combine, merge, split
+
+
+class Evaluated(NamedTuple):
+    """A batch's loss and what comes with it.
+
+    Attributes:
+        loss: the scalar that is differentiated.
+        terms: what it is made of.
+        variables: those that are no parameters, after this batch.
+        finite_samples: whether all features of a sample are finite, in the batch's order.
+        gradients: of the trained parameters.
+    """
+
+    loss: Float[Array, ""]
+    terms: dict[str, Term]
+    variables: Tree
+    finite_samples: Bool[Array, " B"]
+    gradients: Tree
+
+
+def evaluate(
+    graphdef: Any,
+    trained: Tree,
+    fixed: Tree,
+    variables: Tree,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    mesh: Mesh,
+    microbatches: int = 1,
+    constrain: Callable[[Tree], Tree] = lambda tree: tree,
+) -> Evaluated:
+    """Loss and gradient of a whole batch, inside `jax.jit`.
+
+    A microbatch is a part of every device's share, so that all devices work on each. A sample's randomness
+    comes from its id, so it is the same in both passes and for every k. Variables that are no parameters
+    pass from slice to slice, in both passes alike: a running statistic is updated k times a batch, each time
+    from B / k samples over all devices, and batch norm normalises by those of its slice.
+
+    Args:
+        graphdef: from `training.state.split`.
+        trained: parameters to differentiate for.
+        fixed: the other parameters.
+        variables: what is no parameter.
+        batch: global, B samples split over the mesh.
+        key: of this step.
+        mesh: from `training.mesh.make_mesh`; B must be a multiple of its devices times `microbatches`.
+        microbatches: k slices; 1 encodes the batch whole, and once.
+        constrain: pins a tree like `trained` to where it belongs on the mesh.
+    """
+
+    def encode(trained: Tree, variables: Tree, part: Batch) -> tuple[Features, Tree]:
+        objective = merge(graphdef, combine(fixed, trained), variables)
+        features = objective.encode(part, key, train=True)
+        # Without this the compiler is free to lose the batch's sharding between the two halves.
+        features = jax.lax.with_sharding_constraint(features, batch_sharding(mesh))
+        return features, split(objective)[2]
+
+    def couple(trained: Tree, variables: Tree, features: Features) -> tuple[Any, ...]:
+        objective = merge(graphdef, combine(fixed, trained), variables)
+        terms = objective.couple(features, batch)
+        return total(terms), (terms, split(objective)[2], _finite_samples(features))
+
+    if microbatches == 1:
+
+        def whole(trained: Tree) -> tuple[Any, ...]:
+            features, after = encode(trained, variables, batch)
+            return couple(trained, after, features)
+
+        (loss, (terms, after, finite)), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
+        return Evaluated(loss, terms, after, finite, constrain(gradients))
+
+    slices = {name: cut(value, microbatches, mesh) for name, value in batch.items()}
+
+    def forward(variables: Tree, part: Batch) -> tuple[Tree, Features]:
+        features, after = encode(trained, variables, _on_all_devices(part, mesh))
+        return after, features
+
+    after, sliced = jax.lax.scan(forward, variables, slices)
+    features = {name: join(value, mesh) for name, value in sliced.items()}
+    floats = {name for name, value in features.items() if jnp.issubdtype(value.dtype, jnp.inexact)}
+    others = {name: value for name, value in features.items() if name not in floats}
+
+    def coupled(trained: Tree, floating: Features) -> tuple[Any, ...]:
+        # In the order in which `encode` named them.
+        together = {name: floating[name] if name in floats else others[name] for name in features}
+        return couple(trained, after, together)
+
+    (loss, (terms, after, finite)), (gradients, feature_gradients) = jax.value_and_grad(
+        coupled, argnums=(0, 1), has_aux=True
+    )(trained, {name: features[name] for name in floats})
+    feature_slices = {name: cut(value, microbatches, mesh) for name, value in feature_gradients.items()}
+
+    def backward(carry: tuple[Tree, Tree], given: tuple[Batch, Features]) -> tuple[tuple[Tree, Tree], None]:
+        gradients, variables = carry
+        part, cotangents = given
+        part = _on_all_devices(part, mesh)
+
+        def again(trained: Tree) -> tuple[Features, Tree]:
+            features, after = encode(trained, variables, part)
+            return {name: features[name] for name in floats}, after
+
+        _, pull, after = jax.vjp(again, trained, has_aux=True)
+        (share,) = pull(_on_all_devices(cotangents, mesh))
+        return (constrain(jax.tree.map(jnp.add, gradients, constrain(share))), after), None
+
+    (gradients, _), _ = jax.lax.scan(backward, (constrain(gradients), variables), (slices, feature_slices))
+    return Evaluated(loss, terms, after, finite, gradients)
+
+
+def cut(value: Array, parts: int, mesh: Mesh) -> Array:
+    """(B, ...) to (parts, B / parts, ...), a part made of an equal share of every device's samples."""
+    devices, size = mesh.size, value.shape[0]
+    value = value.reshape(devices, parts, size // (devices * parts), *value.shape[1:])
+    value = _pinned(value.swapaxes(0, 1), mesh)
+    return _pinned(value.reshape(parts, size // parts, *value.shape[3:]), mesh)
+
+
+def join(value: Array, mesh: Mesh) -> Array:
+    """The inverse of `cut`: samples in the batch's order."""
+    devices, (parts, size) = mesh.size, value.shape[:2]
+    value = _pinned(value.reshape(parts, devices, size // devices, *value.shape[2:]), mesh)
+    value = value.swapaxes(0, 1).reshape(parts * size, *value.shape[3:])
+    return jax.lax.with_sharding_constraint(value, batch_sharding(mesh))
+
+
+def _pinned(value: Array, mesh: Mesh) -> Array:
+    """The second axis over all devices."""
+    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec(None, AXES)))
+
+
+def _on_all_devices(part: Mapping[str, Array], mesh: Mesh) -> dict[str, Array]:
+    return jax.lax.with_sharding_constraint(dict(part), batch_sharding(mesh))
+
+
+def _finite_samples(features: Features) -> Bool[Array, " B"]:
+    finite = [
+        jnp.isfinite(feature).reshape(feature.shape[0], -1).all(axis=1) for feature in features.values()
+    ]
+    return jnp.stack(finite).all(axis=0)
