@@ -8,19 +8,23 @@ import logging
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from medclip_jax.training.state import TrainState, Tree, combine, flatten, unflatten
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"
+NEWEST = "newest"
 _TREES = ("params", "variables", "optimizer", "ema")
+_LATER = "_CHECKPOINT_METADATA"
+"""Orbax writes the time of the commit into this one after the checksums were taken."""
 
 
 class CheckpointError(ValueError):
@@ -28,27 +32,30 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir. With several processes, all make one and call its methods alike.
 
     A checkpoint holds the parameters, the other variables, the optimizer's state and the moving average
-    as arrays, and the step, the config and the counters as JSON. It appears under its final name only
-    when it is complete.
+    as arrays, the step, the config and the counters as JSON, and checksums of all its files. It appears
+    under its final name only when it is complete: a kill leaves none or all of it.
 
     Args:
-        workdir: of the run.
+        workdir: of the run, seen by all processes.
         keep: how many of the newest stay.
         asynchronous: write in the background.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
         self.folder = Path(workdir).absolute() / FOLDER
-        self._unsealed: set[int] = set()
+        self._asynchronous = asynchronous
+        self._writing: int | None = None
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=(*_TREES, "run"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                enable_async_checkpointing=asynchronous,
+                # Also where each save is waited for, since only then there is a hook before the commit.
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_before_commit),
                 cleanup_tmp_directories=True,
                 step_prefix=None,
             ),
@@ -85,8 +92,10 @@ class Checkpoints:
         }
         composite = ocp.args.Composite(**arguments, run=ocp.args.JsonSave({**run, "step": step}))
         self.wait()
-        self._guard(lambda: self._manager.save(step, args=composite))
-        self._unsealed.add(step)
+        self._writing = step
+        self._guard(lambda: self._manager.save(step, args=composite, force=True))
+        if not self._asynchronous:
+            self.wait()
 
     def wait(self) -> None:
         """Block until everything is written.
@@ -94,16 +103,20 @@ class Checkpoints:
         Raises:
             CheckpointError: writing in the background failed.
         """
-        unsealed, self._unsealed = self._unsealed, set()
         self._guard(self._manager.wait_until_finished)
-        for step in unsealed & set(self.steps()):
-            self._guard(lambda step=step: _seal(self.folder / str(step)))
+        if self._writing is not None and jax.process_index() == 0:
+            self._guard(lambda: _replace(self.folder / NEWEST, str(self._writing)))
+        self._writing = None
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint that can be read, placed as `target` is.
 
+        Where it was saved on other devices, or by another number of processes, does not matter. With
+        several processes the first one looks which files are intact, and the others follow it.
+
         Args:
-            target: a state of the right shapes on the current mesh; only shapes and shardings count.
+            target: a state of the right shapes on the current mesh; only shapes and shardings count, so
+                its leaves may as well be `jax.ShapeDtypeStruct`.
 
         Returns:
             The state and the JSON saved with it.
@@ -112,51 +125,39 @@ class Checkpoints:
             CheckpointError: there is none that can be read.
         """
         steps = self.steps()
-        for step in reversed(steps):
-            try:
-                state = self._restore(step, target)
-            except Exception as error:
-                logging.error(
-                    "CHECKPOINT %d in %s CANNOT BE READ (%s: %s). Trying the one before.",
-                    step, self.folder, type(error).__name__, str(error).splitlines()[0],
-                )  # fmt: skip
-                continue
-            if step != steps[-1]:
-                logging.error(
-                    "RESUMING FROM STEP %d INSTEAD OF %d, whose checkpoint is damaged.", step, steps[-1]
-                )
-                self._set_aside([damaged for damaged in steps if damaged > step])
-            return state
-        raise CheckpointError(
-            f"none of the checkpoints {steps} in {self.folder} can be read: copy one back from a backup, "
-            "or start again in a new --workdir"
-        )
-
-    def _restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        _verify(self.folder / str(step))
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), dict(target)
-        )
-        arguments = {
-            name: ocp.args.PyTreeRestore(
-                shapes[name], restore_args=ocp.checkpoint_utils.construct_restore_args(shapes[name])
+        newest = _newest(self.folder)
+        if newest is not None and newest > max(steps, default=-1):
+            logging.error(
+                "CHECKPOINT %d, THE NEWEST THAT WAS WRITTEN, IS GONE from %s. Trying the one before.",
+                newest, self.folder,
+            )  # fmt: skip
+        found = _newest_readable(self.folder, steps, target)
+        if found is None:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.folder} can be read: copy one back from a backup, "
+                "or start again in a new --workdir"
             )
-            for name in _TREES
-            if jax.tree.leaves(target[name])
-        }
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**arguments, run=ocp.args.JsonRestore())
-        )
-        trees = {name: restored[name] if name in arguments else target[name] for name in _TREES}
-        counter = jax.device_put(np.asarray(step, np.int32), target["step"].sharding)
-        return TrainState(**trees, step=counter), dict(restored["run"])
+        step = found[1]["step"]
+        if step != steps[-1]:
+            logging.error(
+                "RESUMING FROM STEP %d INSTEAD OF %d, whose checkpoint is damaged.", step, steps[-1]
+            )
+            self._set_aside([damaged for damaged in steps if damaged > step])
+        return found
+
+    def _seal_before_commit(self) -> None:
+        """Write the checksums into the folder of the checkpoint that is about to be renamed."""
+        for folder in self.folder.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
+            _seal(folder)
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        for step in steps:
-            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        if jax.process_index() == 0:
+            for step in steps:
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        _all_agree(True)  # nobody looks before they are away
         self._manager.reload()
 
-    def _guard(self, action: Any) -> None:
+    def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:
@@ -170,6 +171,104 @@ class Checkpoints:
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error
 
 
+def restore_from(path: str | Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """A state from anywhere, read only: the newest readable of another workdir, or a given checkpoint.
+
+    With several processes, all call it alike.
+
+    Args:
+        path: a workdir, or one checkpoint in it (`WORKDIR/checkpoints/STEP`).
+        target: a state of the right shapes on the current mesh; only shapes and shardings count.
+
+    Returns:
+        The state and the JSON saved with it.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        CheckpointError: none can be read.
+    """
+    path = Path(path).absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        folder, steps = path.parent, [int(path.name)] if path.is_dir() else []
+    else:
+        folder, steps = path / FOLDER, _steps(path / FOLDER)
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {path}: give a --workdir of an earlier run, or one of its checkpoints/STEP"
+        )
+    found = _newest_readable(folder, steps, target)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {path} can be read: copy one back from a backup")
+    return found
+
+
+def _newest_readable(
+    folder: Path, steps: Iterable[int], target: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest of these checkpoints that all processes can read, None where there is none."""
+    for step in sorted(steps, reverse=True):
+        found = None
+        if _decide(_intact, folder / str(step)):
+            try:
+                found = _read(folder / str(step), target)
+            except Exception as error:
+                _complain(folder / str(step), error)
+        if _all_agree(found is not None):
+            return found
+    return None
+
+
+def _read(folder: Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """One checkpoint, placed as `target` is: the saved placement is never asked for."""
+    run = json.loads((folder / "run" / "metadata").read_text())
+    trees: dict[str, Any] = {}
+    for name in _TREES:
+        if not jax.tree.leaves(target[name]):
+            trees[name] = target[name]
+            continue
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), target[name]
+        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        trees[name] = ocp.PyTreeCheckpointHandler().restore(
+            folder / name, args=ocp.args.PyTreeRestore(shapes, restore_args=restore_args)
+        )
+    step = jax.device_put(np.asarray(run["step"], np.int32), target["step"].sharding)
+    return TrainState(**trees, step=step), run
+
+
+def _intact(folder: Path) -> bool:
+    """Whether a checkpoint's files are as they were written."""
+    try:
+        _verify(folder)
+    except (CheckpointError, OSError) as error:
+        _complain(folder, error)
+        return False
+    return True
+
+
+def _complain(folder: Path, error: Exception) -> None:
+    logging.error(
+        "CHECKPOINT %s in %s CANNOT BE READ (%s: %s). Trying the one before.",
+        folder.name, folder.parent, type(error).__name__, str(error).splitlines()[0],
+    )  # fmt: skip
+
+
+def _decide(question: Callable[[Path], bool], folder: Path) -> bool:
+    """What the first process finds, in all processes."""
+    if jax.process_count() == 1:
+        return question(folder)
+    own = question(folder) if jax.process_index() == 0 else False
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(own)))
+
+
+def _all_agree(answer: bool) -> bool:
+    """Whether all processes say yes; waits for all of them."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.process_allgather(np.asarray(answer)).all())
+
+
 def _is_full(error: BaseException | None) -> bool:
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -181,15 +280,13 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Write down size and checksum of each file of a complete checkpoint."""
+    """Write down size and checksum of each file of a checkpoint."""
     sums = {
         str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in (_LATER, CHECKSUMS)
     }
-    partial = folder / f"{CHECKSUMS}.partial"
-    partial.write_text(json.dumps(sums))
-    partial.replace(folder / CHECKSUMS)
+    (folder / CHECKSUMS).write_text(json.dumps(sums))
 
 
 def _verify(folder: Path) -> None:
@@ -225,11 +322,39 @@ def _checksum(path: Path) -> int:
 
 
 def latest_step(workdir: str | Path) -> int | None:
-    """Step of the newest complete checkpoint of a run, None where there is none."""
+    """Step of the newest complete checkpoint of a run, None where there never was one.
+
+    Raises:
+        CheckpointError: there were some, and all are gone.
+    """
     folder = Path(workdir) / FOLDER
+    steps = _steps(folder)
+    if not steps and (newest := _newest(folder)) is not None:
+        raise CheckpointError(
+            f"all checkpoints are gone from {folder}, where step {newest} was saved: copy them back from a "
+            f"backup, or delete {folder / NEWEST} to begin from scratch"
+        )
+    return max(steps, default=None)
+
+
+def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _newest(folder: Path) -> int | None:
+    """The step last known to be written, whether or not it is still there."""
+    try:
+        return int((folder / NEWEST).read_text())
+    except (OSError, ValueError):
         return None
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def restore_params(
@@ -283,23 +408,25 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
 
 
 def _read_tree(folder: Path, include: tuple[str, ...] | None) -> Tree:
-    with ocp.PyTreeCheckpointer() as reader:
-        names = flatten(reader.metadata(folder).item_metadata.tree)
-        wanted = set(names)
-        if include is not None:
-            wanted = set()
-            for pattern in include:
-                hits = {name for name in names if re.search(pattern, name)}
-                if not hits:
-                    raise LookupError(
-                        f"{pattern!r} matches no parameter of {folder}; it has {list(names)[:8]}..."
-                    )
-                wanted |= hits
-        target = unflatten({
-            name: jax.ShapeDtypeStruct(meta.shape, meta.dtype)
-            for name, meta in names.items() if name in wanted
-        })  # fmt: skip
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        return reader.restore(
-            folder, args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
-        )
+    # The handler and not a checkpointer: that one looks for files which only a whole checkpoint has.
+    reader = ocp.PyTreeCheckpointHandler()
+    names = flatten(reader.metadata(folder).tree)
+    wanted = set(names)
+    if include is not None:
+        wanted = set()
+        for pattern in include:
+            hits = {name for name in names if re.search(pattern, name)}
+            if not hits:
+                raise LookupError(
+                    f"{pattern!r} matches no parameter of {folder}; it has {list(names)[:8]}..."
+                )
+            wanted |= hits
+    target = unflatten({
+        name: jax.ShapeDtypeStruct(meta.shape, meta.dtype)
+        for name, meta in names.items() if name in wanted
+    })  # fmt: skip
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    return reader.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True),
+    )
