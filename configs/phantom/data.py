@@ -5,7 +5,7 @@ from pathlib import Path
 
 _DEMO = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "data.py"))
 
-COUNT = 2400
+COUNT = 4000
 SEED = 1
 PHANTOMS = _DEMO["PHANTOMS"]
 SETTINGS = _DEMO["SETTINGS"]

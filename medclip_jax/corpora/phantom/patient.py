@@ -116,7 +116,7 @@ def draw_condition(rng: np.random.Generator, settings: PhantomSettings) -> Condi
     present: dict[str, float] = {}
 
     def draw(name: str, probability: float) -> bool:
-        severity = float(rng.uniform(0.15, 1.0))
+        severity = float(rng.uniform(*settings.severities))
         if rng.random() < probability:
             present[name] = severity
         return name in present

@@ -51,6 +51,8 @@ class PhantomSettings:
         prevalences: finding to the probability that it is present. Coronary and aortic calcification and
             stenosis only occur in patients with atherosclerosis, so theirs must not exceed its.
             The prevalence of coronary stenosis is among the studies with contrast.
+        severities: range from which the severity of a finding that is present is drawn, 0 to 1. The default
+            reaches down to what a radiologist barely sees; calcium has its own grades.
         confounders: scale on the probability of every distractor (node, valve, rib calcification, leads).
     """
 
@@ -61,6 +63,7 @@ class PhantomSettings:
     noise_hu: tuple[float, float] = (4.0, 22.0)
     orientations: tuple[str, ...] = ORIENTATIONS
     prevalences: Mapping[str, float] = field(default_factory=lambda: dict(PREVALENCES))
+    severities: tuple[float, float] = (0.15, 1.0)
     confounders: float = 1.0
 
     def __post_init__(self):
@@ -71,6 +74,9 @@ class PhantomSettings:
                 f"prevalences must name exactly the findings {FINDINGS}: "
                 f"remove {sorted(unknown)}, add {sorted(missing)}"
             )
+        low, high = self.severities
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"severities={self.severities}: give (low, high) with 0 < low <= high <= 1")
         disease = self.prevalences["atherosclerosis"]
         for name in ("coronary_calcification", "aortic_calcification", "coronary_stenosis"):
             if self.prevalences[name] > disease:
