@@ -16,12 +16,12 @@ _SLURM = """\
 # Submit:  sbatch {script}
 # Change:  partition, account, GPUs and time on the line of sbatch (it outranks the lines below) or here;
 #          nodes and tasks too, `medclip train` finds them. %{parallel} is how many units run at once.
-# A unit that is preempted or out of time saves, is queued again and goes on. One that fails stays failed until
-# the sweep's command is given again.
+# A unit that is preempted or out of time saves, is queued again and goes on. One that fails stays failed
+# until the sweep's command is given again.
 #SBATCH --job-name=medclip-sweep
 #SBATCH --array=0-{last}%{parallel}
-#SBATCH --chdir={here}
-#SBATCH --output={workdir}/slurm-%A-%a.txt
+#SBATCH --chdir="{here}"
+#SBATCH --output="{plain}/slurm-%A-%a.txt"
 #SBATCH --open-mode=append
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -34,19 +34,15 @@ units=(
 {names}
 )
 folder={workdir}/${{units[$SLURM_ARRAY_TASK_ID]}}
-stopped=""
-# SLURM warns this script; srun hands it on, and each run saves its last step.
-trap 'stopped=1; kill -TERM "$step"' TERM
+export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
+# Two minutes before the time is over SLURM signals this script; srun hands the signal on, and the run saves.
+stopped="" interrupted=""
+trap 'stopped=1 interrupted=1; kill -TERM "$step" 2>/dev/null' TERM
 srun --kill-on-bad-exit=1 --output="$folder/{log}" --open-mode=append \\
   bash -c "exec $(<"$folder/{command}")" &
 step=$!
-wait "$step"
-code=$?
 # A signal ends `wait` before the run has ended.
-while kill -0 "$step" 2>/dev/null; do
-  wait "$step"
-  code=$?
-done
+while interrupted=""; wait "$step"; code=$?; [[ -n $interrupted ]]; do :; done
 echo "$code" >"$folder/{exit_code}"
 if [[ -n $stopped ]]; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -70,7 +66,8 @@ fi
 submit() {{
   local name=$1 command=$2
   shift 2
-  xpk workload create --workload "$name" --command "$command" --max-restarts 100 "$@"
+  xpk workload create --workload "$name" --command "exec bash launch/until_done.sh $command" \\
+    --max-restarts 50 --restart-on-exit-codes 1 --termination-grace-period-seconds 120 "$@"
 }}
 
 {lines}
@@ -101,6 +98,7 @@ def emit_slurm(units: Sequence[Unit], workdir: str | Path, *, parallel: int = 16
             script=shlex.quote(str(script)),
             here=Path.cwd(),
             workdir=shlex.quote(str(workdir)),
+            plain=workdir,
             names="\n".join(f"  {shlex.quote(unit.name)}" for unit in left),
             log=LOG_FILE,
             command=COMMAND_FILE,
@@ -124,8 +122,7 @@ def emit_xpk(units: Sequence[Unit], workdir: str | Path) -> Path | None:
     if not left:
         return None
     lines = [
-        f"# {unit.name}\nsubmit {workload_name(unit, workdir)} "
-        f'{shlex.quote("bash launch/until_done.sh " + shlex.join(unit.command))} "$@"'
+        f'# {unit.name}\nsubmit {workload_name(unit, workdir)} {shlex.quote(shlex.join(unit.command))} "$@"'
         for unit in left
     ]
     return _write(
