@@ -37,30 +37,29 @@ def utilization(flops_forward: float, seconds: float, devices: int, peak_tflops:
     return 3.0 * flops_forward / seconds / (devices * peak_tflops * 1e12)
 
 
-def _count(jaxpr: Any) -> float:
-    flops = 0.0
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "dot_general":
-            (left, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            flops += 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in left)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            flops += 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
-        elif name.startswith("dot_product_attention_fwd"):  # cuDNN's kernel hides its two products
-            query, key = equation.invars[0].aval, equation.invars[1].aval
-            flops += 4.0 * query.size * key.shape[1]
-        elif name == "cond":
-            flops += max(_count(branch.jaxpr) for branch in equation.params["branches"])
-        else:
-            times = equation.params["length"] if name == "scan" else 1
-            flops += times * sum(_count(inner) for inner in _inner(equation.params))
-    return flops
+def operation_flops(equation: Any) -> float:
+    """Of one equation of a traced program, what it calls inside left out; 0 unless it is a product.
+
+    Args:
+        equation: a `JaxprEqn`.
+    """
+    name = equation.primitive.name
+    if name == "dot_general":
+        (left, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in left)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+    if name.startswith("dot_product_attention_fwd"):  # cuDNN's kernel hides its two products
+        query, key = equation.invars[0].aval, equation.invars[1].aval
+        return 4.0 * query.size * key.shape[1]
+    return 0.0
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
+def inner_programs(params: dict[str, Any]) -> list[Any]:
+    """The traced programs that an equation calls, from its parameters."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
@@ -69,3 +68,16 @@ def _inner(params: dict[str, Any]) -> list[Any]:
             elif hasattr(getattr(item, "jaxpr", None), "eqns"):
                 found.append(item.jaxpr)
     return found
+
+
+def _count(jaxpr: Any) -> float:
+    flops = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        flops += operation_flops(equation)
+        if name == "cond":
+            flops += max(_count(branch.jaxpr) for branch in equation.params["branches"])
+        elif not name.startswith("dot_product_attention_fwd"):
+            times = equation.params["length"] if name == "scan" else 1
+            flops += times * sum(_count(inner) for inner in inner_programs(equation.params))
+    return flops

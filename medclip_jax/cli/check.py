@@ -1,0 +1,93 @@
+"""`medclip check`: what a config needs and how fast it should be, without any accelerator."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medclip_jax.cli import check_data
+
+HELP = """say whether a config fits its devices, and what it costs
+
+Everything is worked out from shapes: no accelerator, no data. Exit code 0: it fits; 1: it does not, and what
+would make it fit is printed; 2: the config is wrong."""
+
+EPILOG = """\
+any field of the config is set by --config.section.field=value, as often as you like
+
+examples:
+  medclip check --config configs/cardiac_clip/mae.py --chip h100 --devices 8
+  medclip check --config configs/cardiac_clip/contrastive.py --chip v5e-64 --config.batch_size=1024
+  medclip check --config configs/cardiac_clip/mae.py --chip a100 --devices 8 --mesh data=4,fsdp=2 --compile
+  medclip check --config configs/cardiac_clip/mae.py --tpu v5e:8x8 --config.batch_size=512
+
+How the figures come about, and how far they are from what compilers and clocks say: docs/scaling.md.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments. Fields of the config follow as ``--config.a.b=value``."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    parser.add_argument(
+        "--chip", default="h100", metavar="NAME", help="h100 (default), a100, v5e, ..., or a slice: v5e-64"
+    )
+    parser.add_argument("--devices", type=int, metavar="N", help="chips; default 1, or those of the slice")
+    parser.add_argument("--mesh", metavar="data=D,fsdp=F", help="instead of the config's mesh")
+    parser.add_argument("--json", metavar="FILE", help="write all figures here as well")
+    check_data.add_arguments(parser)
+    parser.epilog = EPILOG
+    parse = parser.parse_known_args
+
+    def parse_known_args(
+        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        # argparse knows no open set of options, so these are taken out before it looks.
+        args = list(sys.argv[1:] if args is None else args)
+        overrides = [argument for argument in args if argument.startswith("--config.")]
+        namespace, rest = parse([argument for argument in args if argument not in overrides], namespace)
+        namespace.overrides = overrides
+        return namespace, rest
+
+    parser.parse_known_args = parse_known_args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 0 where the config fits, 1 where it does not.
+
+    Raises:
+        ValueError: a config or a flag that cannot work; the message says what to change.
+        OSError: a file that is not there.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing here is computed
+    from medclip_jax.cli.check_report import figures, text
+    from medclip_jax.training.chips import find_chip
+    from medclip_jax.training.config import load_config
+    from medclip_jax.training.estimate import build, estimate
+
+    chip, count = find_chip(args.chip)
+    devices = args.devices or count or 1
+    config = load_config(args.config, [*args.overrides, *_mesh(args.mesh)])
+    data = check_data.assume(config, args.config, args)
+    model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+    found = estimate(model, chip, devices)
+    print(text(model, data, found))
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures(model, data, found), indent=1) + "\n")
+    return 0 if found.fits else 1
+
+
+def _mesh(text: str | None) -> list[str]:
+    sizes: dict[str, Any] = {}
+    for part in (text or "").split(","):
+        name, _, size = part.partition("=")
+        if text and (name not in ("data", "fsdp") or not size.lstrip("-").isdigit()):
+            raise ValueError(f"--mesh {text}: write --mesh data=8,fsdp=1")
+        if text:
+            sizes[name] = size
+    return [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
