@@ -5,10 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
+
+from medclip_jax.models.constraints import batch_sharded
 
 DENSE_SCORES = 4096 * 1024
 """Scores (queries x keys, one head) up to which the whole map may lie in memory."""
+
+SPLASH_SCORES = 512 * 512
+"""Scores of one head from which the TPU kernel is used: it fills tokens up to blocks of 128 or more."""
+
+SAVED = "attention"
+"""Name under which `jax.checkpoint` policies find what attention computed."""
 
 CHUNK_SCORES = 1024 * 1024
 """Scores of one head that a chunk of queries makes."""
@@ -17,17 +26,50 @@ MASKED = -1e30
 """Score of a padded key: no weight beside any real key, and a row of padding alone stays finite."""
 
 
+def implementation(
+    platform: str,
+    dtype: jax.typing.DTypeLike,
+    queries: int,
+    keys: int,
+    features: int,
+    compute_capability: str | None = None,
+) -> str:
+    """How `attend` computes on a platform.
+
+    Args:
+        platform: as JAX names it: "cpu", "tpu", "gpu" or "cuda", "rocm".
+        dtype: of queries, keys and values.
+        queries: tokens that ask.
+        keys: tokens that are asked.
+        features: of one head.
+        compute_capability: of a GPU, as JAX gives it ("9.0"; a name on AMD). None: NVIDIA's since Ampere.
+
+    Returns:
+        "cudnn": the fused kernel; on CUDA since Ampere, in 16 bits, heads of at most 128 features in
+        multiples of 8. "splash": the fused kernel of TPUs, from `SPLASH_SCORES`. "chunked": some queries at
+        a time, beyond `DENSE_SCORES`. "plain": the whole map in memory. The memory of all but "plain" grows
+        linearly with the tokens.
+    """
+    if platform in ("gpu", "cuda") and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
+        # AMD's devices are "gpu" too, but their capability is a name, not a number.
+        capability = "8" if compute_capability is None else compute_capability.split(".")[0]
+        if capability.isdigit() and int(capability) >= 8 and features <= 128 and features % 8 == 0:
+            return "cudnn"
+    if platform == "tpu" and queries * keys >= SPLASH_SCORES:
+        return "splash"
+    return "plain" if queries * keys <= DENSE_SCORES else "chunked"
+
+
 def attend(
     query: Float[Array, "batch queries heads features"],
     key: Float[Array, "batch keys heads features"],
     value: Float[Array, "batch keys heads features"],
     mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch queries heads features"]:
-    """Softmax attention, ``softmax(q k / sqrt(features)) v``, chosen by platform and size.
+    """Softmax attention, ``softmax(q k / sqrt(features)) v``, by the `implementation` that suits the device.
 
-    On CUDA from Ampere on, in 16 bits, with heads of at most 128 features in multiples of 8: cuDNN's fused
-    kernel. Elsewhere: the plain form up to `DENSE_SCORES`, beyond it `attend_chunked`, whose memory grows
-    linearly with the tokens.
+    The device is the one of the mesh in force (so that a program can be compiled for a TPU that is not
+    there), else JAX's first.
 
     Args:
         query: (B, T, H, K).
@@ -38,20 +80,29 @@ def attend(
     Returns:
         (B, T, H, K) in the type of `query`.
     """
-    if _fits_cudnn(query):
+    shape = query.shape[1], key.shape[1], query.shape[-1]
+    platform, capability = _device()
+    chosen = implementation(platform, query.dtype, *shape, capability)
+    if chosen == "splash":
+        # Imported here: the kernel's package is large, and only TPUs need it.
+        from medclip_jax.models.splash import attend_splash
+
+        return attend_splash(query, key, value, mask, saved=SAVED)
+    if chosen == "cudnn":
         return _attend_cudnn(query, key, value, mask)
-    if query.shape[1] * key.shape[1] > DENSE_SCORES:
-        return attend_chunked(query, key, value, mask)
-    return attend_plain(query, key, value, mask)
+    form = attend_chunked if chosen == "chunked" else attend_plain
+    # The kernels mark what a remat policy may keep themselves: more than the output.
+    return checkpoint_name(form(query, key, value, mask), SAVED)
 
 
-def _fits_cudnn(query: jax.Array) -> bool:
-    if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] > 128 or query.shape[-1] % 8:
-        return False
+def _device() -> tuple[str, str | None]:
+    """Platform and compute capability (None: unknown) of the device that is compiled for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meant = None if mesh.empty else mesh.abstract_device
+    if meant is not None and meant.platform != jax.default_backend():
+        return meant.platform, None
     device = jax.devices()[0]
-    # AMD's devices are "gpu" too, but their capability is a name, not a number.
-    capability = str(getattr(device, "compute_capability", "")).split(".")[0]
-    return device.platform == "gpu" and capability.isdigit() and int(capability) >= 8
+    return device.platform, getattr(device, "compute_capability", None)
 
 
 def _attend_cudnn(query, key, value, mask):
@@ -136,7 +187,7 @@ class SelfAttention(nnx.Module):
         mask: Bool[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens features"]:
         """(B, T, W) to (B, T, W); `mask` is False on padding."""
-        return self.output(attend(*self._split(tokens), mask).reshape(tokens.shape))
+        return self.output(batch_sharded(attend(*self._split(tokens), mask).reshape(tokens.shape)))
 
     def with_weights(
         self,

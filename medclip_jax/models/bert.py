@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.models import blocks
 from medclip_jax.models.attention import SelfAttention
+from medclip_jax.models.constraints import batch_sharded
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -123,7 +124,7 @@ class Bert(nnx.Module):
     Args:
         config: sizes; `BertConfig.from_hf(folder)` reads them.
         dtype: compute type; parameters are float32.
-        remat: "none" or "block", see `blocks.run`.
+        remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
         rngs: draws the initial parameters (tables normal 0.02, matrices Xavier).
 
@@ -174,7 +175,7 @@ class Bert(nnx.Module):
             )
         mask = tokens != self.config.pad_token if mask is None else mask.astype(bool)
         places = self.positions(jnp.arange(length)) + self.types(jnp.zeros((), jnp.int32))
-        states = self.norm(self.words(tokens) + places)
+        states = batch_sharded(self.norm(batch_sharded(self.words(batch_sharded(tokens))) + places))
         return blocks.run(self.blocks, states, mask, remat=self.remat, scan=self.scan)
 
     def pool(

@@ -7,9 +7,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from medclip_jax.models.attention import SelfAttention
+from medclip_jax.models.attention import SAVED, SelfAttention
+from medclip_jax.models.constraints import batch_sharded
 
-REMAT = ("none", "block")
+REMAT = ("none", "block", "attention", "dots")
+"""What a block keeps for the backward pass, see `run`."""
+
+
+def _is_attention(primitive, *_, **params) -> bool:
+    """A remat policy: results of attention, whichever implementation made them."""
+    # cuDNN's kernel cannot be named from outside: its log-sum-exp never leaves JAX's own wrapper.
+    named = primitive.name == "name" and params["name"] == SAVED
+    return named or primitive.name.startswith("dot_product_attention_fwd")
+
+
+POLICIES = {
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "attention": _is_attention,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _is_attention
+    ),
+}
 
 
 class Block(nnx.Module):
@@ -75,7 +93,10 @@ def run(
         blocks: equal modules called as ``block(tokens, mask)``.
         tokens: (B, T, W).
         mask: (B, T), False on padding.
-        remat: "block" keeps only each block's input and computes the rest again in the backward pass.
+        remat: what each block keeps for the backward pass; the rest is computed again. "none" keeps all.
+            "dots" keeps the results of the linear maps and of attention (norms and activations again).
+            "attention" keeps the block's input and what attention's backward pass needs, not the linear
+            maps. "block" keeps the block's input alone.
         scan: one compiled block in a loop. The parameters keep their names and are stacked inside the
             step (one extra copy of them), so a checkpoint fits both ways.
 
@@ -93,10 +114,10 @@ def run(
     graph = parts[0][0]
 
     def apply(state, tokens):
-        return nnx.merge(graph, state)(tokens, mask)
+        return batch_sharded(nnx.merge(graph, state)(batch_sharded(tokens), mask))
 
-    if remat == "block":
-        apply = jax.checkpoint(apply, prevent_cse=not scan)
+    if remat != "none":
+        apply = jax.checkpoint(apply, prevent_cse=not scan, policy=POLICIES[remat])
     if scan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
         return jax.lax.scan(lambda carry, state: (apply(state, carry), None), tokens, stacked)[0]

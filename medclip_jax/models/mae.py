@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
+from medclip_jax.models.constraints import batch_sharded
 
 
 def random_keep(
@@ -53,7 +54,7 @@ class MaskedDecoder(nnx.Module):
         depth: number of blocks.
         heads: attention heads.
         dtype: compute type; parameters are float32.
-        remat: "none" or "block", see `blocks.run`.
+        remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
         rngs: draws the initial parameters.
     """
@@ -99,13 +100,13 @@ class MaskedDecoder(nnx.Module):
         Returns:
             (B, N, pd * ph * pw * C) in the order of `medclip_jax.models.patches.patchify`.
         """
-        tokens = self.embed(tokens)
+        tokens = batch_sharded(self.embed(batch_sharded(tokens)))
         batch, seen, width = tokens.shape
         hidden = restore_index.shape[1] - (seen - 1)
         blank = jnp.broadcast_to(self.mask_token[...].astype(tokens.dtype), (batch, hidden, width))
-        shuffled = jnp.concatenate([tokens[:, 1:], blank], axis=1)
-        placed = jnp.take_along_axis(shuffled, restore_index[..., None], axis=1)
+        shuffled = batch_sharded(jnp.concatenate([tokens[:, 1:], blank], axis=1))
+        placed = batch_sharded(jnp.take_along_axis(shuffled, restore_index[..., None], axis=1))
         placed = placed + positions.sincos_3d(self.grid, width).astype(tokens.dtype)
         tokens = jnp.concatenate([tokens[:, :1], placed], axis=1)
         tokens = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)
-        return self.predict(self.norm(tokens)[:, 1:])
+        return batch_sharded(self.predict(self.norm(tokens)[:, 1:]))

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from medclip_jax.models.constraints import batch_sharded
+
 
 def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
     """Patches along depth, height, width.
@@ -122,7 +124,8 @@ class PatchEmbedding(nnx.Module):
         """
         patches = patchify(volume, self.patch)
         if keep is not None:
-            patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
+            # Around a gather the compiler loses the batch's sharding most easily.
+            patches = batch_sharded(jnp.take_along_axis(batch_sharded(patches), keep[..., None], axis=1))
         if self.peaks:
             channels = patches.reshape(*patches.shape[:2], -1, self.channels)
             # As much weight at the start as all voxels of the channel together.

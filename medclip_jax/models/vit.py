@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
+from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.patches import PatchEmbedding, grid_of
 
 
@@ -31,7 +32,7 @@ class VisionTransformer(nnx.Module):
         grid_features: numbers that "grid" keeps of each patch token.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
         dtype: compute type; parameters are float32.
-        remat: "none" or "block", see `blocks.run`.
+        remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
         layer_norm_epsilon: of every LayerNorm.
         rngs: draws the initial parameters.
@@ -122,7 +123,7 @@ class VisionTransformer(nnx.Module):
         """
         tokens = self._tokens(volume, keep)
         if attention_offsets is None:
-            return self.norm(blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan))
+            return batch_sharded(self.norm(blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)))
         if len(attention_offsets) != len(self.blocks):
             raise ValueError(
                 f"{len(attention_offsets)} attention offsets for {len(self.blocks)} blocks: give one a block,"
@@ -167,10 +168,10 @@ class VisionTransformer(nnx.Module):
             self.grid_shift[...] = -features.mean(axis=0) * scale
 
     def _tokens(self, volume, keep):
-        tokens = self.embed(volume, keep)
+        tokens = batch_sharded(self.embed(batch_sharded(volume), keep))
         table = (
             positions.sincos_3d(self.grid, self.width) if self.positions is None else self.positions[...]
         ).astype(tokens.dtype)
         tokens = tokens + (table if keep is None else table[keep])
         first = jnp.broadcast_to(self.class_token[...], (tokens.shape[0], 1, self.width))
-        return jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1)
+        return batch_sharded(jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1))

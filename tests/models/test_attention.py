@@ -73,7 +73,7 @@ def test_even_lengths_for_the_fused_kernel(monkeypatch, queries, keys):
         lengths.append((query.shape[1], key.shape[1]))
         return plain(query, key, value, mask=mask)
 
-    monkeypatch.setattr(attention, "_fits_cudnn", lambda query: True)
+    monkeypatch.setattr(attention, "implementation", lambda *_: "cudnn")
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     qkv = sample(queries, keys)
     np.testing.assert_allclose(attention.attend(*qkv), reference(*qkv), atol=1e-6)

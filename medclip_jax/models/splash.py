@@ -1,0 +1,101 @@
+"""Attention on TPUs by JAX's splash kernel: no map of scores ever leaves the chip's fast memory."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as static_mask
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from medclip_jax.models.constraints import batch_axes, batch_shards
+
+BLOCKS = (512, 384, 256, 128)
+"""Tokens that the kernel may hold at a time: multiples of a TPU's 128 lanes, the largest first."""
+
+
+def block_of(tokens: int) -> int:
+    """The largest block whose padding adds at most an eighth to the tokens; 128 where none does."""
+    return next((block for block in BLOCKS if 8 * (-tokens % block) <= tokens), BLOCKS[-1])
+
+
+def attend_splash(
+    query: Float[Array, "batch queries heads features"],
+    key: Float[Array, "batch keys heads features"],
+    value: Float[Array, "batch keys heads features"],
+    mask: Bool[Array, "batch keys"] | None = None,
+    *,
+    saved: str | None = None,
+    interpret: bool = False,
+) -> Float[Array, "batch queries heads features"]:
+    """`attention.attend` by the kernel, each device of the mesh in force on its part of the batch.
+
+    Tokens are padded to whole blocks; filling takes part nowhere and is cut off again. The result of a
+    sample whose keys are all masked is finite and means nothing.
+
+    Args:
+        query: (B, T, H, K).
+        key: (B, S, H, K).
+        value: (B, S, H, K).
+        mask: (B, S), True where a key may be attended.
+        saved: name under which `jax.checkpoint` policies find what the kernel's backward pass needs, its
+            output and log-sum-exp.
+        interpret: run the kernel step by step in plain JAX, on any device (for tests).
+
+    Returns:
+        (B, T, H, K) in the type of `query`.
+
+    References:
+        The kernel's own documentation: it multiplies no scale into the scores, takes one sample (heads
+        first), and lets a query see the keys of its own segment.
+    """
+    axes = batch_axes()
+    if not axes or batch_shards() == 1:
+        return _attend(query, key, value, mask, saved, interpret)
+    # The compiler cannot split a kernel of its own accord; a batch that no split fits is computed whole.
+    spec = PartitionSpec(axes if query.shape[0] % batch_shards() == 0 else None)
+    return jax.shard_map(
+        lambda *arrays: _attend(*arrays, saved, interpret),
+        in_specs=spec,
+        out_specs=spec,
+        axis_names=set(axes),
+        check_vma=False,
+    )(query, key, value, mask)
+
+
+def _attend(query, key, value, mask, saved, interpret):
+    batch, queries, heads, features = query.shape
+    keys = key.shape[1]
+    block, key_block = block_of(queries), block_of(keys)
+    scaled = (query.astype(jnp.float32) * features**-0.5).astype(query.dtype)
+    padded_query = _blocks(scaled, block)
+    padded_key, padded_value = _blocks(key, key_block), _blocks(value, key_block)
+    segments, rows = None, padded_key.shape[2]
+    if mask is not None or rows != keys:
+        mask = jnp.ones((batch, keys), bool) if mask is None else mask
+        real = jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, rows - keys)))
+        segments = kernel.SegmentIds(jnp.ones((batch, padded_query.shape[2]), jnp.int32), real)
+    attend = kernel.make_splash_mha(
+        static_mask.MultiHeadMask([static_mask.FullMask((padded_query.shape[2], rows))] * heads),
+        block_sizes=kernel.BlockSizes(
+            block_q=block,
+            block_kv=key_block,
+            block_q_dkv=block,
+            block_kv_dkv=key_block,
+            block_q_dq=block,
+            block_kv_dq=key_block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=saved,
+        interpret=interpret,
+    )
+    out = jax.vmap(attend)(padded_query, padded_key, padded_value, segments)
+    return jnp.swapaxes(out, 1, 2)[:, :queries]
+
+
+def _blocks(tokens, block):
+    """(B, T, H, K) to (B, H, T filled to whole blocks, K)."""
+    filled = jnp.pad(tokens, ((0, 0), (0, -tokens.shape[1] % block), (0, 0), (0, 0)))
+    return jnp.swapaxes(filled, 1, 2)
