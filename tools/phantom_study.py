@@ -1,6 +1,6 @@
 """The phantom study: Cardiac-CLIP, its three ablations and a control, on generated scans.
 
-Rows: full; without the masked autoencoder; without statements (free text only); one-hot targets; and
+Rows: full; without the masked autoencoder; without statements (the impression alone); one-hot targets; and
 shuffled pairs, where each volume gets the report of another patient, which must fall to chance.
 
     python tools/phantom_study.py --out runs/phantom_study [--rows full,one_hot] [--seeds 0] [--workers 2]
@@ -36,7 +36,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "phantom"
 ROWS: dict[str, tuple[str, ...]] = {
     "full": (),
     "no_mae": ("--config.initial_weights.workdir=",),
-    "no_statements": ("--config.data.text.statements=0.0", "--config.data.text.report=1.0"),
+    "no_statements": ("--config.data.text.some_statements=0.0", "--config.data.text.impression=1.0"),
     "one_hot": ("--config.objective.soft_target=onehot",),
     "shuffled": (),
 }
