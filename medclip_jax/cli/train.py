@@ -35,20 +35,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, or when stopped by SIGTERM after saving; 1 where a step was not finite.
 
+    Where this is one of several processes, it ends with the others: see `training.distributed.fail`.
+
     Raises:
         ValueError: a config that cannot work, a checkpoint that cannot be read or written.
         OSError: a file that is not there.
     """
     from medclip_jax.training.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    # JAX's own notes on how processes find each other.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    from medclip_jax.training import distributed
+
+    # Before anything touches a device.
+    processes = distributed.start(config.distributed)
+    if not processes.first:
+        logging.basicConfig(
+            level=logging.WARNING, format=f"%(levelname)s process {processes.index}: %(message)s", force=True
+        )
     from medclip_jax.training.loop import train
     from medclip_jax.training.nonfinite import NonFiniteError
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        metrics = train(load_config(args.config, args.overrides), args.workdir)
-    except NonFiniteError as error:
+        metrics = train(config, args.workdir)
+    except BaseException as error:
+        if processes.count > 1:
+            distributed.fail(error)
+        if not isinstance(error, NonFiniteError):
+            raise
         print(f"medclip train: {error}", file=sys.stderr)
         return 1
-    for name, value in metrics.items():
-        print(f"{name:40s} {value:.6g}")
+    if processes.first:
+        for name, value in metrics.items():
+            print(f"{name:40s} {value:.6g}")
     return 0

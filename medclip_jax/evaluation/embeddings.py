@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,8 @@ class Embedder:
 
     Parameters are an argument of the compiled functions, so `update` after some training steps costs
     nothing. Every batch has one shape (the last is filled up); if the parameters live on a mesh, batches
-    are split over all its devices.
+    are split over all its devices. Where the mesh spans several processes, all of them call every method
+    alike; each reads and embeds its share of every batch, and all get all vectors.
 
     Args:
         objective: the model; its present parameters are taken.
@@ -96,6 +98,7 @@ class Embedder:
         text_length: tokens for each text.
         batch_size: volumes or texts for each call; rounded up to a multiple of the mesh's devices.
         progress: whether to draw a bar.
+        between: called after every batch; what it raises ends the work.
     """
 
     def __init__(
@@ -106,17 +109,19 @@ class Embedder:
         text_length: int,
         batch_size: int,
         progress: bool = True,
+        between: Callable[[], None] = lambda: None,
     ):
         self.graph, self.state = nnx.split(objective)
         self.pooling = describe_pooling(objective)
         self.tokenizer = tokenizer
         self.text_length = text_length
         self.progress = progress
+        self.between = between
         self.sharding = _batch_sharding(self.state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
-        self._volumes = jax.jit(partial(_embed_volumes, self.graph))
-        self._texts = jax.jit(partial(_embed_texts, self.graph))
+        self._volumes = self._compiled(_embed_volumes)
+        self._texts = self._compiled(_embed_texts)
         self._known: dict[str, np.ndarray] = {}
 
     def update(self, objective: Objective) -> None:
@@ -146,21 +151,35 @@ class Embedder:
         """
         if count == 0:
             raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
+        own = self.own_rows()
         out: list[np.ndarray] = []
         pending: deque[jax.Array] = deque()
         with (
             ThreadPoolExecutor(2) as pool,
             tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
         ):
-            for rows in _batches(count, self.batch_size, lambda index: pool.submit(read, index)):
-                volumes = np.stack([row.result() for row in rows])
-                pending.append(self._call(self._volumes, _fill(volumes, self.batch_size)))
+            # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
+            batches = _batches(
+                count,
+                self.batch_size,
+                lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
+            )
+            for done, rows in batches:
+                pending.append(self._call(self._volumes, np.stack([row.result() for row in rows])))
                 # One batch stays in flight: the device computes while the next one is read.
                 if len(pending) > 1:
                     out.append(np.asarray(jax.device_get(pending.popleft())))
-                bar.update(len(rows))
+                bar.update(done)
+                self.between()
             out.extend(np.asarray(jax.device_get(batch)) for batch in pending)
         return np.concatenate(out)[:count]
+
+    def own_rows(self) -> Int64[np.ndarray, " rows"]:
+        """Rows of a batch that this process reads and embeds: all of them where it is the only one."""
+        if self.sharding is None:
+            return np.arange(self.batch_size)
+        places = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(self.batch_size)[place] for place in places]))
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
         """Embed texts, each distinct one once: equal texts have bit-equal vectors.
@@ -187,7 +206,7 @@ class Embedder:
                 batch = new[start : start + self.batch_size]
                 tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)
                 try:
-                    vectors = self._call(self._texts, _fill(tokens, self.batch_size))
+                    vectors = self._call(self._texts, _fill(tokens, self.batch_size)[self.own_rows()])
                 except NotImplementedError:
                     raise NotEvaluable(
                         "this objective has no text tower (a masked autoencoder has none): evaluate a "
@@ -195,11 +214,28 @@ class Embedder:
                     ) from None
                 self._known.update(zip(batch, np.asarray(jax.device_get(vectors)), strict=False))
                 bar.update(len(batch))
+                self.between()
         return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
 
-    def _call(self, function: Callable[..., jax.Array], batch: np.ndarray) -> jax.Array:
+    def _compiled(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        if self.sharding is None:
+            return jax.jit(partial(function, self.graph))
+        mesh = self.sharding.mesh
+
+        def embed(state: nnx.State, batch: jax.Array) -> jax.Array:
+            # Models pin activations to the mesh in force (`models.constraints`).
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(self.graph, state, batch)
+
+        # Whole on every device, so that every process can read all of it.
+        return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def _call(self, function: Callable[..., jax.Array], rows: np.ndarray) -> jax.Array:
         # Explicit transfer: the training loop forbids implicit ones.
-        return function(self.state, jax.device_put(batch, self.sharding))
+        if self.sharding is None:
+            return function(self.state, jax.device_put(rows))
+        shape = (self.batch_size, *rows.shape[1:])
+        return function(self.state, jax.make_array_from_process_local_data(self.sharding, rows, shape))
 
 
 def embed_split(
@@ -233,6 +269,7 @@ def embed_split(
         return record["volume"]
 
     volumes = embedder.volumes(len(records), read, label=f"embed {name}")
+    kept = _gathered(kept)
 
     def columns(key: str, names: Sequence[str], dtype: type) -> dict[str, np.ndarray]:
         if not names or any(key not in record for record in kept):
@@ -282,14 +319,37 @@ def _batch_sharding(state: nnx.State) -> NamedSharding | None:
     return None
 
 
-def _batches(count: int, size: int, submit: Callable[[int], Any]) -> Iterable[list[Any]]:
-    """Lists of `size` futures, the next batch submitted before this one is handed out."""
-    ahead: deque[list[Any]] = deque()
+def _batches(count: int, size: int, submit: Callable[[int], list[Any]]) -> Iterable[tuple[int, list[Any]]]:
+    """Size and futures of each batch, the next one submitted before this one is handed out.
+
+    Args:
+        count: of rows over all batches.
+        size: of a batch.
+        submit: first row of a batch to its futures.
+    """
+    ahead: deque[tuple[int, list[Any]]] = deque()
     for start in range(0, count, size):
-        ahead.append([submit(index) for index in range(start, min(start + size, count))])
+        ahead.append((min(size, count - start), submit(start)))
         if len(ahead) > 1:
             yield ahead.popleft()
     yield from ahead
+
+
+def _gathered(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What all processes kept of the records, each of those that it read."""
+    if jax.process_count() == 1:
+        return kept
+    from jax.experimental import multihost_utils
+
+    own = pickle.dumps([(index, record) for index, record in enumerate(kept) if record])
+    lengths = multihost_utils.process_allgather(np.asarray(len(own), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    everyone = multihost_utils.process_allgather(padded)
+    found: dict[int, dict[str, Any]] = {}
+    for length, data in zip(lengths, everyone, strict=True):
+        found.update(pickle.loads(data[:length].tobytes()))
+    return [found[index] for index in range(len(kept))]
 
 
 def _fill(batch: np.ndarray, size: int) -> np.ndarray:

@@ -75,6 +75,8 @@ def evaluate(
     tokenizer: Tokenizer | None,
     text_length: int,
     batch_size: int,
+    progress: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Score a model; `evaluate_all` returns the tables and intervals too.
 
@@ -87,6 +89,8 @@ def evaluate(
         tokenizer: that the model was trained with; None for an objective without text.
         text_length: tokens for each text.
         batch_size: volumes for each call of the model.
+        progress: whether to draw a bar.
+        between: called after every batch and evaluator; what it raises ends the evaluation.
 
     Returns:
         Stable keys ``<evaluator>/<metric>[/<finding>]`` to values, NaN where undefined. Empty for an
@@ -103,6 +107,8 @@ def evaluate(
         tokenizer=tokenizer,
         text_length=text_length,
         batch_size=batch_size,
+        progress=progress,
+        between=between,
     )
     for name, reason in evaluation.skipped.items():
         _log.warning("evaluator %s skipped: %s", name, reason)
@@ -119,10 +125,12 @@ def evaluate_all(
     text_length: int,
     batch_size: int,
     progress: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score a model and keep tables, intervals, scores and embeddings.
 
-    Every volume and every distinct text is embedded once, whatever number of evaluators use it.
+    Every volume and every distinct text is embedded once, whatever number of evaluators use it. Where the
+    model lies on a mesh of several processes, all of them call this alike, and all get the same numbers.
 
     Args:
         objective: the model.
@@ -133,6 +141,7 @@ def evaluate_all(
         text_length: tokens for each text.
         batch_size: volumes for each call of the model.
         progress: whether to draw a bar.
+        between: called after every batch and evaluator; what it raises ends the evaluation.
 
     Returns:
         The evaluation.
@@ -143,7 +152,12 @@ def evaluate_all(
     began = time.monotonic()
     plan = {name: _checked(name, dict(settings.items())) for name, settings in evaluators.items()}
     embedder = Embedder(
-        objective, tokenizer, text_length=text_length, batch_size=batch_size, progress=progress
+        objective,
+        tokenizer,
+        text_length=text_length,
+        batch_size=batch_size,
+        progress=progress,
+        between=between,
     )
     try:
         # Before the volumes, which take the time: an objective without text ends here.
@@ -169,6 +183,7 @@ def evaluate_all(
             results[name] = function(data, embedder.texts, **settings)
         except NotEvaluable as reason:
             skipped[name] = str(reason)
+        between()
     return Evaluation(split, len(data.volumes), results, skipped, data, time.monotonic() - began)
 
 

@@ -20,11 +20,22 @@ class Logs:
         config: the whole config.
         start: steps done before.
         steps: of the whole run.
+        writing: False in all processes but the first: then nothing is written anywhere.
     """
 
-    def __init__(self, workdir: Workdir, config: Any, *, start: int, steps: int):
+    def __init__(self, workdir: Workdir, config: Any, *, start: int, steps: int, writing: bool = True):
+        self._writing = writing
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=not (config.log.progress and writing),
+            dynamic_ncols=True,
+        )
+        self._lines = self._board = self._wandb = None
+        if not writing:
+            return
         self._lines = workdir.metrics_file.open("a")
-        self._board = self._wandb = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -45,12 +56,11 @@ class Logs:
                 dir=str(workdir.path),
                 config=config.to_dict(),
             )
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not config.log.progress, dynamic_ncols=True
-        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write numbers that belong to `step` (steps completed)."""
+        if not self._writing:
+            return
         numbers = {name: float(value) for name, value in metrics.items()}
         # JSON has no NaN: such a number becomes null.
         line = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
@@ -70,12 +80,14 @@ class Logs:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self._bar.write(message)
+        if self._writing:
+            self._bar.write(message)
 
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()
-        self._lines.close()
+        if self._lines:
+            self._lines.close()
         if self._board:
             self._board.close()
         if self._wandb:

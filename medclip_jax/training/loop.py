@@ -2,79 +2,42 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
-from medclip_jax.objectives.base import Batch, DataSpec, Objective
+from medclip_jax.objectives.base import Objective
+from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
-from medclip_jax.training.checkpoints import Checkpoints, latest_step
+from medclip_jax.training.checkpoints import Checkpoints
 from medclip_jax.training.config import to_json, total_steps
+from medclip_jax.training.distributed import Processes
 from medclip_jax.training.flops import count_flops, utilization
 from medclip_jax.training.goodput import Clock
-from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.nonfinite import NonFiniteError, describe
-from medclip_jax.training.optimizer import make_optimizer
-from medclip_jax.training.state import TrainState, Tree, averaged, initial_state, merge, split
-from medclip_jax.training.step import Metrics, StepFunction, make_train_step, trained_paths
+from medclip_jax.training.preemption import Preemption
+from medclip_jax.training.start import (
+    Data,
+    Model,
+    check_evaluation,
+    create_objective,
+    find_beginning,
+    keep_preparation,
+    make_model,
+    open_data,
+    restored,
+)
+from medclip_jax.training.state import TrainState, averaged, merge
+from medclip_jax.training.step import Metrics
 from medclip_jax.training.workdir import Workdir
 
 EVALUATED = "evaluation_seconds"
 """Stands in the metrics of a step that was evaluated."""
-
-
-class Data(NamedTuple):
-    """What a run trains on.
-
-    Attributes:
-        source: random access to the records of the training split.
-        spec: what the model needs to know.
-        tokenizer: None for runs without text.
-    """
-
-    source: Any
-    spec: DataSpec
-    tokenizer: Any = None
-
-
-def open_data(config: Any) -> Data:
-    """Open the shards and the tokenizer that `config.data` names.
-
-    Raises:
-        ValueError: `config.data.shards` is empty.
-    """
-    from medclip_jax.pipeline import TEXT_FALLBACK
-    from medclip_jax.shards.read import open_shards, open_split
-
-    if not config.shards:
-        raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
-    info = open_shards(config.shards)
-    folder = config.tokenizer or info.tokenizer
-    tokenizer = None
-    if folder:
-        from medclip_jax.reports.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(folder)
-    organs = ["organs"] if info.organs else []
-    fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
-    spec = DataSpec.of(info, tokenizer)
-    return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)
-
-
-def create_objective(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
-    """The objective that `config.objective` names."""
-    from medclip_jax import objectives
-
-    return objectives.create(config, spec, rngs=rngs)
 
 
 def train(
@@ -86,8 +49,11 @@ def train(
 ) -> dict[str, float]:
     """Train, from scratch or from where this workdir stopped.
 
-    Weights come from the workdir's own checkpoint if it has one, else from `config.initial_weights`,
-    else from `config.seed`. On SIGTERM the step under way is finished and saved, then this returns.
+    Weights come from the workdir's own checkpoint if it has one, else from `config.checkpoint.resume`, else
+    from `config.initial_weights`, else from `config.seed`. On SIGTERM, to any process, the step under way is
+    finished and saved, then this returns.
+
+    Where several processes were started (`training.distributed.start`), all of them call this alike.
 
     Args:
         config: a full config (see `training.config`).
@@ -104,100 +70,35 @@ def train(
         ValueError: a config that cannot work; the message says what to change.
     """
     workdir = Workdir(workdir)
-    with _termination() as stopping:
+    processes = distributed.processes()
+    with Preemption() as preemption:
         opened = data is None
         if opened:
             data = open_data(config.data)
-            _check_evaluation(config)
+            check_evaluation(config)
         steps = total_steps(config, len(data.source))
-        mesh = meshes.make_mesh(config.mesh)
-        meshes.check_batch_size(config.batch_size, mesh)
-        resuming = latest_step(workdir.path) is not None
-        workdir.check_config(config, resuming=resuming)
-
-        graphdef, params, variables = split(
-            objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
-        )
-        optimizer = make_optimizer(config.optimizer, params, steps)
-        if config.initial_weights.workdir and not resuming:
-            params = load_initial_weights(config.initial_weights, params)
-        if not resuming:
-            params = _calibrated(graphdef, params, variables, config, data)
-        state = meshes.put_state(initial_state(params, variables, optimizer, ema=config.ema.decay > 0), mesh)
-        paths = trained_paths(optimizer, params)
-        del params, variables
-        workdir.write_config(config)
-        if opened:
-            _keep_preparation(workdir, config)
-        with Checkpoints(
-            workdir.path, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
-        ) as checkpoints:
-            counters: dict[str, float] = {}
-            if resuming:
-                state, saved = checkpoints.restore(state)
-                counters = saved["counters"]
-                _check_samples(saved["samples"], len(data.source))
-            step_function = make_train_step(
-                graphdef,
-                optimizer,
-                mesh,
-                seed=config.seed,
-                ema_decay=config.ema.decay,
-                skip_nonfinite=not config.stop_on_nan,
+        with Clock(workdir=workdir.path if processes.first else None, steps=steps) as clock:
+            resuming = find_beginning(config, workdir, processes)
+            model, state = make_model(
+                config, data, objective_factory, steps=steps, resuming=resuming, processes=processes
             )
-            run = _Run(config, workdir, data, mesh, graphdef, step_function, paths, steps, stopping)
-            return run.loop(state, checkpoints, Clock(counters))
+            if opened and processes.first:
+                keep_preparation(workdir, config)
+            settings = config.checkpoint
+            with Checkpoints(
+                workdir.path, keep=settings.keep, asynchronous=settings.asynchronous
+            ) as checkpoints:
+                if resuming:
+                    state, counters = restored(checkpoints, state, data)
+                    clock.resume(counters, int(jax.device_get(state["step"])))
+                else:
+                    clock.resume({})
+                run = _Run(config, workdir, data, processes, model, steps, preemption, checkpoints, clock)
+                return run.loop(state)
 
 
-def _calibrated(graphdef: Any, params: Tree, variables: Tree, config: Any, data: Data) -> Tree:
-    """Initial values that depend on data, from the run's first batch; see `Objective.calibrate`."""
-    if merge(graphdef, params, variables).calibrate.__func__ is Objective.calibrate:
-        return params
-    from medclip_jax.pipeline import train_batches
-
-    batches = train_batches(
-        data.source, config.data, data.tokenizer, seed=config.seed, batch_size=config.batch_size
-    )
-    batch = next(batches)
-    batches.close()
-
-    def calibrate(params: Tree, batch: Batch) -> Tree:
-        objective = merge(graphdef, params, variables)
-        objective.calibrate(batch, jax.random.key(config.seed))
-        return split(objective)[1]
-
-    return jax.jit(calibrate)(params, jax.device_put(batch))
-
-
-def _check_evaluation(config: Any) -> None:
-    """Find out now, and not after the last step, that there is nothing to evaluate on."""
-    from medclip_jax.shards.read import open_split
-
-    if config.evaluation.evaluators:
-        try:
-            open_split(config.data.shards, config.evaluation.split, fields=())
-        except ValueError as error:
-            raise ValueError(f"config.evaluation.split={config.evaluation.split}: {error}") from None
-
-
-def _keep_preparation(workdir: Workdir, config: Any) -> None:
-    from medclip_jax.interop.text_weights import locate
-    from medclip_jax.shards.read import open_shards
-
-    text_folder = config.objective.get("text", {}).get("folder")
-    workdir.keep_preparation(
-        config.data.shards,
-        tokenizer=config.data.tokenizer or open_shards(config.data.shards).tokenizer,
-        text_encoder=locate(text_folder) if text_folder else None,
-    )
-
-
-def _check_samples(before: int, now: int) -> None:
-    if before != now:
-        raise ValueError(
-            f"this run began on {before} training samples and now finds {now} in config.data.shards: give it "
-            "the same shards, or a new --workdir with config.initial_weights.workdir set to this one"
-        )
+class _Stopped(Exception):
+    """All processes agreed to stop in the middle of an evaluation."""
 
 
 class _Run:
@@ -208,34 +109,38 @@ class _Run:
         config: Any,
         workdir: Workdir,
         data: Data,
-        mesh: jax.sharding.Mesh,
-        graphdef: Any,
-        step_function: StepFunction,
-        paths: list[str],
+        processes: Processes,
+        model: Model,
         steps: int,
-        stopping: threading.Event,
+        preemption: Preemption,
+        checkpoints: Checkpoints,
+        clock: Clock,
     ):
         self.config = config
         self.workdir = workdir
         self.data = data
-        self.mesh = mesh
-        self.graphdef = graphdef
-        self.step_function = step_function
-        self.paths = paths
+        self.processes = processes
+        self.model = model
         self.steps = steps
-        self.stopping = stopping
+        self.preemption = preemption
+        self.checkpoints = checkpoints
+        self.clock = clock
         self.flops = 0.0
         self.logged = 0
         self.shown: dict[str, str] = {}
 
-    def loop(self, state: TrainState, checkpoints: Checkpoints, clock: Clock) -> dict[str, float]:
+    def loop(self, state: TrainState) -> dict[str, float]:
         """Run the remaining steps; returns the metrics of the last."""
         from medclip_jax.pipeline import train_batches
 
         config = self.config
-        start = self.logged = int(jax.device_get(state["step"]))
-        last = self.workdir.forget_metrics_after(start)
-        logs = Logs(self.workdir, config, start=start, steps=self.steps)
+        start = step = self.logged = int(jax.device_get(state["step"]))
+        last = self.workdir.metrics_at(start)
+        # The first process knows for all: its file is the one that counts.
+        evaluated = distributed.agree(self.processes.first and EVALUATED in last)
+        if self.processes.first:
+            self.workdir.forget_metrics_after(start)
+        logs = Logs(self.workdir, config, start=start, steps=self.steps, writing=self.processes.first)
         batches = train_batches(
             self.data.source,
             config.data,
@@ -243,50 +148,74 @@ class _Run:
             seed=config.seed,
             batch_size=config.batch_size,
             start_step=start,
+            process_index=self.processes.index,
+            process_count=self.processes.count,
         )
+        advance: Callable[..., tuple[TrainState, Metrics]] | None = None
         pending: _Pending | None = None
         try:
-            if self._evaluation_due(start) and start and EVALUATED not in last:
+            if self._evaluation_due(start) and start and not evaluated:
                 # The run was stopped between this step's checkpoint and the end of its evaluation.
-                last |= self._evaluate(start, state, logs, clock)
-            for step in range(start + 1, self.steps + 1):
-                with clock.spend("input"):
+                last |= self._evaluate(start, state, logs)
+            while step < self.steps:
+                with self.clock.spend("input"):
                     batch = next(batches)
-                if config.log.peak_tflops and not self.flops:
-                    self.flops = self._count_flops(state, batch)
                 # Whatever slips to or from the device unasked would make it wait: an error here.
                 with jax.transfer_guard("disallow"):
-                    state, metrics = self.step_function(state, meshes.put_batch(batch, self.mesh))
+                    placed = meshes.put_batch(batch, self.model.mesh)
+                if advance is None:
+                    advance = self._compile(state, placed)
+                    if self.preemption.agreed(step):
+                        raise _Stopped
+                    self.clock.started()
+                with jax.transfer_guard("disallow"):
+                    state, metrics = advance(state, placed)
                     if pending:
-                        last = self._finish(pending, logs, clock, checkpoints)
-                pending = _Pending(step, metrics, batch["sample"])
-                if step == start + 1:
-                    jax.block_until_ready(metrics["loss"])
-                    clock.started()
-                stop = self.stopping.is_set()
+                        last = self._finish(pending, logs)
+                step += 1
+                self.clock.at(step)
+                pending = _Pending(step, metrics, placed["sample"])
+                stop = self.preemption.agreed(step)
                 save = stop or step % config.checkpoint.every_steps == 0 or step == self.steps
                 if save or self._evaluation_due(step):
                     # Nothing is saved before its numbers were seen to be finite.
-                    last = self._finish(pending, logs, clock, checkpoints)
+                    last = self._finish(pending, logs)
                     pending = None
-                if save:
-                    with clock.spend("save"):
-                        checkpoints.save(state, self._record(clock))
                 if stop:
-                    logs.say(
-                        f"SIGTERM: saved at step {step} of {self.steps}; the same command goes on from there"
-                    )
-                    break
+                    raise _Stopped
+                if save:
+                    self._save(state)
                 if self._evaluation_due(step):
-                    last |= self._evaluate(step, state, logs, clock)
-            with clock.spend("save"):
-                checkpoints.wait()
+                    last |= self._evaluate(step, state, logs)
             if getattr(self.data.tokenizer, "truncated", 0):
                 logs.say(f"{self.data.tokenizer.summary()}; config.data.text_length is what they are cut to")
+        except _Stopped:
+            self._save(state)
+            logs.say(
+                f"asked to stop: saved at step {step} of {self.steps}; the same command goes on from there"
+            )
         finally:
             batches.close()
             logs.close()
+        with self.clock.spend("checkpoint"):
+            self.checkpoints.wait()
         return last
+
+    def _save(self, state: TrainState) -> None:
+        with self.clock.spend("checkpoint"):
+            run = {
+                "config": to_json(self.config),
+                "counters": self.clock.counters(),
+                "samples": len(self.data.source),
+            }
+            self.checkpoints.save(state, run)
+
+    def _compile(self, state: TrainState, batch: Mapping[str, jax.Array]) -> Callable[..., Any]:
+        """Compile the step on its own, so that it is counted as such and a signal is heard in between."""
+        if self.config.log.peak_tflops:
+            self.flops = self._count_flops(state, batch)
+        with self.clock.spend("compile"):
+            return self.model.step.lower(state, batch).compile()
 
     def _evaluation_due(self, step: int) -> bool:
         settings = self.config.evaluation
@@ -294,62 +223,64 @@ class _Run:
             return False
         return step == self.steps or bool(settings.every_steps and step % settings.every_steps == 0)
 
-    def _record(self, clock: Clock) -> dict[str, Any]:
-        return {
-            "config": to_json(self.config),
-            "counters": clock.counters(),
-            "samples": len(self.data.source),
-        }
-
-    def _finish(
-        self, pending: _Pending, logs: Logs, clock: Clock, checkpoints: Checkpoints
-    ) -> dict[str, float]:
-        """Fetch a step's metrics, look for NaN, log."""
+    def _finish(self, pending: _Pending, logs: Logs) -> dict[str, float]:
+        """Fetch a step's metrics, look for NaN, log. They are the same in all processes."""
         step, metrics, samples = pending
         detail = {name: metrics[name] for name in ("squares", "finite_samples")}
         fetched = jax.device_get({name: value for name, value in metrics.items() if name not in detail})
         scalars = {name: float(value) for name, value in fetched.items()}
         if not all(np.isfinite(list(scalars.values()))):
-            message = describe(step, scalars | jax.device_get(detail), self.paths, samples)
+            ids = jax.device_get(
+                jax.jit(lambda x: x, out_shardings=meshes.replicated(self.model.mesh))(samples)
+            )
+            message = describe(step, scalars | jax.device_get(detail), self.model.trained, ids)
             if message and self.config.stop_on_nan:
                 logs.write(step, scalars)
-                good = checkpoints.steps()[-1:] or ["none yet"]
+                good = self.checkpoints.steps()[-1:] or ["none yet"]
                 raise NonFiniteError(
-                    f"{message}\nStopped. Last good checkpoint in {checkpoints.folder}: {good[0]}. Lower "
-                    "config.optimizer.learning_rate, set config.optimizer.clip_norm, look at these samples, "
-                    "or set config.stop_on_nan=False to skip such steps"
+                    f"{message}\nStopped. Last good checkpoint in {self.checkpoints.folder}: {good[0]}. "
+                    "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, look at these "
+                    "samples, or set config.stop_on_nan=False to skip such steps"
                 )
             if message:
                 logs.say(f"{message}\n  Its update was skipped.")
         if step % self.config.log.every_steps == 0 or step == self.steps:
-            rates = clock.rates(step - self.logged, self.config.batch_size)
+            rates = self.clock.rates(step - self.logged, self.config.batch_size)
             self.logged = step
             if rates:
                 self.shown = {"volumes/s": f"{rates['volumes_per_second']:.3g}"}
                 self.shown["input"] = f"{rates['input_wait']:.0%}"
                 if self.flops:
-                    rates["utilization"] = utilization(
-                        self.flops, rates["seconds_per_step"], self.mesh.size, self.config.log.peak_tflops
-                    )
+                    devices, peak = self.model.mesh.size, self.config.log.peak_tflops
+                    rates["utilization"] = utilization(self.flops, rates["seconds_per_step"], devices, peak)
                     self.shown["utilization"] = f"{rates['utilization']:.1%}"
-            scalars |= {**rates, "goodput": clock.goodput()}
+            scalars |= {**rates, "goodput": self.clock.goodput()}
             logs.write(step, scalars)
         logs.advance(loss=f"{scalars['loss']:.4f}", **self.shown)
         return scalars
 
-    def _count_flops(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> float:
+    def _count_flops(self, state: TrainState, batch: Mapping[str, jax.Array]) -> float:
         def forward(params: Any, variables: Any, batch: Any) -> Any:
-            objective = merge(self.graphdef, params, variables)
+            objective = merge(self.model.graphdef, params, variables)
             return objective.couple(objective.encode(batch, jax.random.key(0), train=True), batch)
 
-        return count_flops(forward, state["params"], state["variables"], batch)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            (state["params"], state["variables"], dict(batch)),
+        )
+        return count_flops(forward, *shapes)
 
-    def _evaluate(self, step: int, state: TrainState, logs: Logs, clock: Clock) -> dict[str, float]:
+    def _evaluate(self, step: int, state: TrainState, logs: Logs) -> dict[str, float]:
+        """Score the model; every process takes part, and all get the same numbers."""
         from medclip_jax.evaluation.run import evaluate
 
+        def poll() -> None:
+            if self.preemption.agreed(step):
+                raise _Stopped
+
         begin = time.perf_counter()
-        with clock.spend("evaluation"):
-            objective = merge(self.graphdef, averaged(state), state["variables"])
+        with self.clock.spend("evaluation"):
+            objective = merge(self.model.graphdef, averaged(state), state["variables"])
             found = evaluate(
                 objective,
                 self.config.evaluation.evaluators,
@@ -358,6 +289,8 @@ class _Run:
                 tokenizer=self.data.tokenizer,
                 text_length=self.config.data.text_length,
                 batch_size=self.config.evaluation.batch_size,
+                progress=self.config.log.progress and self.processes.first,
+                between=poll,
             )
         found = {**found, EVALUATED: time.perf_counter() - begin}
         logs.write(step, found)
@@ -365,22 +298,14 @@ class _Run:
 
 
 class _Pending(NamedTuple):
-    """A step that was handed to the device and whose numbers were not looked at yet."""
+    """A step that was handed to the device and whose numbers were not looked at yet.
+
+    Attributes:
+        step: batches completed, this one included.
+        metrics: on the device.
+        samples: (B,) record indices of the whole batch, over all processes, on the device.
+    """
 
     step: int
     metrics: Metrics
-    samples: np.ndarray
-
-
-@contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the process then ends on its own terms."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    samples: jax.Array

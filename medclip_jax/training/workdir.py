@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from medclip_jax.training.config import complete, to_json
 
-MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "initial_weights",
-              "data.workers", "data.prefetch", "data.shards")  # fmt: skip
+MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "microbatches",
+              "distributed", "initial_weights", "data.workers", "data.prefetch", "data.shards")  # fmt: skip
 """What a resumed run may set anew. A longer run stretches its learning rate schedule from there on."""
 
 PREPARATION = "prepare.json"
@@ -97,27 +97,29 @@ class Workdir:
             for file in (Path(text_encoder) / "config.json", *[w for w in weights if w.exists()][:1]):
                 _copy(file, self.path / TEXT_ENCODER / file.name, link=True)
 
-    def forget_metrics_after(self, step: int) -> dict[str, float]:
-        """Drop the lines of steps that will be run again, so that each step stands there once.
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The numbers logged for a step, {} where there are none."""
+        found: dict[str, float] = {}
+        for number, numbers, _ in self._lines():
+            if number == step:
+                found |= {name: math.nan if value is None else value for name, value in numbers.items()}
+        return found
 
-        Returns:
-            The numbers logged for `step` itself, {} where there are none.
-        """
-        if not self.metrics_file.exists():
-            return {}
-        kept, last = [], {}
-        for line in self.metrics_file.read_text().splitlines():
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that will be run again, so that each step stands there once."""
+        if self.metrics_file.exists():
+            _replace(
+                self.metrics_file, "".join(line + "\n" for number, _, line in self._lines() if number <= step)
+            )
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any], str]]:
+        """Step, numbers and text of each line that is whole."""
+        for line in self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else ():
             try:
                 numbers = json.loads(line)
-                number = numbers.pop("step")
+                yield numbers.pop("step"), numbers, line
             except (ValueError, KeyError):
                 continue  # a line cut short by a kill
-            if number <= step:
-                kept.append(line + "\n")
-            if number == step:
-                last |= {name: math.nan if value is None else value for name, value in numbers.items()}
-        _replace(self.metrics_file, "".join(kept))
-        return last
 
 
 def _copy(source: Path, target: Path, *, link: bool = False) -> None:
