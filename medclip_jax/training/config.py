@@ -25,6 +25,8 @@ DEFAULT_NO_DECAY: tuple[str, ...] = (
 )
 """Biases, norms, positions, class and mask tokens, temperature: pulled to zero they only lose."""
 
+_EVALUATORS = "evaluation.evaluators"
+
 
 def base_config() -> ConfigDict:
     """Every key that a run can set, with its default, locked: an unknown key is an error.
@@ -150,6 +152,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 def apply_override(config: ConfigDict, override: str) -> None:
     """Set one field in place from "--config.a.b=value" (the prefix may be left out).
 
+    Evaluators are no fixed fields: `--config.evaluation.evaluators={}` replaces all of them,
+    `--config.evaluation.evaluators.retrieval={}` one, and `--config.evaluation.evaluators.zero_shot.draws=0`
+    sets one setting; an evaluator that was not there is added.
+
     Raises:
         ValueError: no "=", an unknown key (the message names the nearest), a whole section, or a value
             that is not of the field's type.
@@ -158,6 +164,9 @@ def apply_override(config: ConfigDict, override: str) -> None:
     name = name.removeprefix("--").removeprefix("config.")
     if not separator or not name:
         raise ValueError(f"cannot read {override!r}: write --config.section.field=value")
+    if f"{name}.".startswith(f"{_EVALUATORS}."):
+        _override_evaluators(config, name, text)
+        return
     *parents, last = name.split(".")
     section = config
     for parent in parents:
@@ -168,9 +177,43 @@ def apply_override(config: ConfigDict, override: str) -> None:
         raise _unknown(config, name)
     current = section[last]
     if isinstance(current, ConfigDict):
-        fields = ", ".join(current) or "none; set it in the config file"
-        raise ValueError(f"config.{name} is a section: override one of its fields ({fields})")
+        raise ValueError(f"config.{name} is a section: override one of its fields ({', '.join(current)})")
     section[last] = _parse(text, current, name)
+
+
+def _override_evaluators(config: ConfigDict, name: str, text: str) -> None:
+    from medclip_jax.evaluation.run import default_evaluators
+
+    kinds = default_evaluators()
+    chosen = config.evaluation.evaluators.to_dict()
+    evaluator, _, setting = name.removeprefix(_EVALUATORS).removeprefix(".").partition(".")
+    if setting:
+        settings = chosen.setdefault(evaluator, {})
+        defaults = kinds.get(settings.get("kind", evaluator), {})
+        # An unknown setting is refused below.
+        settings[setting] = _parse(text, defaults[setting], name) if setting in defaults else text
+    elif evaluator:
+        chosen[evaluator] = _parse(text, {}, name)
+    else:
+        chosen = _parse(text, {}, name)
+    for evaluator, settings in chosen.items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"config.{_EVALUATORS}.{evaluator} must be a dict of settings, not {settings!r}")
+        kind = settings.get("kind", evaluator)
+        near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]
+        if kind not in kinds:
+            raise ValueError(
+                f"no evaluator {kind!r} for config.{_EVALUATORS}.{evaluator}. Did you mean {near}? A name of "
+                "your own needs kind='...'"
+            )
+        for key in settings:
+            if key not in kinds[kind]:
+                near = difflib.get_close_matches(key, kinds[kind], n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"no config.{_EVALUATORS}.{evaluator}.{key}. "
+                    f"Did you mean config.{_EVALUATORS}.{evaluator}.{near}?"
+                )
+    config.evaluation.evaluators = chosen
 
 
 def _unknown(config: ConfigDict, name: str) -> ValueError:
@@ -209,6 +252,8 @@ def _parse(text: str, current: Any, name: str) -> Any:
         raise ValueError(
             f"config.{name} is a {kind.__name__} (now {current!r}) and cannot be set to {text!r}"
         ) from None
+    if kind is dict and not isinstance(value, dict):
+        raise ValueError(f"config.{name} is a section: write for example {{'zero_shot': {{}}}}, not {text!r}")
     if kind in (tuple, list):
         if not isinstance(value, tuple | list):
             raise ValueError(f"config.{name} is a {kind.__name__}: write for example ('a','b'), not {text!r}")

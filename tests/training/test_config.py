@@ -84,6 +84,42 @@ def test_a_value_that_does_not_fit_is_refused(file, override, message):
         load_config(file, [override])
 
 
+def test_evaluators_are_emptied_changed_and_added_by_overrides(file):
+    config = load_config(file, ["--config.evaluation.evaluators={'zero_shot': {'seed': 3}, 'retrieval': {}}"])
+    assert config.evaluation.evaluators.to_dict() == {"zero_shot": {"seed": 3}, "retrieval": {}}
+    apply_override(config, "--config.evaluation.evaluators.zero_shot.draws=0")
+    apply_override(config, "--config.evaluation.evaluators.retrieval.ks=(1,2)")
+    apply_override(config, "--config.evaluation.evaluators.grades={'kind': 'ordinal'}")
+    apply_override(config, "--config.evaluation.evaluators.grades.draws=1e2")
+    assert config.evaluation.evaluators.to_dict() == {
+        "zero_shot": {"seed": 3, "draws": 0},
+        "retrieval": {"ks": (1, 2)},
+        "grades": {"kind": "ordinal", "draws": 100},
+    }
+    apply_override(config, "--config.evaluation.evaluators={}")
+    assert config.evaluation.evaluators.to_dict() == {}
+    apply_override(config, "--config.evaluation.evaluators.zero_shot.draws=0")
+    assert config.evaluation.evaluators.to_dict() == {"zero_shot": {"draws": 0}}
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.evaluation.evaluators={'zero_shott': {}}", "Did you mean zero_shot"),
+        ("--config.evaluation.evaluators.zero_shot.drows=0", r"Did you mean config\.evaluation.*\.draws\?"),
+        ("--config.evaluation.evaluators.zero_shot.draws=few", "is a int .*few"),
+        ("--config.evaluation.evaluators.zero_shot=1", "is a section"),
+        ("--config.evaluation.evaluators={'zero_shot': 1}", "must be a dict"),
+        ("--config.evaluation.evaluators=zero_shot", "cannot be set"),
+        ("--config.evaluation.evaluator={}", r"config\.evaluation"),
+    ],
+)
+def test_an_evaluator_that_does_not_exist_is_refused(file, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(file, [override])
+
+
 def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
     path = tmp_path / "run.py"
     path.write_text(FILE.replace("optimizer.learning_rate", "optimizer.learning_rat"))
