@@ -23,6 +23,7 @@ from medclip_jax.corpora.phantom import (
     generate,
     roster,
 )
+from medclip_jax.corpora.phantom.patient import draw_condition
 
 COARSE = PhantomSettings(in_plane_mm=(5.0, 5.5), slice_mm=(7.0, 8.0))
 """Small grids, so that hundreds of phantoms are made in seconds."""
@@ -278,3 +279,16 @@ def test_settings_are_checked_and_picklable():
         PhantomSettings(prevalences={"lung_nodule": 0.5})
     with pytest.raises(ValueError, match="exceeds atherosclerosis"):
         PhantomSettings(prevalences=dict(PhantomSettings().prevalences) | {"coronary_stenosis": 0.9})
+    with pytest.raises(ValueError, match="severities="):
+        PhantomSettings(severities=(0.5, 0.2))
+
+
+def test_severities_are_drawn_from_their_range():
+    severe = dataclasses.replace(PRESETS["demo"], severities=(0.6, 0.7))
+    found = [draw_condition(np.random.default_rng(i), severe).severities for i in range(50)]
+    values = [value for severities in found for value in severities.values()]
+    assert len(values) > 50
+    assert 0.6 <= min(values) and max(values) <= 0.7
+    usual = [draw_condition(np.random.default_rng(i), PRESETS["demo"]).severities for i in range(50)]
+    # Only how severe a finding is changes, not who has it.
+    assert [set(s) for s in found] == [set(s) for s in usual]
