@@ -78,9 +78,9 @@ def train(
             check_evaluation(config)
         steps = total_steps(config, len(data.source))
         with Clock(workdir=workdir.path if processes.first else None, steps=steps) as clock:
-            resuming = find_beginning(config, workdir, processes)
+            beginning = find_beginning(config, workdir, processes)
             model, state = make_model(
-                config, data, objective_factory, steps=steps, resuming=resuming, processes=processes
+                config, data, objective_factory, steps=steps, beginning=beginning, processes=processes
             )
             if opened and processes.first:
                 keep_preparation(workdir, config)
@@ -88,8 +88,8 @@ def train(
             with Checkpoints(
                 workdir.path, keep=settings.keep, asynchronous=settings.asynchronous
             ) as checkpoints:
-                if resuming:
-                    state, counters = restored(checkpoints, state, data)
+                if beginning.whole:
+                    state, counters = restored(checkpoints, state, beginning, config, data)
                     clock.resume(counters, int(jax.device_get(state["step"])))
                 else:
                     clock.resume({})
@@ -160,14 +160,13 @@ class _Run:
             while step < self.steps:
                 with self.clock.spend("input"):
                     batch = next(batches)
-                # Whatever slips to or from the device unasked would make it wait: an error here.
-                with jax.transfer_guard("disallow"):
-                    placed = meshes.put_batch(batch, self.model.mesh)
+                placed = meshes.put_batch(batch, self.model.mesh)
                 if advance is None:
                     advance = self._compile(state, placed)
                     if self.preemption.agreed(step):
                         raise _Stopped
                     self.clock.started()
+                # Whatever slips to or from the device unasked would make it wait: an error here.
                 with jax.transfer_guard("disallow"):
                     state, metrics = advance(state, placed)
                     if pending:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 from medclip_jax.objectives.base import Batch, DataSpec, Objective
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
-from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step
+from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from
 from medclip_jax.training.distributed import Processes
 from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.optimizer import make_optimizer
@@ -25,6 +24,20 @@ from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.state import TrainState, Tree, initial_state, merge, split
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
+
+
+class Beginning(Enum):
+    """From where the state of a run comes; the first that there is."""
+
+    OWN = "the workdir's own newest checkpoint"
+    RESUME = "the checkpoint that config.checkpoint.resume names"
+    WEIGHTS = "parameters that config.initial_weights names, the rest fresh"
+    SCRATCH = "config.seed"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a checkpoint, with optimizer state and step."""
+        return self in (Beginning.OWN, Beginning.RESUME)
 
 
 class Data(NamedTuple):
@@ -103,95 +116,50 @@ def create_objective(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objectiv
     return objectives.create(config, spec, rngs=rngs)
 
 
-def find_beginning(config: Any, workdir: Workdir, processes: Processes) -> bool:
-    """Decide from where the weights come, and check that the config goes with it.
+def find_beginning(config: Any, workdir: Workdir, processes: Processes) -> Beginning:
+    """Decide from where the state comes, say it in the log, and check that the config goes with it.
 
-    The workdir's own checkpoint comes first, then `config.checkpoint.resume`, then
-    `config.initial_weights`, then `config.seed`. Checkpoints that `config.checkpoint.resume` names are
-    linked (or copied) into the workdir, so that from there on there is one way to resume.
+    The first process decides for all, so that none sees another state of the file system.
 
     Args:
         config: of the run.
-        workdir: of the run.
-        processes: of the run; the first decides, so that none sees another state of the file system.
-
-    Returns:
-        Whether a checkpoint of the workdir is to be restored.
+        workdir: of the run; its `config.json` is written.
+        processes: of the run.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with another config; or a workdir that the processes
-            do not share.
-        FileNotFoundError: no checkpoint where `config.checkpoint.resume` points.
+        ValueError: a checkpoint of a run with another config; a workdir that the processes do not share.
+        FileNotFoundError: nothing where `config.checkpoint.resume` points.
     """
-    own = distributed.agree(processes.first and latest_step(workdir.path) is not None)
-    if own:
-        logging.info("resuming the run in %s", workdir.path)
+    if distributed.agree(processes.first and latest_step(workdir.path) is not None):
+        beginning = Beginning.OWN
+        logging.info("resuming from this workdir's own checkpoint, %s", workdir.path)
         workdir.check_config(config, resuming=True)
     elif config.checkpoint.resume:
-        logging.info("resuming from %s", config.checkpoint.resume)
-        source, steps = find_checkpoints(config.checkpoint.resume)
-        source.check_config(config, resuming=True)
-        if processes.first:
-            adopt(source, steps[-config.checkpoint.keep :], workdir)
+        beginning = Beginning.RESUME
+        logging.info("resuming from config.checkpoint.resume, %s", config.checkpoint.resume)
+        path = Path(config.checkpoint.resume)
+        source = path.parent.parent if path.name.isdigit() and path.parent.name == FOLDER else path
+        if not source.is_dir():
+            raise FileNotFoundError(
+                f"config.checkpoint.resume={str(path)!r} is not there: give the --workdir of a run, or one "
+                f"of its {FOLDER}/STEP"
+            )
+        Workdir(source).check_config(config, resuming=True)
     elif config.initial_weights.workdir:
-        logging.info("starting with weights from %s", config.initial_weights.workdir)
+        beginning = Beginning.WEIGHTS
+        logging.info("starting from config.initial_weights, %s", config.initial_weights.workdir)
     else:
-        logging.info("starting from scratch, seed %d", config.seed)
+        beginning = Beginning.SCRATCH
+        logging.info("starting from scratch, config.seed %d", config.seed)
     if processes.first:
         workdir.write_config(config)
     distributed.barrier("the workdir")
     if not workdir.config_file.exists():
         raise ValueError(
-            f"{workdir.path} of process 0 is not the one that process {processes.index} sees: --workdir must "
+            f"{workdir.path} of process 0 is not what process {processes.index} sees there: --workdir must "
             "lie on a file system that all processes share"
         )
-    return own or bool(config.checkpoint.resume)
-
-
-def find_checkpoints(path: str | os.PathLike) -> tuple[Workdir, list[int]]:
-    """What `config.checkpoint.resume` names: a run's workdir, or one checkpoint in it.
-
-    Returns:
-        The workdir, and steps that have a checkpoint, oldest first.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(path).absolute()
-    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
-        return Workdir(path.parent.parent), [int(path.name)]
-    if latest_step(path) is None:
-        raise FileNotFoundError(
-            f"config.checkpoint.resume={str(path)!r} has no checkpoint: give the --workdir of a run, or one "
-            f"checkpoint such as runs/first/{FOLDER}/1000"
-        )
-    return Workdir(path), sorted(
-        int(entry.name) for entry in (path / FOLDER).iterdir() if entry.name.isdigit()
-    )
-
-
-def adopt(source: Workdir, steps: list[int], workdir: Workdir) -> None:
-    """Make another run's checkpoints this workdir's own, as hard links where the file system can.
-
-    Args:
-        source: the other run.
-        steps: of its checkpoints.
-        workdir: of this run.
-    """
-    partial_folder = workdir.path / f"{FOLDER}.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    (workdir.path / FOLDER).mkdir(exist_ok=True)
-    # The newest first: a start that is killed in between goes on from there all the same.
-    for step in sorted(steps, reverse=True):
-        shutil.copytree(source.path / FOLDER / str(step), partial_folder, copy_function=_link)
-        partial_folder.rename(workdir.path / FOLDER / str(step))
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
+    return beginning
 
 
 def make_model(
@@ -200,7 +168,7 @@ def make_model(
     objective_factory: Callable[..., Objective],
     *,
     steps: int,
-    resuming: bool,
+    beginning: Beginning,
     processes: Processes,
 ) -> tuple[Model, TrainState]:
     """Build the objective and lay its state out over the mesh.
@@ -210,7 +178,7 @@ def make_model(
         data: of the run.
         objective_factory: ``(config.objective, spec, rngs=...) -> Objective``.
         steps: of the whole run.
-        resuming: whether a checkpoint will be restored; then the state is only shapes and places.
+        beginning: where a checkpoint will be restored, the state is only shapes and places.
         processes: of the run.
 
     Raises:
@@ -225,14 +193,14 @@ def make_model(
     create = partial(initial_state, optimizer=optimizer, ema=config.ema.decay > 0)
     shapes = jax.eval_shape(create, params, variables)
     shardings = state_shardings(shapes, mesh, config.mesh.rules)
-    if resuming:
+    if beginning.whole:
         state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
             shardings,
         )
     else:
-        if config.initial_weights.workdir:
+        if beginning is Beginning.WEIGHTS:
             params = load_initial_weights(config.initial_weights, params)
         params = meshes.put_state(params, shardings["params"])
         variables = meshes.put_state(variables, shardings["variables"])
@@ -292,19 +260,26 @@ def _calibrated(
     return jax.jit(calibrate, out_shardings=shardings)(params, meshes.put_batch(batch, mesh))
 
 
-def restored(checkpoints: Checkpoints, state: TrainState, data: Data) -> tuple[TrainState, dict[str, float]]:
+def restored(
+    checkpoints: Checkpoints, state: TrainState, beginning: Beginning, config: Any, data: Data
+) -> tuple[TrainState, dict[str, float]]:
     """The newest checkpoint that can be read, and the counters saved with it.
 
     Args:
         checkpoints: of the workdir.
         state: shapes and places.
+        beginning: a whole one.
+        config: of the run.
         data: of the run.
 
     Raises:
         CheckpointError: none can be read.
         ValueError: the run began on other data.
     """
-    state, saved = checkpoints.restore(state)
+    if beginning is Beginning.OWN:
+        state, saved = checkpoints.restore(state)
+    else:
+        state, saved = restore_from(config.checkpoint.resume, state)
     before, now = saved["samples"], len(data.source)
     if before != now:
         raise ValueError(
