@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medclip_jax.shards.read import PreparedInfo
 
 HELP = """\
 Turn scans and reports into shards for training: read, check, crop, resample, compress.
@@ -24,6 +29,11 @@ examples:
   medclip prepare --table studies.csv --out shards --crop heart --shape 128 144 144 \\
       --spacing 1.5 1.33 1.33 --organ-cell 8
 
+  # More scans than one machine can do: the same command in a SLURM array or a Kubernetes indexed job.
+  medclip prepare --table studies.csv --root scans --out shards --part auto
+  medclip prepare --table studies.csv --root scans --out shards --part 3/8   # or by hand, 1/8 to 8/8
+  medclip prepare --merge shards                                             # if the last part did not
+
   # No data at hand: generated scans with reports and organ masks.
   medclip prepare --corpus phantom --count 200 --out shards --workers 2
 
@@ -37,7 +47,9 @@ docs/data.md describes the table, the manifest, and what the key is for.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="folder to write")
+    target.add_argument("--merge", type=Path, metavar="OUT", help="put the finished parts in OUT together")
     parser.add_argument(
         "--corpus",
         choices=("folder", "phantom"),
@@ -82,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--organs", help="comma-separated names (all that the masks show)")
     text = parser.add_argument_group("reports")
     text.add_argument(
-        "--findings", default="cardiac", help="'cardiac' (7), 'ct_rate' (18), 'all' or comma-separated names"
+        "--findings",
+        help="'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'all' or comma-separated names (cardiac; for "
+        "--corpus phantom, phantom)",
     )
     text.add_argument(
         "--tokenizer",
@@ -107,21 +121,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--workers", type=int, help="processes (one for each core)")
     job.add_argument("--key", type=Path, help="key file of the hashed ids (OUT.key, made if needed)")
     job.add_argument(
-        "--max-rejected", type=float, default=0.1, help="stop above this share of rejections (%(default)s)"
+        "--part",
+        metavar="I/N",
+        help="make one of N shares of the work, I from 1 to N; 'auto' or 'auto/N' in a SLURM array or a "
+        "Kubernetes indexed job",
     )
-    job.add_argument("--part", type=int, help="volumes in one shard (about 256 MB before compression)")
+    job.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="what does the work: processes of this machine, or a Ray cluster (%(default)s)",
+    )
+    job.add_argument("--max-rejected", type=float, help="stop above this share of rejections (0.1)")
+    job.add_argument(
+        "--per-shard", type=int, metavar="VOLUMES", help="in one shard (about 256 MB before compression)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare. Returns 0, or raises an error that says what to do."""
-    from medclip_jax.shards.prepare import default_key, prepare
+    if args.merge is not None:
+        return _merge(args)
+    from medclip_jax.shards.parts import parse_part
+    from medclip_jax.shards.prepare import default_key, prepare, prepare_part
     from medclip_jax.shards.settings import PrepareSettings
 
+    part = None if args.part is None else parse_part(args.part, os.environ)
     settings = PrepareSettings(
         shape=tuple(args.shape),
         spacing=tuple(args.spacing),
         crop=args.crop,
-        findings=_findings(args.findings),
+        findings=_findings(args.findings or ("phantom" if args.corpus == "phantom" else "cardiac")),
         organs=_names(args.organs) if args.organs else None,
         cell=args.organ_cell,
         tokenizer=None if args.tokenizer == "none" else args.tokenizer,
@@ -130,21 +160,48 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         modality=args.modality,
         empty_report=args.empty_report,
-        part=args.part,
+        per_shard=args.per_shard,
     )
     studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
-    info = prepare(
-        studies,
-        args.out,
-        settings,
-        workers=args.workers,
-        key=args.key or (_phantom_key(args) if args.corpus == "phantom" else default_key(args.out)),
-        max_rejected=args.max_rejected,
-    )
-    print(
-        f"{sum(info.splits.values())} volumes in '{info.folder}'. Look at them: medclip inspect {info.folder}"
-    )
+    options = {
+        "workers": args.workers,
+        "key": args.key or (_phantom_key(args) if args.corpus == "phantom" else default_key(args.out)),
+        "max_rejected": 0.1 if args.max_rejected is None else args.max_rejected,
+        "engine": args.engine,
+    }
+    if part is None:
+        info = prepare(studies, args.out, settings, **options)
+    else:
+        info = prepare_part(part, studies, args.out, settings, command=_command(), **options)
+    if info is not None:
+        _say_done(info)
     return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from medclip_jax.shards.merge import merge
+
+    info, summary = merge(args.merge, max_rejected=args.max_rejected)
+    print(f"'{args.merge}' is already whole" if summary is None else summary.text(), file=sys.stderr)
+    _say_done(info)
+    return 0
+
+
+def _say_done(info: PreparedInfo) -> None:
+    count = sum(info.splits.values())
+    print(f"{count} volumes in '{info.folder}'. Look at them: medclip inspect {info.folder}")
+
+
+def _command() -> list[str]:
+    """This command without its part."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--part":
+            next(words, None)
+        elif not word.startswith("--part="):
+            kept.append(word)
+    return ["medclip", *kept]
 
 
 def _table(args: argparse.Namespace) -> Iterable:
@@ -176,7 +233,13 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _findings(text: str) -> tuple[str, ...]:
+    from medclip_jax.corpora import phantom
     from medclip_jax.reports.findings import CARDIAC_FINDINGS, CT_RATE_FINDINGS, FINDINGS
 
-    known = {"cardiac": CARDIAC_FINDINGS, "ct_rate": CT_RATE_FINDINGS, "all": tuple(FINDINGS)}
+    known = {
+        "cardiac": CARDIAC_FINDINGS,
+        "phantom": phantom.FINDINGS,
+        "ct_rate": CT_RATE_FINDINGS,
+        "all": tuple(FINDINGS),
+    }
     return tuple(known.get(text) or _names(text))

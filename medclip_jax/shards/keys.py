@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from pathlib import Path
 
 from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.write import create_text
 
 
 def keyed_hash(key: bytes, kind: str, value: str, size: int = 16) -> bytes:
@@ -39,22 +39,16 @@ def read_key(path: Path) -> bytes:
         ShardError: the file holds no key.
         OSError: it cannot be read or written.
     """
+    made = secrets.token_bytes(32)
+    if not path.exists() and create_text(path, made.hex() + "\n", 0o600):
+        return made
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        try:
-            key = bytes.fromhex(path.read_text().strip())
-        except ValueError:
-            key = b""
-        if not 16 <= len(key) <= 64:
-            raise ShardError(
-                f"'{path}' is not a key file: it must hold 32 to 128 hex digits. Give another --key, or "
-                "remove it to have a new key made (all ids then change)"
-            ) from None
-        return key
-    key = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        key = b""
+    if not 16 <= len(key) <= 64:
+        raise ShardError(
+            f"'{path}' is not a key file: it must hold 32 to 128 hex digits. Give another --key, or "
+            "remove it to have a new key made (all ids then change)"
+        )
     return key

@@ -1,7 +1,8 @@
-"""Decide, before any volume is opened, which record goes where: hashes, splits, order, parts.
+"""Decide, before any volume is opened, which record goes where: hashes, splits, order, shards.
 
-The plan depends on the studies, the settings and the key alone. So the set is the same for any number
-of workers, and a run that was cut off finds its finished parts again.
+The plan depends on the studies, the settings and the key alone: every machine that has them makes the same
+one. So the set is the same for any number of workers and machines, and a run that was cut off finds its
+finished shards again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Item:
         patient_hash: keyed hash of the patient's id.
         split: where it goes.
         notes: found without opening the volume.
-        rejection: (code, message) where no volume needs to be opened.
+        rejection: (code, message) where no file needs to be looked at.
     """
 
     row: int
@@ -49,24 +50,24 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The items that make one shard, in order.
+class ShardPlan:
+    """The items that make one shard, in order: what one worker does and commits at a time.
 
     Attributes:
         split: of all of them.
-        index: of the part in its split.
-        items: at least one.
-        fingerprint: changes with anything that the shard's bytes depend on.
+        index: of the shard in its split.
+        items: at least one; all scans of a study are in one shard.
+        digest: keyed hash of all that the table and the settings say about the items.
     """
 
     split: str
     index: int
     items: tuple[Item, ...]
-    fingerprint: str
+    digest: str
 
     @property
     def name(self) -> str:
-        """Stem of the part's files."""
+        """Stem of the shard's files while others are missing."""
         return f"{self.split}-{self.index:05d}"
 
 
@@ -87,8 +88,8 @@ def report_of(study: Study) -> str:
     return "\n".join(sections)
 
 
-def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -> list[Part]:
-    """Hash the ids, settle the splits, order the items and cut them into parts.
+def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -> list[ShardPlan]:
+    """Hash the ids, settle the splits, order the items and cut them into shards, without a look at the disk.
 
     Args:
         studies: in the order of the input.
@@ -100,11 +101,13 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
     """
     splits = _patient_splits(studies, settings, key)
     rows = Counter(study.volume_id for study in studies)
+    scans = Counter((study.patient_id, study.study_id) for study in studies)
     owners: dict[str, set[str]] = defaultdict(set)
     for study in studies:
         owners[report_of(study)].add(study.study_id)
     seen: set[str] = set()
-    items: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    # By keyed hash: random, so that train[:10%] is a fair sample, and not the order of the archive.
+    groups: dict[str, dict[str, list[Item]]] = {name: defaultdict(list) for name in SPLITS}
     for row, study in enumerate(studies, start=1):
         item = Item(
             row=row,
@@ -124,15 +127,85 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         seen.add(study.volume_id)
         if rows[study.volume_id] > 1 and item.rejection is None:
             item = replace(item, notes=(*item.notes, "duplicate-row-dropped"))
-        items[item.split].append(item)
-    parts = []
+        several = scans[study.patient_id, study.study_id] > 1
+        place = hashed_text(key, "study", f"{study.patient_id}/{study.study_id}") if several else item.id
+        groups[item.split][place].append(item)
+    shards = []
     for split in SPLITS:
-        # By keyed hash: random, so that train[:10%] is a fair sample, and not the order of the archive.
-        ordered = sorted(items[split], key=lambda item: (item.id, item.row))
-        for index, start in enumerate(range(0, len(ordered), settings.part)):
-            chosen = tuple(ordered[start : start + settings.part])
-            parts.append(Part(split, index, chosen, _fingerprint(chosen, settings, key)))
-    return parts
+        ordered = [
+            sorted(groups[split][place], key=lambda item: (item.id, item.row))
+            for place in sorted(groups[split])
+        ]
+        for index, items in enumerate(_cut(ordered, settings.per_shard)):
+            shards.append(ShardPlan(split, index, items, _digest(items, settings, key)))
+    return shards
+
+
+def _cut(groups: Iterable[Sequence[Item]], size: int) -> Iterator[tuple[Item, ...]]:
+    """Shards of up to `size` items; a study that is larger has a shard for itself."""
+    items: list[Item] = []
+    for group in groups:
+        if items and len(items) + len(group) > size:
+            yield tuple(items)
+            items = []
+        items.extend(group)
+    if items:
+        yield tuple(items)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A shard's plan after a look at the disk.
+
+    Attributes:
+        shard: as planned, and missing files are rejected.
+        fingerprint: keyed hash that changes with anything that the shard's bytes depend on.
+    """
+
+    shard: ShardPlan
+    fingerprint: str
+
+
+def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined:
+    """See which files of a shard are there and how large they are.
+
+    Args:
+        shard: of `make_plan`.
+        settings: resolved.
+        key: of the hashes.
+    """
+    items, sizes = [], []
+    for item in shard.items:
+        study = item.study
+        if item.rejection is None and not os.path.exists(study.volume):  # unlike Path.exists, never raises
+            missing = "There is no such file or folder: check the path in the table and --root."
+            item = replace(item, rejection=("missing-file", missing))
+        items.append(item)
+        paths = [study.volume, *(study.organs[name] for name in sorted(study.organs))]
+        sizes.append([os.path.getsize(path) if os.path.isfile(path) else None for path in paths])
+    found = replace(shard, items=tuple(items))
+    # Keyed, because it goes over raw ids and reports.
+    parts = [_written(settings)]
+    for item, size in zip(items, sizes, strict=True):
+        parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, size)))
+    return Examined(found, _hash_all(key, "part", parts))
+
+
+def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
+    parts = [repr((item.row, item.split, item.notes, item.rejection, item.study)) for item in items]
+    return _hash_all(key, "shard", [_written(settings), *parts])
+
+
+def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
+    return keyed_hash(key, kind, hashlib.sha256("\n".join(parts).encode()).hexdigest()).hex()
+
+
+def _written(settings: PrepareSettings) -> str:
+    """The settings that a record depends on."""
+    written = settings.to_json()
+    for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "per_shard"):
+        del written[name]
+    return json.dumps(written, sort_keys=True)
 
 
 def _rejection(
@@ -145,8 +218,6 @@ def _rejection(
             "report-without-volume",
             "The row has a report but no volume: add the file or leave the row out.",
         )
-    if not os.path.exists(study.volume):  # unlike Path.exists, never raises
-        return "missing-file", "There is no such file or folder: check the path in the table and --root."
     if study.modality != settings.modality:
         return (
             "wrong-modality",
@@ -198,17 +269,3 @@ def _patient_splits(studies: Sequence[Study], settings: PrepareSettings, key: by
                 movable = [p for p in free if counts[chosen[p]] > 1]
                 chosen[min(movable, key=lambda p: (max(low - places[p], places[p] - high), p))] = name
     return {patient: next(iter(names), None) or chosen[patient] for patient, names in given.items()}
-
-
-def _fingerprint(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
-    """Keyed, because it goes over raw ids and reports."""
-    written = settings.to_json()
-    for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "part"):
-        del written[name]
-    parts = [json.dumps(written, sort_keys=True)]
-    for item in items:
-        study = item.study
-        paths = [study.volume, *(study.organs[name] for name in sorted(study.organs))]
-        sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in paths]
-        parts.append(repr((item.row, item.split, item.notes, item.rejection, study, sizes)))
-    return keyed_hash(key, "part", hashlib.sha256("\n".join(parts).encode()).hexdigest()).hex()

@@ -65,7 +65,7 @@ def map_in_order(
                 pool.shutdown(wait=False, cancel_futures=True)
                 suspects = [task, *(other for other, _ in waiting)]
                 waiting.clear()
-                yield from _one_at_a_time(function, suspects, on_death)
+                yield from map_guarded(function, suspects, on_death)
                 pool = _pool(workers)
                 continue
             yield result
@@ -73,9 +73,16 @@ def map_in_order(
         pool.shutdown(wait=not waiting, cancel_futures=True)
 
 
-def _one_at_a_time(
+def map_guarded(
     function: Callable[[Input], Output], tasks: Iterable[Input], on_death: Callable[[Input], Output]
 ) -> Iterator[Output]:
+    """Apply a function in a process of its own, one input after the other, and replace it when it dies.
+
+    Args:
+        function: picklable.
+        tasks: picklable.
+        on_death: gives the result of an input that kills the process.
+    """
     pool = _pool(1)
     try:
         for task in tasks:

@@ -1,58 +1,43 @@
-"""Studies in, prepared folder out: in parallel, going on where it was cut off, the same bytes every time.
+"""Studies in, prepared folder out: in parallel, on any number of machines, the same bytes every time.
 
-The work is cut into parts (`shards.plan`). A part's shard is written under `.parts/` and committed by
-writing its manifest lines beside it, both by atomic rename. When all parts stand, shards get their final
-names, and `prepare.json` makes the folder whole. So a kill at any moment costs at most one part.
+`shards.plan` cuts the work into shards, the same on every machine. A machine makes the shards of its part
+under `.parts/` (`shards.work`, `shards.commit`), and skips those that are committed. When all are there,
+`shards.merge` gives them their final names, and `prepare.json` makes the folder whole. So a kill at any
+moment costs at most one shard of each machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
-import json
 import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from medclip_jax.corpora.study import Study
+from medclip_jax.shards.commit import Commit, Entry, committed, listed, sweep
 from medclip_jax.shards.keys import read_key
-from medclip_jax.shards.manifest import Summary, summarize
-from medclip_jax.shards.plan import Item, Part, make_plan, report_of
-from medclip_jax.shards.pool import map_in_order
-from medclip_jax.shards.read import (
-    MANIFEST_FILE,
-    PARTS_FOLDER,
-    SETTINGS_FILE,
-    TOKENIZER_FOLDER,
-    PreparedInfo,
-    open_shards,
-)
+from medclip_jax.shards.manifest import summarize
+from medclip_jax.shards.merge import assemble, lock, merge
+from medclip_jax.shards.parts import Part, PlanFile, describe_plan, join_plan, write_plan
+from medclip_jax.shards.plan import Examined, examine, make_plan
+from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, open_shards
 from medclip_jax.shards.record import ShardError
-from medclip_jax.shards.scan import NOTED, REJECTED, Outcome, prepare_study
-from medclip_jax.shards.settings import SPLITS, PrepareSettings, resolve
-from medclip_jax.shards.write import SHARD_PATTERN, finish, shard_name, write_shard, write_text
+from medclip_jax.shards.scan import NOTED, REJECTED
+from medclip_jax.shards.settings import PrepareSettings, resolve
+from medclip_jax.shards.work import Rejections, make_shards
 
+WHOLE = Part(1, 1)
 
-@dataclass(frozen=True)
-class _Done:
-    """A committed part: what stands in its manifest file."""
-
-    part: Part
-    size: int
-    entries: list[dict[str, object]]
-
-    @property
-    def records(self) -> int:
-        return sum(entry["class"] != REJECTED for entry in self.entries)
+ENGINES = ("processes", "ray")
+"""What makes the shards: worker processes of this machine, or a Ray cluster."""
 
 
 def prepare(
@@ -63,12 +48,14 @@ def prepare(
     workers: int | None = None,
     key: bytes | str | os.PathLike | None = None,
     max_rejected: float = 0.1,
+    engine: str = "processes",
     progress: bool = True,
 ) -> PreparedInfo:
     """Prepare studies for training.
 
-    Run it again with the same arguments after any interruption: finished parts are kept. The folder's
-    content depends on the studies, the settings and the key alone, not on `workers` or interruptions.
+    Run it again with the same arguments after any interruption: finished shards are kept, also those that
+    `prepare_part` made. The folder's content depends on the studies, the settings and the key alone, not
+    on `workers`, `engine` or interruptions.
 
     Args:
         studies: of a corpus; must come in the same order when a run is continued.
@@ -78,51 +65,141 @@ def prepare(
         key: key of the hashed ids, or its file, which is made if needed. It must lie outside `out` and
             stays with the owner of the data. Default: ``<out>.key``.
         max_rejected: share of the studies that may be rejected before the run stops.
+        engine: one of `ENGINES`.
         progress: show a bar with rate and time left, and print the summary.
 
     Raises:
         ShardError: nothing to prepare, a setting makes no sense, too many rejections, the disk is full,
             or `out` holds a finished set made from something else.
     """
+    return _prepare(None, studies, out, settings, workers, key, max_rejected, engine, progress, ())
+
+
+def prepare_part(
+    part: Part,
+    studies: Iterable[Study],
+    out: str | os.PathLike,
+    settings: PrepareSettings | None = None,
+    *,
+    workers: int | None = None,
+    key: bytes | str | os.PathLike | None = None,
+    max_rejected: float = 0.1,
+    engine: str = "processes",
+    progress: bool = True,
+    command: Sequence[str] = (),
+) -> PreparedInfo | None:
+    """Make one machine's share of the shards; the part that finds all others finished merges.
+
+    Parts need not know of each other. Every one must be given all studies, in the same order, and the same
+    settings and key. A part run twice, or killed and run again, leaves the same shards.
+
+    Args:
+        part: which share.
+        studies: all of the corpus, as for `prepare`.
+        out: the same folder for all parts; or one for each, whose ``.parts`` are then copied together.
+        settings: as for `prepare`.
+        workers: as for `prepare`.
+        key: as for `prepare`; the same for all parts.
+        max_rejected: share of all studies. A part is a random sample: it stops when its own share is
+            higher than chance allows.
+        engine: one of `ENGINES`.
+        progress: show a bar, and print the summary.
+        command: how this part was started, without the part, for the message about missing parts.
+
+    Returns:
+        The finished set if this part merged it, else None.
+
+    Raises:
+        ShardError: as for `prepare`; or other parts in `out` were made from something else.
+    """
+    return _prepare(part, studies, out, settings, workers, key, max_rejected, engine, progress, command)
+
+
+def _prepare(
+    part: Part | None,
+    studies: Iterable[Study],
+    out: str | os.PathLike,
+    settings: PrepareSettings | None,
+    workers: int | None,
+    key: bytes | str | os.PathLike | None,
+    max_rejected: float,
+    engine: str,
+    progress: bool,
+    command: Sequence[str],
+) -> PreparedInfo | None:
+    from medclip_jax.reports.tokenizer import load_tokenizer
+
+    if engine not in ENGINES:
+        raise ShardError(f"no engine '{engine}': it is one of {', '.join(ENGINES)}")
     studies = list(studies)
     if not studies:
         raise ShardError("the corpus has no studies: check the table, --root and --limit")
     out = Path(out)
     settings = resolve(settings or PrepareSettings(), studies)
+    if settings.tokenizer not in ("train", None):
+        load_tokenizer(settings.tokenizer)  # it is copied at the end, which is late to learn of a mistake
     say = functools.partial(print, file=sys.stderr, flush=True) if progress else lambda *_: None
+    start = time.monotonic()
     with _disk_errors(out):
-        parts_folder = out / PARTS_FOLDER
         finished = (out / SETTINGS_FILE).exists()
-        if not finished and out.is_dir() and not parts_folder.is_dir() and any(out.iterdir()):
+        if not finished and out.is_dir() and not (out / PARTS_FOLDER).is_dir() and any(out.iterdir()):
             raise ShardError(f"'{out}' exists and holds other files: give --out a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
-        if not isinstance(key, bytes):
-            key_file = Path(key) if key is not None else default_key(out)
-            if key_file.resolve().is_relative_to(out.resolve()):
-                raise ShardError(
-                    f"the key '{key_file}' must lie outside '{out}', or it travels with the shards"
-                )
-            key = read_key(key_file)
-            say(f"key of the hashed ids: {key_file} (keep it private, and do not share it with the shards)")
-        parts = make_plan(studies, settings, key)
-        fingerprints = [part.fingerprint for part in parts]
+        key = _key(key, out, say)
+        shards = make_plan(studies, settings, key)
+        own = [
+            (place, examine(shard, settings, key))
+            for place, shard in enumerate(shards)
+            if (part or WHOLE).owns(place)
+        ]
         if finished:
-            info = open_shards(out)
-            if info.settings.get("fingerprints") != fingerprints:
-                raise ShardError(
-                    f"'{out}' holds a finished set made from other studies, settings or another key: "
-                    "give --out a new folder, or remove this one"
-                )
-            say(f"'{out}' is already prepared from these studies and settings")
-            return info
-        parts_folder.mkdir(exist_ok=True)
-        with _lock(parts_folder):
-            start = time.monotonic()
-            done = _run(
-                parts, parts_folder, out, settings, workers or os.cpu_count() or 1, max_rejected, progress
+            return _already(out, len(shards), own, say)
+        plan = describe_plan(
+            shards,
+            settings,
+            key,
+            parts=(part or WHOLE).count,
+            max_rejected=max_rejected,
+            command=command,
+        )
+        (out / PARTS_FOLDER).mkdir(exist_ok=True)
+        with lock(out, shared=part is not None) as locks:
+            if (out / SETTINGS_FILE).exists():  # the others have ended in the meantime
+                return _already(out, len(shards), own, say)
+            (join_plan if part else write_plan)(out, plan)
+            rejections = Rejections(
+                max_rejected, sum(len(e.shard.items) for _, e in own), sample=part is not None
             )
-            info, summary = _merge(done, out, settings, fingerprints)
-    say(summary.text(time.monotonic() - start))
+            examined = [found for _, found in own]
+            done = _run(examined, out, plan, workers, rejections, engine, part, progress)
+            if part is None:
+                info, summary = assemble(out, plan, [done[name] for name in plan.shards])
+                say(summary.text(time.monotonic() - start))
+                return info
+        summary = summarize(entry for commit in done.values() for entry in commit.entries)
+        say(f"part {part}: {summary.text(time.monotonic() - start)}")
+        return _merge_if_last(out, plan, locks, max_rejected, start, say)
+
+
+def _merge_if_last(
+    out: Path, plan: PlanFile, locks: bool, max_rejected: float, start: float, say
+) -> PreparedInfo | None:
+    again = f"when all parts have ended, run: medclip prepare --merge {out}"
+    if not locks:
+        say(f"this file system knows no locks, so that no part merges by itself; {again}")
+        return None
+    if not (out / SETTINGS_FILE).exists() and not listed(out / PARTS_FOLDER, plan.shards):
+        say("other parts are still missing; the last one to end puts the set together")
+        return None
+    try:
+        info, summary = merge(out, max_rejected=max_rejected)
+    except ShardError as error:
+        if "another run" not in str(error):
+            raise
+        say(f"another part is putting the set together, or is at work; {again}")
+        return None
+    if summary is not None:
+        say(f"all {plan.parts} parts: {summary.text(time.monotonic() - start)}")
     return info
 
 
@@ -132,212 +209,84 @@ def default_key(out: str | os.PathLike) -> Path:
     return out.with_name(out.name + ".key")
 
 
+def _key(key: bytes | str | os.PathLike | None, out: Path, say) -> bytes:
+    if isinstance(key, bytes):
+        return key
+    file = Path(key) if key is not None else default_key(out)
+    if file.resolve().is_relative_to(out.resolve()):
+        raise ShardError(f"the key '{file}' must lie outside '{out}', or it travels with the shards")
+    say(f"key of the hashed ids: {file} (keep it private, and do not share it with the shards)")
+    return read_key(file)
+
+
+def _already(out: Path, count: int, own: Sequence[tuple[int, Examined]], say) -> PreparedInfo:
+    info = open_shards(out)
+    written = info.settings.get("fingerprints") or ()
+    if len(written) != count or any(written[place] != found.fingerprint for place, found in own):
+        raise ShardError(
+            f"'{out}' holds a finished set made from other studies, settings or another key: "
+            "give --out a new folder, or remove this one"
+        )
+    shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
+    say(f"'{out}' is already prepared from these studies and settings")
+    return info
+
+
 def _run(
-    parts: Sequence[Part],
-    folder: Path,
+    examined: Sequence[Examined],
     out: Path,
-    settings: PrepareSettings,
-    workers: int,
-    max_rejected: float,
+    plan: PlanFile,
+    workers: int | None,
+    rejections: Rejections,
+    engine: str,
+    part: Part | None,
     progress: bool,
-) -> list[_Done]:
-    """Finish every part that is not committed yet."""
-    total = sum(len(part.items) for part in parts)
+) -> dict[str, Commit]:
+    """Finish every shard that is not committed yet."""
+    folder = out / PARTS_FOLDER
     # What needs no volume to be rejected, before any is opened: a wrong --root shows at once.
-    known = [(*item.rejection, item.row) for part in parts for item in part.items if item.rejection]
-    _check_rejections(known, max_rejected, total)
-    done = _committed(parts, folder, out)
-    todo = [part for part in parts if part.name not in done]
-    counts = Counter(entry["class"] for found in done.values() for entry in found.entries)
-    rejected = [_rejection(e) for found in done.values() for e in found.entries if e["class"] == REJECTED]
-    _check_rejections(rejected, max_rejected, total)
+    known = Rejections(rejections.limit, rejections.total, sample=part is not None)
+    items = (item for found in examined for item in found.shard.items)
+    known.add(*((*item.rejection, item.row) for item in items if item.rejection is not None))
+    fingerprints = {found.shard.name: found.fingerprint for found in examined}
+    done = {
+        name: commit
+        for name, commit in committed(out, plan.shards, fingerprints).items()
+        if commit.fingerprint == fingerprints[name]
+    }
+    todo = [found for found in examined if found.shard.name not in done]
+    sweep(folder, (found.shard.name for found in todo))
+    counts: Counter[str] = Counter()
+    for commit in done.values():
+        for entry in commit.entries:
+            counts[str(entry["class"])] += 1
+            rejections.add_entry(entry)
     bar = tqdm(
-        total=total,
+        total=rejections.total,
         initial=counts.total(),
         unit="volume",
-        desc="prepare",
+        desc="prepare" if part is None else f"part {part}",
         disable=not progress,
         smoothing=0.05,
     )
-    outcomes = map_in_order(
-        functools.partial(prepare_study, settings=settings),
-        (item for part in todo for item in part.items),
-        min(workers, sum(len(part.items) for part in todo)),
-        _died,
-    )
 
-    def collect(part: Part, entries: list[dict[str, object]]) -> Iterator[bytes]:
-        for _ in part.items:
-            outcome = next(outcomes)
-            entries.append(outcome.entry)
-            counts[outcome.entry["class"]] += 1
-            bar.set_postfix_str(f"{counts[NOTED]} with notes, {counts[REJECTED]} rejected", refresh=False)
-            bar.update()
-            if outcome.record is not None:
-                yield outcome.record
-            else:
-                rejected.append(_rejection(outcome.entry))
-                _check_rejections(rejected, max_rejected, total)
+    def observe(entry: Entry) -> None:
+        counts[str(entry["class"])] += 1
+        bar.set_postfix_str(f"{counts[NOTED]} with notes, {counts[REJECTED]} rejected", refresh=False)
+        bar.update()
+        rejections.add_entry(entry)
 
-    with bar, contextlib.closing(outcomes):
-        for part in todo:
-            entries: list[dict[str, object]] = []
-            size = write_shard(folder / f"{part.name}.array_record", collect(part, entries))
-            text = json.dumps({"fingerprint": part.fingerprint, "size": size, "entries": entries})
-            write_text(folder / f"{part.name}.json", text)
-            done[part.name] = _Done(part, size, entries)
-    return [done[part.name] for part in parts]
+    with bar:
+        made: Iterator[Commit]
+        if engine == "ray" and todo:
+            from medclip_jax.shards.ray_engine import make_shards_on_ray
 
-
-def _committed(parts: Sequence[Part], folder: Path, out: Path) -> dict[str, _Done]:
-    """Parts whose shard is there, still among the parts or already under its final name."""
-    known = []
-    for part in parts:
-        try:
-            written = json.loads((folder / f"{part.name}.json").read_text())
-        except (FileNotFoundError, ValueError):
-            continue
-        if written["fingerprint"] == part.fingerprint:
-            known.append(_Done(part, written["size"], written["entries"]))
-    # Shards only move when every part is known, and then these names are the ones they move to.
-    final = _final_names(known)
-    return {
-        found.part.name: found
-        for found in known
-        for path in (
-            folder / f"{found.part.name}.array_record",
-            out / final.get(found.part.name, PARTS_FOLDER),
-        )
-        if path.is_file() and path.stat().st_size == found.size
-    }
-
-
-def _final_names(done: Sequence[_Done]) -> dict[str, str]:
-    """Part to file name of its shard; parts without a record make no shard."""
-    names = {}
-    for split in SPLITS:
-        filled = [found.part.name for found in done if found.part.split == split and found.records]
-        names |= {name: shard_name(split, index, len(filled)) for index, name in enumerate(filled)}
-    return names
-
-
-def _merge(
-    done: Sequence[_Done], out: Path, settings: PrepareSettings, fingerprints: list[str]
-) -> tuple[PreparedInfo, Summary]:
-    """Give shards their final names and write what makes the folder a data set."""
-    names = _final_names(done)
-    if not names:
-        found = summarize(entry for part in done for entry in part.entries)
-        raise ShardError(f"no study could be prepared\n{found.text()}")
-    seen: set[object] = set()
-    entries = []
-    for found in done:
-        position = 0
-        for entry in found.entries:
-            if entry["class"] != REJECTED:
-                entry |= {"shard": names[found.part.name], "index": position}
-                position += 1
-                if entry["volume_checksum"] in seen:
-                    entry |= {"notes": [*entry["notes"], "duplicate-volume"], "class": NOTED}
-                seen.add(entry["volume_checksum"])
-            entries.append(entry)
-    _write_tokenizer(done, out, settings)
-    write_text(out / MANIFEST_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
-    for stale in set(out.glob(SHARD_PATTERN)) - {out / n for n in names.values()}:
-        stale.unlink()  # of a run that was cut off here, and whose input then changed
-    lengths: dict[str, list[int]] = {}
-    for found in done:
-        if found.part.name in names:
-            source = out / PARTS_FOLDER / f"{found.part.name}.array_record"
-            if source.exists():  # else a run that was cut off has moved it
-                os.replace(source, out / names[found.part.name])
-            lengths.setdefault(found.part.split, []).append(found.records)
-    info = finish(out, settings.schema, lengths, settings.to_json() | {"fingerprints": fingerprints})
-    return info, summarize(entries)
-
-
-def _write_tokenizer(done: Sequence[_Done], out: Path, settings: PrepareSettings) -> None:
-    if settings.tokenizer is None:
-        return
-    from medclip_jax.reports.statements import statements
-    from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
-
-    folder = out / PARTS_FOLDER / TOKENIZER_FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    if settings.tokenizer == "train":
-        # What the model will read: reports of the train split, and every statement both ways.
-        reports = [
-            report_of(item.study)
-            for found in done
-            if found.part.split == "train"
-            for item, entry in zip(found.part.items, found.entries, strict=True)
-            if entry["class"] != REJECTED
-        ]
-        sentences = [" ".join(statements(dict.fromkeys(settings.findings, sign))) for sign in (1, -1)]
-        train_wordpiece([*reports, *sentences * 2], folder, settings.vocabulary_size)
-    else:
-        load_tokenizer(settings.tokenizer)
-        shutil.copytree(
-            settings.tokenizer, folder, ignore=lambda _, names: [n for n in names if _is_weights(n)]
-        )
-    shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
-    os.replace(folder, out / TOKENIZER_FOLDER)
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ot"))
-
-
-def _died(item: Item) -> Outcome:
-    return Outcome(
-        {
-            "row": item.row,
-            "id": item.id,
-            "study": item.study_hash,
-            "patient": item.patient_hash,
-            "split": item.split,
-            "class": REJECTED,
-            "reason": "reader-died",
-            "message": "The process that read this file was killed, by a crash of the decoder or for want of "
-            "memory: convert the file again, or prepare with fewer --workers.",
-        }
-    )
-
-
-_Rejection = tuple[str, str, int]
-"""Code, message and row."""
-
-
-def _rejection(entry: Mapping[str, object]) -> _Rejection:
-    return entry["reason"], entry["message"], entry["row"]
-
-
-def _check_rejections(rejected: Sequence[_Rejection], max_rejected: float, total: int) -> None:
-    if len(rejected) <= max_rejected * total:
-        return
-    # The manifest is written at the end only, so this must tell what to mend.
-    reasons = []
-    for code, count in Counter(code for code, _, _ in rejected).most_common(5):
-        found = sorted((row, message) for other, message, row in rejected if other == code)
-        rows = ", ".join(str(row) for row, _ in found[:8]) + (", ..." if count > 8 else "")
-        message = found[0][1].rstrip(".")
-        reasons.append(f"{code} ({count}, {'row' if count == 1 else 'rows'} {rows}): {message}")
-    raise ShardError(
-        f"stopped: {len(rejected)} of {total} studies rejected so far, more than --max-rejected "
-        f"{max_rejected:g} allows. Reasons: {'; '.join(reasons)}. If that is right for these data, run again "
-        "with a higher --max-rejected (1 allows all); finished parts are kept"
-    )
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the same folder. The system lets go of the lock even after kill -9."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardError(f"another run is preparing '{folder.parent}': wait for it, or stop it") from None
-        yield
+            made = make_shards_on_ray(todo, plan.settings, folder, workers, observe)
+        else:
+            made = make_shards(todo, plan.settings, folder, workers or os.cpu_count() or 1, observe)
+        with contextlib.closing(made):
+            done |= {commit.name: commit for commit in made}
+    return done
 
 
 @contextlib.contextmanager
@@ -349,5 +298,5 @@ def _disk_errors(out: Path) -> Iterator[None]:
             raise
         raise ShardError(
             f"the disk that holds '{out}' is full: free some space and run the same command again. Finished "
-            "parts are intact and kept"
+            "shards are intact and kept"
         ) from error

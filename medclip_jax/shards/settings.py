@@ -31,7 +31,8 @@ class PrepareSettings:
         seed: of the split.
         modality: "CT" or "MR"; studies of the other one are rejected.
         empty_report: "reject" or "note": what becomes of a volume whose report says nothing.
-        part: volumes in one shard; None picks about 256 MB before compression.
+        per_shard: volumes in one shard, as long as no study is cut; None picks about 256 MB before
+            compression.
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
@@ -47,7 +48,7 @@ class PrepareSettings:
     seed: int = 0
     modality: str = "CT"
     empty_report: str = "reject"
-    part: int | None = None
+    per_shard: int | None = None
 
     @property
     def schema(self) -> Schema:
@@ -105,6 +106,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         )
     if settings.modality not in ("CT", "MR"):
         raise ShardError(f"modality '{settings.modality}' is neither CT nor MR")
+    if settings.per_shard is not None and settings.per_shard < 1:
+        raise ShardError(f"{settings.per_shard} volumes in a shard: it must be a positive number")
     if settings.empty_report not in ("reject", "note"):
         raise ShardError(f"empty_report '{settings.empty_report}' is neither 'reject' nor 'note'")
     measurements = settings.measurements
@@ -112,7 +115,7 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         measurements = sorted(
             {n for study in studies for n in study.measurements if not n.startswith("box_")}
         )
-    part = settings.part or min(512, max(4, (1 << 27) // (shape[0] * shape[1] * shape[2])))
+    per_shard = settings.per_shard or min(512, max(4, (1 << 27) // (shape[0] * shape[1] * shape[2])))
     return replace(
         settings,
         shape=shape,
@@ -121,7 +124,7 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         organs=organs,
         measurements=tuple(measurements),
         fractions=tuple(settings.fractions),
-        part=part,
+        per_shard=per_shard,
     )
 
 

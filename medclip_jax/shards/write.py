@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     writer = ArrayRecordWriter(str(partial), _OPTIONS)
     try:
         for record in records:
@@ -64,7 +65,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file by an atomic rename."""
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
         partial.write_text(text)
         synchronize(partial)
@@ -72,6 +73,41 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def create_text(path: Path, text: str, mode: int = 0o666) -> bool:
+    """Write a small file, whole or not at all, unless it exists.
+
+    Args:
+        path: of the file.
+        text: its content.
+        mode: permissions, before the process's mask.
+
+    Returns:
+        False where the file exists; it is left as it is, also when two processes do this at once.
+    """
+    partial = _partial(path)
+    try:
+        with open(partial, "w", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _partial(path: Path) -> Path:
+    """Where a file lies until it is whole: a new name, for another machine may write the same file."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def synchronize(path: Path) -> None:

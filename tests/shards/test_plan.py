@@ -26,13 +26,13 @@ def studies(patients: int, each: int = 2, **fields) -> list[Study]:
 
 def split_of(inputs, key=KEY, **changes) -> dict[str, str]:
     """Patient to split."""
-    parts = make_plan(inputs, resolve(PrepareSettings(part=7, **changes), inputs), key)
+    parts = make_plan(inputs, resolve(PrepareSettings(per_shard=7, **changes), inputs), key)
     return {item.study.patient_id: part.split for part in parts for item in part.items}
 
 
 def test_every_study_is_in_exactly_one_part():
     inputs = studies(50)
-    parts = make_plan(inputs, resolve(PrepareSettings(part=7), inputs), KEY)
+    parts = make_plan(inputs, resolve(PrepareSettings(per_shard=7), inputs), KEY)
     assert Counter(i.study.volume_id for p in parts for i in p.items) == Counter(s.volume_id for s in inputs)
     assert all(1 <= len(part.items) <= 7 for part in parts)
     assert {item.row: item.study for p in parts for item in p.items} == dict(enumerate(inputs, start=1))

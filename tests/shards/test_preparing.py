@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from medclip_jax.corpora.folder import folder as read_table
+from medclip_jax.shards import commit, merge, work
 from medclip_jax.shards import prepare as preparing
 from medclip_jax.shards.manifest import read_manifest, summarize
 from medclip_jax.shards.prepare import prepare
@@ -30,7 +31,7 @@ SETTINGS = PrepareSettings(
     spacing=(8.0, 5.0, 5.0),
     cell=4,
     vocabulary_size=200,
-    part=3,
+    per_shard=3,
     findings=("cardiomegaly", "pericardial_effusion"),
 )
 
@@ -227,6 +228,7 @@ def test_rejections_that_show_only_on_reading_stop_the_run_too(messy, tmp_path):
 KILLED = """
 import sys, itertools, time
 from medclip_jax.corpora.folder import folder
+from medclip_jax.shards import commit, merge, work
 from medclip_jax.shards import prepare as preparing
 from tests_settings import SETTINGS, KEY
 if __name__ == "__main__":
@@ -249,9 +251,9 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        committed = len(list(out.glob(".parts/*.json")))
+        committed = len(list(out.glob(".parts/*-*.json")))
         # Killed after one more part was committed, or a little later.
-        while process.poll() is None and len(list(out.glob(".parts/*.json"))) <= committed:
+        while process.poll() is None and len(list(out.glob(".parts/*-*.json"))) <= committed:
             time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -260,7 +262,7 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
         if (out / "prepare.json").exists():
             break  # a fast machine was done before the kill
         kills += 1
-        assert list(out.glob(".parts/*.json"))  # there is something to go on from
+        assert list(out.glob(".parts/*-*.json"))  # there is something to go on from
     assert kills
     run(archive, out, workers=workers)
     assert digest(out) == digest(prepared)
@@ -297,15 +299,15 @@ def test_cut_off_at_every_step_of_the_merge(archive, prepared, tmp_path, monkeyp
         return counted
 
     merging = False
-    merge = preparing._merge
+    assemble = preparing.assemble
 
     def start_merge(*arguments):
         nonlocal merging
         merging = True
-        return merge(*arguments)
+        return assemble(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_merge", start_merge)
+        patch.setattr(preparing, "assemble", start_merge)
         patch.setattr(os, "replace", cut(os.replace))
         try:
             run(archive, tmp_path / "set")
@@ -317,7 +319,7 @@ def test_cut_off_at_every_step_of_the_merge(archive, prepared, tmp_path, monkeyp
 
 def test_finished_parts_are_not_done_again(archive, tmp_path, monkeypatch):
     done = []
-    original = preparing.prepare_study
+    original = work.prepare_study
 
     def counting(item, settings):
         done.append(item.row)
@@ -326,17 +328,17 @@ def test_finished_parts_are_not_done_again(archive, tmp_path, monkeypatch):
         return original(item, settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "prepare_study", counting)
+        patch.setattr(work, "prepare_study", counting)
         with pytest.raises(KeyboardInterrupt):
             run(archive, tmp_path / "set")
     finished = sum(
-        len(json.loads(p.read_text())["entries"]) for p in (tmp_path / "set").glob(".parts/*.json")
+        len(json.loads(p.read_text())["entries"]) for p in (tmp_path / "set").glob(".parts/*-*.json")
     )
     assert finished >= 4
     again = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            preparing,
+            work,
             "prepare_study",
             lambda item, settings: again.append(item.row) or original(item, settings),
         )
@@ -347,7 +349,7 @@ def test_finished_parts_are_not_done_again(archive, tmp_path, monkeypatch):
 def test_a_changed_input_is_done_again(archive, tmp_path, monkeypatch):
     studies = list(read_table(archive))
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preparing, "assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(archive, tmp_path / "set")
     changed = [studies[0].__class__(**{**studies[0].__dict__, "report": "No cardiomegaly."}), *studies[1:]]
@@ -372,14 +374,14 @@ def test_a_folder_with_other_files_is_left_alone(archive, tmp_path):
 
 def test_two_runs_at_once(archive, tmp_path):
     (tmp_path / "set" / ".parts").mkdir(parents=True)
-    with preparing._lock(tmp_path / "set" / ".parts"), pytest.raises(ShardError, match="another run"):
+    with merge.lock(tmp_path / "set"), pytest.raises(ShardError, match="another run"):
         run(archive, tmp_path / "set")
 
 
 @pytest.mark.parametrize("failing", [2, 4])
 def test_full_disk(archive, prepared, tmp_path, monkeypatch, failing):
     calls = 0
-    original = preparing.write_shard
+    original = commit.write_shard
 
     def full(path, records):
         nonlocal calls
@@ -390,10 +392,10 @@ def test_full_disk(archive, prepared, tmp_path, monkeypatch, failing):
         return original(path, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "write_shard", full)
+        patch.setattr(commit, "write_shard", full)
         with pytest.raises(ShardError, match=r"disk .* full.*run the same command again"):
             run(archive, tmp_path / "set")
-    assert len(list((tmp_path / "set" / ".parts").glob("*.json"))) == failing - 1
+    assert len(list((tmp_path / "set" / ".parts").glob("*-*.json"))) == failing - 1
     run(archive, tmp_path / "set")
     assert digest(tmp_path / "set") == digest(prepared)
 

@@ -5,13 +5,15 @@ import errno
 import numpy as np
 import pytest
 
+from medclip_jax.shards import write
 from medclip_jax.shards.read import open_shards
 from medclip_jax.shards.record import Record, Schema, encode
 from medclip_jax.shards.write import write_shard, write_shards, write_text
 
 
-def test_a_full_disk_is_an_os_error(tmp_path):
-    # /dev/full refuses every byte; the writer opens its ".partial" name.
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    # /dev/full refuses every byte.
+    monkeypatch.setattr(write, "_partial", lambda path: path.with_name("shard.partial"))
     (tmp_path / "shard.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as error:
         write_shard(tmp_path / "shard", [b"x" * 1_000_000] * 3)

@@ -1,0 +1,194 @@
+"""Finished shards of any number of machines become one data set."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from medclip_jax.shards.commit import Commit, Entry, committed, final_names
+from medclip_jax.shards.manifest import Summary, summarize
+from medclip_jax.shards.parts import Part, PlanFile, read_plan
+from medclip_jax.shards.read import (
+    MANIFEST_FILE,
+    PARTS_FOLDER,
+    SETTINGS_FILE,
+    TOKENIZER_FOLDER,
+    PreparedInfo,
+    open_shards,
+)
+from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.scan import NOTED, REJECTED
+from medclip_jax.shards.settings import PrepareSettings
+from medclip_jax.shards.work import Rejections
+from medclip_jax.shards.write import SHARD_PATTERN, finish, write_text
+
+
+def merge(
+    out: str | os.PathLike, *, max_rejected: float | None = None
+) -> tuple[PreparedInfo, Summary | None]:
+    """Make a data set of the shards that all parts wrote. Needs neither the table nor the scans.
+
+    The result depends on the studies, the settings and the key alone: not on the number of parts, nor on
+    the order in which they ended. Merging again, or after a kill, does no harm.
+
+    Args:
+        out: folder that the parts were told to write.
+        max_rejected: share of all studies that may be rejected; default: what the first part was told.
+
+    Returns:
+        What was made, and the summary over all parts; None where the set was whole already.
+
+    Raises:
+        ShardError: shards are missing (the message names the parts and the commands to run), too many
+            studies were rejected, or another run is at work.
+    """
+    out = Path(out)
+    if (out / SETTINGS_FILE).exists():
+        shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
+        return open_shards(out), None
+    plan = read_plan(out)
+    if plan is None:
+        raise ShardError(
+            f"'{out}' has no prepared parts to merge: run `medclip prepare ... --out {shlex.quote(str(out))} "
+            "--part i/n` first"
+        )
+    commits = committed(out, plan.shards, plan.shards)
+    _check_missing(out, plan, commits)
+    with lock(out):
+        if (out / SETTINGS_FILE).exists():  # another one was faster
+            return open_shards(out), None
+        return assemble(out, plan, list(commits.values()), max_rejected)
+
+
+def _check_missing(out: Path, plan: PlanFile, commits: Mapping[str, Commit]) -> None:
+    missing = Counter(place % plan.parts + 1 for place, name in enumerate(plan.shards) if name not in commits)
+    if not missing:
+        return
+    command = shlex.join(plan.command) if plan.command else "medclip prepare ..."
+    shown = sorted(missing)[:10]
+    lines = [f"  {command} --part {Part(index, plan.parts)}" for index in shown]
+    more = f"\n  ... and {len(missing) - len(shown)} more parts" if len(missing) > len(shown) else ""
+    parts = ", ".join(f"part {Part(index, plan.parts)} lacks {missing[index]}" for index in shown)
+    raise ShardError(
+        f"{missing.total()} of {len(plan.shards)} shards of '{out}' are missing: {parts}. Run:\n"
+        + "\n".join(lines)
+        + more
+    )
+
+
+def assemble(
+    out: Path, plan: PlanFile, commits: Sequence[Commit], max_rejected: float | None = None
+) -> tuple[PreparedInfo, Summary]:
+    """Give shards their final names and write what makes the folder a data set; the caller holds the lock.
+
+    Args:
+        out: folder.
+        plan: of the set.
+        commits: of all its shards, in the plan's order.
+        max_rejected: default: the plan's.
+
+    Raises:
+        ShardError: nothing was accepted, or too much rejected.
+    """
+    rejections = Rejections(plan.max_rejected if max_rejected is None else max_rejected, plan.rows)
+    for commit in commits:
+        for entry in commit.entries:
+            rejections.add_entry(entry)
+    names = final_names(commits)
+    if not names:
+        found = summarize(entry for commit in commits for entry in commit.entries)
+        raise ShardError(f"no study could be prepared\n{found.text()}")
+    entries = _manifest(commits, names)
+    _write_tokenizer(out, plan.settings, [text for commit in commits for text in commit.texts])
+    write_text(out / MANIFEST_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
+    for stale in {*out.glob(SHARD_PATTERN), *out.glob("*.partial")} - {out / n for n in names.values()}:
+        stale.unlink(missing_ok=True)  # of a run that was cut off here, and whose input then changed
+    lengths: dict[str, list[int]] = {}
+    for commit in commits:
+        if commit.name in names:
+            source = out / PARTS_FOLDER / f"{commit.name}.array_record"
+            if source.exists():  # else a run that was cut off has moved it
+                os.replace(source, out / names[commit.name])
+            lengths.setdefault(commit.split, []).append(commit.records)
+    settings = plan.settings
+    written = settings.to_json() | {"fingerprints": [commit.fingerprint for commit in commits]}
+    return finish(out, settings.schema, lengths, written), summarize(entries)
+
+
+def _manifest(commits: Sequence[Commit], names: Mapping[str, str]) -> list[Entry]:
+    seen: set[object] = set()
+    entries = []
+    for commit in commits:
+        position = 0
+        for entry in commit.entries:
+            if entry["class"] != REJECTED:
+                entry = entry | {"shard": names[commit.name], "index": position}
+                position += 1
+                if entry["volume_checksum"] in seen:
+                    entry |= {"notes": [*entry["notes"], "duplicate-volume"], "class": NOTED}
+                seen.add(entry["volume_checksum"])
+            entries.append(entry)
+    return entries
+
+
+def _write_tokenizer(out: Path, settings: PrepareSettings, texts: Sequence[str]) -> None:
+    if settings.tokenizer is None:
+        return
+    from medclip_jax.reports.statements import statements
+    from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
+
+    folder = out / PARTS_FOLDER / TOKENIZER_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    if settings.tokenizer == "train":
+        # What the model will read: reports of the train split, and every statement both ways.
+        sentences = [" ".join(statements(dict.fromkeys(settings.findings, sign))) for sign in (1, -1)]
+        train_wordpiece([*texts, *sentences * 2], folder, settings.vocabulary_size)
+    else:
+        load_tokenizer(settings.tokenizer)
+        shutil.copytree(
+            settings.tokenizer, folder, ignore=lambda _, names: [n for n in names if _is_weights(n)]
+        )
+    shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
+    os.replace(folder, out / TOKENIZER_FOLDER)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ot"))
+
+
+@contextlib.contextmanager
+def lock(out: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Keep runs out of each other's way: parts share the folder, a whole run and merging have it alone.
+
+    The system lets go of the lock even after kill -9.
+
+    Args:
+        out: folder that is prepared; its folder of unfinished shards must exist.
+        shared: with others that share it.
+
+    Yields:
+        Whether the file system knows locks. Without them, what is written is still whole: every file
+        appears by an atomic rename.
+
+    Raises:
+        ShardError: another run is at work.
+    """
+    with open(out / PARTS_FOLDER / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardError(f"another run is preparing '{out}': wait for it, or stop it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+            yield False
+            return
+        yield True
