@@ -169,7 +169,8 @@ def _records(file: Path) -> list[dict[str, Any]]:
 def _look_up(config: Mapping[str, Any], key: str) -> Any:
     value: Any = config
     for name in key.split("."):
-        value = value[name]
+        # An evaluator's setting may stand in some units' configs alone.
+        value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 

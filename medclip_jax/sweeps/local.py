@@ -18,6 +18,9 @@ from tqdm import tqdm
 from medclip_jax.sweeps.progress import log_tail, progress
 from medclip_jax.sweeps.units import EXIT_CODE_FILE, LOG_FILE, Unit
 
+MEDCLIP = (sys.executable, "-m", "medclip_jax.cli.main")
+"""Runs a unit's command in this Python, whatever `medclip` is on the path."""
+
 POLL_SECONDS = 0.2
 REFRESH_SECONDS = 2.0
 
@@ -108,7 +111,7 @@ def _start(unit: Unit, devices: str | None) -> subprocess.Popen | None:
             return None
         (unit.folder / EXIT_CODE_FILE).unlink(missing_ok=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "medclip_jax.cli.main", *unit.command[1:]],
+            [*MEDCLIP, *unit.command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,131 @@
+"""`medclip sweep` as a user runs it: a real one of two by two runs, and what is emitted."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from medclip_jax.cli.main import main
+
+FINDINGS = ("cardiomegaly", "pericardial_effusion")
+SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
+FILE = """
+from medclip_jax.objectives import clip
+from medclip_jax.training.config import base_config
+
+def get_config():
+    config = base_config()
+    config.objective = clip.default_config()
+    config.objective.vision.update(patch=(4, 8, 8), width=24, depth=1, heads=2, dtype="float32")
+    config.objective.vision.pooling = "mean"
+    config.objective.text.update(width=24, depth=1, heads=2, max_positions=64, dtype="float32")
+    config.objective.embedding_width = 16
+    config.data.text_length = 24
+    config.batch_size = 8
+    config.steps = 2
+    config.optimizer.warmup_steps = 1
+    config.evaluation.split = "test"
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    return config
+"""
+
+
+def made_records(count, seed):
+    from medclip_jax.shards.record import Record
+
+    generator = np.random.default_rng(seed)
+    for index in range(count):
+        labels = np.where(np.arange(len(FINDINGS)) == index % len(FINDINGS), 1, -1).astype(np.int8)
+        report = f"Report {index}. There is {'' if labels[0] > 0 else 'no '}cardiomegaly."
+        yield Record(
+            id=f"{seed}-{index}",
+            study=1000 * seed + index,
+            patient=1000 * seed + index,
+            volume=generator.integers(-1000, 300, SHAPE).astype(np.int16),
+            report=report,
+            findings_text=report,
+            impression="",
+            statements=report,
+            findings=labels,
+            labels=labels,
+            measurements=np.zeros(0, np.float32),
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Shards and a config."""
+    from medclip_jax.reports.tokenizer import train_wordpiece
+    from medclip_jax.shards.record import Schema
+    from medclip_jax.shards.write import write_shards
+
+    folder = tmp_path_factory.mktemp("sweep")
+    splits = {"train": list(made_records(16, 0)), "test": list(made_records(8, 1))}
+    write_shards(folder / "shards", Schema(SHAPE, SPACING, FINDINGS, (), ()), splits)
+    train_wordpiece([record.report for record in splits["train"]] * 3, folder / "shards/tokenizer", 200)
+    (folder / "run.py").write_text(FILE)
+    return folder
+
+
+@pytest.fixture
+def sweep(folder):
+    def run(out, *arguments):
+        shards = f"--config.data.shards={folder / 'shards'}"
+        return main(["sweep", "--config", str(folder / "run.py"), "--workdir", str(out), shards, *arguments])
+
+    return run
+
+
+def test_two_by_two_runs_and_their_results(sweep, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [
+        "--set=evaluation.evaluators={'zero_shot': {'draws': 0}}",
+        "--grid=optimizer.learning_rate=1e-3,1e-2",
+        "--seeds=0,1",
+        "--jobs=2",
+    ]
+    assert sweep(out, *command) == 0
+    assert "4 of 4 units are finished" in capsys.readouterr().out
+    assert sweep(out, *command) == 0
+    assert main(["sweep", "--collect", str(out), "--metric", "zero_shot/auroc_mean"]) == 0
+    printed = capsys.readouterr().out
+    assert "over 2 seeds with optimizer.learning_rate=" in printed
+    rows = (out / "results.csv").read_text().splitlines()
+    assert rows[0] == "unit,optimizer.learning_rate,seed,state,step,zero_shot/auroc_mean"
+    assert len(rows) == 5
+    assert all(",finished,2," in row and 0 <= float(row.split(",")[-1]) <= 1 for row in rows[1:])
+    assert (out / "results.svg").exists()
+    assert main(["sweep", "--collect", str(out), "--metric", "zero_shot/auroc"]) == 2
+    assert "Did you mean zero_shot/auroc_mean" in capsys.readouterr().err
+
+
+def test_mistakes_end_before_anything_runs(sweep, tmp_path, capsys):
+    assert sweep(tmp_path / "out", "--grid", "optimizer.lerning_rate=1,2") == 2
+    assert "Did you mean config.optimizer.learning_rate?" in capsys.readouterr().err
+    assert sweep(tmp_path / "out", "--seeds", "a") == 2
+    assert sweep(tmp_path / "out") == 2
+    assert main(["sweep", "--grid", "seed=1"]) == 2
+    assert main(["sweep", "--collect", str(tmp_path)]) == 2
+    assert "--metric" in capsys.readouterr().err
+    assert sweep(tmp_path / "out", "--grid", "seed=4,5", "--dry-run") == 0
+    assert capsys.readouterr().out.split() == ["seed=4", "seed=5"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["slurm", "xpk"])
+def test_emitted_scripts_name_the_units_that_are_left(sweep, tmp_path, capsys, where):
+    out = tmp_path / "with space"
+    # Finished long ago: not emitted.
+    assert sweep(out, "--seeds=0,1,2", "--emit", where) == 0
+    done = out / "seed=1"
+    (done / "metrics.jsonl").write_text('{"step": 2}\n')
+    (done / "checkpoints" / "2").mkdir(parents=True)
+    assert sweep(out, "--seeds=0,1,2", "--emit", where) == 0
+    script = out / f"sweep.{where}.sh"
+    assert str(script) in capsys.readouterr().out
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert "seed=0" in text
+    assert "seed=2" in text
+    assert "seed=1" not in text
