@@ -1,6 +1,8 @@
 """Contrast of volumes with texts over a whole batch.
 
-All take raw embeddings, normalise them here, compute in float32 and return the mean over the batch.
+All take raw embeddings, normalise them here, compute in float32 and return the mean over the batch. With
+`chunk_rows` a device computes that many rows of the pair matrix at a time and again in the backward pass:
+what is kept for it grows linearly with the batch, at about a third more arithmetic.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
+
+from medclip_jax.losses.chunked import map_rows
 
 EXCLUDED = -1e30
 """Logit of a pair that takes no part: its probability is exactly 0 and no NaN can come of it."""
@@ -36,6 +40,7 @@ def info_nce(
     groups: Int[Array, "batch words"] | None = None,
     same_group: str = "positive",
     valid: Bool[Array, " batch"] | None = None,
+    chunk_rows: int = 0,
 ) -> Float[Array, ""]:
     """Symmetric softmax contrast; row i of `volume` belongs to row i of `text`.
 
@@ -47,6 +52,7 @@ def info_nce(
         same_group: "positive" spreads a row's target evenly over its group; "ignore" takes the other
             members of the group out of the softmax.
         valid: (B,) False on rows of padding, which then count nowhere.
+        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
 
     Returns:
         Mean over valid rows and both directions.
@@ -57,9 +63,15 @@ def info_nce(
     References:
         Radford et al. 2021, figure 3; Khosla et al. 2020, equation 2, for several positives.
     """
-    positive, part = _pairs(volume.shape[0], groups, same_group, valid)
-    targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1.0)
-    return _symmetric(logit_scale * cosine(volume, text), targets, targets, part, valid)
+    _check_same_group(same_group)
+
+    def cross_entropy(rows, columns):
+        positive, part = _pairs(rows, columns, same_group)
+        targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1.0)
+        return _cross_entropy(columns["scale"] * _products(rows, columns), targets, part)
+
+    samples = _samples(volume.shape[0], groups=groups, valid=valid)
+    return _both_ways(cross_entropy, cross_entropy, volume, text, logit_scale, samples, {}, chunk_rows)
 
 
 def sigmoid_pairs(
@@ -71,6 +83,7 @@ def sigmoid_pairs(
     groups: Int[Array, "batch words"] | None = None,
     same_group: str = "positive",
     valid: Bool[Array, " batch"] | None = None,
+    chunk_rows: int = 0,
 ) -> Float[Array, ""]:
     """Each pair of the batch is a binary question: sum of -log sigmoid over all pairs, divided by B.
 
@@ -82,6 +95,7 @@ def sigmoid_pairs(
         groups: (B, G) equal rows mark samples that share a report.
         same_group: "positive" counts such a pair as matching; "ignore" leaves it out.
         valid: (B,) False on rows of padding, which then count nowhere.
+        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
 
     Returns:
         Sum over pairs / valid rows.
@@ -92,9 +106,17 @@ def sigmoid_pairs(
     References:
         Zhai et al. 2023, equation 2.
     """
-    positive, part = _pairs(volume.shape[0], groups, same_group, valid)
-    logits = logit_scale * cosine(volume, text) + logit_bias
-    losses = jnp.where(part, -jax.nn.log_sigmoid((2.0 * positive - 1.0) * logits), 0.0)
+    _check_same_group(same_group)
+
+    def questions(rows, columns):
+        positive, part = _pairs(rows, columns, same_group)
+        logits = columns["scale"] * _products(rows, columns) + columns["bias"]
+        return jnp.where(part, -jax.nn.log_sigmoid((2.0 * positive - 1.0) * logits), 0.0).sum(axis=1)
+
+    samples = _samples(volume.shape[0], groups=groups, valid=valid)
+    numbers = {"scale": jnp.asarray(logit_scale, jnp.float32), "bias": jnp.asarray(logit_bias, jnp.float32)}
+    columns = {"vector": normalize(text), **numbers, **samples}
+    losses = map_rows(questions, {"vector": normalize(volume), **samples}, columns, chunk_rows)
     return losses.sum() / _rows(volume.shape[0], valid)
 
 
@@ -108,6 +130,7 @@ def soft_target(
     target_temperature: float = 1.0,
     text_targets: str = "renormalized",
     valid: Bool[Array, " batch"] | None = None,
+    chunk_rows: int = 0,
 ) -> Float[Array, ""]:
     """Softmax contrast whose targets follow how alike two patients' findings are.
 
@@ -125,6 +148,7 @@ def soft_target(
         text_targets: "renormalized" makes each text's row from A^T the same way; "transposed" takes Q^T
             as the released code does, whose rows do not sum to 1.
         valid: (B,) False on rows of padding, which then count nowhere.
+        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
 
     Returns:
         Mean over valid rows and both directions.
@@ -137,41 +161,72 @@ def soft_target(
     """
     if text_targets not in ("renormalized", "transposed"):
         raise ValueError(f"text_targets={text_targets!r} is unknown: use 'renormalized' or 'transposed'")
-    _, part = _pairs(volume.shape[0], None, "positive", valid)
-    affinity = cosine(findings, findings)
-    targets = _target_rows(affinity, part, soft_target, target_temperature)
-    if text_targets == "transposed":
-        back = targets.T
-    else:
-        back = _target_rows(affinity.T, part.T, soft_target, target_temperature)
-    return _symmetric(logit_scale * cosine(volume, text), targets, back, part, valid)
+    if soft_target not in ("softmax", "clip", "onehot"):
+        raise ValueError(f"soft_target={soft_target!r} is unknown: use 'softmax', 'clip' or 'onehot'")
 
+    def affinity(rows, columns):
+        own, part = _pairs(rows, columns, "positive")
+        alike = _products(rows, columns, "findings")
+        if soft_target == "softmax":
+            return jnp.where(part, alike / target_temperature, EXCLUDED), own, part
+        return jnp.where(part, jnp.maximum(alike, 0.0), 0.0), own, part
 
-def _target_rows(affinity, part, kind, temperature):
-    if kind == "onehot":
-        return jnp.eye(affinity.shape[0], dtype=jnp.float32)
-    if kind == "softmax":
-        return jax.nn.softmax(jnp.where(part, affinity / temperature, EXCLUDED), axis=1)
-    if kind == "clip":
-        positive = jnp.where(part, jnp.maximum(affinity, 0.0), 0.0)
+    def normalizer(rows, columns):
+        # Peak and sum apart: their logarithm in one number would cost digits at low temperatures.
+        alike, _, _ = affinity(rows, columns)
+        peak = jax.lax.stop_gradient(alike.max(axis=1))
+        weights = jnp.exp(alike - peak[:, None]) if soft_target == "softmax" else alike
+        return {"peak": peak, "sum": weights.sum(axis=1)}
+
+    def targets(rows, columns, peak, divisor):
+        alike, own, part = affinity(rows, columns)
+        if soft_target == "onehot":
+            return own, part
+        if soft_target == "softmax":
+            return jnp.where(part, jnp.exp(alike - peak), 0.0) / divisor, part
         # A sample without findings (a zero vector) is like nobody, but still itself.
-        alone = positive.sum(axis=1, keepdims=True) <= 0
-        positive = jnp.where(alone, jnp.eye(affinity.shape[0]), positive)
-        return positive / positive.sum(axis=1, keepdims=True)
-    raise ValueError(f"soft_target={kind!r} is unknown: use 'softmax', 'clip' or 'onehot'")
+        alone = divisor <= 0
+        return jnp.where(alone, own, alike / jnp.where(alone, 1.0, divisor)), part
+
+    def of_its_own(rows, columns):
+        known = normalizer(rows, columns)
+        target, part = targets(rows, columns, known["peak"][:, None], known["sum"][:, None])
+        return _cross_entropy(columns["scale"] * _products(rows, columns), target, part)
+
+    def of_the_volumes(rows, columns):
+        target, part = targets(rows, columns, columns["peak"][None, :], columns["sum"][None, :])
+        return _cross_entropy(columns["scale"] * _products(rows, columns), target, part)
+
+    samples = _samples(volume.shape[0], findings=normalize(findings), valid=valid)
+    more, backward = {}, of_its_own
+    if text_targets == "transposed":
+        more, backward = map_rows(normalizer, samples, samples, chunk_rows), of_the_volumes
+    return _both_ways(of_its_own, backward, volume, text, logit_scale, samples, more, chunk_rows)
 
 
-def _pairs(batch, groups, same_group, valid):
-    """Which pairs match (float) and which take part at all (bool), both (B, B)."""
+def _check_same_group(same_group):
     if same_group not in ("positive", "ignore"):
         raise ValueError(f"same_group={same_group!r} is unknown: use 'positive' or 'ignore'")
-    positive = jnp.eye(batch, dtype=bool)
-    part = jnp.ones((batch, batch), bool)
-    if valid is not None:
-        valid = valid.astype(bool)
-        part = valid[:, None] & valid[None, :]
-    if groups is not None:
-        same = jnp.all(groups[:, None] == groups[None, :], axis=-1)
+
+
+def _samples(batch, **known):
+    """What is known of each sample beside its two vectors."""
+    given = {name: x for name, x in known.items() if x is not None}
+    return {"index": jnp.arange(batch), **given}
+
+
+def _products(rows, columns, name="vector"):
+    return jnp.matmul(rows[name], columns[name].T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _pairs(rows, columns, same_group):
+    """Which pairs match (float) and which take part at all (bool), both (rows, columns)."""
+    positive = rows["index"][:, None] == columns["index"][None, :]
+    part = jnp.ones(positive.shape, bool)
+    if "valid" in rows:
+        part = rows["valid"].astype(bool)[:, None] & columns["valid"].astype(bool)[None, :]
+    if "groups" in rows:
+        same = jnp.all(rows["groups"][:, None] == columns["groups"][None, :], axis=-1)
         if same_group == "positive":
             positive = positive | same
         else:
@@ -183,11 +238,17 @@ def _rows(batch, valid):
     return batch if valid is None else jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
 
 
-def _symmetric(logits, targets, back_targets, part, valid):
-    """Half the cross-entropy of the rows plus half that of the columns."""
-    rows = jax.nn.log_softmax(jnp.where(part, logits, EXCLUDED), axis=1)
-    columns = jax.nn.log_softmax(jnp.where(part, logits, EXCLUDED).T, axis=1)
+def _cross_entropy(logits, targets, part):
+    """(rows,) -sum_j targets_ij log softmax_j(logits_ij) over the pairs that take part."""
+    log_probability = jax.nn.log_softmax(jnp.where(part, logits, EXCLUDED), axis=1)
     # A target of 0 must silence an excluded pair, whose log-probability is huge.
-    losses = -jnp.where(part, targets * rows, 0.0).sum(axis=1)
-    losses = losses - jnp.where(part.T, back_targets * columns, 0.0).sum(axis=1)
-    return 0.5 * losses.sum() / _rows(logits.shape[0], valid)
+    return -jnp.where(part, targets * log_probability, 0.0).sum(axis=1)
+
+
+def _both_ways(forward, backward, volume, text, scale, samples, more, chunk_rows):
+    """Half of `forward` on volumes against texts plus half of `backward` on texts against volumes."""
+    volume, text = normalize(volume), normalize(text)
+    shared = {"scale": jnp.asarray(scale, jnp.float32), **samples}
+    losses = map_rows(forward, {"vector": volume, **samples}, {"vector": text, **shared}, chunk_rows)
+    back = map_rows(backward, {"vector": text, **samples}, {"vector": volume, **shared, **more}, chunk_rows)
+    return 0.5 * (losses + back).sum() / _rows(volume.shape[0], samples.get("valid"))

@@ -78,5 +78,6 @@ class CardiacClip(clip.Clip):
             soft_target=self.soft_target,
             target_temperature=self.target_temperature,
             text_targets=self.text_targets,
+            chunk_rows=self._chunk_rows(features),
         )
         return self._terms(loss, features, batch)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medclip_jax.losses import contrastive
+from medclip_jax.losses import chunked, contrastive
 from medclip_jax.models.heads import LogitScale, Projection
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
@@ -34,6 +34,7 @@ def default_config() -> Any:
             "logit_bias": -10.0,
             "same_study": "positive",
             "centered": False,
+            "chunk_rows": 0,
         }
     )
 
@@ -51,6 +52,8 @@ class Clip(Objective):
         config: the keys of `default_config`. `loss` is "info_nce" or "sigmoid"; `same_study` says what
             two volumes of one study are to each other's report: "positive" or "ignore". `centered` gives
             the projections a bias that starts at minus the mean over the first batch, see `calibrate`.
+            `chunk_rows` is how many volumes a device compares with all texts at a time; 0 = all that it
+            has, or as many as make `losses.chunked.AUTOMATIC_PAIRS` pairs where that is fewer.
         spec: fixes grid and vocabulary.
         rngs: source of the initial weights.
     """
@@ -60,6 +63,7 @@ class Clip(Objective):
         self.text = TextTower(config.text, spec, rngs=rngs)
         pooled_width = self.vision.transformer.pooled_width
         self.centered = config.centered
+        self.chunk_rows = config.chunk_rows
         width = config.embedding_width
         self.vision_projection = Projection(pooled_width, width, bias=self.centered, rngs=rngs)
         self.text_projection = Projection(self.text.width, width, bias=self.centered, rngs=rngs)
@@ -107,7 +111,12 @@ class Clip(Objective):
         scale = self.logit_scale()
         if self.loss == "info_nce":
             loss = contrastive.info_nce(
-                volume, text, scale, groups=batch["study"], same_group=self.same_study
+                volume,
+                text,
+                scale,
+                groups=batch["study"],
+                same_group=self.same_study,
+                chunk_rows=self._chunk_rows(features),
             )
         else:
             loss = contrastive.sigmoid_pairs(
@@ -117,18 +126,20 @@ class Clip(Objective):
                 self.logit_scale.bias[...],
                 groups=batch["study"],
                 same_group=self.same_study,
+                chunk_rows=self._chunk_rows(features),
             )
         return self._terms(loss, features, batch)
 
+    def _chunk_rows(self, features: Features) -> int:
+        return self.chunk_rows or chunked.automatic(features["volume"].shape[0])
+
     def _terms(self, loss: Float[Array, ""], features: Features, batch: Batch) -> dict[str, Term]:
         size = features["volume"].shape[0]
-        similarity = normalize(features["volume"]) @ normalize(features["text"]).T
-        same = jnp.all(batch["study"][:, None] == batch["study"][None], axis=-1)
-        hit = jnp.take_along_axis(same, similarity.argmax(axis=1)[:, None], axis=1)
+        hits = _first_hits(features["volume"], features["text"], batch["study"], self._chunk_rows(features))
         count = jnp.float32(size)
         return {
             "contrast": Term(loss * size, count),
-            "top1": Term(jax.lax.stop_gradient(hit.sum().astype(jnp.float32)), count, weight=0.0),
+            "top1": Term(hits.sum(), count, weight=0.0),
             "logit_scale": Term(jax.lax.stop_gradient(self.logit_scale()), jnp.float32(1.0), weight=0.0),
         }
 
@@ -139,3 +150,17 @@ class Clip(Objective):
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Normalised joint-space vectors of texts."""
         return Embedding(normalize(self.text_projection(self.text(tokens))))
+
+
+def _first_hits(
+    volume: Float[Array, "B D"], text: Float[Array, "B D"], study: Int[Array, "B words"], chunk_rows: int
+) -> Float[Array, " B"]:
+    """1 where the text nearest to a volume is of the same study, without gradient."""
+
+    def hits(rows, columns):
+        nearest = (rows["vector"] @ columns["vector"].T).argmax(axis=1)
+        return jnp.all(columns["study"][nearest] == rows["study"], axis=1).astype(jnp.float32)
+
+    volume, text = (jax.lax.stop_gradient(normalize(x)) for x in (volume, text))
+    rows, columns = {"vector": volume, "study": study}, {"vector": text, "study": study}
+    return chunked.map_rows(hits, rows, columns, chunk_rows)

@@ -73,6 +73,7 @@ class MaskedAutoencoder(Objective):
             heads=config.decoder.heads,
             dtype=jnp.dtype(config.vision.dtype),
             remat=config.vision.remat,
+            scan=config.vision.scan,
             rngs=rngs,
         )
 

@@ -24,6 +24,8 @@ def vision_defaults() -> dict[str, Any]:
     With a `cell` above one voxel the tower sees one value a cell: each window's entry of `projections`
     ("mean", "max" or "min") says which, and `patch` counts cells. Large volumes then cost little, and small
     bright or dark findings still show.
+
+    `remat` and `scan` say how blocks are run, see `models.blocks.run`; a decoder follows them.
     """
     return {
         "patch": (8, 8, 8),
@@ -58,6 +60,7 @@ def text_defaults() -> dict[str, Any]:
         "pooling": "cls",
         "dtype": "bfloat16",
         "remat": "none",
+        "scan": False,
     }
 
 
@@ -165,7 +168,9 @@ class TextTower(nnx.Module):
             # Imported here: reading weights needs safetensors, which a bare training machine may lack.
             from medclip_jax.interop.text_weights import load_bert
 
-            self.encoder = load_bert(config.folder, dtype=dtype, remat=config.remat, rngs=rngs)
+            self.encoder = load_bert(
+                config.folder, dtype=dtype, remat=config.remat, scan=config.scan, rngs=rngs
+            )
             entries = self.encoder.config.vocabulary_size
             if spec.vocabulary_size > entries:
                 raise ValueError(
@@ -187,6 +192,7 @@ class TextTower(nnx.Module):
                 ),
                 dtype=dtype,
                 remat=config.remat,
+                scan=config.scan,
                 rngs=rngs,
             )
         self.pooling = config.pooling
