@@ -325,10 +325,9 @@ def grid_effects(
             panel.scatter(where[chosen], numbers[chosen], s=14, color=color, alpha=0.6, linewidths=0)
             places = np.unique(where[chosen])
             means = [numbers[chosen & (where == at)].mean() for at in places]
-            label = f"{other.split('.')[-1]} {name}" if other else None
-            panel.plot(places, means, color=color, linewidth=1.6, label=label)
+            panel.plot(places, means, color=color, linewidth=1.6, label=name)
         if other and len(names) <= 8:
-            panel.legend(fontsize=7, frameon=False)
+            panel.legend(title=other.split(".")[-1], fontsize=7, title_fontsize=7, frameon=False)
         panel.set_xlabel(key, fontsize=8)
         _plain(panel)
     panels[0].set_ylabel(metric, fontsize=8)

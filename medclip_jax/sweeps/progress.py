@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from medclip_jax.sweeps.units import EXIT_CODE_FILE, LOG_FILE
 from medclip_jax.training.checkpoints import latest_step
 from medclip_jax.training.config import total_steps
+from medclip_jax.training.goodput import read_heartbeat
 
 State = Literal["finished", "failed", "stopped", "waiting"]
 """Done; ended with an error; begun and not done; not begun."""
@@ -26,7 +27,7 @@ class Progress(NamedTuple):
     Attributes:
         state: see `State`.
         step: last step that was logged.
-        steps: of the whole run; 0 where they follow from epochs and the shards are not here.
+        steps: of the whole run; 0 where they follow from epochs, the shards are not here, and it never began.
     """
 
     state: State
@@ -46,6 +47,8 @@ def progress(folder: str | Path, config: Mapping[str, Any]) -> Progress:
     steps = config.steps or _steps_of_epochs(
         config.epochs, config.batch_size, config.data.shards, config.data.train_split
     )
+    # Where the shards are elsewhere, the run itself has said it.
+    steps = steps or (read_heartbeat(folder) or {}).get("steps", 0)
     last = last_records(folder / "metrics.jsonl")
     step = max((record["step"] for record in last), default=0)
     evaluated = not config.evaluation.evaluators or any(

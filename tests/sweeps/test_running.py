@@ -147,3 +147,5 @@ class TestProgress:
         assert progress(folder, config) == ("stopped", 3, 6)
         config.steps, config.epochs = 0, 1.0
         assert progress(folder, config) == ("stopped", 3, 0)  # these shards are nowhere
+        (folder / "heartbeat.json").write_text('{"steps": 3}')
+        assert progress(folder, config) == ("finished", 3, 3)
