@@ -217,9 +217,10 @@ def _table(args: argparse.Namespace) -> Iterable:
 def _phantoms(args: argparse.Namespace) -> Iterable:
     from medclip_jax.corpora import phantom
     from medclip_jax.corpora.folder import folder
+    from medclip_jax.shards.work import available_cores
 
     where = args.phantom_folder or args.out.with_name(args.out.name + ".phantoms")
-    phantom.write(where, args.count, seed=args.seed, workers=args.workers or os.cpu_count() or 1)
+    phantom.write(where, args.count, seed=args.seed, workers=args.workers or available_cores())
     return itertools.islice(folder(where / "studies.csv"), args.limit)
 
 

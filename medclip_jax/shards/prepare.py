@@ -32,7 +32,7 @@ from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, o
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import NOTED, REJECTED
 from medclip_jax.shards.settings import PrepareSettings, resolve
-from medclip_jax.shards.work import Rejections, make_shards
+from medclip_jax.shards.work import Rejections, available_cores, make_shards
 
 WHOLE = Part(1, 1)
 
@@ -61,7 +61,7 @@ def prepare(
         studies: of a corpus; must come in the same order when a run is continued.
         out: folder to write; created if needed.
         settings: default: the shape of ASAP.
-        workers: processes; default: one for each core.
+        workers: processes; default: one for each core that this process may use.
         key: key of the hashed ids, or its file, which is made if needed. It must lie outside `out` and
             stays with the owner of the data. Default: ``<out>.key``.
         max_rejected: share of the studies that may be rejected before the run stops.
@@ -283,7 +283,7 @@ def _run(
 
             made = make_shards_on_ray(todo, plan.settings, folder, workers, observe)
         else:
-            made = make_shards(todo, plan.settings, folder, workers or os.cpu_count() or 1, observe)
+            made = make_shards(todo, plan.settings, folder, workers or available_cores(), observe)
         with contextlib.closing(made):
             done |= {commit.name: commit for commit in made}
     return done

@@ -70,7 +70,8 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
         if (folder / PARTS_FOLDER).is_dir():
             raise ShardError(
                 f"preparing '{folder}' has not finished: run the same `medclip prepare` command again, "
-                "it goes on where it stopped"
+                f"it goes on where it stopped. Made in parts, `medclip prepare --merge {folder}` names those "
+                "that are missing"
             )
         raise ShardError(
             f"'{folder}' is not a prepared folder (no {SETTINGS_FILE}): give the folder that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,13 @@ def make_shards(
     with contextlib.closing(outcomes):
         for examined in todo:
             yield make_shard(examined, outcomes, folder, observe)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: a batch system gives a part of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def reader_died(item: Item) -> Outcome:

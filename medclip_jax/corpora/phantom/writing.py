@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
+import fcntl
 import hashlib
+import io
 import json
 import multiprocessing
 import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -16,6 +22,9 @@ from tqdm import tqdm
 from medclip_jax.corpora.phantom.generate import generate
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
+
+_RECIPE_FILE = "phantoms.json"
+"""What the phantoms of a folder were made from; written before the table, which is written last."""
 
 SPLIT_SHARES = (("test", 0.15), ("validation", 0.15))
 """Shares of patients held out; the rest is for training."""
@@ -65,7 +74,10 @@ def write(
     workers: int = 1,
     start: int = 0,
 ) -> Path:
-    """Write `count` phantoms with organ maps and `studies.csv`, in parallel.
+    """Write `count` phantoms with organ maps and `studies.csv`, in parallel; the table appears last.
+
+    Phantoms that the same call wrote before are kept. Of several processes that want the same ones, the
+    first generates them and the others wait.
 
     Args:
         folder: made if missing.
@@ -77,26 +89,81 @@ def write(
 
     Returns:
         The path of `studies.csv`.
+
+    Raises:
+        ValueError: `count` is below 1.
+        concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
+    import medclip_jax
+
     folder = Path(folder)
     for kind in ("volumes", "organs"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     settings = settings or PhantomSettings()
-    tasks = [(str(folder), seed, start + n, settings) for n in range(count)]
-    show = {"total": count, "desc": "phantoms", "unit": "volume"}
-    if workers <= 1:
-        rows = list(tqdm(map(_write_one, tasks), **show))
-    else:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, "1")  # read by the children when they load NumPy
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            rows = list(tqdm(pool.imap(_write_one, tasks, chunksize=4), **show))
-    (folder / "organ_classes.json").write_text(json.dumps(ORGAN_CLASSES, indent=1))
+    recipe = json.dumps(
+        {
+            "version": medclip_jax.__version__,
+            "count": count,
+            "seed": seed,
+            "start": start,
+            "settings": dataclasses.asdict(settings),
+        }
+    )
     table = folder / "studies.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    with _alone(folder):
+        if _is_whole(folder, table, recipe, count):
+            return table
+        table.unlink(missing_ok=True)  # of another recipe
+        rows = _generate_all([(str(folder), seed, start + n, settings) for n in range(count)], workers)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+        _replace(folder / "organ_classes.json", json.dumps(ORGAN_CLASSES, indent=1))
+        _replace(folder / _RECIPE_FILE, recipe)
+        _replace(table, text.getvalue())
     return table
+
+
+def _generate_all(
+    tasks: list[tuple[str, int, int, PhantomSettings]], workers: int
+) -> list[dict[str, object]]:
+    show = {"total": len(tasks), "desc": "phantoms", "unit": "volume"}
+    if workers <= 1:
+        return list(tqdm(map(_write_one, tasks), **show))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # read by the children when they load NumPy
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(tqdm(pool.map(_write_one, tasks, chunksize=4), **show))
+
+
+def _is_whole(folder: Path, table: Path, recipe: str, count: int) -> bool:
+    """Whether the folder holds what the recipe makes; a volume that was deleted is made again."""
+    try:
+        same = (folder / _RECIPE_FILE).read_text() == recipe
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return False
+    files = (folder / row[kind] for row in rows for kind in ("volume", "organs"))
+    return same and len(rows) == count and all(file.is_file() for file in files)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to the folder. The system lets go even after kill -9."""
+    with open(folder / "lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
