@@ -3,6 +3,10 @@
     python tools/bench_step.py                                   # 26M parameters, float32, batch 4, CPU
     python tools/bench_step.py --torch none --dtype bfloat16 --batch 64 --shape 112 224 224 --patch 8 16 16 \\
         --width 768 --heads 12 --decoder 768 4 16 --peak-tflops 989   # ASAP's shape on one H100
+    python tools/bench_step.py --torch none --batch 256 --mesh 2 4 --microbatches 8   # eight devices
+
+The JAX side goes through `training.microbatches`, as a run does. Also given is `temporary_mib`, what the
+compiled step needs on each device beside its inputs and outputs.
 
 One JSON line a result. Both sides start from the same weights, and their first losses must agree. Steps
 of the two alternate, so that a busy machine slows both alike; given are the median, the fastest, and
@@ -28,16 +32,21 @@ import numpy as np
 import optax
 from flax import nnx
 
-from medclip_jax.losses.masked import reconstruction
+from medclip_jax.losses.masked import reconstruction_sums
 from medclip_jax.models.mae import MaskedDecoder, random_keep
 from medclip_jax.models.patches import patchify
 from medclip_jax.models.positions import sincos_3d
 from medclip_jax.models.vit import VisionTransformer
+from medclip_jax.objectives.base import Objective, Term
+from medclip_jax.training import mesh as meshes
+from medclip_jax.training.microbatches import evaluate
+from medclip_jax.training.partition import state_shardings
+from medclip_jax.training.state import split
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 1e-4, (0.9, 0.95), 0.05
 
 
-class MaskedAutoencoder(nnx.Module):
+class MaskedAutoencoder(Objective):
     """Encoder and decoder with the loss, nothing else."""
 
     def __init__(self, options: argparse.Namespace):
@@ -68,11 +77,16 @@ class MaskedAutoencoder(nnx.Module):
         self.tokens = math.prod(self.encoder.grid)
         self.keep = round(self.tokens * (1 - options.mask_fraction))
 
-    def __call__(self, volume: jax.Array, keys: jax.Array) -> jax.Array:
-        """Loss of a batch (B, D, H, W, 1)."""
-        keep, restore, mask = random_keep(keys, self.tokens, self.keep)
-        prediction = self.decoder(self.encoder(volume, keep), restore)
-        return reconstruction(prediction, patchify(volume, self.patch), mask)
+    def encode(self, batch, key: jax.Array, *, train: bool):
+        """Error of each sample's hidden patches; masks from `batch["keys"]`, which the other side has too."""
+        keep, restore, mask = random_keep(jax.random.wrap_key_data(batch["keys"]), self.tokens, self.keep)
+        prediction = self.decoder(self.encoder(batch["volume"], keep), restore)
+        error, count = reconstruction_sums(prediction, patchify(batch["volume"], self.patch), mask)
+        return {"error": error, "count": count}
+
+    def couple(self, features, batch):
+        """Mean over all hidden patches."""
+        return {"reconstruction": Term(features["error"].sum(), features["count"].sum())}
 
 
 def step_flops(options: argparse.Namespace, tokens: int, kept: int) -> float:
@@ -90,31 +104,57 @@ def step_flops(options: argparse.Namespace, tokens: int, kept: int) -> float:
 
 
 def jax_side(options: argparse.Namespace, model: MaskedAutoencoder, volume: np.ndarray):
-    """Return a function that runs one step with new masks and gives the loss."""
-    graph, state = nnx.split(model)
-    parameters = nnx.to_pure_dict(state)
+    """Return a function that runs one step with new masks and gives the loss, and details to print."""
+    data, fsdp = options.mesh
+    mesh = meshes.make_mesh(argparse.Namespace(data=data, fsdp=fsdp))
+    meshes.check_batch_size(options.batch, mesh, options.microbatches)
+    graph, parameters, variables = split(model)
     optimizer = optax.adamw(LEARNING_RATE, *BETAS, weight_decay=WEIGHT_DECAY)
+    state = {"params": parameters, "variables": variables, "optimizer": optimizer.init(parameters)}
+    shardings = state_shardings(state | {"ema": {}, "step": np.zeros(())}, mesh)
+    places = (shardings["params"], shardings["optimizer"])
 
-    def step(parameters, moments, key):
-        keys = jax.random.split(key, options.batch)
+    def constrain(tree):
+        return jax.lax.with_sharding_constraint(tree, shardings["params"])
 
-        def loss(parameters):
-            return nnx.merge(graph, parameters)(on_device, keys)
+    def step(parameters, moments, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            found = evaluate(
+                graph,
+                parameters,
+                {},
+                variables,
+                batch,
+                jax.random.key(0),
+                mesh=mesh,
+                microbatches=options.microbatches,
+                constrain=constrain,
+            )
+        updates, moments = optimizer.update(found.gradients, moments, parameters)
+        return optax.apply_updates(parameters, updates), moments, found.loss
 
-        value, gradient = jax.value_and_grad(loss)(parameters)
-        updates, moments = optimizer.update(gradient, moments, parameters)
-        return optax.apply_updates(parameters, updates), moments, value
+    def place(key: jax.Array) -> dict[str, jax.Array]:
+        keys = np.asarray(jax.random.key_data(jax.random.split(key, options.batch)))
+        return {"volume": on_devices["volume"], **meshes.put_batch({"keys": keys}, mesh)}
 
-    on_device = jnp.asarray(volume)
-    # Our own copies: the step gives its inputs' memory back.
-    held = [jax.tree.map(jnp.copy, parameters), optimizer.init(parameters)]
-    compiled = jax.jit(step, donate_argnums=(0, 1))
+    on_devices = meshes.put_batch({"volume": volume}, mesh)
+    # In buffers of our own: the step gives its inputs' memory back.
+    held = list(meshes.put_state((parameters, state["optimizer"]), places))
+    jitted = jax.jit(
+        step,
+        donate_argnums=(0, 1),
+        in_shardings=(*places, meshes.batch_sharding(mesh)),
+        out_shardings=(*places, meshes.replicated(mesh)),
+    )
+    compiled = jitted.lower(*held, place(jax.random.key(0))).compile()
 
     def run(key: jax.Array) -> float:
-        held[0], held[1], value = compiled(*held, key)
+        held[0], held[1], value = compiled(*held, place(key))
         return float(value)
 
-    return run
+    memory = compiled.memory_analysis()
+    details = {"mesh": dict(mesh.shape), "microbatches": options.microbatches}
+    return run, details | {"temporary_mib": round(memory.temp_size_in_bytes / 2**20, 1)}
 
 
 def torch_side(options: argparse.Namespace, model: MaskedAutoencoder, volume: np.ndarray):
@@ -223,6 +263,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="compute type of the JAX side")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--scan", action="store_true")
+    parser.add_argument("--microbatches", type=int, default=1, help="slices that are encoded in turn")
+    parser.add_argument(
+        "--mesh",
+        type=int,
+        nargs=2,
+        default=(-1, 1),
+        metavar=("DATA", "FSDP"),
+        help="-1: all that fsdp leaves",
+    )
     parser.add_argument("--torch", choices=("eager", "compile", "none"), default="eager")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the utilization")
     return parser.parse_args()
@@ -234,7 +283,10 @@ def main() -> None:
     model = MaskedAutoencoder(options)
     shape = (options.batch, *options.shape, 1)
     volume = np.random.default_rng(0).uniform(-1, 1, size=shape).astype(np.float32)
-    sides = {"jax": jax_side(options, model, volume)}
+    start = time.perf_counter()
+    run_jax, details = jax_side(options, model, volume)
+    print(json.dumps({"side": "jax", "compile_s": round(time.perf_counter() - start, 2)}), flush=True)
+    sides = {"jax": run_jax}
     if options.torch != "none":
         sides[f"torch-{options.torch}"] = torch_side(options, model, volume)
     first = {}
@@ -270,6 +322,8 @@ def main() -> None:
             "model_gflop": round(flops / 1e9, 1),
             "gflop_per_second": round(flops / median / 1e9, 1),
         }
+        if name == "jax":
+            result |= details
         if options.peak_tflops:
             result["mfu"] = round(flops / median / (options.peak_tflops * 1e12), 4)
         print(json.dumps(result))

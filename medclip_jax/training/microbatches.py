@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.objectives.base import Batch, Features, Term, total
 from medclip_jax.training.mesh import AXES, batch_sharding
@@ -93,67 +93,73 @@ def evaluate(
         (loss, (terms, after, finite)), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
         return Evaluated(loss, terms, after, finite, constrain(gradients))
 
-    slices = {name: cut(value, microbatches, mesh) for name, value in batch.items()}
+    slices = jnp.arange(microbatches)
 
-    def forward(variables: Tree, part: Batch) -> tuple[Tree, Features]:
-        features, after = encode(trained, variables, _on_all_devices(part, mesh))
+    def forward(variables: Tree, index: Int[Array, ""]) -> tuple[Tree, Features]:
+        features, after = encode(trained, variables, take(batch, index, microbatches, mesh))
         return after, features
 
     after, sliced = jax.lax.scan(forward, variables, slices)
     features = {name: join(value, mesh) for name, value in sliced.items()}
-    floats = {name for name, value in features.items() if jnp.issubdtype(value.dtype, jnp.inexact)}
+    # Masks and counts have no derivative.
+    floats = [name for name, value in features.items() if jnp.issubdtype(value.dtype, jnp.inexact)]
     others = {name: value for name, value in features.items() if name not in floats}
 
     def coupled(trained: Tree, floating: Features) -> tuple[Any, ...]:
-        # In the order in which `encode` named them.
+        # In one order of names, whatever their types.
         together = {name: floating[name] if name in floats else others[name] for name in features}
         return couple(trained, after, together)
 
     (loss, (terms, after, finite)), (gradients, feature_gradients) = jax.value_and_grad(
         coupled, argnums=(0, 1), has_aux=True
     )(trained, {name: features[name] for name in floats})
-    feature_slices = {name: cut(value, microbatches, mesh) for name, value in feature_gradients.items()}
 
-    def backward(carry: tuple[Tree, Tree], given: tuple[Batch, Features]) -> tuple[tuple[Tree, Tree], None]:
+    def backward(carry: tuple[Tree, Tree], index: Int[Array, ""]) -> tuple[tuple[Tree, Tree], None]:
         gradients, variables = carry
-        part, cotangents = given
-        part = _on_all_devices(part, mesh)
+        part = take(batch, index, microbatches, mesh)
 
         def again(trained: Tree) -> tuple[Features, Tree]:
             features, after = encode(trained, variables, part)
             return {name: features[name] for name in floats}, after
 
         _, pull, after = jax.vjp(again, trained, has_aux=True)
-        (share,) = pull(_on_all_devices(cotangents, mesh))
+        (share,) = pull(take(feature_gradients, index, microbatches, mesh))
         return (constrain(jax.tree.map(jnp.add, gradients, constrain(share))), after), None
 
-    (gradients, _), _ = jax.lax.scan(backward, (constrain(gradients), variables), (slices, feature_slices))
+    (gradients, _), _ = jax.lax.scan(backward, (constrain(gradients), variables), slices)
     return Evaluated(loss, terms, after, finite, gradients)
 
 
-def cut(value: Array, parts: int, mesh: Mesh) -> Array:
-    """(B, ...) to (parts, B / parts, ...), a part made of an equal share of every device's samples."""
-    devices, size = mesh.size, value.shape[0]
-    value = value.reshape(devices, parts, size // (devices * parts), *value.shape[1:])
-    value = _pinned(value.swapaxes(0, 1), mesh)
-    return _pinned(value.reshape(parts, size // parts, *value.shape[3:]), mesh)
+def take(batch: Mapping[str, Array], index: Int[Array, ""], parts: int, mesh: Mesh) -> dict[str, Array]:
+    """One of the `parts` slices of a batch: an equal share of every device's samples.
+
+    Args:
+        batch: arrays (B, ...) split over the mesh.
+        index: of the slice; may be traced.
+        parts: number of slices.
+        mesh: from `training.mesh.make_mesh`.
+    """
+    devices, sharding = mesh.size, batch_sharding(mesh)
+
+    def cut(value: Array) -> Array:
+        size, *rest = value.shape
+        value = value.reshape(devices, parts, size // (devices * parts), *rest)
+        value = jax.lax.with_sharding_constraint(value, sharding)
+        value = jax.lax.dynamic_index_in_dim(value, index, axis=1, keepdims=False)
+        return jax.lax.with_sharding_constraint(value.reshape(size // parts, *rest), sharding)
+
+    return {name: cut(value) for name, value in batch.items()}
 
 
 def join(value: Array, mesh: Mesh) -> Array:
-    """The inverse of `cut`: samples in the batch's order."""
+    """Slices (parts, B / parts, ...) as one array (B, ...) in the batch's order; the inverse of `take`."""
     devices, (parts, size) = mesh.size, value.shape[:2]
-    value = _pinned(value.reshape(parts, devices, size // devices, *value.shape[2:]), mesh)
-    value = value.swapaxes(0, 1).reshape(parts * size, *value.shape[3:])
-    return jax.lax.with_sharding_constraint(value, batch_sharding(mesh))
-
-
-def _pinned(value: Array, mesh: Mesh) -> Array:
-    """The second axis over all devices."""
-    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec(None, AXES)))
-
-
-def _on_all_devices(part: Mapping[str, Array], mesh: Mesh) -> dict[str, Array]:
-    return jax.lax.with_sharding_constraint(dict(part), batch_sharding(mesh))
+    value = value.reshape(parts, devices, size // devices, *value.shape[2:])
+    across = NamedSharding(mesh, PartitionSpec(None, AXES))
+    value = jax.lax.with_sharding_constraint(value, across).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(
+        value.reshape(parts * size, *value.shape[3:]), batch_sharding(mesh)
+    )
 
 
 def _finite_samples(features: Features) -> Bool[Array, " B"]:
