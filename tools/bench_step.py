@@ -39,7 +39,7 @@ from medclip_jax.models.positions import sincos_3d
 from medclip_jax.models.vit import VisionTransformer
 from medclip_jax.objectives.base import Objective, Term
 from medclip_jax.training import mesh as meshes
-from medclip_jax.training.microbatches import evaluate
+from medclip_jax.training.microbatches import loss_and_gradients
 from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.state import split
 
@@ -119,7 +119,7 @@ def jax_side(options: argparse.Namespace, model: MaskedAutoencoder, volume: np.n
 
     def step(parameters, moments, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            found = evaluate(
+            found = loss_and_gradients(
                 graph,
                 parameters,
                 {},

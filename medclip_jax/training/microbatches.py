@@ -23,7 +23,7 @@ from medclip_jax.training.mesh import AXES, batch_sharding
 from medclip_jax.training.state import Tree, combine, merge, split
 
 
-class Evaluated(NamedTuple):
+class LossAndGradients(NamedTuple):
     """A batch's loss and what comes with it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Evaluated(NamedTuple):
     gradients: Tree
 
 
-def evaluate(
+def loss_and_gradients(
     graphdef: Any,
     trained: Tree,
     fixed: Tree,
@@ -52,7 +52,7 @@ def evaluate(
     mesh: Mesh,
     microbatches: int = 1,
     constrain: Callable[[Tree], Tree] = lambda tree: tree,
-) -> Evaluated:
+) -> LossAndGradients:
     """Loss and gradient of a whole batch, inside `jax.jit`.
 
     A microbatch is a part of every device's share, so that all devices work on each. A sample's randomness
@@ -91,7 +91,7 @@ def evaluate(
             return couple(trained, after, features)
 
         (loss, (terms, after, finite)), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
-        return Evaluated(loss, terms, after, finite, constrain(gradients))
+        return LossAndGradients(loss, terms, after, finite, constrain(gradients))
 
     slices = jnp.arange(microbatches)
 
@@ -127,7 +127,7 @@ def evaluate(
         return (constrain(jax.tree.map(jnp.add, gradients, constrain(share))), after), None
 
     (gradients, _), _ = jax.lax.scan(backward, (constrain(gradients), variables), slices)
-    return Evaluated(loss, terms, after, finite, gradients)
+    return LossAndGradients(loss, terms, after, finite, gradients)
 
 
 def take(batch: Mapping[str, Array], index: Int[Array, ""], parts: int, mesh: Mesh) -> dict[str, Array]:

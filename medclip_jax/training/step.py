@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from medclip_jax.objectives.base import Batch
 from medclip_jax.training.mesh import batch_sharding, replicated
-from medclip_jax.training.microbatches import evaluate
+from medclip_jax.training.microbatches import loss_and_gradients
 from medclip_jax.training.optimizer import Optimizer
 from medclip_jax.training.state import TrainState, Tree, combine, flatten, select
 
@@ -75,7 +75,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trained = select(state["params"], optimizer.trained)
         fixed = select(state["params"], flatten(state["params"]).keys() - optimizer.trained)
-        value, terms, variables, finite, gradients = evaluate(
+        value, terms, variables, finite, gradients = loss_and_gradients(
             graphdef,
             trained,
             fixed,

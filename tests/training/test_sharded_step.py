@@ -20,7 +20,7 @@ from medclip_jax.objectives import base, cardiac_clip, clip, mae
 from medclip_jax.objectives.base import Term
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
-from medclip_jax.training.microbatches import evaluate
+from medclip_jax.training.microbatches import loss_and_gradients
 from medclip_jax.training.state import flatten, split, unflatten
 
 BATCH = 16
@@ -113,7 +113,7 @@ def compiled(name, data, fsdp, microbatches):
 
     def run(params, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return evaluate(
+            return loss_and_gradients(
                 graphdef,
                 params,
                 {},
@@ -191,7 +191,7 @@ def test_other_variables_pass_through_the_slices_in_order():
 
     def run(params, batch, microbatches):
         key = jax.random.key(0)
-        return evaluate(
+        return loss_and_gradients(
             graphdef, params, {}, {"seen": jnp.ones(())}, batch, key, mesh=mesh, microbatches=microbatches
         )
 
@@ -247,7 +247,7 @@ def test_temporary_memory_follows_the_slice_and_not_the_batch():
         }
 
         def run(params, batch):
-            return evaluate(
+            return loss_and_gradients(
                 graphdef,
                 params,
                 {},
