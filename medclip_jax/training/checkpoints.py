@@ -171,6 +171,37 @@ class Checkpoints:
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error
 
 
+def restore_from(path: str | Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """A state from anywhere, read only: the newest readable of another workdir, or a given checkpoint.
+
+    With several processes, all call it alike.
+
+    Args:
+        path: a workdir, or one checkpoint in it (`WORKDIR/checkpoints/STEP`).
+        target: a state of the right shapes on the current mesh; only shapes and shardings count.
+
+    Returns:
+        The state and the JSON saved with it.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        CheckpointError: none can be read.
+    """
+    path = Path(path).absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        folder, steps = path.parent, [int(path.name)] if path.is_dir() else []
+    else:
+        folder, steps = path / FOLDER, _steps(path / FOLDER)
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {path}: give a --workdir of an earlier run, or one of its checkpoints/STEP"
+        )
+    found = _newest_readable(folder, steps, target)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {path} can be read: copy one back from a backup")
+    return found
+
+
 def _newest_readable(
     folder: Path, steps: Iterable[int], target: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
