@@ -1,6 +1,10 @@
-"""`medclip sweep` as a user runs it: a real one of two by two runs, and what is emitted."""
+"""`medclip sweep` as a user runs it, with two by two real runs; and the launcher that needs no cluster."""
 
+import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +81,9 @@ def sweep(folder):
     return run
 
 
-def test_two_by_two_runs_and_their_results(sweep, tmp_path, capsys):
+def test_two_by_two_runs_and_their_results(sweep, tmp_path, capsys, monkeypatch):
+    # The runs differ in numbers alone: what one has compiled serves the others.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     out = tmp_path / "out"
     command = [
         "--set=evaluation.evaluators={'zero_shot': {'draws': 0}}",
@@ -129,3 +135,20 @@ def test_emitted_scripts_name_the_units_that_are_left(sweep, tmp_path, capsys, w
     assert "seed=0" in text
     assert "seed=2" in text
     assert "seed=1" not in text
+
+
+def test_the_local_launcher_trains_with_two_real_processes(folder, tmp_path):
+    launcher = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
+    command = [sys.executable, "-m", "medclip_jax.cli.main", "train", "--config", str(folder / "run.py")]
+    command += ["--workdir", str(tmp_path / "run"), f"--config.data.shards={folder / 'shards'}"]
+    cache = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "RESTARTS": "0"}
+    done = subprocess.run(
+        ["bash", str(launcher), "2", *command], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "process 0 of 2" in done.stderr
+    assert "process 1 of 2" in done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
