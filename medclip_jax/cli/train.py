@@ -9,14 +9,38 @@ from collections.abc import Sequence
 
 HELP = "train a model from a config file, or go on where a workdir stopped"
 
+_EPILOG = """\
+any field of the config is set by --config.section.field=value, as often as you like:
+  medclip train --config configs/demo/mae.py --workdir runs/mae --config.data.shards=shards --config.steps=900
+
+the same command goes on where the workdir stopped, on any number of devices and processes;
+SIGTERM or Ctrl-C once: the step under way is saved, exit 0. From where a new workdir starts:
+  --config.checkpoint.resume=runs/other            everything of another run, its step included
+  --config.initial_weights.workdir=runs/mae        parameters alone
+
+one machine: all its devices are used. Models and batches that do not fit:
+  --config.mesh.fsdp=8                             parameters and optimizer split over 8 devices
+  --config.microbatches=4                          a batch encoded in 4 slices, same loss and gradient
+
+many processes: the same command on every host, found by itself under SLURM (srun medclip train ...), on a
+TPU pod, and by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID (or Kubernetes' index). By hand:
+  host0$ medclip train ... --config.distributed.coordinator=host0:12345 \\
+             --config.distributed.process_count=2 --config.distributed.process_index=0
+  host1$ the same with process_index=1
+workdir and shards must be shared. launch/ has scripts; docs/multi-process.md tells the rest.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments. Fields of the config follow as ``--config.a.b=value``."""
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
-        "--workdir", required=True, metavar="FOLDER", help="checkpoints, metrics, config.json"
+        "--workdir",
+        required=True,
+        metavar="FOLDER",
+        help="checkpoints, metrics, config.json; shared by all processes",
     )
-    parser.epilog = "any field of the config is set by --config.section.field=value, as often as you like"
+    parser.epilog = _EPILOG
     parse = parser.parse_known_args
 
     def parse_known_args(

@@ -15,10 +15,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import traceback
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
 
 import jax
+
+from medclip_jax.training.cluster import Cluster, detect
 
 START_SECONDS = 300.0
 """How long a process waits at the start for all others."""
@@ -51,149 +54,6 @@ class Processes(NamedTuple):
     def first(self) -> bool:
         """Whether this is the one that writes logs."""
         return self.index == 0
-
-
-class Cluster(NamedTuple):
-    """What `jax.distributed.initialize` has to be told.
-
-    Attributes:
-        where: what said so, for messages.
-        coordinator: "host:port" of process 0, "" = JAX finds out (TPU).
-        count: of processes, 0 = JAX finds out.
-        index: of this process.
-        devices: of this host that belong to this process, None = all.
-    """
-
-    where: str
-    coordinator: str = ""
-    count: int = 0
-    index: int = 0
-    devices: tuple[int, ...] | None = None
-
-
-def detect(config: Any, environment: Mapping[str, str], *, tpu: bool = False) -> Cluster | None:
-    """Find the processes of this run: explicit settings, else JAX_* variables, else SLURM, else a TPU.
-
-    Args:
-        config: `config.distributed`.
-        environment: variables of this process.
-        tpu: whether this machine has TPU chips.
-
-    Returns:
-        None for one plain process.
-
-    Raises:
-        ValueError: an incomplete or contradictory setting.
-    """
-    if config.process_count == 1:
-        return None
-    named = "JAX_NUM_PROCESSES" in environment
-    if config.process_count or config.coordinator or config.process_index >= 0 or named:
-        return _explicit(config, environment)
-    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-        return _slurm(environment)
-    if int(environment.get("SLURM_NTASKS", 1)) > 1:
-        logging.warning(
-            "this SLURM job has %s tasks, but this process was not started by srun, so it trains alone: "
-            "start it as `srun medclip train ...`",
-            environment["SLURM_NTASKS"],
-        )
-        return None
-    if not tpu:
-        return None
-    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
-    alone = hosts is not None and "," not in hosts and int(environment.get("MEGASCALE_NUM_SLICES", 1)) < 2
-    return None if alone else Cluster("the TPU's environment")
-
-
-def _explicit(config: Any, environment: Mapping[str, str]) -> Cluster | None:
-    """From `config.distributed`, and from JAX_* variables and Kubernetes' index for what it leaves out."""
-    coordinator = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS", "")
-    count = config.process_count or int(environment.get("JAX_NUM_PROCESSES", 0))
-    index = config.process_index
-    if index < 0:
-        index = int(environment.get("JAX_PROCESS_ID", environment.get("JOB_COMPLETION_INDEX", -1)))
-    if count == 1 and not config.coordinator:
-        return None
-    missing = [
-        f"config.distributed.{name} (or {variable})"
-        for name, variable, absent in (
-            ("coordinator", "JAX_COORDINATOR_ADDRESS", not coordinator),
-            ("process_count", "JAX_NUM_PROCESSES", count < 1),
-            ("process_index", "JAX_PROCESS_ID", index < 0),
-        )
-        if absent
-    ]
-    if missing:
-        raise ValueError(
-            f"to start several processes, {' and '.join(missing)} must be set too: every process is given "
-            "the same coordinator, host:port of process 0, the same count, and an index of its own from 0"
-        )
-    if index >= count:
-        raise ValueError(
-            f"config.distributed.process_index={index} is out of range: with process_count={count}, the "
-            f"indices are 0 to {count - 1}"
-        )
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d+", coordinator):
-        raise ValueError(
-            f"config.distributed.coordinator={coordinator!r} must be host:port of process 0, such as "
-            "node001:12345; the port must be free there and open to the others"
-        )
-    return Cluster("config.distributed", coordinator, count, index) if count > 1 else None
-
-
-def _slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """From the variables that srun gives each task."""
-    count = int(environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"])
-    if count < 2:
-        return None
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
-    # A port of its own for each step, so that two runs on one node do not meet.
-    job, step = int(environment.get("SLURM_JOB_ID", 0)), environment["SLURM_STEP_ID"]
-    port = 61440 + (31 * job + (int(step) if step.isdigit() else 0)) % 4096
-    return Cluster(
-        "SLURM",
-        environment.get("JAX_COORDINATOR_ADDRESS")
-        or f"{first_host(nodes)}:{environment.get('JAX_COORDINATOR_PORT', port)}",
-        count,
-        int(environment["SLURM_PROCID"]),
-        _slurm_devices(environment),
-    )
-
-
-def first_host(nodes: str) -> str:
-    """First host of a SLURM node list such as "node[007-012,020],login1"."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group() if first else nodes)
-
-
-def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Which of the GPUs that a task sees are its own, None = all.
-
-    A task that shares its node sees all the node's GPUs, unless SLURM gave each task its own.
-    """
-    # "8(x2),4": eight tasks on each of two nodes, then four.
-    per_node = [
-        int(tasks)
-        for tasks, times in re.findall(
-            r"(\d+)(?:\(x(\d+)\))?",
-            environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "1"),
-        )
-        for _ in range(int(times or 1))
-    ]
-    node = int(environment.get("SLURM_NODEID", 0))
-    tasks = per_node[node] if node < len(per_node) else per_node[-1]
-    visible = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    bound = any(name in environment for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"))
-    if tasks == 1 or bound or len(visible) <= 1:
-        return None
-    if len(visible) % tasks:
-        raise ValueError(
-            f"{tasks} tasks of this node see {len(visible)} GPUs and cannot share them evenly: set "
-            f"--ntasks-per-node to {len(visible)} or to 1, or give each task its own with --gpus-per-task"
-        )
-    share, local = len(visible) // tasks, int(environment["SLURM_LOCALID"])
-    return tuple(range(local * share, (local + 1) * share))
 
 
 def start(config: Any, *, timeout: float = START_SECONDS, heartbeat: int = HEARTBEAT_SECONDS) -> Processes:
@@ -351,48 +211,64 @@ def agree(flag: bool, *, timeout: float = BARRIER_SECONDS) -> bool:
     return bool(client.key_value_dir_get(key))
 
 
-def fail(error: BaseException) -> None:
-    """End this process because of an error, and tell all others to end. Does not return.
+def fail(error: BaseException) -> NoReturn:
+    """End this process because of an error, and tell all others to end.
 
-    Without this they would wait in their next collective operation until the heart-beat fails.
+    Without this they would wait in their next collective operation until the heart-beat fails. All end with
+    the same status, the one that `medclip` gives to such an error of a single process.
 
     Args:
         error: what went wrong here.
     """
     state = _state()
-    own = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-    if _is_lost_contact(error):
+    lost = _is_lost_contact(error)
+    own = _Failure(
+        state.process_id,
+        2 if isinstance(error, ValueError | OSError) and not lost else 1,
+        str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}",
+    )
+    if lost:
         # An effect: whoever has the cause may tell it first.
         time.sleep(_LINGER_SECONDS)
-        own = (
-            "lost contact to another process, which was probably killed; its own log, or that of its "
-            f"machine, says why ({own.splitlines()[0][:200]})"
+        own = own._replace(
+            reason="lost contact to another process, which was probably killed; its own log, or that of its "
+            f"machine, says why ({own.reason.splitlines()[0][:200]})"
         )
+    elif not isinstance(error, ValueError | OSError):
+        traceback.print_exception(error)
     told = _failure()
     if told is None:
-        try:
-            state.client.key_value_set(_FAILURE, f"{state.process_id} {own}")
-        except RuntimeError:  # another one was first
-            told = _failure()
-    if told is not None and told[0] != state.process_id and _is_lost_contact(error):
-        own = _also(*told)
+        with suppress(RuntimeError):  # another one was first
+            state.client.key_value_set(_FAILURE, f"{own.index} {own.status} {own.reason}")
+        told = _failure()
     if state.process_id == 0:
         # The others hear of it from here.
         time.sleep(_LINGER_SECONDS + 2.0)
-    _end(own)
+    if lost and told is not None and told.index != own.index:
+        own = _consequence(told)
+    _end(own.reason, own.status)
 
 
-def _failure() -> tuple[int, str] | None:
-    """Which process failed first, and why."""
+class _Failure(NamedTuple):
+    """Which process failed, its exit status, and why."""
+
+    index: int
+    status: int
+    reason: str
+
+
+def _failure() -> _Failure | None:
+    """Who failed first, None as long as nobody did."""
     try:
-        index, reason = _state().client.key_value_try_get(_FAILURE).split(" ", 1)
-    except RuntimeError:  # none
+        index, status, reason = _state().client.key_value_try_get(_FAILURE).split(" ", 2)
+    except RuntimeError:
         return None
-    return int(index), reason
+    return _Failure(int(index), int(status), reason)
 
 
-def _also(index: int, reason: str) -> str:
-    return f"process {index} failed, so this one ends too. There: {reason}"
+def _consequence(failure: _Failure) -> _Failure:
+    reason = f"process {failure.index} failed, so this one ends too. There: {failure.reason}"
+    return failure._replace(reason=reason)
 
 
 def _is_lost_contact(error: BaseException) -> bool:
@@ -409,8 +285,8 @@ def _watch_for_failures() -> None:
     def watch() -> None:
         while not closing.wait(1.0):
             told = _failure()
-            if told and told[0] != index and not closing.wait(_LINGER_SECONDS):
-                _end(_also(*told))
+            if told and told.index != index and not closing.wait(_LINGER_SECONDS):
+                _end(_consequence(told).reason, told.status)
 
     thread = threading.Thread(target=watch, name="failures", daemon=True)
     thread.start()
@@ -423,11 +299,11 @@ def _watch_for_failures() -> None:
     atexit.register(close)
 
 
-def _end(message: str) -> None:
+def _end(message: str, status: int = 1) -> NoReturn:
     """Print, and leave without JAX's shutdown, which would wait for processes that do not come."""
     state = _state()
     who = f" (process {state.process_id} of {state.num_processes})" if state.client else ""
     sys.stdout.flush()
     print(f"medclip train{who}: {message}", file=sys.stderr, flush=True)
     logging.shutdown()
-    os._exit(1)
+    os._exit(status)

@@ -15,7 +15,7 @@ import together
 from ml_collections import ConfigDict
 from test_loop import metrics
 
-from medclip_jax.training import distributed
+from medclip_jax.training import cluster, distributed
 from medclip_jax.training.checkpoints import latest_step
 
 SECONDS = 400
@@ -88,17 +88,18 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     together.run(folder / "moved", together.config(mesh__data=1, steps=3))
     statuses, outputs = end_all(start_all("two", folder, count=2, devices=2))
-    assert statuses == [0, 0], outputs
-    return folder
+    assert "all stopped" in outputs[0], outputs[0]
+    return folder, statuses, outputs
 
 
 def test_two_processes_go_on_where_one_stopped_and_back(one, two, tmp_path):
-    assert_same_numbers(two / "moved", one)
+    moved = two[0] / "moved"
+    assert_same_numbers(moved, one)
     shutil.copytree(one, tmp_path / "stayed")
-    for workdir in (two / "moved", tmp_path / "stayed"):
+    for workdir in (moved, tmp_path / "stayed"):
         together.run(workdir, together.config(mesh__data=1, steps=8))
-    assert [line["step"] for line in metrics(two / "moved")] == list(range(1, 9))
-    assert_same_numbers(two / "moved", tmp_path / "stayed")
+    assert [line["step"] for line in metrics(moved)] == list(range(1, 9))
+    assert_same_numbers(moved, tmp_path / "stayed")
 
 
 def test_a_nan_names_the_samples_of_all_processes(two, tmp_path):
@@ -110,14 +111,14 @@ def test_a_nan_names_the_samples_of_all_processes(two, tmp_path):
     expected = said(together.poisoned(tmp_path, mesh__data=1))
     assert len(expected[1]) == 8
     for index in range(2):
-        message, _ = pickle.loads((two / f"seen-{index}").read_bytes())
+        message, _ = pickle.loads((two[0] / f"seen-{index}").read_bytes())
         assert said(message) == expected
 
 
 def test_a_split_embedded_by_two_processes_is_that_of_one(two):
     expected = together.embedded()
     for index in range(2):
-        _, found = pickle.loads((two / f"seen-{index}").read_bytes())
+        _, found = pickle.loads((two[0] / f"seen-{index}").read_bytes())
         for name in ("volumes", "texts"):
             # The same sums, compiled for another number of rows.
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
@@ -126,16 +127,26 @@ def test_a_split_embedded_by_two_processes_is_that_of_one(two):
         assert found["report"] == expected["report"]
 
 
-def test_four_processes_train_as_one_stop_together_and_end_together(one, tmp_path):
+def test_all_stop_at_the_same_step_where_one_is_asked_to(two):
+    folder, _, outputs = two
+    step = latest_step(folder / "stopped")
+    assert 0 < step < 1000
+    assert [line["step"] for line in metrics(folder / "stopped")] == list(range(1, step + 1))
+    assert [f"saved at step {step} of 1000" in output for output in outputs] == [True, False]
+    assert all("all stopped" in output for output in outputs)
+
+
+def test_an_error_of_one_process_ends_all_with_its_reason_and_status(two):
+    _, statuses, outputs = two
+    assert statuses == [2, 2]
+    assert "(process 1 of 2): shard 7 cannot be read" in outputs[1]
+    assert "process 1 failed, so this one ends too. There: shard 7 cannot be read" in outputs[0]
+
+
+def test_four_processes_train_as_one_and_end_when_one_is_killed(one, tmp_path):
     statuses, outputs = end_all(start_all("four", tmp_path, count=4, devices=1))
     assert_same_numbers(tmp_path / "whole", one)
-    # One was asked to stop: all saved the same step, and the first one says so.
-    stopped = latest_step(tmp_path / "stopped")
-    assert 0 < stopped < 1000
-    assert [line["step"] for line in metrics(tmp_path / "stopped")] == list(range(1, stopped + 1))
-    assert [f"saved at step {stopped} of 1000" in output for output in outputs] == [True, False, False, False]
-    assert all("all stopped" in output for output in outputs)
-    # One was killed: the others ended, each with a message.
+    assert all("whole" in output for output in outputs)
     assert statuses[2] == -9
     for index in (0, 1, 3):
         assert statuses[index] not in (0, None)
@@ -147,13 +158,6 @@ def test_four_processes_train_as_one_stop_together_and_end_together(one, tmp_pat
                 "another task died",
             )
         ), outputs[index]
-
-
-def test_an_error_of_one_process_ends_all_with_its_reason(tmp_path):
-    statuses, outputs = end_all(start_all("broken", tmp_path, count=2, devices=1))
-    assert statuses == [1, 1]
-    assert "(process 1 of 2): shard 7 cannot be read" in outputs[1]
-    assert "process 1 failed, so this one ends too. There: shard 7 cannot be read" in outputs[0]
 
 
 def test_one_plain_process_starts_nothing():
@@ -196,7 +200,7 @@ def test_one_plain_process_starts_nothing():
     ],
 )
 def test_explicit_settings_and_kubernetes(explicit, environment, expected):
-    assert distributed.detect(settings(*explicit), environment) == expected
+    assert cluster.detect(settings(*explicit), environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_explicit_settings_and_kubernetes(explicit, environment, expected):
 )
 def test_settings_that_cannot_work_say_what_to_set(explicit, message):
     with pytest.raises(ValueError, match=message):
-        distributed.detect(settings(*explicit), {})
+        cluster.detect(settings(*explicit), {})
 
 
 SLURM = {
@@ -248,23 +252,23 @@ SLURM = {
     ],
 )
 def test_slurm(changes, devices):
-    found = distributed.detect(settings(), SLURM | changes)
+    found = cluster.detect(settings(), SLURM | changes)
     host, port = found.coordinator.split(":")
     assert (found.where, host, found.count, found.index) == ("SLURM", "gpu007", 16, 11)
     assert found.devices == devices
     assert 61440 <= int(port) < 65536
-    assert distributed.detect(settings(), SLURM | {"SLURM_STEP_ID": "1"}).coordinator != found.coordinator
+    assert cluster.detect(settings(), SLURM | {"SLURM_STEP_ID": "1"}).coordinator != found.coordinator
 
 
 def test_slurm_without_several_tasks_or_without_srun(caplog):
-    assert distributed.detect(settings(), SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert distributed.detect(settings(process_count=1), SLURM) is None
+    assert cluster.detect(settings(), SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert cluster.detect(settings(process_count=1), SLURM) is None
     assert not caplog.records
     batch = {name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")}
-    assert distributed.detect(settings(), batch) is None
+    assert cluster.detect(settings(), batch) is None
     assert "srun medclip train" in caplog.text
     with pytest.raises(ValueError, match="cannot share them evenly: set --ntasks-per-node to 8 or to 1"):
-        distributed.detect(settings(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"})
+        cluster.detect(settings(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"})
 
 
 @pytest.mark.parametrize(
@@ -278,17 +282,17 @@ def test_slurm_without_several_tasks_or_without_srun(caplog):
     ],
 )
 def test_first_host(nodes, first):
-    assert distributed.first_host(nodes) == first
+    assert cluster.first_host(nodes) == first
 
 
 def test_tpu():
     found = {"TPU_WORKER_HOSTNAMES": "a,b"}
-    assert distributed.detect(settings(), found, tpu=True) == ("the TPU's environment", "", 0, 0, None)
-    assert distributed.detect(settings(), {}, tpu=True) is not None  # the metadata server knows
-    assert distributed.detect(settings(), {"TPU_WORKER_HOSTNAMES": "a"}, tpu=True) is None
+    assert cluster.detect(settings(), found, tpu=True) == ("the TPU's environment", "", 0, 0, None)
+    assert cluster.detect(settings(), {}, tpu=True) is not None  # the metadata server knows
+    assert cluster.detect(settings(), {"TPU_WORKER_HOSTNAMES": "a"}, tpu=True) is None
     two_slices = {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}
-    assert distributed.detect(settings(), two_slices, tpu=True) is not None
-    assert distributed.detect(settings(), found, tpu=False) is None
+    assert cluster.detect(settings(), two_slices, tpu=True) is not None
+    assert cluster.detect(settings(), found, tpu=False) is None
 
 
 def test_a_coordinator_that_is_not_there_and_a_port_in_use():
@@ -305,7 +309,7 @@ def test_a_coordinator_that_is_not_there_and_a_port_in_use():
 def test_missing_processes_are_told():
     code = """
 from ml_collections import ConfigDict
-from medclip_jax.training import distributed
+from medclip_jax.training import cluster, distributed
 import sys
 distributed.start(
     ConfigDict({"coordinator": "127.0.0.1:" + sys.argv[1], "process_count": 2, "process_index": 0}), timeout=2

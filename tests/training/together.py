@@ -20,6 +20,7 @@ from toy import SPEC, Toy, Words, make_config, make_records
 from medclip_jax.evaluation.embeddings import Embedder, embed_split
 from medclip_jax.training import distributed
 from medclip_jax.training.loop import Data, train
+from medclip_jax.training.mesh import make_mesh, put_state
 from medclip_jax.training.nonfinite import NonFiniteError
 
 KERNELS = ((r"/kernel$", (None, "fsdp")),)
@@ -74,8 +75,6 @@ def embedded(mesh=None, objective=None):
     """21 records, so that the last batch of 8 is not full."""
     objective = objective or Calibrated(config().objective, SPEC, rngs=nnx.Rngs(0))
     if mesh is not None:
-        from medclip_jax.training.mesh import put_state
-
         graphdef, state = nnx.split(objective)
         objective = nnx.merge(graphdef, put_state(state, mesh))
     embedder = Embedder(objective, Words(), text_length=6, batch_size=8, progress=False)
@@ -91,33 +90,29 @@ def embedded(mesh=None, objective=None):
 
 
 def two(folder, me):
-    """Two devices each. Goes on where one process stopped; a NaN; embeds a split."""
+    """Two devices each. Goes on where one process stopped; embeds; a NaN; SIGTERM; an error of one."""
     run(folder / "moved", config(mesh__fsdp=2))
-    message = poisoned(folder / "poisoned", mesh__fsdp=2)
-    from medclip_jax.training.mesh import make_mesh
-
     vectors = embedded(make_mesh(config(mesh__fsdp=2).mesh))
+    message = poisoned(folder / "poisoned", mesh__fsdp=2)
     (folder / f"seen-{me.index}").write_bytes(pickle.dumps((message, vectors)))
-
-
-def four(folder, me):
-    """Parameters split across processes; then one process is asked to stop, and at last one is killed."""
-    run(folder / "whole", config(mesh__fsdp=2))
     endless = config(mesh__fsdp=2, checkpoint__every_steps=1000, steps=1000)
-    ask = Reading(60, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    ask = Reading(120, lambda: os.kill(os.getpid(), signal.SIGTERM))
     run(folder / "stopped", endless, ask if me.index == 1 else None)
     print("all stopped", flush=True)
-    kill = Reading(60, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    run(folder / "killed", endless, kill if me.index == 2 else None)
-
-
-def broken(folder, me):
-    """One process cannot read its data."""
 
     def fail():
         raise OSError("shard 7 cannot be read")
 
-    run(folder / "broken", config(steps=1000), Reading(60, fail) if me.index == 1 else None)
+    run(folder / "broken", endless, Reading(120, fail) if me.index == 1 else None)
+
+
+def four(folder, me):
+    """One device each, parameters split across processes; at last one process is killed."""
+    run(folder / "whole", config(mesh__fsdp=2))
+    print("whole", flush=True)
+    kill = Reading(60, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    endless = config(mesh__fsdp=2, checkpoint__every_steps=1000, steps=1000)
+    run(folder / "killed", endless, kill if me.index == 2 else None)
 
 
 if __name__ == "__main__":
