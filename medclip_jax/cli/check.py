@@ -13,8 +13,8 @@ from medclip_jax.cli import check_data
 
 HELP = """say whether a config fits its devices, and what it costs
 
-Everything is worked out from shapes: no accelerator, no data. Exit code 0: it fits; 1: it does not, and what
-would make it fit is printed; 2: the config is wrong."""
+Everything is worked out from shapes: no accelerator and no data are needed. Exit code 0: it fits; 1: it does
+not, and what would make it fit is printed; 2: the config is wrong."""
 
 EPILOG = """\
 any field of the config is set by --config.section.field=value, as often as you like
@@ -25,7 +25,10 @@ examples:
   medclip check --config configs/cardiac_clip/mae.py --chip a100 --devices 8 --mesh data=4,fsdp=2 --compile
   medclip check --config configs/cardiac_clip/mae.py --tpu v5e:8x8 --config.batch_size=512
 
-How the figures come about, and how far they are from what compilers and clocks say: docs/scaling.md.
+How to read it. MEMORY adds up what one device holds; "activations" is what the encoders keep between
+forward and backward pass, the usual reason for not fitting. SPEED is a roofline with stated efficiencies:
+what well-fed chips should reach, not a measurement. INPUT is what the hosts must deliver for that. How the
+figures come about, and how far they are from what compilers say: docs/scaling.md.
 """
 
 
@@ -37,6 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--devices", type=int, metavar="N", help="chips; default 1, or those of the slice")
     parser.add_argument("--mesh", metavar="data=D,fsdp=F", help="instead of the config's mesh")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also compile the step for as many simulated CPU devices: memory and collectives (minutes)",
+    )
+    parser.add_argument(
+        "--tpu",
+        metavar="CHIP:SHAPE",
+        help="compile the step for a TPU topology such as v5e:8x8; the TPU's own compiler decides whether it "
+        "fits (minutes; takes libtpu: pip install 'medclip_jax[tpu]')",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here as well")
     check_data.add_arguments(parser)
     parser.epilog = EPILOG
@@ -64,30 +78,58 @@ def run(args: argparse.Namespace) -> int:
     """
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing here is computed
-    from medclip_jax.cli.check_report import figures, text
-    from medclip_jax.training.chips import find_chip
+    jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing is computed here
+    from medclip_jax.cli import check_report
+    from medclip_jax.training.ahead import compile_step
+    from medclip_jax.training.chips import find_chip, find_topology
     from medclip_jax.training.config import load_config
-    from medclip_jax.training.estimate import build, estimate
+    from medclip_jax.training.estimate import estimate
+    from medclip_jax.training.remedies import remedies
+    from medclip_jax.training.shapes import build
 
-    chip, count = find_chip(args.chip)
+    chip, count = find_topology(args.tpu) if args.tpu else find_chip(args.chip)
+    if args.tpu and args.devices not in (None, count):
+        raise ValueError(f"--tpu {args.tpu} has {count} chips: leave --devices out")
     devices = args.devices or count or 1
-    config = load_config(args.config, [*args.overrides, *_mesh(args.mesh)])
+    if devices < 1:
+        raise ValueError(f"--devices {devices}: give at least 1")
+    overrides = [*args.overrides, *_mesh(args.mesh)]
+    config = load_config(args.config, overrides)
     data = check_data.assume(config, args.config, args)
     model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
     found = estimate(model, chip, devices)
-    print(text(model, data, found))
+    figures = check_report.figures(model, data, found)
+    print(check_report.report(model, data, found), flush=True)
+    fits = found.fits
+
+    targets = [("compiled", {"devices": devices})] if args.compile else []
+    targets += [("compiled_tpu", {"topology": args.tpu})] if args.tpu else []
+    for name, target in targets:
+        print("\ncompiling the step, which takes minutes ...", file=sys.stderr, flush=True)
+        compiled = compile_step(args.config, overrides, data.spec, organ_shape=data.organ_shape, **target)
+        print("\n" + check_report.compiled_report(compiled, found), flush=True)
+        figures[name] = check_report.compiled_figures(compiled)
+        if args.tpu and name == "compiled_tpu":
+            # The compiler that will be asked in the end has the last word.
+            fits = not compiled.overflow
+    figures["fits"] = fits
+    if not found.fits:
+        print("\nlooking for what would make it fit ...", file=sys.stderr, flush=True)
+        tried = remedies(model, chip, found)
+        print("\n" + check_report.remedies_report(tried, found), flush=True)
+        figures["remedies"] = check_report.remedies_figures(tried)
     if args.json:
-        Path(args.json).write_text(json.dumps(figures(model, data, found), indent=1) + "\n")
-    return 0 if found.fits else 1
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if fits else 1
 
 
 def _mesh(text: str | None) -> list[str]:
+    if text is None:
+        return []
     sizes: dict[str, Any] = {}
-    for part in (text or "").split(","):
+    for part in text.split(","):
         name, _, size = part.partition("=")
-        if text and (name not in ("data", "fsdp") or not size.lstrip("-").isdigit()):
-            raise ValueError(f"--mesh {text}: write --mesh data=8,fsdp=1")
-        if text:
-            sizes[name] = size
+        if name not in ("data", "fsdp") or not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh {text}: write for example --mesh data=4,fsdp=2")
+        sizes[name] = size
     return [f"--config.mesh.{name}={size}" for name, size in sizes.items()]

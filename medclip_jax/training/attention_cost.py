@@ -1,6 +1,6 @@
-"""Fused attention as a footprint sees it: what a chip's own kernels hold and compute.
+"""Attention as a footprint sees it: what the kernels of a chip hold and compute.
 
-The machine that checks a config is not the one that will run it, so it would trace its own way to attend.
+The machine that checks a config is not the one that will run it, and would trace its own way to attend.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models import attention
@@ -18,24 +19,18 @@ from medclip_jax.training.chips import Chip
 FORWARD, BACKWARD = "fused_attention_forward", "fused_attention_backward"
 """Names of the stand-ins in a traced program."""
 
-
-def fuses(chip: Chip, dtype: jnp.dtype, tokens: int, features: int) -> bool:
-    """Whether a chip attends without holding the map of scores.
-
-    Args:
-        chip: that will run it.
-        dtype: of the queries.
-        tokens: queries.
-        features: of a head.
-    """
-    if chip.kind == "cuda":
-        return jnp.dtype(dtype).itemsize == 2 and features <= 128 and features % 8 == 0
-    return False
+FUSED = ("cudnn", "splash")
+"""Implementations that hold no map of scores; see `models.attention.implementation`."""
 
 
 @contextmanager
-def fused_attention(chip: Chip) -> Iterator[None]:
-    """Inside, models that are traced attend as the chip would."""
+def attention_of(chip: Chip, chosen: set[str] | None = None) -> Iterator[None]:
+    """Inside, models that are traced attend as a chip would.
+
+    Args:
+        chip: that will run them.
+        chosen: gets a line for each way in which something attends.
+    """
     own = attention.attend
 
     def attend(
@@ -44,9 +39,14 @@ def fused_attention(chip: Chip) -> Iterator[None]:
         value: Float[Array, "batch keys heads features"],
         mask: Bool[Array, "batch keys"] | None = None,
     ) -> Float[Array, "batch queries heads features"]:
-        if fuses(chip, query.dtype, query.shape[1], query.shape[-1]):
+        sizes = query.shape[1], key.shape[1], query.shape[-1]
+        how = attention.implementation(chip.kind, query.dtype, *sizes)
+        if chosen is not None:
+            chosen.add(f"{how} at {sizes[0]} tokens, {query.shape[2]} heads of {sizes[2]}, {query.dtype}")
+        if how in FUSED:
             return _stand_in(query, key, value)
-        return own(query, key, value, mask)
+        form = attention.attend_chunked if how == "chunked" else attention.attend_plain
+        return checkpoint_name(form(query, key, value, mask), attention.SAVED)
 
     attention.attend = attend
     try:
@@ -55,21 +55,22 @@ def fused_attention(chip: Chip) -> Iterator[None]:
         attention.attend = own
 
 
-def kernel_flops(name: str, shapes: list[tuple[int, ...]]) -> float:
+def kernel_flops(name: str, query: tuple[int, ...], key: tuple[int, ...]) -> float:
     """Matrix products inside a stand-in: two forward; five backward, which computes the scores again.
 
     Args:
         name: `FORWARD` or `BACKWARD`.
-        shapes: of the stand-in's first two arguments, queries and keys.
+        query, key: shapes (B, T, H, K) and (B, S, H, K).
     """
-    batch, queries, heads, features = shapes[0]
-    return (2 if name == FORWARD else 5) * 2.0 * batch * heads * queries * shapes[1][1] * features
+    batch, queries, heads, features = query
+    return (2 if name == FORWARD else 5) * 2.0 * batch * heads * queries * key[1] * features
 
 
+# Never run, only traced: they depend on their arguments and have the right shapes.
 def _forward(query, key, value):
     batch, queries, heads, _ = query.shape
     sums = jnp.zeros((batch, heads, queries), jnp.float32)  # of each row's exponentials
-    return jnp.zeros(query.shape, query.dtype) + 0 * (key.sum() + value.sum()).astype(query.dtype), sums
+    return query + (key.sum() + value.sum()).astype(query.dtype), sums
 
 
 def _backward(query, key, value, out, sums, gradient):
@@ -88,6 +89,7 @@ def _stand_in(query, key, value):
 
 def _saved(query, key, value):
     out, sums = _forward_kernel(query, key, value)
+    out, sums = (checkpoint_name(x, attention.SAVED) for x in (out, sums))
     return out, (query, key, value, out, sums)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -114,3 +115,22 @@ def find_chip(text: str) -> tuple[Chip, int | None]:
     raise ValueError(
         f"--chip {text}: unknown; there are {', '.join(CHIPS)}, and slices of TPUs such as v5e-64.{hint}"
     )
+
+
+def find_topology(text: str) -> tuple[Chip, int]:
+    """Chip and number of chips of a TPU topology.
+
+    >>> chip, count = find_topology("v5e:16x16")
+    >>> chip.name, count
+    ('v5e', 256)
+
+    Raises:
+        ValueError: it is not written as chip:shape, or the chip is unknown or no TPU.
+    """
+    named = re.fullmatch(r"([\w]+):(\d+(?:x\d+)*)", text.lower())
+    tpus = [chip.name for chip in CHIPS.values() if chip.kind == "tpu"]
+    if not named or named[1] not in tpus:
+        raise ValueError(
+            f"--tpu {text}: write chip:shape, chips along each axis, such as v5e:8x8; of {', '.join(tpus)}"
+        )
+    return CHIPS[named[1]], math.prod(int(size) for size in named[2].split("x"))

@@ -257,7 +257,7 @@ def _flatten(jaxpr: Any, values: dict[Any, _Value], steps: list[_Step]) -> None:
         first = equation.invars[0].aval if equation.invars else equation.outvars[0].aval
         flops = operation_flops(equation)
         if name in (FORWARD, BACKWARD):
-            flops = kernel_flops(name, [atom.aval.shape for atom in equation.invars])
+            flops = kernel_flops(name, *(atom.aval.shape for atom in equation.invars[:2]))
         step = _Step(name, inputs, outputs, flops, str(getattr(first, "dtype", "")))
         if bodies and name not in ("pallas_call", FORWARD, BACKWARD):
             inner = [_footprint(body, [True] * len(body.invars)) for body in bodies]
