@@ -56,6 +56,11 @@ def make_shards_on_ray(
     # A crash is not tried again as it was: the file may do it. The guarded task outlives its readers.
     task = ray.remote(num_cpus=1, max_retries=0)(_make_one)
     guarded_task = ray.remote(num_cpus=1, max_retries=5)(_make_one_guarded)
+    lost = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.NodeDiedError,
+    )
     waiting: dict[ray.ObjectRef, Examined] = {}
     rest = iter(todo)
     where = folder.absolute()
@@ -70,7 +75,7 @@ def make_shards_on_ray(
             examined = waiting.pop(ready)
             try:
                 commit = ray.get(ready)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            except lost:
                 waiting[guarded_task.remote(examined, settings, where)] = examined
                 continue
             except ray.exceptions.RayTaskError as error:

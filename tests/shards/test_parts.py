@@ -243,8 +243,8 @@ if __name__ == "__main__":
 """
 
 
-def test_four_processes_at_once_and_one_killed(archive, tmp_path):
-    """As a user would: `medclip prepare --part i/4` four times, kill -9 to one, run it again."""
+def test_processes_at_once_and_one_killed(archive, tmp_path):
+    """As a user would: `medclip prepare --part i/3` three times, kill -9 to one, run it again."""
     (tmp_path / "killed.py").write_text(KILLED)
     (tmp_path / "key").write_text(KEY.hex())
     options = "--shape 12 16 16 --spacing 8 5 5 --vocabulary-size 200 --per-shard 1 --workers 1"
@@ -477,8 +477,22 @@ def test_the_command_line(archive, tmp_path, capsys, monkeypatch):
     assert "already whole" in capsys.readouterr().err
 
 
-def test_ray_makes_the_same_bytes(archive, whole, tmp_path):
+def _crash_in_the_first(examined, settings, folder):
+    if examined.shard.name == "train-00000":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    items = (prepare_study(item, settings) for item in examined.shard.items)
+    return make_shard(examined, items, folder, lambda entry: None)
+
+
+def test_ray_makes_the_same_bytes(archive, whole, tmp_path, monkeypatch):
+    """Also when a task is killed: its shard is made again, with its readers in a process apart."""
     pytest.importorskip("ray", reason="the extra `ray` (240 MB) is not installed")
+    from ray import cloudpickle
+
+    from medclip_jax.shards import ray_engine
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(ray_engine, "_make_one", _crash_in_the_first)
     prepare(read_table(archive), tmp_path / "set", SETTINGS, engine="ray", **(QUIET | {"workers": 2}))
     assert digest(tmp_path / "set") == digest(whole)
 
