@@ -120,9 +120,22 @@ def test_a_tokenizer_folder_is_copied(table, tmp_path):
 
 
 def test_phantoms(tmp_path):
+    from medclip_jax.corpora.phantom import FINDINGS
+
     out = tmp_path / "shards"
-    assert main(["prepare", "--corpus", "phantom", "--count", "1", "--out", str(out), *SMALL]) == 0
-    assert sum(open_shards(out).splits.values()) == 1
+    arguments = ["prepare", "--corpus", "phantom", "--count", "2", "--out", str(out), *SMALL]
+    for part in ("1/2", "2/2"):  # the second finds the phantoms of the first
+        assert main([*arguments, "--part", part]) == 0
+    info = open_shards(out)
+    assert sum(info.splits.values()) == 2
+    assert info.findings == FINDINGS
+    assert len(info.findings) == 11
+    assert {"agatston_score", "cardiothoracic_ratio", "lung_nodule_mm"} <= set(info.measurements)
+    for split in info.splits:
+        for sample in open_split(out, split, fields=["labels", "measurements"]):
+            assert set(sample["labels"].tolist()) <= {-1, 0, 1}
+            assert sample["labels"].any()
+            assert np.isfinite(sample["measurements"][info.measurements.index("cardiothoracic_ratio")])
     assert (tmp_path / "shards.phantoms" / "studies.csv").exists()
     assert not (tmp_path / "shards.key").exists()
 

@@ -2,13 +2,22 @@
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 
 from medclip_jax.corpora.folder import folder as read_folder
-from medclip_jax.corpora.phantom import FINDINGS, ORGAN_CLASSES, PhantomSettings, generate, split_of, write
+from medclip_jax.corpora.phantom import (
+    FINDINGS,
+    ORGAN_CLASSES,
+    PhantomSettings,
+    generate,
+    split_of,
+    write,
+    writing,
+)
 
 COARSE = PhantomSettings(in_plane_mm=(6.0, 6.0), slice_mm=(9.0,))
 
@@ -66,6 +75,48 @@ def test_workers_write_the_same_bytes(table, tmp_path):
             np.asarray(nibabel.load(path).dataobj),
             np.asarray(nibabel.load(tmp_path / "volumes" / path.name).dataobj),
         )
+
+
+def test_the_same_phantoms_are_generated_once(table, tmp_path, monkeypatch):
+    folder = tmp_path / "phantoms"
+    shutil.copytree(table.parent, folder)
+    made = []
+    monkeypatch.setattr(
+        writing, "_write_one", lambda task: made.append(task[2]) or dict.fromkeys(["volume", "organs"], "x")
+    )
+    before = (folder / "studies.csv").read_bytes()
+    assert write(folder, 5, seed=6, settings=COARSE).read_bytes() == before
+    assert made == []
+    next((folder / "volumes").iterdir()).unlink()
+    write(folder, 5, seed=6, settings=COARSE)
+    assert made == [0, 1, 2, 3, 4]
+    write(folder, 5, seed=7, settings=COARSE)
+    assert len(made) == 10
+
+
+def test_the_table_appears_last_and_whole(table, tmp_path, monkeypatch):
+    """Whoever sees `studies.csv` sees all of it, and every file that it names."""
+    folder = tmp_path / "phantoms"
+    shutil.copytree(table.parent, folder)
+
+    def broken(task):
+        assert not (folder / "studies.csv").exists()  # nor the table of the phantoms that are replaced
+        if task[2] == 1:
+            raise KeyboardInterrupt
+        return original(task)
+
+    original = writing._write_one
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_write_one", broken)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, 2, seed=8, settings=COARSE)
+    assert not (folder / "studies.csv").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_write_one", lambda task: {"volume": "x", "organs": "x"})
+        patch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            write(folder, 2, seed=8, settings=COARSE)
+    assert not (folder / "studies.csv").exists()
 
 
 def test_count_must_be_positive(tmp_path):
