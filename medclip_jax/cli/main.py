@@ -31,7 +31,9 @@ examples:
   medclip demo                                             the whole job on generated scans, in minutes
   medclip prepare --table studies.csv --root scans --out shards
   medclip inspect shards --out sheet.html
+  medclip check --config configs/cardiac_clip/mae.py --chip h100 --devices 8
   medclip train --config configs/cardiac_clip/mae.py --workdir runs/mae --config.data.shards=shards
+  medclip status runs/mae
 
 Every command explains itself: medclip COMMAND --help.
 Errors that a user can mend are one line; MEDCLIP_TRACEBACK=1 shows where they rose.
