@@ -23,7 +23,7 @@ from medclip_jax.shards.check import check
 from medclip_jax.shards.commit import make_shard
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.merge import merge
-from medclip_jax.shards.parts import Part, parse_part
+from medclip_jax.shards.parts import Part
 from medclip_jax.shards.plan import examine, make_plan
 from medclip_jax.shards.prepare import prepare, prepare_part
 from medclip_jax.shards.read import open_shards
@@ -419,45 +419,6 @@ def test_a_tokenizer_that_is_not_there_shows_before_the_work(archive, tmp_path, 
     monkeypatch.setattr(work, "prepare_study", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(FileNotFoundError, match="absent"):
         run_part("1/2", archive, tmp_path / "set", replace(SETTINGS, tokenizer="absent"))
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "expected"),
-    [
-        ("3/8", {}, (3, 8)),
-        ("auto", {"ID": 7, "MIN": 1, "MAX": 32, "COUNT": 32}, (7, 32)),
-        ("auto", {"ID": 0, "MIN": 0, "MAX": 31, "COUNT": 32}, (1, 32)),
-        ("auto", {"ID": 5, "MIN": 1, "MAX": 9, "COUNT": 5, "STEP": 2}, (3, 5)),
-        ("auto/32", {"ID": 32, "MIN": 1, "MAX": 32, "COUNT": 32}, (32, 32)),
-        ("auto/4", {"JOB": 0}, (1, 4)),
-        ("auto", {"JOB": 3, "MEDCLIP": 4}, (4, 4)),
-    ],
-)
-def test_parts_by_hand_and_by_scheduler(text, environment, expected):
-    assert parse_part(text, _environment(environment)) == Part(*expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "message"),
-    [
-        ("0/8", {}, "parts count from 1"),
-        ("9/8", {}, "1/8 to 8/8"),
-        ("3", {}, "write i/n such as 3/8"),
-        ("some", {}, "write i/n"),
-        ("auto", {}, "no array job"),
-        ("auto", {"JOB": 3}, "set MEDCLIP_PART_COUNT"),
-        ("auto", {"ID": 7, "MIN": 3, "MAX": 9, "COUNT": 3}, "not a whole array"),
-        ("auto/32", {"ID": 7, "MIN": 7, "MAX": 8, "COUNT": 2}, "not a whole array of 32"),
-    ],
-)
-def test_parts_that_are_no_parts(text, environment, message):
-    with pytest.raises(ShardError, match=message):
-        parse_part(text, _environment(environment))
-
-
-def _environment(short: dict[str, int]) -> dict[str, str]:
-    names = {"JOB": "JOB_COMPLETION_INDEX", "MEDCLIP": "MEDCLIP_PART_COUNT"}
-    return {names.get(name, f"SLURM_ARRAY_TASK_{name}"): str(value) for name, value in short.items()}
 
 
 def test_the_command_line(archive, tmp_path, capsys, monkeypatch):
