@@ -1,5 +1,7 @@
 """Attention: against float64, chunked against plain, and how much memory it compiles to."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 from flax import nnx
 from scipy.special import softmax
 
-from medclip_jax.models import attention
+from medclip_jax.models import attention, splash
+from medclip_jax.models.bert import Bert, BertConfig
+from medclip_jax.models.mae import MaskedDecoder
+from medclip_jax.models.vit import VisionTransformer
 
 
 def sample(queries=5, keys=7, batch=2, heads=3, features=4):
@@ -82,27 +87,91 @@ def test_even_lengths_for_the_fused_kernel(monkeypatch, queries, keys):
     assert lengths == [(queries, keys), (6, 8)]
 
 
-class Device:
-    def __init__(self, platform, capability):
-        self.platform, self.compute_capability = platform, capability
+@pytest.mark.parametrize(
+    ("platform", "dtype", "tokens", "features", "capability", "chosen"),
+    [
+        ("gpu", jnp.bfloat16, 4097, 64, "9.0", "cudnn"),
+        ("gpu", jnp.float16, 65, 128, "8.6", "cudnn"),
+        ("cuda", "bfloat16", 4097, 64, None, "cudnn"),
+        ("gpu", jnp.float32, 4097, 64, "9.0", "chunked"),
+        ("gpu", jnp.float32, 65, 64, "9.0", "plain"),
+        ("gpu", jnp.bfloat16, 65, 60, "9.0", "plain"),
+        ("gpu", jnp.bfloat16, 65, 192, "9.0", "plain"),
+        ("gpu", jnp.bfloat16, 4097, 64, "7.5", "chunked"),
+        ("gpu", jnp.bfloat16, 65, 64, "gfx90a", "plain"),
+        ("rocm", jnp.bfloat16, 65, 64, None, "plain"),
+        ("tpu", jnp.bfloat16, 4097, 64, None, "splash"),
+        ("tpu", jnp.float32, 512, 80, None, "splash"),
+        ("tpu", jnp.bfloat16, 511, 64, None, "plain"),
+        ("cpu", jnp.bfloat16, 2048, 64, "9.0", "plain"),
+        ("cpu", jnp.float32, 4096, 64, None, "chunked"),
+    ],
+)
+def test_which_implementation_is_chosen(platform, dtype, tokens, features, capability, chosen):
+    assert attention.implementation(platform, dtype, tokens, tokens, features, capability) == chosen
+
+
+def test_the_device_compiled_for_decides(monkeypatch):
+    """The mesh's devices where they are others than this machine's, else the first device here."""
+    assert attention._device() == ("cpu", None)
+    other = jax.sharding.AbstractMesh(
+        (2,), ("data",), abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    )
+    with jax.sharding.use_abstract_mesh(other):
+        assert attention._device() == ("tpu", None)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "features", "platform", "capability", "fits"),
-    [
-        (jnp.bfloat16, 64, "gpu", "9.0", True),
-        (jnp.float16, 128, "gpu", "8.6", True),
-        (jnp.float32, 64, "gpu", "9.0", False),
-        (jnp.bfloat16, 60, "gpu", "9.0", False),
-        (jnp.bfloat16, 192, "gpu", "9.0", False),
-        (jnp.bfloat16, 64, "gpu", "7.5", False),
-        (jnp.bfloat16, 64, "gpu", "gfx90a", False),
-        (jnp.bfloat16, 64, "cpu", "9.0", False),
-    ],
+    ("tokens", "block"), [(1, 128), (129, 128), (344, 384), (512, 512), (1153, 256), (4097, 512)]
 )
-def test_where_the_fused_kernel_is_chosen(monkeypatch, dtype, features, platform, capability, fits):
-    monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
-    assert attention._fits_cudnn(jax.ShapeDtypeStruct((1, 4, 2, features), dtype)) is fits
+def test_block_of_the_tpu_kernel(tokens, block):
+    assert splash.block_of(tokens) == block
+
+
+def kernel_sample(batch, dtype):
+    draw = np.random.default_rng(0)
+    shapes = [(batch, n, 2, 8) for n in (130, 200, 200)]
+    return [jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_tpu_kernel_step_by_step(split):
+    """130 queries, 200 keys, some of them padding; on one device and on eight, with the batch split."""
+    qkv = kernel_sample(8 if split else 2, jnp.float32)
+    mask = jnp.arange(200)[None] < (17 + 20 * jnp.arange(len(qkv[0])))[:, None]
+
+    def graded(form):
+        def loss(q, k, v):
+            out = form(q, k, v, mask)
+            return (out**2).mean(), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+
+    def kernel(*arrays):
+        return splash.attend_splash(*arrays, interpret=True)
+
+    expected, out = graded(attention.attend_plain)(*qkv)
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    if split:
+        with jax.set_mesh(mesh):
+            gradient, got = graded(kernel)(*(jax.device_put(x, rows) for x in qkv))
+        assert got.sharding.is_equivalent_to(rows, 4)
+    else:
+        gradient, got = graded(kernel)(*qkv)
+        np.testing.assert_allclose(got, reference(*qkv, mask), atol=5e-6)
+    np.testing.assert_allclose(got, out, atol=5e-6)
+    for some, want in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(some, want, atol=5e-6 * float(jnp.abs(want).max()))
+    assert float(jnp.abs(gradient[1][0, 17:]).max()) == 0.0
+
+
+def test_tpu_kernel_in_16_bits_without_mask():
+    """Values of bfloat16 have 8 bits: 2^-8 of values up to about 1."""
+    qkv = kernel_sample(1, jnp.bfloat16)
+    got = jax.jit(lambda *x: splash.attend_splash(*x, interpret=True))(*qkv)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got, np.float32), reference(*qkv), atol=8e-3)
 
 
 def test_text_of_padding_alone_is_finite():
@@ -135,6 +204,49 @@ def test_the_guard_sees_a_dense_map():
     shape = jax.ShapeDtypeStruct((1, 5185, 2, 8), jnp.float32)
     step = jax.grad(lambda q, k, v: attention.attend_plain(q, k, v).sum(), argnums=(0, 1, 2))
     assert largest_array(jax.make_jaxpr(step)(shape, shape, shape).jaxpr) >= 2 * 5185**2
+
+
+def big_vit(tokens):
+    vit = VisionTransformer(
+        shape=(16, 16, 16), patch=(1, 1, 1), channels=1, width=6, depth=1, heads=1, rngs=nnx.Rngs(0)
+    )
+    return vit, lambda m, x: m(x), jax.ShapeDtypeStruct((1, 16, 16, 16, 1), jnp.float32)
+
+
+def big_decoder(tokens):
+    decoder = MaskedDecoder(
+        grid=(16, 16, 16),
+        patch=(1, 1, 1),
+        channels=1,
+        encoder_width=6,
+        width=6,
+        depth=1,
+        heads=1,
+        rngs=nnx.Rngs(0),
+    )
+    restore = jnp.arange(tokens)[None]
+    return decoder, lambda m, x: m(x, restore), jax.ShapeDtypeStruct((1, 9, 6), jnp.float32)
+
+
+def big_bert(tokens):
+    config = BertConfig(vocabulary_size=9, width=6, depth=1, heads=1, mlp_width=6, max_positions=tokens)
+    return Bert(config, rngs=nnx.Rngs(0)), lambda m, x: m(x), jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+
+
+@pytest.mark.parametrize("build", [big_vit, big_decoder, big_bert])
+def test_no_buffer_of_tokens_squared_in_any_tower(build):
+    """The optimized program, forward and backward, at 4096 tokens: every shape in it, and its memory."""
+    tokens = 4096
+    module, forward, inputs = build(tokens)
+    graph, state = nnx.split(module)
+    step = jax.jit(jax.grad(lambda state, x: (forward(nnx.merge(graph, state), x) ** 2).sum()))
+    compiled = step.lower(state, inputs).compile()
+    sizes = [
+        int(np.prod([int(side) for side in shape.split(",")]))
+        for shape in re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", compiled.as_text())
+    ]
+    assert tokens <= max(sizes) < tokens**2 / 2
+    assert compiled.memory_analysis().temp_size_in_bytes < tokens**2 * 4
 
 
 def test_width_must_be_a_multiple_of_heads():
