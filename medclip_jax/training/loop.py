@@ -39,6 +39,9 @@ from medclip_jax.training.workdir import Workdir
 EVALUATED = "evaluation_seconds"
 """Stands in the metrics of a step that was evaluated."""
 
+COMPILE_SECONDS = 1800.0
+"""By how much one process may compile longer than another."""
+
 
 def train(
     config: Any,
@@ -214,7 +217,10 @@ class _Run:
         if self.config.log.peak_tflops:
             self.flops = self._count_flops(state, batch)
         with self.clock.spend("compile"):
-            return self.model.step.lower(state, batch).compile()
+            compiled = self.model.step.lower(state, batch).compile()
+            # Whoever is done first waits here, where there is time, and not in a collective operation.
+            distributed.barrier("the first step", timeout=COMPILE_SECONDS)
+            return compiled
 
     def _evaluation_due(self, step: int) -> bool:
         settings = self.config.evaluation
