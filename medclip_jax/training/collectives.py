@@ -183,6 +183,7 @@ def on_paper(
     fsdp: int,
     microbatches: int,
     fetches: int,
+    gradient_share: float = 1.0,
 ) -> list[Exchange]:
     """What a step must exchange.
 
@@ -194,17 +195,20 @@ def on_paper(
         microbatches: slices of a batch.
         fetches: times that a split parameter is fetched in a step. Slices share what is fetched: compilers
             take it out of the loop over them.
+        gradient_share: bytes of a gradient as it is summed, over those of its parameter: 0.5 where products
+            are in 16 bits, because compilers turn them to float32 after the sum.
     """
     split = sum(size for size, parted in trained.values() if parted)
     whole = sum(size for size, parted in trained.values() if not parted)
+    summed = microbatches * gradient_share  # each slice's gradients are summed on their own
     exchanges = []
     if fsdp > 1:
         fetched = split + sum(size for size, parted in frozen.values() if parted)
         exchanges.append(Exchange("parameters gathered", fetched * fetches, "fsdp", False))
-        exchanges.append(Exchange("gradients scattered", split * microbatches, "fsdp", False))
-        exchanges.append(Exchange("gradients of whole parameters", whole * microbatches, "fsdp", True))
+        exchanges.append(Exchange("gradients scattered", split * summed, "fsdp", False))
+        exchanges.append(Exchange("gradients of whole parameters", whole * summed, "fsdp", True))
     if data > 1:
-        exchanges.append(Exchange("gradients", (split / fsdp + whole) * microbatches, "data", True))
+        exchanges.append(Exchange("gradients", (split / fsdp + whole) * summed, "data", True))
     if data * fsdp > 1:
         exchanges.append(Exchange("features gathered", features, "all", False))
         exchanges.append(Exchange("gradients of features", features, "all", True))

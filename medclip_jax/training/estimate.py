@@ -22,6 +22,7 @@ from medclip_jax.training.mesh import AXES
 from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.shapes import (
     Model,
+    compute_dtype,
     encoders_footprint,
     features_of,
     forward_flops,
@@ -241,6 +242,7 @@ def _exchanges(model: Model, shardings: Any, data: int, fsdp: int) -> list[Excha
         fsdp=fsdp,
         microbatches=microbatches,
         fetches=(2 if recomputed else 1) + (1 if microbatches > 1 else 0),
+        gradient_share=0.5 if compute_dtype(model) in ("bfloat16", "float16") else 1.0,
     )
 
 

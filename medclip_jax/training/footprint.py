@@ -228,6 +228,8 @@ def _flatten(jaxpr: Any, values: dict[Any, _Value], steps: list[_Step]) -> None:
     """Inline calls, take views for what they show, and list what is left."""
 
     for equation in jaxpr.eqns:
+        if not equation.outvars:  # what tracing left of a call whose results nobody wants
+            continue
         name = equation.primitive.name
         if equation.params.get("name") in (FORWARD, BACKWARD):
             name = equation.params["name"]
