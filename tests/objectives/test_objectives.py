@@ -247,3 +247,25 @@ def test_sample_keys_do_not_depend_on_batch_layout():
     keys = jax.random.key_data(base.sample_keys(key, ids))
     np.testing.assert_array_equal(keys[0], keys[2])
     assert np.any(np.asarray(keys[0]) != np.asarray(keys[1]))
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_chunks_of_rows_change_neither_loss_nor_hits(loss):
+    config = small(clip.default_config())
+    config.loss = loss
+    whole = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch(7)
+    draw = np.random.default_rng(0)
+    features = {name: jnp.asarray(draw.normal(size=(7, 8)), jnp.float32) for name in ("volume", "text")}
+    # The third text is the first's twin, of the same study: either is a hit.
+    features["text"] = features["text"].at[2].set(features["text"][0])
+    features["volume"] = features["volume"].at[2].set(features["text"][2])
+    batch["study"] = batch["study"].at[2].set(batch["study"][0])
+    expected = whole.couple(features, batch)
+    whole.chunk_rows = 3
+    for name, term in whole.couple(features, batch).items():
+        np.testing.assert_allclose(term.sum, expected[name].sum, rtol=1e-6, err_msg=name)
+    similarity = np.asarray(clip.normalize(features["volume"]) @ clip.normalize(features["text"]).T)
+    same = (np.asarray(batch["study"])[:, None] == np.asarray(batch["study"])[None]).all(-1)
+    hits = same[np.arange(7), similarity.argmax(axis=1)].sum()
+    assert int(expected["top1"].sum) == hits >= 1
