@@ -2,6 +2,10 @@ import errno
 import logging
 import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from medclip_jax.training.checkpoints import (
     Checkpoints,
     latest_step,
     read_run,
+    restore_from,
     restore_params,
 )
 from medclip_jax.training.config import base_config
@@ -139,3 +144,117 @@ def test_leftovers_of_a_kill_are_no_checkpoint(copy):
     assert latest_step(copy) == 3
     with Checkpoints(copy) as checkpoints:
         assert checkpoints.steps() == [2, 3]
+
+
+def test_checksums_come_with_the_checkpoint_and_not_after_it(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), {})
+        checkpoints._manager.wait_until_finished()  # a kill would now leave just this
+        assert (tmp_path / "checkpoints" / "1" / "checksums.json").exists()
+
+
+def test_a_newest_that_is_gone_is_told(copy, caplog):
+    shutil.rmtree(copy / "checkpoints" / "3")
+    with Checkpoints(copy) as checkpoints:
+        state, _ = checkpoints.restore(make_state(0))
+    assert int(state["step"]) == 2
+    assert "CHECKPOINT 3, THE NEWEST THAT WAS WRITTEN, IS GONE" in caplog.text
+    shutil.rmtree(copy / "checkpoints" / "2")
+    # Not from scratch, without a word.
+    with pytest.raises(CheckpointError, match=r"all checkpoints are gone .* where step 3 was saved"):
+        latest_step(copy)
+
+
+def test_another_run_is_read_and_left_as_it_is(copy, caplog):
+    damage(copy / "checkpoints" / "3", "truncated")
+    before = sorted(copy.rglob("*"))
+    state, run = restore_from(copy, make_state(0))
+    assert int(state["step"]) == run["step"] == 2
+    assert "CHECKPOINT 3" in caplog.text
+    assert int(restore_from(copy / "checkpoints" / "2", make_state(0))[0]["step"]) == 2
+    assert sorted(copy.rglob("*")) == before
+    with pytest.raises(CheckpointError, match="copy one back from a backup"):
+        restore_from(copy / "checkpoints" / "3", make_state(0))
+    for missing in (copy / "checkpoints" / "9", copy.parent / "nothing"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+            restore_from(missing, make_state(0))
+
+
+def test_nothing_is_warned_of(saved, caplog):
+    target = make_state(0, devices=8)
+    caplog.clear()
+    restore_params(saved)
+    restore_from(saved, target)
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.restore(target)
+    assert not caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_for_real_keeps_the_last_good_one(small_disk, caplog):
+    def state(step):
+        noise = jax.random.normal(jax.random.key(step), (160_000,))  # 640 kB that no compression makes less
+        return {**make_state(step), "params": {"noise": noise}, "ema": {}}
+
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.save(state(1), {})
+    with (
+        pytest.raises(CheckpointError, match=r"no space left .* last complete checkpoint, \[1\]"),
+        Checkpoints(small_disk) as checkpoints,
+    ):
+        checkpoints.save(state(2), {})
+    assert latest_step(small_disk) == 1
+    np.testing.assert_array_equal(restore_params(small_disk)["noise"], state(1)["params"]["noise"])
+    # With space again, the half-written one is cleared away and the run goes on.
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.restore(state(0))
+        checkpoints.save(state(2), {})
+    assert latest_step(small_disk) == 2
+    assert not list((small_disk / "checkpoints").glob("*tmp*"))
+
+
+def move(workdir, devices, fsdp, expected, processes=1):
+    """Run `moving.py`, as one or several processes; returns what they logged."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(Path(__file__).with_name("moving.py"))
+    arguments = [sys.executable, script, *map(str, (workdir, devices, fsdp, expected))]
+    started = [
+        subprocess.Popen(
+            arguments + ([str(index), str(processes), str(port)] if processes > 1 else []),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    found = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, found
+    return [error for _, error in found]
+
+
+def test_from_one_layout_to_any_other(tmp_path):
+    move(tmp_path, devices=8, fsdp=1, expected=0)
+    move(tmp_path, devices=4, fsdp=4, expected=1)
+    move(tmp_path, devices=2, fsdp=2, expected=2, processes=2)
+    damage(tmp_path / "checkpoints" / "3", "truncated")
+    first, second = move(tmp_path, devices=1, fsdp=2, expected=2, processes=2)
+    assert "CHECKPOINT 3" in first
+    assert "CHECKPOINT 3" not in second  # it follows the first, which alone looked
+    assert "RESUMING FROM STEP 2 INSTEAD OF 3" in second
+    move(tmp_path, devices=1, fsdp=1, expected=3)
