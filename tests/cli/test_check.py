@@ -1,0 +1,90 @@
+import json
+import sys
+
+import pytest
+
+from medclip_jax.cli.main import main
+from medclip_jax.training import ahead
+
+CONFIG = '''
+"""A tiny run.
+
+Shards:    medclip prepare --table studies.csv --out SHARDS --shape 16 32 32 --spacing 2 1.5 1.5
+"""
+from medclip_jax.objectives import mae
+from medclip_jax.training.config import base_config
+
+def get_config():
+    config = base_config()
+    config.objective = mae.default_config()
+    config.objective.vision.update(patch=(8, 8, 8), width=64, depth=2, heads=2)
+    config.objective.decoder.update(width=32, depth=1, heads=2)
+    config.batch_size = 64
+    config.epochs = 2.0
+    return config
+'''
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(CONFIG)
+    return str(file)
+
+
+def test_a_config_that_fits(config, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    assert (
+        main(["check", "--config", config, "--chip", "v5e-64", "--samples", "640", "--json", str(out)]) == 0
+    )
+    text = capsys.readouterr().out
+    assert "VERDICT  fits" in text
+    assert "docstring" in text
+    found = json.loads(out.read_text())
+    assert found["batch"]["volume"] == [[64, 16, 32, 32], "int16"]
+    assert found["mesh"] == {"data": 64, "fsdp": 1}
+    assert found["steps"] == 20
+    assert found["memory"]["total"] == pytest.approx(
+        sum(size for name, size in found["memory"].items() if name != "total")
+    )
+    assert found["terms"] == ["reconstruction"]
+
+
+def test_one_that_does_not_says_what_to_change(config, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    huge = ["--shape", "256,256,256", "--config.batch_size=256", "--config.objective.vision.width=768"]
+    assert main(["check", "--config", config, "--json", str(out), *huge]) == 1
+    text = capsys.readouterr().out
+    assert "DOES NOT FIT" in text
+    assert "--config.microbatches=" in text
+    found = json.loads(out.read_text())
+    assert any(remedy["fits"] for remedy in found["remedies"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mesh", "model=8"], "--mesh data=4,fsdp=2"),
+        (["--chip", "h1000"], "Did you mean h100"),
+        (["--config.objective.vision.widht=3"], "Did you mean config.objective.vision.width"),
+        (["--devices", "3"], "multiple of 3"),
+        (["--shape", "16,32"], "three numbers"),
+        (["--tpu", "v5e"], "v5e:8x8"),
+    ],
+)
+def test_a_wrong_config_is_one_line(config, capsys, arguments, message):
+    assert main(["check", "--config", config, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_shape_it_asks_for_one(tmp_path, capsys):
+    file = tmp_path / "bare.py"
+    file.write_text(CONFIG.replace("--shape 16 32 32", ""))
+    assert main(["check", "--config", str(file)]) == 2
+    assert "--shape D,H,W" in capsys.readouterr().err
+
+
+def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match="medclip_jax\\[tpu\\]"):
+        ahead._devices("v5e:2x2", 0)
