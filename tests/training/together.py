@@ -120,7 +120,7 @@ if __name__ == "__main__":
     scenario, folder, index, count, port, devices = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", int(devices))
     where = {"coordinator": f"127.0.0.1:{port}", "process_count": int(count), "process_index": int(index)}
-    me = distributed.start(ConfigDict(where), timeout=120, heartbeat=10)
+    me = distributed.start(ConfigDict(where), timeout=120, heartbeat=30)
     assert me == (int(index), int(count))
     try:
         globals()[scenario](Path(folder), me)
