@@ -69,9 +69,17 @@ def test_one_run_in_full_and_as_a_page(tmp_path, capsys):
     run = make_run(tmp_path / "run", beat={"state": "stopped"})
     assert main(["status", str(run), "--html", str(tmp_path / "page.html")]) == 0
     shown = capsys.readouterr().out
-    for part in ("stopped", "step 20 of 40 (50%)", "2 volumes/s", "started 2 times",
-                 "goodput 75.0%",
-                 "damaged-15: damaged, set aside", "2.5 MB", "evaluation at step 10", "auroc_mean"):  # fmt: skip
+    for part in (
+        "stopped",
+        "step 20 of 40 (50%)",
+        "2 volumes/s",
+        "started 2 times",
+        "goodput 75.0%",
+        "damaged-15: damaged, set aside",
+        "2.5 MB",
+        "evaluation at step 10",
+        "auroc_mean",
+    ):
         assert part in shown
     page = (tmp_path / "page.html").read_text()
     for part in ("<img src=", "stopped", "20 / 40", "training that a kill undid", "2.5 MB"):
