@@ -14,5 +14,5 @@ _demo = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "mae.py"))
 
 def get_config():
     config = _demo["get_config"]()
-    config.steps = 400
+    config.steps = 150
     return config
