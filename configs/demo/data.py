@@ -9,7 +9,9 @@ import dataclasses
 from medclip_jax.corpora.phantom import FINDINGS, PRESETS
 from medclip_jax.shards.settings import PrepareSettings
 
-PHANTOMS = dataclasses.replace(PRESETS["demo"], contrast_probability=0.2, severities=(0.4, 1.0), confounders=0.5)
+PHANTOMS = dataclasses.replace(
+    PRESETS["demo"], contrast_probability=0.2, severities=(0.4, 1.0), confounders=0.5
+)
 
 SETTINGS = PrepareSettings(
     shape=(64, 60, 72),
