@@ -15,11 +15,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medclip_jax.cli import check_data
-from medclip_jax.training.chips import find_chip
+from medclip_jax.planning.chips import find_chip
+from medclip_jax.planning.estimate import Estimate, estimate
+from medclip_jax.planning.remedies import remedies
+from medclip_jax.planning.shapes import Model, build, compute_dtype, towers
 from medclip_jax.training.config import load_config
-from medclip_jax.training.estimate import Estimate, estimate
-from medclip_jax.training.remedies import remedies
-from medclip_jax.training.shapes import Model, build, compute_dtype, towers
 
 MACHINES = (
     ("1 H100", "h100", 1),

@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing is computed here
     from medclip_jax.cli import check_report
-    from medclip_jax.training.ahead import compile_step
-    from medclip_jax.training.chips import find_chip, find_topology
+    from medclip_jax.planning.ahead import compile_step
+    from medclip_jax.planning.chips import find_chip, find_topology
+    from medclip_jax.planning.estimate import estimate
+    from medclip_jax.planning.remedies import remedies
+    from medclip_jax.planning.shapes import build
     from medclip_jax.training.config import load_config
-    from medclip_jax.training.estimate import estimate
-    from medclip_jax.training.remedies import remedies
-    from medclip_jax.training.shapes import build
 
     chip, count = find_topology(args.tpu) if args.tpu else find_chip(args.chip)
     if args.tpu and args.devices not in (None, count):

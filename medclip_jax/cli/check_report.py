@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from medclip_jax.cli.check_data import AssumedData
-from medclip_jax.training.ahead import Compiled
-from medclip_jax.training.collectives import bytes_by_kind
-from medclip_jax.training.estimate import (
+from medclip_jax.planning.ahead import Compiled
+from medclip_jax.planning.collectives import bytes_by_kind
+from medclip_jax.planning.estimate import (
     BANDWIDTH_EFFICIENCY,
     LINK_EFFICIENCY,
     PRODUCT_EFFICIENCY,
     Estimate,
 )
-from medclip_jax.training.remedies import Remedy, chips_that_hold
-from medclip_jax.training.shapes import Model, compute_dtype, features_of, terms_of, towers
+from medclip_jax.planning.remedies import Remedy, chips_that_hold
+from medclip_jax.planning.shapes import Model, compute_dtype, features_of, terms_of, towers
 
 GIB = 2.0**30
 
@@ -35,9 +35,9 @@ def report(model: Model, data: AssumedData, found: Estimate) -> str:
     """The report for a terminal.
 
     Args:
-        model: from `training.shapes.build`.
+        model: from `planning.shapes.build`.
         data: that it was built for.
-        found: from `training.estimate.estimate`.
+        found: from `planning.estimate.estimate`.
     """
     parts = [
         _shapes(model, data),
@@ -84,7 +84,7 @@ def compiled_report(compiled: Compiled, found: Estimate) -> str:
     """What the compiler said, beside the estimate.
 
     Args:
-        compiled: from `training.ahead.compile_step`.
+        compiled: from `planning.ahead.compile_step`.
         found: the estimate for the same mesh.
     """
     where = f"{compiled.devices} x {compiled.device_kind}"
@@ -129,7 +129,7 @@ def remedies_report(tried: Sequence[Remedy], found: Estimate) -> str:
     """What to change, with what each change costs.
 
     Args:
-        tried: from `training.remedies.remedies`.
+        tried: from `planning.remedies.remedies`.
         found: the estimate without.
     """
     if any(remedy.estimate.fits for remedy in tried):

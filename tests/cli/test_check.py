@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from medclip_jax.cli.main import main
-from medclip_jax.training import ahead
+from medclip_jax.planning import ahead
 
 CONFIG = '''
 """A tiny run.

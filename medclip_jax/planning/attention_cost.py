@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models import attention
-from medclip_jax.training.chips import Chip
+from medclip_jax.planning.chips import Chip
 
 FORWARD, BACKWARD = "fused_attention_forward", "fused_attention_backward"
 """Names of the stand-ins in a traced program."""

@@ -12,11 +12,11 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.objectives.base import Batch, DataSpec, total
-from medclip_jax.training.attention_cost import attention_of
-from medclip_jax.training.chips import Chip
+from medclip_jax.planning.attention_cost import attention_of
+from medclip_jax.planning.chips import Chip
+from medclip_jax.planning.footprint import Footprint, footprint
 from medclip_jax.training.config import total_steps
 from medclip_jax.training.flops import count_flops
-from medclip_jax.training.footprint import Footprint, footprint
 from medclip_jax.training.optimizer import Optimizer, make_optimizer
 from medclip_jax.training.state import TrainState, combine, flatten, initial_state, merge, select, split
 

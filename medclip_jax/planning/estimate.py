@@ -1,7 +1,7 @@
 """What a config needs and how fast it should be, worked out from shapes alone: no data, no device.
 
 Memory of a device = its share of parameters, gradients, optimizer state and moving average (by the partition
-rules), two batches (one in use, one on its way), and what the step holds between (`training.footprint` of the
+rules), two batches (one in use, one on its way), and what the step holds between (`planning.footprint` of the
 encoders' forward and backward pass on the device's share of one microbatch, and of the loss).
 """
 
@@ -16,11 +16,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from medclip_jax.training.chips import Chip
-from medclip_jax.training.collectives import Exchange, on_paper
-from medclip_jax.training.mesh import AXES
-from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.shapes import (
+from medclip_jax.planning.chips import Chip
+from medclip_jax.planning.collectives import Exchange, on_paper
+from medclip_jax.planning.shapes import (
     Model,
     compute_dtype,
     encoders_footprint,
@@ -30,6 +28,8 @@ from medclip_jax.training.shapes import (
     nbytes,
     remat_policies,
 )
+from medclip_jax.training.mesh import AXES
+from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.state import flatten, select
 
 PRODUCT_EFFICIENCY = 0.65
@@ -210,7 +210,7 @@ def exchange_seconds(exchange: Exchange, chip: Chip, data: int, fsdp: int) -> fl
     """Time of an exchange by rings: within groups of chips over their links, between groups by the network.
 
     Args:
-        exchange: from `training.collectives.on_paper`.
+        exchange: from `planning.collectives.on_paper`.
         chip: what each device is.
         data, fsdp: the mesh; fsdp varies fastest, so that it stays inside a group as long as it fits.
     """

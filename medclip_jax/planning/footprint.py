@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medclip_jax.training.attention_cost import BACKWARD, FORWARD, kernel_flops
+from medclip_jax.planning.attention_cost import BACKWARD, FORWARD, kernel_flops
 from medclip_jax.training.flops import inner_programs, operation_flops
 
 VIEWS = frozenset(

@@ -9,16 +9,16 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.objectives import clip, mae
 from medclip_jax.objectives.base import DataSpec
-from medclip_jax.training.ahead import compile_step
-from medclip_jax.training.chips import CHIPS
-from medclip_jax.training.collectives import bytes_by_kind
+from medclip_jax.planning.ahead import compile_step
+from medclip_jax.planning.chips import CHIPS
+from medclip_jax.planning.collectives import bytes_by_kind
+from medclip_jax.planning.estimate import estimate, exchange_seconds
+from medclip_jax.planning.remedies import chips_that_hold, remedies
+from medclip_jax.planning.shapes import build, features_of, terms_of, towers
 from medclip_jax.training.config import base_config, load_config
-from medclip_jax.training.estimate import estimate, exchange_seconds
 from medclip_jax.training.mesh import make_mesh, put_state
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.remedies import chips_that_hold, remedies
-from medclip_jax.training.shapes import build, features_of, terms_of, towers
 from medclip_jax.training.state import initial_state, split
 
 SPEC = DataSpec((16, 32, 32), (1.0, 1.0, 1.0), findings=("a", "b"), vocabulary_size=100)

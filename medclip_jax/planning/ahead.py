@@ -1,7 +1,7 @@
 """Compile a config's train step for devices that are not here: simulated CPUs, or a TPU by its compiler.
 
 The work is done in a process of its own, because the number of devices is fixed once JAX has started:
-`python -m medclip_jax.training.ahead` reads a request from its standard input and answers on the output.
+`python -m medclip_jax.planning.ahead` reads a request from its standard input and answers on the output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medclip_jax.objectives.base import DataSpec
-from medclip_jax.training.collectives import Collective
+from medclip_jax.planning.collectives import Collective
 
 MARK = "medclip-ahead:"
 """Stands before the answer, because compilers talk too."""
@@ -99,7 +99,7 @@ def compile_step(
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
         environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
     answer = subprocess.run(
-        [sys.executable, "-m", "medclip_jax.training.ahead"],
+        [sys.executable, "-m", "medclip_jax.planning.ahead"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -141,10 +141,10 @@ def _devices(topology: str, count: int) -> list[Any]:
 def _compile(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
+    from medclip_jax.planning.shapes import build
     from medclip_jax.training.config import load_config
     from medclip_jax.training.mesh import check_batch_size, make_mesh
     from medclip_jax.training.partition import state_shardings
-    from medclip_jax.training.shapes import build
     from medclip_jax.training.step import make_train_step
 
     spec = DataSpec(
@@ -210,7 +210,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
 
 def _collectives(text: str) -> tuple[list[dict[str, Any]], str]:
     """Those of a program, or why they cannot be read."""
-    from medclip_jax.training.collectives import Unreadable, read_collectives
+    from medclip_jax.planning.collectives import Unreadable, read_collectives
 
     try:
         return [dataclasses.asdict(item) for item in read_collectives(text)], ""

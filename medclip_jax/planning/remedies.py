@@ -7,10 +7,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from medclip_jax.models.blocks import REMAT
-from medclip_jax.training.chips import CHIPS, Chip
+from medclip_jax.planning.chips import CHIPS, Chip
+from medclip_jax.planning.estimate import Estimate, estimate
+from medclip_jax.planning.shapes import Model, build, remat_policies
 from medclip_jax.training.config import apply_override
-from medclip_jax.training.estimate import Estimate, estimate
-from medclip_jax.training.shapes import Model, build, remat_policies
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
     microbatches, and then with fsdp over all devices as well.
 
     Args:
-        model: from `training.shapes.build`.
+        model: from `planning.shapes.build`.
         chip: what each device is.
         found: the estimate that does not fit.
 

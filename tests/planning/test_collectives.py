@@ -1,6 +1,6 @@
 import pytest
 
-from medclip_jax.training.collectives import Unreadable, bytes_by_kind, on_paper, read_collectives
+from medclip_jax.planning.collectives import Unreadable, bytes_by_kind, on_paper, read_collectives
 
 PROGRAM = """
 HloModule jit_step, is_scheduled=true

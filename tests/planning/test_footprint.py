@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from medclip_jax.models import attention
-from medclip_jax.training.attention_cost import attention_of
-from medclip_jax.training.chips import CHIPS, find_chip, find_topology
-from medclip_jax.training.footprint import footprint
+from medclip_jax.planning.attention_cost import attention_of
+from medclip_jax.planning.chips import CHIPS, find_chip, find_topology
+from medclip_jax.planning.footprint import footprint
 
 
 def shape(*sizes, dtype=jnp.float32):
