@@ -15,7 +15,7 @@ from medclip_jax.training.status import RunStatus
 CURVES_PER_FIGURE = 3
 
 MEANINGS = {
-    "start": "imports, data, model, restoring, until the first step",
+    "start": "data, model, restoring, until the first step",
     "compile": "compiling the step",
     "input": "waiting for batches",
     "step": "training",

@@ -165,6 +165,9 @@ class _Run:
                     batch = next(batches)
                 placed = meshes.put_batch(batch, self.model.mesh)
                 if advance is None:
+                    # Compiling cannot be broken off: ask before, too, so that stopping is not put off by it.
+                    if self.preemption.agreed(step):
+                        raise _Stopped
                     advance = self._compile(state, placed)
                     if self.preemption.agreed(step):
                         raise _Stopped
