@@ -16,6 +16,7 @@ def vision(config):
     config.cell = (4, 4, 4)
     config.patch = (4, 3, 3)
     config.peaks = True
+    config.skip = True
     config.width = 128
     config.depth = 2
     config.heads = 2
@@ -50,6 +51,8 @@ def get_config():
     config.steps = 150
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
+    # Drawn at random and kept so: what a masked autoencoder makes of it drowns plaques, which are few voxels.
+    config.optimizer.frozen = (r"^vision/transformer/embed/",)
     config.log.every_steps = 10
     config.log.tensorboard = False
     return config

@@ -31,6 +31,8 @@ class VisionTransformer(nnx.Module):
             are centered on an organ; the others have to learn it through the positions.
         grid_features: numbers that "grid" keeps of each patch token.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
+        skip: add the normalised patch embedding to the tokens that come out. What one patch shows (a plaque)
+            then reaches the pooling whatever the blocks have learned before, as in masked pretraining.
         dtype: compute type; parameters are float32.
         remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
@@ -59,6 +61,7 @@ class VisionTransformer(nnx.Module):
         mlp_ratio: float = 4.0,
         pooling: str = "cls",
         grid_features: int = 16,
+        skip: bool = False,
         position: str = "sincos",
         dtype=jnp.float32,
         remat: str = "none",
@@ -93,6 +96,9 @@ class VisionTransformer(nnx.Module):
             ),
         )
         self.norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.skip = skip
+        if skip:
+            self.skip_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.pooled_width = width
         if pooling == "grid":
             self.pooled_width = tokens * grid_features
@@ -123,13 +129,15 @@ class VisionTransformer(nnx.Module):
         """
         tokens = self._tokens(volume, keep)
         if attention_offsets is None:
-            return batch_sharded(self.norm(blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)))
+            last = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)
+            return batch_sharded(self._finish(last, tokens))
         if len(attention_offsets) != len(self.blocks):
             raise ValueError(
                 f"{len(attention_offsets)} attention offsets for {len(self.blocks)} blocks: give one a block,"
                 " None to skip it"
             )
         maps = []
+        embedded = tokens
         for index, offset in enumerate(attention_offsets):
             weights = None
             if offset is None:
@@ -137,7 +145,10 @@ class VisionTransformer(nnx.Module):
             else:
                 tokens, weights = self.blocks[str(index)].with_weights(tokens, offset)
             maps.append(weights)
-        return self.norm(tokens), tuple(maps)
+        return self._finish(tokens, embedded), tuple(maps)
+
+    def _finish(self, tokens, embedded):
+        return self.norm(tokens) + self.skip_norm(embedded) if self.skip else self.norm(tokens)
 
     def pool(self, tokens: Float[Array, "batch tokens features"]) -> Float[Array, "batch pooled"]:
         """One vector a volume from what `__call__` returned: (B, 1 + K, width) to (B, pooled_width).

@@ -214,3 +214,18 @@ def test_wrong_options_name_the_choices():
         build(remat="all")(volumes())
     with pytest.raises(ValueError, match="does not divide"):
         build(patch=(3, 4, 3))
+
+
+def test_skip_adds_the_normalised_patch_embedding():
+    plain, skipping = build(), build(skip=True)
+    skipping.skip_norm.scale[...] = 2.0 * skipping.skip_norm.scale[...]
+    embedded = skipping.embed(volumes()) + positions.sincos_3d(skipping.grid, WIDTH)
+    normalised = (embedded - embedded.mean(-1, keepdims=True)) / embedded.std(-1, keepdims=True)
+    # The two draw the same blocks, so that they differ by the skip alone.
+    np.testing.assert_allclose(
+        skipping(volumes())[:, 1:] - plain(volumes())[:, 1:], 2.0 * normalised, atol=1e-4
+    )
+    offsets = [jnp.zeros((2, HEADS, 31, 31))] * 3
+    np.testing.assert_allclose(
+        skipping(volumes(), attention_offsets=offsets)[0], skipping(volumes()), atol=1e-5
+    )
