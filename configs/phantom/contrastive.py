@@ -15,7 +15,7 @@ _demo = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "contrastive.py"
 
 def get_config():
     config = _demo["get_config"]()
-    config.steps = 1000
-    config.evaluation.every_steps = 500
+    config.steps = 700
+    config.evaluation.every_steps = 350
     config.evaluation.evaluators = {"zero_shot": {"draws": 0}}  # the test split gets its intervals at the end
     return config
