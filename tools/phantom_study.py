@@ -28,6 +28,7 @@ from medclip_jax.evaluation.baselines import statistics_baseline
 from medclip_jax.evaluation.run import evaluate_all
 from medclip_jax.shards.prepare import default_key, prepare
 from medclip_jax.shards.read import open_shards, open_split
+from medclip_jax.training.checkpoints import latest_step
 from medclip_jax.training.config import load_config
 from medclip_jax.training.loop import open_data, train
 
@@ -75,6 +76,13 @@ def make_shards(out: Path, workers: int) -> Path:
     return shards
 
 
+def train_to_the_end(config: Any, workdir: Path, data: Any = None) -> None:
+    """Train; end the study where SIGTERM stopped the run, for a half-trained row is no result."""
+    train(config, workdir, data=data)
+    if (latest_step(workdir) or 0) < config.steps:
+        raise SystemExit(f"stopped in {workdir}; the same command goes on from there")
+
+
 def run_row(row: str, seed: int, out: Path, shards: Path, pretrained: Path) -> dict[str, Any]:
     """Train one row and score it on the test split."""
     workdir = out / f"{row}_{seed}"
@@ -89,7 +97,7 @@ def run_row(row: str, seed: int, out: Path, shards: Path, pretrained: Path) -> d
     if row == "shuffled":
         data = data._replace(source=ShuffledPairs(data.source, seed))
     began = time.perf_counter()
-    train(config, workdir, data=data)
+    train_to_the_end(config, workdir, data)
     seconds = time.perf_counter() - began
     model = medclip_jax.load(workdir, batch_size=32)
     evaluation = evaluate_all(
@@ -152,7 +160,7 @@ def main() -> None:
     )
     print(json.dumps({"row": "ten statistics", "auroc": baseline}), flush=True)
     pretrained = args.out / "mae"
-    train(load_config(CONFIGS / "mae.py", [f"--config.data.shards={shards}"]), pretrained)
+    train_to_the_end(load_config(CONFIGS / "mae.py", [f"--config.data.shards={shards}"]), pretrained)
     results = []
     for seed in map(int, args.seeds.split(",")):
         for row in args.rows.split(","):
