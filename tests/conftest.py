@@ -1,6 +1,7 @@
 """Shared by all tests: eight simulated devices, a compilation cache, and where real data lies."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before JAX is imported anywhere: compiled programs of earlier runs are reused (start-up costs most here).
@@ -12,6 +13,10 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in the background of a script, and whatever a test starts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
