@@ -1,10 +1,13 @@
-"""Phantom study, stage 2: the demo's Cardiac-CLIP, trained longer.
+"""Phantom study, stage 2: the demo's Cardiac-CLIP on more phantoms.
 
 Command:   python tools/phantom_study.py --out runs/phantom_study
            (or: medclip train --config configs/phantom/contrastive.py --workdir W \
                --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1)
-Hardware:  2 CPU cores.
-Time, expected score: not measured yet at this length; the demo's shorter run is in configs/demo.
+Hardware:  2 shared CPU cores.
+Time:      5 minutes for 700 steps (measured, other work on the machine).
+Expected:  mean zero-shot AUROC on 662 unseen phantoms 0.815; without masked autoencoder 0.813, without
+           statements 0.726, one-hot targets 0.806, shuffled pairs 0.506; ten intensity statistics 0.597.
+           One seed (measured). docs/phantom-study.md has every finding.
 """
 
 import runpy

@@ -1,4 +1,4 @@
-"""The phantom study's scans: the demo's kind, another seed, a third more of them."""
+"""The phantom study's scans: the demo's kind, another seed, more of them."""
 
 import runpy
 from pathlib import Path
