@@ -3,7 +3,7 @@
 Rows: full; without the masked autoencoder; without statements (the impression alone); one-hot targets; and
 shuffled pairs, where each volume gets the report of another patient, which must fall to chance.
 
-    python tools/phantom_study.py --out runs/phantom_study [--rows full,one_hot] [--seeds 0] [--workers 2]
+    python tools/phantom_study.py --out runs/phantom_study [--rows full,one_hot] [--seeds 0] [--steps 700]
 
 Run it again to go on: phantoms, shards and trainings that are complete are kept. Prints one JSON line for
 each row and writes OUT/study.json and OUT/study.md.
@@ -15,7 +15,7 @@ import argparse
 import json
 import runpy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -83,10 +83,13 @@ def train_to_the_end(config: Any, workdir: Path, data: Any = None) -> None:
         raise SystemExit(f"stopped in {workdir}; the same command goes on from there")
 
 
-def run_row(row: str, seed: int, out: Path, shards: Path, pretrained: Path) -> dict[str, Any]:
+def run_row(
+    row: str, seed: int, out: Path, shards: Path, pretrained: Path, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Train one row and score it on the test split."""
     workdir = out / f"{row}_{seed}"
     overrides = [
+        *overrides,
         f"--config.data.shards={shards}",
         f"--config.seed={seed}",
         f"--config.initial_weights.workdir={pretrained}",
@@ -149,6 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int, help="of every row, instead of the config's")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
 
@@ -161,10 +165,11 @@ def main() -> None:
     print(json.dumps({"row": "ten statistics", "auroc": baseline}), flush=True)
     pretrained = args.out / "mae"
     train_to_the_end(load_config(CONFIGS / "mae.py", [f"--config.data.shards={shards}"]), pretrained)
+    overrides = [f"--config.steps={args.steps}"] if args.steps else []
     results = []
     for seed in map(int, args.seeds.split(",")):
         for row in args.rows.split(","):
-            results.append(run_row(row, seed, args.out, shards, pretrained))
+            results.append(run_row(row, seed, args.out, shards, pretrained, overrides))
             print(json.dumps(results[-1]), flush=True)
             write_table(args.out, results, baseline)
 
