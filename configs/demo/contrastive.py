@@ -6,7 +6,7 @@ Command:   medclip demo
 Hardware:  2 CPU cores.
 Time:      196 s for 700 steps (measured).
 Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.83, one seed (measured); with
-           shuffled pairs (configs/phantom) 0.51; ten intensity statistics there 0.60 (measured).
+           shuffled pairs (phantom study, 700 steps) 0.51; ten intensity statistics there 0.60 (measured).
 """
 
 import runpy
