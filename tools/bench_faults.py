@@ -5,7 +5,6 @@
     python tools/bench_faults.py term --times 30              SIGTERM
     python tools/bench_faults.py layouts --layouts 1x8 1x4 1x1
                                                               other processes x devices after each stop
-    python tools/bench_faults.py hosts                        sample ids on 1, 2, 4, 8 data hosts
 
 It generates phantoms, prepares them, and trains Cardiac-CLIP on them by the code of `medclip train`. A start
 is a fork of this process, which has imported everything and touched no device, so that it costs little.
@@ -441,46 +440,6 @@ def _union(samples: dict[str, list]) -> dict[int, list[int]]:
     return {step: sorted(ids) for step, ids in found.items()}
 
 
-def hosts(args: argparse.Namespace) -> int:
-    """Sample ids of each step, with the number of data hosts changed twice along the way."""
-    from medclip_jax.training.config import load_config
-    from medclip_jax.training.start import open_data
-
-    def ids(counts: list[int]) -> list[list[int]]:
-        config = load_config(args.folder / "config.py", [f"--config.data.shards={args.folder / 'shards'}"])
-        data = open_data(config.data)
-        steps = []
-        for part, count in enumerate(counts):
-            each = [
-                pipeline.train_batches(
-                    data.source,
-                    config.data,
-                    data.tokenizer,
-                    seed=config.seed,
-                    batch_size=8,
-                    start_step=part * 40,
-                    process_index=host,
-                    process_count=count,
-                )
-                for host in range(count)
-            ]
-            for _ in range(40):
-                # Every n-th sample belongs to the n-th host.
-                rows = [next(host)["sample"].tolist() for host in each]
-                steps.append([number for column in zip(*rows, strict=True) for number in column])
-            for host in each:
-                host.close()
-        return steps
-
-    expected = _in_fork(lambda: ids([1, 1, 1]))
-    wrong = 0
-    for counts in ([2, 2, 2], [4, 4, 4], [8, 8, 8], [1, 2, 4], [8, 4, 1], [2, 8, 1]):
-        equal = _in_fork(lambda counts=counts: ids(counts)) == expected
-        wrong += not equal
-        print(json.dumps({"hosts": counts, "steps": len(expected), "samples": equal}), flush=True)
-    return wrong
-
-
 def vars_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line said, for the record."""
     return {name: getattr(args, name) for name in ("processes", "devices", "chain", "cold", "aimed", "seed")}
@@ -491,7 +450,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("fault", choices=("kill", "term", "layouts", "hosts"))
+    parser.add_argument("fault", choices=("kill", "term", "layouts"))
     parser.add_argument("--times", type=int, default=10, help="faults, or runs for `layouts` (%(default)s)")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--devices", type=int, default=1, help="simulated, for each process")
@@ -507,7 +466,7 @@ def main() -> int:
     tqdm.monitor_interval = 0
     args.folder = (args.folder or Path(tempfile.mkdtemp(prefix="medclip-faults-"))).absolute()
     make_data(args.folder)
-    run = {"layouts": layouts, "hosts": hosts}.get(args.fault, faults)
+    run = layouts if args.fault == "layouts" else faults
     return 1 if run(args) else 0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medclip_jax.cli import check_data
+from medclip_jax.cli.overrides import accept_overrides
 
 HELP = """say whether a config fits its devices, and what it costs
 
@@ -54,19 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures here as well")
     check_data.add_arguments(parser)
     parser.epilog = EPILOG
-    parse = parser.parse_known_args
-
-    def parse_known_args(
-        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        # argparse knows no open set of options, so these are taken out before it looks.
-        args = list(sys.argv[1:] if args is None else args)
-        overrides = [argument for argument in args if argument.startswith("--config.")]
-        namespace, rest = parse([argument for argument in args if argument not in overrides], namespace)
-        namespace.overrides = overrides
-        return namespace, rest
-
-    parser.parse_known_args = parse_known_args
+    accept_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medclip_jax.cli.overrides import accept_overrides
+
 if TYPE_CHECKING:
     from medclip_jax.sweeps.units import Unit
 
@@ -63,19 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--best", choices=("highest", "lowest"), help="with --collect (highest, for losses lowest)"
     )
-    parse = parser.parse_known_args
-
-    def parse_known_args(
-        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        # As in `medclip train`, so that a command needs only another first word and a grid.
-        args = list(sys.argv[1:] if args is None else args)
-        settings = [argument for argument in args if argument.startswith("--config.")]
-        namespace, rest = parse([argument for argument in args if argument not in settings], namespace)
-        namespace.set = [*namespace.set, *settings]
-        return namespace, rest
-
-    parser.parse_known_args = parse_known_args
+    # As in `medclip train`, so that a command needs only another first word and a grid.
+    accept_overrides(parser, "set")
 
 
 def run(args: argparse.Namespace) -> int:

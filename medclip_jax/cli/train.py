@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+
+from medclip_jax.cli.overrides import accept_overrides
 
 HELP = "train a model from a config file, or go on where a workdir stopped"
 
@@ -41,19 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoints, metrics, config.json; shared by all processes",
     )
     parser.epilog = _EPILOG
-    parse = parser.parse_known_args
-
-    def parse_known_args(
-        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        # argparse knows no open set of options, so these are taken out before it looks.
-        args = list(sys.argv[1:] if args is None else args)
-        overrides = [argument for argument in args if argument.startswith("--config.")]
-        namespace, rest = parse([argument for argument in args if argument not in overrides], namespace)
-        namespace.overrides = overrides
-        return namespace, rest
-
-    parser.parse_known_args = parse_known_args
+    accept_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,40 +47,6 @@ INLINED = frozenset(
         "custom_lin",
     )
 )
-STORED = frozenset(
-    (
-        "dot_general",
-        "conv_general_dilated",
-        "gather",
-        "scatter",
-        "scatter-add",
-        "scatter_add",
-        "sort",
-        "top_k",
-        "cumsum",
-        "cumlogsumexp",
-        "cummax",
-        "cumprod",
-        "while",
-        "scan",
-        "cond",
-        "pallas_call",
-        "custom_call",
-        "reduce_sum",
-        "reduce_max",
-        "reduce_min",
-        "reduce_prod",
-        "argmax",
-        "argmin",
-        "reduce_and",
-        "reduce_or",
-        "dynamic_update_slice",
-        "all_gather",
-        "psum",
-    )
-) | {FORWARD, BACKWARD}
-"""Primitives whose results lie in memory; all others are taken for elementwise."""
-
 REDUCTIONS = frozenset(
     (
         "reduce_sum",
@@ -94,6 +60,36 @@ REDUCTIONS = frozenset(
     )
 )
 """They take elementwise inputs into their own loop."""
+
+STORED = (
+    frozenset(
+        (
+            "dot_general",
+            "conv_general_dilated",
+            "gather",
+            "scatter",
+            "scatter-add",
+            "scatter_add",
+            "sort",
+            "top_k",
+            "cumsum",
+            "cumlogsumexp",
+            "cummax",
+            "cumprod",
+            "while",
+            "scan",
+            "cond",
+            "pallas_call",
+            "custom_call",
+            "dynamic_update_slice",
+            "all_gather",
+            "psum",
+        )
+    )
+    | {FORWARD, BACKWARD}
+    | REDUCTIONS
+)
+"""Primitives whose results lie in memory; all others are taken for elementwise."""
 
 NEGLIGIBLE = 1 / 16
 """A value this much smaller than another is no burden beside it."""
