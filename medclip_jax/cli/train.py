@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
+from types import FrameType
 
 from medclip_jax.cli.overrides import accept_overrides
 
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from medclip_jax.training.config import load_config
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     config = load_config(args.config, args.overrides)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     # JAX's own notes on how processes find each other.
@@ -84,3 +89,8 @@ def run(args: argparse.Namespace) -> int:
         for name, value in metrics.items():
             print(f"{name:40s} {value:.6g}")
     return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM before training listens for it, and after: there is nothing to save, or all of it is saved."""
+    raise SystemExit(0)

@@ -1,4 +1,6 @@
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,20 @@ def test_a_run_that_fails_returns_one_with_its_message(arguments, monkeypatch, c
     monkeypatch.setattr(loop, "train", train)
     assert command.run(arguments()) == 1
     assert "step 4 is not finite" in capsys.readouterr().err
+
+
+def test_sigterm_outside_of_training_ends_with_zero(tmp_path):
+    """Struck just after training returned: nothing is left to save, and the exit is clean."""
+    file = tmp_path / "config.py"
+    file.write_text("from medclip_jax.training.config import base_config as get_config\n")
+    program = (
+        "import os, signal, sys, time\n"
+        "from medclip_jax.cli.main import main\n"
+        "from medclip_jax.training import loop\n"
+        "loop.train = lambda config, workdir: {}\n"
+        f"main(['train', '--config', {str(file)!r}, '--workdir', {str(tmp_path / 'run')!r}])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], timeout=120)
+    assert ended.returncode == 0
