@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,8 +32,32 @@ POLICIES = {
 }
 
 
+def quick_gelu(
+    hidden: Float[Array, "batch tokens hidden"],
+) -> Float[Array, "batch tokens hidden"]:
+    """``x * sigmoid(1.702 x)``, the approximation of GELU (Hendrycks et al. 2016) that CLIP was trained with."""
+    return hidden * jax.nn.sigmoid(1.702 * hidden)
+
+
+ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": quick_gelu}
+"""Activations of a block's MLP, by the name that a config gives."""
+
+
 class Block(nnx.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))`` with an exact GELU."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    Args:
+        width: features of a token.
+        heads: attention heads; must divide `width`.
+        mlp_ratio: hidden features of the MLP over `width`.
+        activation: one of `ACTIVATIONS`.
+        layer_norm_epsilon: of both LayerNorms.
+        dtype: compute type; parameters are float32.
+        rngs: draws the initial parameters.
+
+    Raises:
+        ValueError: unknown `activation`.
+    """
 
     def __init__(
         self,
@@ -39,10 +65,14 @@ class Block(nnx.Module):
         heads: int,
         *,
         mlp_ratio: float = 4.0,
+        activation: str = "gelu",
         layer_norm_epsilon: float = 1e-6,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+        self.activation = activation
         init = nnx.initializers.xavier_uniform()
         hidden = round(width * mlp_ratio)
         self.attention_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
@@ -71,7 +101,7 @@ class Block(nnx.Module):
         return tokens + self._mlp(tokens), weights
 
     def _mlp(self, tokens):
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(tokens)), approximate=False))
+        return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(tokens))))
 
 
 def stack(depth: int, build) -> nnx.Dict:

@@ -14,7 +14,7 @@ from medclip_jax.models.patches import PatchEmbedding, grid_of
 
 
 class VisionTransformer(nnx.Module):
-    """A 3D ViT: patches, positions, a class token, pre-norm blocks, a final LayerNorm.
+    """A 3D ViT: patches, positions, a class token, blocks that normalise first, a final LayerNorm.
 
     Args:
         shape: (D, H, W) voxels of the volumes.
@@ -31,6 +31,8 @@ class VisionTransformer(nnx.Module):
             are centered on an organ; the others have to learn it through the positions.
         grid_features: numbers that "grid" keeps of each patch token.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
+        pre_norm: a LayerNorm between the embedded patches with their positions and the blocks, as in CLIP.
+        activation: of the MLPs, one of `blocks.ACTIVATIONS`.
         skip: add the normalised patch embedding to the tokens that come out. What one patch shows (a plaque)
             then reaches the pooling whatever the blocks have learned before, as in masked pretraining.
         dtype: compute type; parameters are float32.
@@ -63,6 +65,8 @@ class VisionTransformer(nnx.Module):
         grid_features: int = 16,
         skip: bool = False,
         position: str = "sincos",
+        pre_norm: bool = False,
+        activation: str = "gelu",
         dtype=jnp.float32,
         remat: str = "none",
         scan: bool = False,
@@ -84,12 +88,16 @@ class VisionTransformer(nnx.Module):
         self.positions = (
             nnx.Param(positions.learned(rngs.params(), tokens, width)) if position == "learned" else None
         )
+        self.pre_norm = (
+            nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs) if pre_norm else None
+        )
         self.blocks = blocks.stack(
             depth,
             lambda: blocks.Block(
                 width,
                 heads,
                 mlp_ratio=mlp_ratio,
+                activation=activation,
                 layer_norm_epsilon=layer_norm_epsilon,
                 dtype=dtype,
                 rngs=rngs,
@@ -185,4 +193,5 @@ class VisionTransformer(nnx.Module):
         ).astype(tokens.dtype)
         tokens = tokens + (table if keep is None else table[keep])
         first = jnp.broadcast_to(self.class_token[...], (tokens.shape[0], 1, self.width))
-        return batch_sharded(jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1))
+        tokens = batch_sharded(jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1))
+        return tokens if self.pre_norm is None else self.pre_norm(tokens)

@@ -33,6 +33,7 @@ def default_config() -> Any:
             "loss": "info_nce",
             "logit_bias": -10.0,
             "same_study": "positive",
+            "projection_bias": False,
             "centered": False,
             "chunk_rows": 0,
         }
@@ -50,8 +51,9 @@ class Clip(Objective):
 
     Args:
         config: the keys of `default_config`. `loss` is "info_nce" or "sigmoid"; `same_study` says what
-            two volumes of one study are to each other's report: "positive" or "ignore". `centered` gives
-            the projections a bias that starts at minus the mean over the first batch, see `calibrate`.
+            two volumes of one study are to each other's report: "positive" or "ignore". `projection_bias`
+            gives the projections a bias; `centered` too, and starts it at minus the mean over the first
+            batch, see `calibrate`.
             `chunk_rows` is how many volumes a device compares with all texts at a time; 0 = all that it
             has, or as many as make `losses.chunked.AUTOMATIC_PAIRS` pairs where that is fewer.
         spec: fixes grid and vocabulary.
@@ -64,9 +66,9 @@ class Clip(Objective):
         pooled_width = self.vision.transformer.pooled_width
         self.centered = config.centered
         self.chunk_rows = config.chunk_rows
-        width = config.embedding_width
-        self.vision_projection = Projection(pooled_width, width, bias=self.centered, rngs=rngs)
-        self.text_projection = Projection(self.text.width, width, bias=self.centered, rngs=rngs)
+        width, bias = config.embedding_width, config.projection_bias or self.centered
+        self.vision_projection = Projection(pooled_width, width, bias=bias, rngs=rngs)
+        self.text_projection = Projection(self.text.width, width, bias=bias, rngs=rngs)
         self._set_loss(config, spec)
 
     def _set_loss(self, config: Any, spec: DataSpec) -> None:

@@ -25,6 +25,11 @@ def vision_defaults() -> dict[str, Any]:
     ("mean", "max" or "min") says which, and `patch` counts cells. Large volumes then cost little, and small
     bright or dark findings still show.
 
+    `pre_norm`, `activation` ("gelu" or "quick_gelu") and `layer_norm_epsilon` are there for published models:
+    CLIP's towers normalise before the first block, use the quick GELU and 1e-5. `weights` names a checkpoint
+    of a 2D or 3D ViT that a fresh run starts from, and `weights_patch` what becomes of its patch layer:
+    "inflate" or "fresh"; see `interop.vision_weights`.
+
     `remat` and `scan` say how blocks are run, see `models.blocks.run`; a decoder follows them.
     """
     return {
@@ -38,6 +43,11 @@ def vision_defaults() -> dict[str, Any]:
         "grid_features": 16,
         "skip": False,
         "position": "sincos",
+        "pre_norm": False,
+        "activation": "gelu",
+        "layer_norm_epsilon": 1e-6,
+        "weights": "",
+        "weights_patch": "inflate",
         "windows": ((-1000.0, 1000.0),),
         "standardize": (),
         "cell": (1, 1, 1),
@@ -106,6 +116,9 @@ class VisionTower(nnx.Module):
             grid_features=config.grid_features,
             skip=config.skip,
             position=config.position,
+            pre_norm=config.pre_norm,
+            activation=config.activation,
+            layer_norm_epsilon=config.layer_norm_epsilon,
             dtype=jnp.dtype(config.dtype),
             remat=config.remat,
             scan=config.scan,
