@@ -35,7 +35,7 @@ POLICIES = {
 def quick_gelu(
     hidden: Float[Array, "batch tokens hidden"],
 ) -> Float[Array, "batch tokens hidden"]:
-    """``x * sigmoid(1.702 x)``, the approximation of GELU (Hendrycks et al. 2016) that CLIP was trained with."""
+    """``x * sigmoid(1.702 x)``, the approximation of GELU (Hendrycks et al. 2016) that CLIP uses."""
     return hidden * jax.nn.sigmoid(1.702 * hidden)
 
 
