@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from medclip_jax.interop.hub import locate
+from medclip_jax.interop.weight_files import read_weights
 from medclip_jax.models.bert import Bert, BertConfig
 
 SETTINGS = {
@@ -48,93 +48,6 @@ def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs | None = 
     bert = nnx.eval_shape(lambda: Bert(config, dtype=dtype, rngs=nnx.Rngs(0), **options))
     assign(bert, read_weights(folder))
     return bert
-
-
-def locate(name: str | Path) -> Path:
-    """Turn a folder or a hub id into a local folder with config and weights.
-
-    Args:
-        name: a folder, or "owner/name" on the Hugging Face hub.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileNotFoundError: no such folder, and no such model on the hub, or no way to reach it.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise FileNotFoundError(
-            f"{name} is no folder: give one saved by transformers, or a hub id 'owner/name'"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        config = hf_hub_download(str(name), "config.json")
-        try:
-            hf_hub_download(str(name), "model.safetensors")
-        except EntryNotFoundError:
-            hf_hub_download(str(name), "pytorch_model.bin")
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name} is no folder, and the hub did not give it ({type(error).__name__}): download the model"
-            " where there is a network and give its folder"
-        ) from error
-    return Path(config).parent
-
-
-def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read a folder's weights as float32 arrays. Never unpickles anything but plain tensors.
-
-    Raises:
-        FileNotFoundError: neither `model.safetensors` nor `pytorch_model.bin`.
-        ImportError: only a `.bin` file, and no PyTorch to read it.
-        ValueError: the file is damaged, or is a pickle of more than tensors.
-    """
-    folder = Path(folder)
-    file = folder / "model.safetensors"
-    if file.exists():
-        return _read_safetensors(file)
-    file = folder / "pytorch_model.bin"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{folder} holds neither model.safetensors nor pytorch_model.bin: download the whole model folder"
-        )
-    return _read_bin(file)
-
-
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    # Through the Flax reader: NumPy has no bfloat16, in which some folders are saved.
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
-
-    try:
-        # Real numbers also where the whole model is being traced for its shapes.
-        with jax.ensure_compile_time_eval():
-            return {name: np.asarray(array, dtype=np.float32) for name, array in load_file(file).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
-
-
-def _read_bin(file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{file} needs PyTorch to be read: install the torch-export extra, or save the model as"
-            " safetensors"
-        ) from error
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{file} cannot be read safely (it is damaged, or holds more than tensors): get the model as"
-            " safetensors"
-        ) from error
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def assign(bert: Bert, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -181,6 +181,7 @@ class Bert(nnx.Module):
     def pool(
         self,
         states: Float[Array, "batch length features"],
+        tokens: Int[Array, "batch length"],
         mask: Bool[Array, "batch length"],
         how: str,
     ) -> Float[Array, "batch features"]:
@@ -188,8 +189,12 @@ class Bert(nnx.Module):
 
         Args:
             states: (B, L, width) from `__call__`.
+            tokens: (B, L) ids.
             mask: (B, L), True on real tokens.
-            how: "cls" the first token, "mean" the mean over real tokens (0 for a text of padding alone).
+            how: "cls" the first token; "mean" the mean over real tokens (0 for a text of padding alone);
+                "highest_id" the token with the largest id, the first of equals. CLIP finds its end-of-text
+                token so; on BERT's ids it is whichever word stands last in the vocabulary, and some published
+                models were trained with it.
 
         Returns:
             (B, width).
@@ -199,8 +204,10 @@ class Bert(nnx.Module):
         """
         if how == "cls":
             return states[:, 0]
+        if how == "highest_id":
+            return jnp.take_along_axis(states, tokens.argmax(axis=1)[:, None, None], axis=1)[:, 0]
         if how != "mean":
-            raise ValueError(f"pooling {how!r} is unknown: use 'cls' or 'mean'")
+            raise ValueError(f"pooling {how!r} is unknown: use 'cls', 'mean' or 'highest_id'")
         share = mask.astype(jnp.float32)
         share = share / jnp.maximum(share.sum(axis=1, keepdims=True), 1.0)
         return jnp.einsum("bl,blw->bw", share, states.astype(jnp.float32)).astype(states.dtype)

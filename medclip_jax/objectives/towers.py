@@ -60,14 +60,23 @@ def vision_defaults() -> dict[str, Any]:
 
 
 def text_defaults() -> dict[str, Any]:
-    """BERT-base. `folder` names a local Hugging Face folder to read shape and weights from."""
+    """BERT-base.
+
+    `folder` names a Hugging Face folder or a hub id: all sizes are then those of its config.json, whatever is
+    said here, and a fresh run starts from its weights. `vocabulary` is how many entries the embedding table
+    has, 0 for as many as the tokenizer. `pooling` is one of `Bert.pool`.
+    """
     return {
         "folder": "",
+        "vocabulary": 0,
+        "type_vocabulary": 2,
         "width": 768,
         "depth": 12,
         "heads": 12,
         "mlp_ratio": 4.0,
         "max_positions": 512,
+        "layer_norm_epsilon": 1e-12,
+        "activation": "gelu",
         "pooling": "cls",
         "dtype": "bfloat16",
         "remat": "none",
@@ -165,8 +174,48 @@ class VisionTower(nnx.Module):
         return self.transformer.pool(self.transformer(self.to_voxels(volume, keys)))
 
 
+def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
+    """Sizes of the text encoder: those of `config.folder` where it is set, else those of `config`.
+
+    Args:
+        config: the keys of `text_defaults`.
+        spec: fixes vocabulary and padding.
+
+    Raises:
+        ValueError, FileNotFoundError: see `TextTower`.
+    """
+    if config.folder:
+        # Imported here: a hub id needs the hub client, which a bare training machine may lack.
+        from medclip_jax.interop.hub import locate
+
+        sizes = BertConfig.from_hf(locate(config.folder, weights=False))
+        where, remedy = f"the encoder in {config.folder!r}", "config.data.tokenizer to the same folder"
+    else:
+        if not (config.vocabulary or spec.vocabulary_size):
+            raise ValueError("no tokenizer: prepare with --tokenizer train, or set config.data.tokenizer")
+        sizes = BertConfig(
+            vocabulary_size=config.vocabulary or spec.vocabulary_size,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_width=round(config.width * config.mlp_ratio),
+            max_positions=config.max_positions,
+            type_vocabulary=config.type_vocabulary,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            pad_token=spec.pad_token,
+            activation=config.activation,
+        )
+        where, remedy = "config.objective.text.vocabulary", "it to that or 0"
+    if spec.vocabulary_size > sizes.vocabulary_size:
+        raise ValueError(
+            f"the tokenizer has {spec.vocabulary_size} entries but {where} embeds {sizes.vocabulary_size}: "
+            f"set {remedy}"
+        )
+    return sizes
+
+
 class TextTower(nnx.Module):
-    """A BERT-type encoder with pooling, from scratch or with weights from a Hugging Face folder.
+    """A BERT-type encoder with pooling, drawn at random: weights come later, see `interop.pretrained`.
 
     Args:
         config: the keys of `text_defaults`.
@@ -174,42 +223,18 @@ class TextTower(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: the tokenizer that filled the batches has more entries than the encoder's table.
+        ValueError: no tokenizer, or one with more entries than the embedding table.
+        FileNotFoundError: `config.folder` is no folder with a config.json, nor on the hub.
     """
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        if config.folder:
-            # Imported here: reading weights needs safetensors, which a bare training machine may lack.
-            from medclip_jax.interop.text_weights import load_bert
-
-            self.encoder = load_bert(
-                config.folder, dtype=dtype, remat=config.remat, scan=config.scan, rngs=rngs
-            )
-            entries = self.encoder.config.vocabulary_size
-            if spec.vocabulary_size > entries:
-                raise ValueError(
-                    f"the tokenizer has {spec.vocabulary_size} entries but the encoder in {config.folder!r} "
-                    f"embeds {entries}: set config.data.tokenizer to the same folder"
-                )
-        else:
-            if not spec.vocabulary_size:
-                raise ValueError("no tokenizer: prepare with --tokenizer train, or set config.data.tokenizer")
-            self.encoder = Bert(
-                BertConfig(
-                    vocabulary_size=spec.vocabulary_size,
-                    width=config.width,
-                    depth=config.depth,
-                    heads=config.heads,
-                    mlp_width=int(config.width * config.mlp_ratio),
-                    max_positions=config.max_positions,
-                    pad_token=spec.pad_token,
-                ),
-                dtype=dtype,
-                remat=config.remat,
-                scan=config.scan,
-                rngs=rngs,
-            )
+        self.encoder = Bert(
+            encoder_config(config, spec),
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            scan=config.scan,
+            rngs=rngs,
+        )
         self.pooling = config.pooling
         self.pad_token = spec.pad_token
 
@@ -221,4 +246,4 @@ class TextTower(nnx.Module):
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B width"]:
         """One pooled vector per text."""
         mask = tokens != self.pad_token
-        return self.encoder.pool(self.encoder(tokens, mask), mask, self.pooling)
+        return self.encoder.pool(self.encoder(tokens, mask), tokens, mask, self.pooling)

@@ -21,7 +21,7 @@ from medclip_jax.training.distributed import Processes
 from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import TrainState, Tree, initial_state, merge, split
+from medclip_jax.training.state import TrainState, Tree, flatten, initial_state, merge, split
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
 
@@ -186,9 +186,12 @@ def make_model(
     """
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch_size(config.batch_size, mesh, config.microbatches)
-    graphdef, params, variables = split(
-        objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
-    )
+
+    def draw() -> Objective:
+        return objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
+
+    # Nothing is drawn where a checkpoint follows: shapes are enough.
+    graphdef, params, variables = split(nnx.eval_shape(draw) if beginning.whole else draw())
     optimizer = make_optimizer(config.optimizer, params, steps)
     create = partial(initial_state, optimizer=optimizer, ema=config.ema.decay > 0)
     shapes = jax.eval_shape(create, params, variables)
@@ -200,8 +203,7 @@ def make_model(
             shardings,
         )
     else:
-        if beginning is Beginning.WEIGHTS:
-            params = load_initial_weights(config.initial_weights, params)
+        params = _with_weights(config, data.spec, params, beginning)
         params = meshes.put_state(params, shardings["params"])
         variables = meshes.put_state(variables, shardings["variables"])
         params = _calibrated(graphdef, params, variables, shardings["params"], config, data, mesh, processes)
@@ -218,6 +220,18 @@ def make_model(
         skip_nonfinite=not config.stop_on_nan,
     )
     return Model(graphdef, mesh, step, trained_paths(optimizer, shapes["params"])), TrainState(**state)
+
+
+def _with_weights(config: Any, spec: DataSpec, drawn: Tree, beginning: Beginning) -> Tree:
+    """Drawn parameters, replaced by those of an earlier run or else of a published model where there are."""
+    from medclip_jax.interop.pretrained import load_pretrained
+
+    params = drawn
+    if beginning is Beginning.WEIGHTS:
+        params = load_initial_weights(config.initial_weights, drawn)
+    before = flatten(drawn)
+    settled = [name for name, value in flatten(params).items() if value is not before[name]]
+    return load_pretrained(config.objective, params, spec, settled=settled)
 
 
 def _calibrated(
@@ -291,12 +305,12 @@ def restored(
 
 def keep_preparation(workdir: Workdir, config: Any) -> None:
     """Copy into the workdir what using the model takes besides its checkpoint."""
-    from medclip_jax.interop.text_weights import locate
+    from medclip_jax.interop.hub import locate
     from medclip_jax.shards.read import open_shards
 
     text_folder = config.objective.get("text", {}).get("folder")
     workdir.keep_preparation(
         config.data.shards,
         tokenizer=config.data.tokenizer or open_shards(config.data.shards).tokenizer,
-        text_encoder=locate(text_folder) if text_folder else None,
+        text_encoder=locate(text_folder, weights=False) if text_folder else None,
     )

@@ -84,18 +84,15 @@ class Workdir:
         Args:
             shards: prepared folder; its `prepare.json` is copied.
             tokenizer: folder of the tokenizer in use; its files but weights are copied to `tokenizer/`.
-            text_encoder: Hugging Face folder that the text tower is built from; its config and weights are
-                copied to `text_encoder/`, as hard links where the file system can.
+            text_encoder: Hugging Face folder that the text tower is built from; its config.json is copied to
+                `text_encoder/`. Its weights are not: the checkpoints hold them, trained on.
         """
         _copy(Path(shards) / PREPARATION, self.path / PREPARATION)
         for file in sorted(Path(tokenizer).iterdir()) if tokenizer else ():
             if file.is_file() and file.suffix not in _WEIGHTS:
                 _copy(file, self.path / TOKENIZER / file.name)
         if text_encoder:
-            # The first that exists is what `load_bert` reads.
-            weights = [Path(text_encoder) / name for name in ("model.safetensors", "pytorch_model.bin")]
-            for file in (Path(text_encoder) / "config.json", *[w for w in weights if w.exists()][:1]):
-                _copy(file, self.path / TEXT_ENCODER / file.name, link=True)
+            _copy(Path(text_encoder) / "config.json", self.path / TEXT_ENCODER / "config.json")
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The numbers logged for a step, {} where there are none."""
@@ -122,26 +119,15 @@ class Workdir:
                 continue  # a line cut short by a kill
 
 
-def _copy(source: Path, target: Path, *, link: bool = False) -> None:
+def _copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all; again only where it has changed."""
     found = source.stat()
     if target.exists() and (target.stat().st_size, target.stat().st_mtime) == (found.st_size, found.st_mtime):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    if not (link and _linked(source, partial)):
-        shutil.copy2(source, partial)
+    shutil.copy2(source, partial)
     partial.replace(target)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        # Resolved: files of a model hub's cache are themselves links.
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        return False
-    return True
 
 
 def _replace(path: Path, text: str) -> None:

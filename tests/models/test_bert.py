@@ -103,13 +103,16 @@ def test_pooling():
     bert = Bert(BertConfig(vocabulary_size=9, width=4, depth=0, heads=2, mlp_width=8), rngs=nnx.Rngs(0))
     states = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)), jnp.float32)
     mask = jnp.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
-    mean = bert.pool(states, mask, "mean")
+    ids = jnp.array([[2, 8, 3, 8, 1], [5, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
+    mean = bert.pool(states, ids, mask, "mean")
     np.testing.assert_allclose(mean[0], np.asarray(states)[0].mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(mean[1], np.asarray(states)[1, :2].mean(axis=0), atol=1e-6)
     np.testing.assert_array_equal(mean[2], 0.0)
-    np.testing.assert_array_equal(bert.pool(states, mask, "cls"), states[:, 0])
-    with pytest.raises(ValueError, match="'cls' or 'mean'"):
-        bert.pool(states, mask, "max")
+    np.testing.assert_array_equal(bert.pool(states, ids, mask, "cls"), states[:, 0])
+    highest = bert.pool(states, ids, mask, "highest_id")
+    np.testing.assert_array_equal(highest, np.asarray(states)[[0, 1, 2], [1, 0, 0]])
+    with pytest.raises(ValueError, match="'cls', 'mean' or 'highest_id'"):
+        bert.pool(states, ids, mask, "max")
 
 
 def test_too_long_a_text_is_an_error():

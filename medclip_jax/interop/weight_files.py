@@ -1,0 +1,98 @@
+"""Checkpoints of PyTorch models as float32 arrays: safetensors, or `.bin` of tensors; whole or in parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medclip_jax.interop.hub import WEIGHT_FILES
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a checkpoint as float32 arrays. Never unpickles anything but plain tensors.
+
+    Args:
+        path: a file (`.safetensors`; else one that `torch.load(weights_only=True)` reads), the
+            `*.index.json` of a checkpoint in parts, or a folder that holds one of `WEIGHT_FILES`.
+
+    Returns:
+        Name to array. Integer tensors keep their type.
+
+    Raises:
+        FileNotFoundError: no such file, none in the folder, or a part is missing.
+        ImportError: not safetensors, and no PyTorch to read it.
+        ValueError: the file is damaged, or is a pickle of more than tensors.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in WEIGHT_FILES if (path / name).exists()]
+        if not found:
+            raise FileNotFoundError(
+                f"{path} holds none of {', '.join(WEIGHT_FILES)}: download the whole model folder"
+            )
+        path = found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: give a checkpoint file or a folder that holds one")
+    if path.name.endswith(".index.json"):
+        return _read_parts(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    try:
+        places: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged ({error}): download the model folder again") from error
+    found: dict[str, np.ndarray] = {}
+    for name in sorted(set(places.values())):
+        part = index.with_name(Path(name).name)
+        if not part.exists():
+            raise FileNotFoundError(f"{index} names {name}, which is not beside it: download it, too")
+        found |= read_weights(part)
+    lost = sorted(places.keys() - found.keys())
+    if lost:
+        raise ValueError(f"{index} names {lost[0]!r}, which is in no part: download the model folder again")
+    return found
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    # Through the Flax reader: NumPy has no bfloat16, in which some folders are saved.
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
+
+    try:
+        # Real numbers also where the whole model is being traced for its shapes.
+        with jax.ensure_compile_time_eval():
+            return {name: _as_float32(array) for name, array in load_file(file).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
+
+
+def _as_float32(array: Any) -> np.ndarray:
+    return np.asarray(array, None if np.issubdtype(array.dtype, np.integer) else np.float32)
+
+
+def _read_bin(file: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{file} needs PyTorch to be read: install the torch-export extra, or save the model as"
+            " safetensors"
+        ) from error
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be read safely (it is damaged, or holds more than tensors): get the model as"
+            " safetensors"
+        ) from error
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in held.items()
+    }
