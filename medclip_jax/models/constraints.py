@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -48,3 +49,22 @@ def batch_sharded(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     if not axes or x.shape[0] % batch_shards():
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def on_batch_shards(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+    """Call a function on each device's part of the batch, where the compiler could not split it by itself.
+
+    Args:
+        function: what it gives for a sample depends on that sample alone.
+        *arrays: the batch on the first axis of each; None is handed on.
+
+    Returns:
+        ``function(*arrays)``. A batch that the mesh in force does not divide is computed whole by each.
+    """
+    axes = batch_axes()
+    if not axes or batch_shards() == 1:
+        return function(*arrays)
+    spec = PartitionSpec(axes if arrays[0].shape[0] % batch_shards() == 0 else None)
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(
+        *arrays
+    )

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as static_mask
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from medclip_jax.models.constraints import batch_axes, batch_shards
+from medclip_jax.models.constraints import on_batch_shards
 
 BLOCKS = (512, 384, 256, 128)
 """Tokens that the kernel may hold at a time: multiples of a TPU's 128 lanes, the largest first."""
@@ -50,18 +49,8 @@ def attend_splash(
         The kernel's own documentation: it multiplies no scale into the scores, takes one sample (heads
         first), and lets a query see the keys of its own segment.
     """
-    axes = batch_axes()
-    if not axes or batch_shards() == 1:
-        return _attend(query, key, value, mask, saved, interpret)
-    # The compiler cannot split a kernel of its own accord; a batch that no split fits is computed whole.
-    spec = PartitionSpec(axes if query.shape[0] % batch_shards() == 0 else None)
-    return jax.shard_map(
-        lambda *arrays: _attend(*arrays, saved, interpret),
-        in_specs=spec,
-        out_specs=spec,
-        axis_names=set(axes),
-        check_vma=False,
-    )(query, key, value, mask)
+    # The compiler cannot split a kernel of its own accord.
+    return on_batch_shards(lambda *arrays: _attend(*arrays, saved, interpret), query, key, value, mask)
 
 
 def _attend(query, key, value, mask, saved, interpret):

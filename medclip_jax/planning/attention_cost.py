@@ -45,8 +45,7 @@ def attention_of(chip: Chip, chosen: set[str] | None = None) -> Iterator[None]:
             chosen.add(f"{how} at {sizes[0]} tokens, {query.shape[2]} heads of {sizes[2]}, {query.dtype}")
         if how in FUSED:
             return _stand_in(query, key, value)
-        form = attention.attend_chunked if how == "chunked" else attention.attend_plain
-        return checkpoint_name(form(query, key, value, mask), attention.SAVED)
+        return attention.FORMS[how](query, key, value, mask)
 
     attention.attend = attend
     try:

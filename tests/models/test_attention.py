@@ -1,6 +1,7 @@
 """Attention: against float64, chunked against plain, and how much memory it compiles to."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from scipy.special import softmax
 
 from medclip_jax.models import attention, splash
+from medclip_jax.models.attention_chunks import CHUNK_SCORES, attend_in_chunks
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.models.mae import MaskedDecoder
 from medclip_jax.models.vit import VisionTransformer
@@ -37,24 +39,31 @@ def reference(query, key, value, mask=None):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("chunk", [None, 1, 2])
-def test_values_and_gradients(masked, chunk):
+@pytest.mark.parametrize(
+    "form",
+    [
+        partial(attend_in_chunks, looped=looped, chunk=chunk)
+        for looped in (False, True)
+        for chunk in (None, 1, 2)
+    ],
+)
+def test_values_and_gradients(masked, form):
     """5 queries in chunks of 2 leave a chunk with a row of filling."""
     qkv = sample()
     mask = padding() if masked else None
 
-    def score(form):
+    def score(attend):
         return jax.jit(
             jax.value_and_grad(
-                lambda q, k, v: (form(q, k, v).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2)
+                lambda q, k, v: (attend(q, k, v).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2)
             )
         )(*qkv)
 
-    def chunked(q, k, v):
-        return attention.attend_chunked(q, k, v, mask, chunk=chunk)
+    def formed(q, k, v):
+        return form(q, k, v, mask)
 
-    np.testing.assert_allclose(chunked(*qkv), reference(*qkv, mask), atol=1e-6)
-    value, gradient = score(chunked)
+    np.testing.assert_allclose(formed(*qkv), reference(*qkv, mask), atol=1e-6)
+    value, gradient = score(formed)
     expected, plain = score(lambda q, k, v: attention.attend_plain(q, k, v, mask))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for got, want in zip(gradient, plain, strict=True):
@@ -103,8 +112,9 @@ def test_even_lengths_for_the_fused_kernel(monkeypatch, queries, keys):
         ("tpu", jnp.bfloat16, 4097, 64, None, "splash"),
         ("tpu", jnp.float32, 512, 80, None, "splash"),
         ("tpu", jnp.bfloat16, 511, 64, None, "plain"),
-        ("cpu", jnp.bfloat16, 2048, 64, "9.0", "plain"),
-        ("cpu", jnp.float32, 4096, 64, None, "chunked"),
+        ("cpu", jnp.bfloat16, 127, 64, "9.0", "plain"),
+        ("cpu", jnp.bfloat16, 128, 64, None, "by-head"),
+        ("cpu", jnp.float32, 4096, 64, None, "by-head"),
     ],
 )
 def test_which_implementation_is_chosen(platform, dtype, tokens, features, capability, chosen):
@@ -135,8 +145,12 @@ def kernel_sample(batch, dtype):
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_tpu_kernel_step_by_step(split):
-    """130 queries, 200 keys, some of them padding; on one device and on eight, with the batch split."""
+@pytest.mark.parametrize("form", [partial(splash.attend_splash, interpret=True), attention.FORMS["by-head"]])
+def test_forms_that_the_compiler_cannot_split(form, split):
+    """130 queries, 200 keys, some of them padding; on one device and on eight, with the batch split.
+
+    The TPU's kernel runs step by step here.
+    """
     qkv = kernel_sample(8 if split else 2, jnp.float32)
     mask = jnp.arange(200)[None] < (17 + 20 * jnp.arange(len(qkv[0])))[:, None]
 
@@ -147,18 +161,15 @@ def test_tpu_kernel_step_by_step(split):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
 
-    def kernel(*arrays):
-        return splash.attend_splash(*arrays, interpret=True)
-
     expected, out = graded(attention.attend_plain)(*qkv)
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     if split:
         with jax.set_mesh(mesh):
-            gradient, got = graded(kernel)(*(jax.device_put(x, rows) for x in qkv))
+            gradient, got = graded(form)(*(jax.device_put(x, rows) for x in qkv))
         assert got.sharding.is_equivalent_to(rows, 4)
     else:
-        gradient, got = graded(kernel)(*qkv)
+        gradient, got = graded(form)(*qkv)
         np.testing.assert_allclose(got, reference(*qkv, mask), atol=5e-6)
     np.testing.assert_allclose(got, out, atol=5e-6)
     for some, want in zip(gradient, expected, strict=True):
@@ -174,9 +185,21 @@ def test_tpu_kernel_in_16_bits_without_mask():
     np.testing.assert_allclose(np.asarray(got, np.float32), reference(*qkv), atol=8e-3)
 
 
-def test_text_of_padding_alone_is_finite():
-    nothing = jnp.zeros((2, 7), bool)
-    assert bool(jnp.isfinite(attention.attend(*sample(), nothing)).all())
+@pytest.mark.parametrize("looped", [False, True])
+def test_text_of_padding_alone(looped):
+    """Finite, and the same in every form: all keys weigh alike, and queries and keys have no gradient."""
+    nothing = jnp.arange(7)[None] < jnp.array([[4], [0]])
+
+    def graded(form):
+        score = lambda q, k, v: (form(q, k, v, nothing) ** 2).sum()  # noqa: E731
+        return jax.value_and_grad(score, argnums=(0, 1, 2))(*sample())
+
+    value, gradient = graded(partial(attend_in_chunks, looped=looped, chunk=2))
+    expected, plain = graded(attention.attend_plain)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for got, want in zip(gradient, plain, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6)
+    assert float(jnp.abs(gradient[0][1]).max()) == float(jnp.abs(gradient[1][1]).max()) == 0.0
 
 
 def largest_array(jaxpr):
@@ -195,7 +218,7 @@ def test_no_dense_map_at_four_thousand_tokens(tokens):
     heads, features = 2, 8
     shape = jax.ShapeDtypeStruct((1, tokens, heads, features), jnp.float32)
     step = jax.grad(lambda q, k, v: attention.attend(q, k, v).sum(), argnums=(0, 1, 2))
-    assert largest_array(jax.make_jaxpr(step)(shape, shape, shape).jaxpr) <= heads * attention.CHUNK_SCORES
+    assert largest_array(jax.make_jaxpr(step)(shape, shape, shape).jaxpr) <= heads * CHUNK_SCORES
     compiled = jax.jit(step).lower(shape, shape, shape).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < heads * tokens * tokens * 4 / 3
 
