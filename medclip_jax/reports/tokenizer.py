@@ -126,6 +126,33 @@ class Tokenizer:
         """Text of one row of ids, special tokens left out."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
+    def save(self, folder: str | Path) -> None:
+        """Write it as a Hugging Face folder that holds nothing but the tokenizer.
+
+        Of the folder that it was read from, no path stays, nor any padding and truncation (MiniLM's: 128).
+
+        Args:
+            folder: receives ``tokenizer.json``, the two settings files and, where BERT's rules and that list
+                are all there is to it, ``vocab.txt``.
+        """
+        folder = Path(folder)
+        tokens = {f"{name}_token": self._backend.id_to_token(getattr(self, name)) for name in _SPECIAL_NAMES}
+        content = json.loads(self._backend.to_str())
+        settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        if _is_bert(content) and sorted(vocabulary.values()) == list(range(len(vocabulary))):
+            lowercase = content["normalizer"]["lowercase"]
+            settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+            lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.get))
+            (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+        if unknown := content["model"].get("unk_token"):
+            tokens["unk_token"] = unknown
+        if self.limit is not None:
+            settings["model_max_length"] = self.limit
+        self._backend.save(str(folder / "tokenizer.json"))
+        for name, entries in ("tokenizer_config", settings | tokens), ("special_tokens_map", tokens):
+            (folder / f"{name}.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included, nothing cut: what `length` would have to be."""
         return [len(encoding.ids) for encoding in self._backend.encode_batch_fast(list(texts))]
@@ -251,6 +278,21 @@ def _backend(folder: Path, config: dict) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and needed only for unusual folders
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+
+
+def _is_bert(content: dict) -> bool:
+    """Whether a tokenizer.json describes what `_wordpiece` builds, up to case and accents."""
+    model, normalizer = content["model"], content["normalizer"] or {}
+    added = [token["content"] for token in content["added_tokens"]]
+    return (
+        (model["type"], model.get("continuing_subword_prefix")) == ("WordPiece", "##")
+        and model.get("unk_token") == "[UNK]"
+        and normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and normalizer["handle_chinese_chars"]
+        and (content["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        and set(added) <= set(SPECIAL_TOKENS)
+    )
 
 
 def _wordpiece(vocabulary: dict[str, int], *, lowercase: bool) -> tokenizers.Tokenizer:
