@@ -1,0 +1,102 @@
+"""Files of published vision models: their weights, and what stands beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medclip_jax.interop.weight_files import read_weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint's `config.json` says of its model; None where it says nothing.
+
+    Attributes:
+        heads: attention heads.
+        activation: of the MLPs.
+        layer_norm_epsilon: of every LayerNorm.
+        patch: voxels along depth, height, width.
+        grid: patches along depth, height, width.
+    """
+
+    heads: int | None = None
+    activation: str | None = None
+    layer_norm_epsilon: float | None = None
+    patch: tuple[int, int, int] | None = None
+    grid: tuple[int, int, int] | None = None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the weights of a checkpoint, also where they lie under "model" or "state_dict".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a PyTorch file, and no PyTorch to read it.
+        ValueError: the file is damaged, or is a pickle of more than tensors; the message says how to save
+            its weights alone.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in (".pth", ".pt", ".ckpt"):
+        return read_weights(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give a checkpoint file or a folder that holds one")
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs PyTorch to be read: install the torch-export extra, or save its weights as"
+            " safetensors"
+        ) from error
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read safely: it is damaged, or a pickle of more than tensors (Lightning keeps"
+            " hyper-parameters in it), and a pickle can run any code. Where you trust the file, in an"
+            " environment that you can throw away, save its weights alone and give that file:\n"
+            "    import torch, safetensors.torch\n"
+            f'    held = torch.load("{path.name}", map_location="cpu", weights_only=False)\n'
+            '    state = held.get("state_dict", held.get("model", held))\n'
+            "    state = {name: x.contiguous().clone() for name, x in state.items() if torch.is_tensor(x)}\n"
+            f'    safetensors.torch.save_file(state, "{path.stem}.safetensors")'
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    tensors = {name: x for name, x in held.items() if torch.is_tensor(x)} if isinstance(held, dict) else {}
+    if not tensors:
+        raise ValueError(f'{path} holds no weights by name, neither at its top nor under "model"')
+    return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Read the `config.json` beside a checkpoint: Hugging Face's, or that of `medclip export`."""
+    path = Path(path).expanduser()
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    named = path.is_dir() or path.name.startswith(("model.safetensors", "pytorch_model"))
+    if not named or not file.is_file():
+        return Settings()
+    try:
+        entries = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): copy it again from its source") from error
+    vision = entries.get("objective", {}).get("vision")
+    if vision is None:
+        return Settings(
+            heads=entries.get("num_attention_heads"),
+            activation=entries.get("hidden_act"),
+            layer_norm_epsilon=entries.get("layer_norm_eps"),
+        )
+    patch = tuple(vision["patch"])
+    voxels = zip(entries["data"]["shape"], vision["cell"], patch, strict=True)
+    return Settings(
+        heads=vision["heads"],
+        activation=vision["activation"],
+        layer_norm_epsilon=vision["layer_norm_epsilon"],
+        patch=patch,
+        grid=tuple(size // (cell * step) for size, cell, step in voxels),
+    )
