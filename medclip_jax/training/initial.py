@@ -1,39 +1,42 @@
-"""Weights from an earlier stage."""
+"""Weights from an earlier stage: a run's, or those of an exported model."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import re
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medclip_jax.training.checkpoints import restore_params
 from medclip_jax.training.state import Tree, combine, flatten, unflatten
 
 
 def load_initial_weights(config: Any, params: Tree) -> Tree:
-    """Replace parameters by those of an earlier run.
+    """Replace parameters by those of an earlier run or of an exported model.
 
     Args:
-        config: `config.initial_weights`.
+        config: `config.initial_weights`. Its `workdir` is that of a run, a folder that `medclip export`
+            wrote, or the hub id "owner/name" of such a folder. An export holds one set of weights, whatever
+            `ema` says: the averaged ones where the run kept them.
         params: freshly initialised.
 
     Returns:
         `params` with everything that was included replaced, as host arrays.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: no checkpoint there; or neither such a folder nor a way to such a hub id.
         ValueError: a regex matches nothing, an included parameter has no place here or another shape.
     """
+    where = f"config.initial_weights.workdir={config.workdir!r}"
     loaded = {}
-    for name, value in flatten(
-        restore_params(config.workdir, include=config.include, ema=config.ema)
-    ).items():
+    for name, value in _read(config, where).items():
         for pattern, replacement in config.rename:
             name = re.sub(pattern, replacement, name)
         loaded[name] = value
     own = flatten(params)
-    where = f"config.initial_weights.workdir={config.workdir!r}"
     homeless = [name for name in loaded if name not in own]
     if homeless:
         near = difflib.get_close_matches(homeless[0], own, n=1, cutoff=0.3)
@@ -57,3 +60,32 @@ def load_initial_weights(config: Any, params: Tree) -> Tree:
         ", ".join(fresh) or "none",
     )
     return combine(params, unflatten({k: v.astype(own[k].dtype) for k, v in loaded.items()}))
+
+
+def _read(config: Any, where: str) -> dict[str, np.ndarray]:
+    """What `config.include` picks, by "path/to/parameter"."""
+    from medclip_jax.interop.folder import is_export, read_folder
+    from medclip_jax.interop.hub import locate
+
+    folder = Path(config.workdir).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = locate(config.workdir)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{where} is neither a --workdir of `medclip train`, nor a folder that `medclip export` "
+                f"wrote, nor the hub id of one: {error}"
+            ) from error
+    elif not is_export(folder):
+        return flatten(restore_params(folder, include=config.include, ema=config.ema))
+    given = flatten(read_folder(folder).params)
+    for pattern in config.include:
+        if not any(re.search(pattern, name) for name in given):
+            raise ValueError(
+                f"{pattern!r} matches no parameter of {config.workdir}; it has {list(given)[:8]}..."
+            )
+    return {
+        name: value
+        for name, value in given.items()
+        if any(re.search(pattern, name) for pattern in config.include)
+    }
