@@ -9,7 +9,8 @@ model.zero_shot("scan.nii.gz", ["cardiomegaly", "pericardial_effusion"])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medclip_jax.model import Model, load
+    from medclip_jax.inference.load import load
+    from medclip_jax.model import Model
 
 __all__ = ["Model", "__version__", "load"]
 
@@ -20,10 +21,14 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("medclip-jax")
-    if name in ("Model", "load"):
-        from medclip_jax import model
+    if name == "load":
+        from medclip_jax.inference.load import load
 
-        return getattr(model, name)
+        return load
+    if name == "Model":
+        from medclip_jax.model import Model
+
+        return Model
     raise AttributeError(f"module 'medclip_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,15 +15,23 @@ from medclip_jax.evaluation.embeddings import Embedder
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.zero_shot import pair_scores
+from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Scan
 from medclip_jax.objectives.base import DataSpec, Objective
-from medclip_jax.volumes import Volume, read_volume
+from medclip_jax.shards.work import available_cores
+from medclip_jax.volumes import Volume
 
 if TYPE_CHECKING:
     from medclip_jax.reports.tokenizer import Tokenizer
-    from medclip_jax.shards.read import PreparedInfo
 
-Scan = str | os.PathLike | Volume | np.ndarray
-"""A file or DICOM folder, a volume that was read, or a prepared (D, H, W) int16 array."""
+_READERS = 8
+"""Threads that decode, at most: each holds a whole scan."""
+
+Center = Sequence[float] | None
+"""World RAS mm of the crop's middle; None for the scan's middle."""
+
+
+Prompts = tuple[str, str]
+"""A positive and a negative sentence."""
 
 
 class Hit(NamedTuple):
@@ -83,7 +88,13 @@ class Model:
             text_length=int(self.config["data"]["text_length"]),
             batch_size=self.batch_size,
             progress=self.progress,
+            readers=min(available_cores(), _READERS),
         )
+
+    @property
+    def preparation(self) -> Preparation:
+        """What scans go through; it can be handed to other processes."""
+        return Preparation(self.spec.shape, self.spec.spacing, self.crop, self.modality)
 
     @property
     def logit_scale(self) -> float:
@@ -91,7 +102,7 @@ class Model:
         scale = getattr(self.objective, "logit_scale", None)
         return float(scale()) if callable(scale) else 1.0
 
-    def prepare(self, scan: Scan, *, center: Sequence[float] | None = None) -> Int16[np.ndarray, "D H W"]:
+    def prepare(self, scan: Scan, *, center: Center = None) -> Int16[np.ndarray, "D H W"]:
         """Bring a scan to the form the model was trained on, as `medclip prepare` does.
 
         Args:
@@ -102,46 +113,43 @@ class Model:
             (D, H, W) int16 HU.
 
         Raises:
-            medclip_jax.volumes.VolumeRejected: the file cannot be used; the message says what to do.
-            ValueError: an array of another shape or type.
+            medclip_jax.volumes.VolumeRejected: the file cannot be used; the message names it and says what
+                to do.
+            ValueError: an array of another shape or type, or a center that is not three numbers.
         """
-        from medclip_jax.shards.scan import crop_and_resample
-
-        if isinstance(scan, np.ndarray):
-            if scan.shape != self.spec.shape or scan.dtype != np.int16:
-                raise ValueError(
-                    f"an array must be a prepared volume, int16 {self.spec.shape}, not {scan.dtype} "
-                    f"{scan.shape}: give the file's path, or a Volume from medclip_jax.volumes.read_volume"
-                )
-            return scan
-        if self.crop != "center" and center is None:
+        prepared = self.preparation(scan, center)
+        if CENTER_ASSUMED in prepared.notes:
             warnings.warn(
                 f"the model was trained on crops around {self.crop!r}, and this scan is cropped around its "
                 "middle: give center=(x, y, z), in RAS mm, of that organ",
                 stacklevel=2,
             )
-        volume = scan if isinstance(scan, Volume) else read_volume(scan, modality=self.modality)
-        at = None if center is None else np.asarray(center, np.float64)
-        return crop_and_resample(volume, self.spec.shape, self.spec.spacing, at)[0].voxels
+        return prepared.voxels
 
     def embed_volumes(
-        self, volumes: Scan | Sequence[Scan], *, center: Sequence[float] | None = None
+        self, volumes: Scan | Sequence[Scan], *, center: Center | Sequence[Center] = None
     ) -> Float32[np.ndarray, "N E"]:
-        """Vectors of scans.
+        """Vectors of scans, read and decoded by threads ahead of the device.
+
+        A scan's vector does not depend on the other scans nor on the batch size, beyond 1e-6 in float32. For
+        thousands of scans, and for archives with damaged files, use `medclip embed`.
 
         Args:
             volumes: one scan or several, see `prepare`; or an (N, D, H, W) int16 array of prepared ones.
-            center: as in `prepare`, for every scan.
+            center: as in `prepare`, one for every scan, or a list with one (or None) for each.
 
         Returns:
             (N, E) float32, L2-normalised; N is 1 for a single scan.
 
         Raises:
-            medclip_jax.volumes.VolumeRejected: a file cannot be used.
-            ValueError: an array of another shape or type.
+            medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
+            ValueError: an array of another shape or type, or another number of centers than of scans.
         """
         scans = _as_list(volumes)
-        return self.embedder.volumes(len(scans), lambda index: self.prepare(scans[index], center=center))
+        centers = _centers(center, len(scans))
+        return self.embedder.volumes(
+            len(scans), lambda index: self.prepare(scans[index], center=centers[index])
+        )
 
     def embed_texts(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "N E"]:
         """Vectors of texts.
@@ -158,8 +166,13 @@ class Model:
         return self.embedder.texts([texts] if isinstance(texts, str) else list(texts))
 
     def zero_shot(
-        self, volumes: Scan | Sequence[Scan], findings: Sequence[str], *, template: str = "there_is"
-    ) -> Any:
+        self,
+        volumes: Scan | Sequence[Scan],
+        findings: Sequence[str | Prompts],
+        *,
+        template: str = "there_is",
+        center: Center | Sequence[Center] = None,
+    ) -> dict[str, float] | list[dict[str, float]]:
         """Probability of each finding, from its prompt pair.
 
         The softmax over the cosines to "There is X." and "There is no X.", times the learned logit scale.
@@ -167,30 +180,48 @@ class Model:
 
         Args:
             volumes: one scan or several, see `prepare`.
-            findings: names in `medclip_jax.reports.findings.FINDINGS`.
-            template: wording, a key of `medclip_jax.reports.prompts.TEMPLATES`.
+            findings: names in `medclip_jax.reports.findings.FINDINGS`, or pairs of your own sentences:
+                (positive, negative).
+            template: wording for names, a key of `medclip_jax.reports.prompts.TEMPLATES`.
+            center: as in `embed_volumes`.
 
         Returns:
-            finding to probability for a single scan; a list of such dicts for several.
+            finding, or the positive sentence of a pair, to probability for a single scan; a list of such
+            dicts for several.
 
         Raises:
             KeyError: an unknown finding; the message lists the known ones.
-            medclip_jax.volumes.VolumeRejected: a file cannot be used.
+            ValueError: a pair that is not two sentences.
+            medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
         """
-        pairs = {name: self.embed_pair(name, template) for name in findings}
-        found = self.scores(self.embed_volumes(volumes), pairs)
+        if isinstance(findings, str):
+            findings = [findings]
+        pairs = {
+            finding if isinstance(finding, str) else finding[0]: self.embed_pair(finding, template)
+            for finding in findings
+        }
+        found = self.scores(self.embed_volumes(volumes, center=center), pairs)
         return found[0] if _is_single(volumes) else found
 
-    def embed_pair(self, finding: str, template: str = "there_is") -> Float32[np.ndarray, "2 E"]:
-        """Vectors of a finding's positive and negative prompt.
+    def embed_pair(self, finding: str | Prompts, template: str = "there_is") -> Float32[np.ndarray, "2 E"]:
+        """Vectors of a positive and a negative prompt.
 
         Args:
-            finding: its name.
-            template: wording.
+            finding: its name, or (positive, negative) sentences.
+            template: wording, for a name.
+
+        Raises:
+            KeyError: an unknown finding or template.
+            ValueError: a pair that is not two sentences.
         """
         from medclip_jax.reports.prompts import pair
 
-        return self.embed_texts(pair(finding, template))
+        sentences = pair(finding, template) if isinstance(finding, str) else tuple(finding)
+        if len(sentences) != 2 or not all(isinstance(sentence, str) for sentence in sentences):
+            raise ValueError(
+                f"{finding!r}: give the name of a finding, or two sentences, (positive, negative)"
+            )
+        return self.embed_texts(sentences)
 
     def scores(
         self, vectors: Float[np.ndarray, "N E"], pairs: Mapping[str, Float[np.ndarray, "2 E"]]
@@ -210,19 +241,27 @@ class Model:
         }
         return [{name: float(column[i]) for name, column in columns.items()} for i in range(len(vectors))]
 
-    def retrieve(self, text: str, volumes: Sequence[Scan], *, count: int = 10) -> list[Hit]:
+    def retrieve(
+        self,
+        text: str,
+        volumes: Sequence[Scan] | Float[np.ndarray, "N E"],
+        *,
+        count: int = 10,
+        center: Center | Sequence[Center] = None,
+    ) -> list[Hit]:
         """The scans nearest to a text, best first; of equal ones the earlier.
 
         Args:
             text: report, sentence or prompt.
             volumes: scans to search, see `prepare`, or their (N, E) float vectors from `embed_volumes`.
             count: how many to return.
+            center: as in `embed_volumes`; for scans.
 
         Returns:
             At most `count` hits.
         """
         is_vectors = isinstance(volumes, np.ndarray) and volumes.ndim == 2
-        vectors = volumes if is_vectors else self.embed_volumes(volumes)
+        vectors = volumes if is_vectors else self.embed_volumes(volumes, center=center)
         cosines = vectors.astype(np.float64) @ self.embed_texts(text)[0].astype(np.float64)
         order = np.argsort(-cosines, kind="stable")[:count]
         return [Hit(int(index), float(cosines[index])) for index in order]
@@ -233,7 +272,7 @@ class Model:
         text: str,
         against: str | None = None,
         *,
-        center: Sequence[float] | None = None,
+        center: Center = None,
         first_layer: int | None = None,
     ) -> HeatMap:
         """Where in a scan its agreement with a text comes from.
@@ -261,124 +300,6 @@ class Model:
         return heat_map(self.objective, prepared, positive, negative, first_layer=first_layer)
 
 
-def load(
-    workdir: str | os.PathLike,
-    *,
-    step: int | None = None,
-    shards: str | os.PathLike | None = None,
-    batch_size: int = 4,
-    progress: bool = True,
-) -> Model:
-    """Load a trained model from its workdir.
-
-    The weights are the newest checkpoint's, their moving average where one was kept. What scans must look
-    like, the tokenizer and the shape of a text encoder from elsewhere are read from the run's own copies
-    (`prepare.json`, `tokenizer/`, `text_encoder/`), else from where the run took them.
-
-    Args:
-        workdir: of `medclip train`.
-        step: which checkpoint; None for the newest.
-        shards: prepared folder to take the preparation from instead; and the tokenizer, where the run kept
-            none.
-        batch_size: volumes for each call of the model.
-        progress: whether to draw bars.
-
-    Returns:
-        The model.
-
-    Raises:
-        FileNotFoundError: no run or no checkpoint there, or neither shards nor tokenizer can be found.
-        ValueError: the checkpoint does not fit the config beside it.
-    """
-    from flax import nnx
-    from ml_collections import ConfigDict
-
-    from medclip_jax import objectives
-    from medclip_jax.reports.tokenizer import load_tokenizer
-    from medclip_jax.training.checkpoints import restore_params
-    from medclip_jax.training.config import complete
-    from medclip_jax.training.state import flatten, merge, split
-    from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
-
-    workdir = Path(workdir)
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no config.json in {workdir}: give the --workdir of a `medclip train` run, not its checkpoints"
-        )
-    config = ConfigDict(complete(json.loads(file.read_text())))
-    info = _preparation(workdir, config, shards)
-    # The run's own copies first: what they were copied from may have moved, or changed.
-    kept = workdir / TOKENIZER
-    folder = kept if kept.is_dir() else config.data.tokenizer or info.tokenizer
-    tokenizer = load_tokenizer(folder) if folder else None
-    if (workdir / TEXT_ENCODER).is_dir():
-        config.objective.text.folder = str(workdir / TEXT_ENCODER)
-    spec = DataSpec.of(info, tokenizer)
-    params = restore_params(workdir, ema=True, step=step)
-    graphdef, fresh, variables = split(objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
-    expected, found = flatten(fresh), flatten(params)
-    wrong = [n for n in expected if n not in found or found[n].shape != expected[n].shape]
-    if wrong or len(found) != len(expected):
-        where = wrong[0] if wrong else next(n for n in found if n not in expected)
-        raise ValueError(
-            f"the checkpoint in {workdir} does not fit its config.json (parameter {where!r}): the shards or "
-            "the tokenizer are not those it was trained with; pass shards=..., or restore the original "
-            "config.json"
-        )
-    return Model(
-        merge(graphdef, params, variables),
-        spec,
-        tokenizer,
-        config.to_dict(),
-        crop=str(info.settings.get("crop", "center")),
-        modality=str(info.settings.get("modality", "CT")),
-        batch_size=batch_size,
-        progress=progress,
-    )
-
-
-def prepare_all(
-    model: Model, scans: Sequence[Scan], *, center: Sequence[float] | None = None
-) -> list[Int16[np.ndarray, "D H W"] | Exception]:
-    """Prepare scans side by side, keeping the error of each one that cannot be used.
-
-    Args:
-        model: whose preparation to apply.
-        scans: see `Model.prepare`.
-        center: as there.
-
-    Returns:
-        For each scan the prepared volume, or the error.
-    """
-
-    def attempt(scan: Scan) -> Int16[np.ndarray, "D H W"] | Exception:
-        try:
-            return model.prepare(scan, center=center)
-        # Any file must end as a line in a list, whatever its reader stumbles over.
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(attempt, scans))
-
-
-def _preparation(workdir: Path, config: Any, shards: str | os.PathLike | None) -> PreparedInfo:
-    from medclip_jax.shards.read import SETTINGS_FILE, open_shards
-
-    if shards is not None:
-        return open_shards(shards)
-    if (workdir / SETTINGS_FILE).is_file():
-        return open_shards(workdir)
-    if not config.data.shards or not Path(config.data.shards).is_dir():
-        raise FileNotFoundError(
-            f"the shards of this run, {config.data.shards!r}, are not there, and {workdir} holds no copy of "
-            f"their {SETTINGS_FILE}: pass the prepared folder (shards=..., --shards), or copy its "
-            f"{SETTINGS_FILE} and tokenizer/ into the workdir"
-        )
-    return open_shards(config.data.shards)
-
-
 def _is_single(volumes: Any) -> bool:
     return isinstance(volumes, str | os.PathLike | Volume) or (
         isinstance(volumes, np.ndarray) and volumes.ndim == 3
@@ -390,3 +311,15 @@ def _as_list(volumes: Any) -> list[Scan]:
     if not scans:
         raise NotEvaluable("no volumes were given")
     return scans
+
+
+def _centers(center: Any, count: int) -> list[Center]:
+    """One center for each scan."""
+    is_one = center is None or (len(center) == 3 and all(np.isscalar(number) for number in center))
+    centers = [center] * count if is_one else list(center)
+    if len(centers) != count:
+        raise ValueError(
+            f"{len(centers)} centers for {count} scans: give one (x, y, z) for all, or a list with one for "
+            "each, None where the scan's middle is meant"
+        )
+    return centers

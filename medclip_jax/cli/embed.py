@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medclip_jax.inference.scans import Entry
+    from medclip_jax.inference.table import Failure, Row
+    from medclip_jax.model import Model
 
 HELP = "embed scans with a trained model, compare them with texts, classify them zero-shot"
 
-CHUNK = 16
-"""Scans that are prepared before they are embedded: bounds the memory."""
+EPILOG = """\
+examples:
+  medclip embed runs/clip scan.nii.gz --text "There is cardiomegaly."
+  medclip embed runs/clip archive/ "more/**/*.nrrd" --out embeddings.parquet
+  medclip embed runs/clip --list scans.csv --out embeddings.parquet
+
+With --out, the same command goes on where an earlier one was stopped, and tries the files again that could
+not be read. Read the result with pandas.read_parquet("embeddings.parquet").
+Exit code: 0 all scans were read, 1 some were not, 2 none was, or the arguments are wrong.
+"""
+
+PRINTED = 16
+"""Scans that are shown as a table where the vectors go to a file."""
+
+UNWRITTEN = 64
+"""Scans that may be embedded without a file to write to."""
+
+LISTED = 20
+"""Failures that are listed where all of them go to a file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", metavar="MODEL", help="--workdir of medclip train")
-    parser.add_argument("scans", nargs="+", metavar="SCAN", help="NIfTI, NRRD, MHA file or DICOM folder")
+    parser.epilog = EPILOG
+    _allow_any_order(parser)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="--workdir of medclip train, folder of medclip export, or hub id owner/name",
+    )
+    parser.add_argument(
+        "scans",
+        nargs="*",
+        metavar="FILES",
+        help="NIfTI, NRRD, MHA files, DICOM folders, folders to search for them, patterns in quotes",
+    )
+    parser.add_argument(
+        "--list",
+        metavar="FILE",
+        help="scans to embed as well: text with one path a line, or CSV with the column volume and, if "
+        "wanted, id and center_x, center_y, center_z",
+    )
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="where relative paths of --list start (default: the list's folder)"
+    )
     parser.add_argument(
         "--text", action="append", default=[], metavar="TEXT", help="a sentence to compare with; repeatable"
     )
@@ -30,83 +77,216 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         type=float,
         metavar=("X", "Y", "Z"),
-        help="middle of the crop in RAS mm (default: the scan's middle)",
+        help="middle of the crop in RAS mm, for scans without one in --list (default: the scan's middle)",
     )
+    parser.add_argument("--out", metavar="FILE.parquet", help="write the vectors; needed for many scans")
+    parser.add_argument("--restart", action="store_true", help="discard what an earlier run left at --out")
     parser.add_argument(
-        "--shards", metavar="FOLDER", help="prepared folder, for a run that kept no copy of its settings"
+        "--workers", type=int, metavar="N", help="processes that read and decode (default: one for each core)"
     )
     parser.add_argument(
         "--batch-size", type=int, default=4, metavar="N", help="volumes at a time (default: 4)"
     )
-    parser.add_argument("--out", metavar="FILE.npz", help="write the vectors of scans and texts")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute in this precision")
+    parser.add_argument("--step", type=int, help="which checkpoint of a workdir (default: the newest)")
+    parser.add_argument(
+        "--shards", metavar="FOLDER", help="prepared folder, for a run that kept no copy of its settings"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed; 0 when every scan could be read, 1 when some could not: each is listed with its reason."""
-    import numpy as np
+    """Embed; 0 when every scan could be read, 1 when some could not, 2 when none could."""
+    from medclip_jax.inference.load import load
+    from medclip_jax.inference.scans import find_scans
 
-    import medclip_jax
-    from medclip_jax.evaluation.results import NotEvaluable, Table
-    from medclip_jax.model import prepare_all
+    entries = find_scans(args.scans, list_file=args.list, root=args.root)
+    if not entries:
+        raise ValueError("no scan was given: name files or folders, or a --list")
+    if not args.out and len(entries) > UNWRITTEN:
+        raise ValueError(f"{len(entries)} scans: write their vectors to a file, --out embeddings.parquet")
+    model = load(
+        args.model,
+        step=args.step,
+        shards=args.shards,
+        batch_size=min(args.batch_size, len(entries)),
+        dtype=args.dtype,
+    )
+    columns = _Columns(model, args)
+    rows, failures = (_to_file if args.out else _in_memory)(model, entries, columns, args)
+    embedded = len(entries) - len(failures)
+    if rows:
+        columns.show(rows)
+        print(f"{embedded} of {len(entries)} scans embedded, {len(rows[0].vector)} numbers each")
+    elif embedded:
+        print(f"{embedded} of {len(entries)} scans embedded")
+    _list(failures, args.out)
+    if not embedded:
+        return 2
+    return 1 if failures else 0
 
-    model = medclip_jax.load(args.model, shards=args.shards, batch_size=min(args.batch_size, len(args.scans)))
-    texts, pairs = None, {}
-    try:
-        texts = model.embed_texts(args.text) if args.text else None
-        pairs = {name: model.embed_pair(name) for name in _findings(args.findings, model)}
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
-    except NotEvaluable:
-        # A masked autoencoder embeds volumes all the same; only what was asked for must not be dropped.
-        if args.text or args.findings:
-            raise
 
-    vectors, kept, failed = [], [], {}
-    for start in range(0, len(args.scans), CHUNK):
-        paths = args.scans[start : start + CHUNK]
-        prepared = prepare_all(model, paths, center=args.center)
-        failed |= {p: v for p, v in zip(paths, prepared, strict=True) if isinstance(v, Exception)}
-        good = [(p, v) for p, v in zip(paths, prepared, strict=True) if not isinstance(v, Exception)]
-        if good:
-            vectors.append(model.embed_volumes([volume for _, volume in good]))
-            kept += [path for path, _ in good]
+def _allow_any_order(parser: argparse.ArgumentParser) -> None:
+    """Let files stand after options, too: argparse takes an optional list of them only in one place."""
+    plain = parser.parse_known_args
 
-    if kept:
-        found = np.concatenate(vectors)
-        if texts is not None:
-            rows = [
-                (path, *(f"{cosine:+.4f}" for cosine in found[i].astype(np.float64) @ texts.T))
-                for i, path in enumerate(kept)
+    def parse(args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        parser.parse_known_args = plain
+        return parser.parse_known_intermixed_args(args, namespace)
+
+    parser.parse_known_args = parse
+
+
+class _Columns:
+    """What follows from vectors: probabilities and cosines.
+
+    Raises:
+        ValueError: an unknown finding, or texts for a model that has none.
+    """
+
+    def __init__(self, model: Model, args: argparse.Namespace):
+        from medclip_jax.evaluation.results import NotEvaluable
+
+        self.model, self.sentences = model, args.text
+        self.texts, self.pairs = None, {}
+        try:
+            self.texts = model.embed_texts(args.text) if args.text else None
+            self.pairs = {name: model.embed_pair(name) for name in _findings(args.findings, model)}
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+        except NotEvaluable:
+            # A masked autoencoder embeds volumes all the same; only what was asked for must not be dropped.
+            if args.text or args.findings:
+                raise
+
+    def cosines(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, texts) float64."""
+        return vectors.astype(float) @ self.texts.astype(float).T
+
+    def __call__(self, vectors: np.ndarray) -> Mapping[str, Sequence[float]]:
+        """Columns of the file."""
+        scores = self.model.scores(vectors, self.pairs)
+        columns = {f"probability:{name}": [score[name] for score in scores] for name in self.pairs}
+        if self.texts is not None:
+            columns |= dict(
+                zip((f"cosine:{text}" for text in self.sentences), self.cosines(vectors).T, strict=True)
+            )
+        return columns
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Print tables for a few scans."""
+        import numpy as np
+
+        from medclip_jax.evaluation.results import Table
+
+        found = np.stack([row.vector for row in rows])
+        names = [row.entry.scan for row in rows]
+        if self.texts is not None:
+            cells = [
+                (name, *(f"{cosine:+.4f}" for cosine in cosines))
+                for name, cosines in zip(names, self.cosines(found), strict=True)
             ]
-            legend = {f"text {i + 1}": text for i, text in enumerate(args.text)}
-            print(Table("Cosine to each text", ("scan", *legend), tuple(rows), legend), end="\n\n")
-        if pairs:
-            probabilities = model.scores(found, pairs)
-            rows = [(name, *(f"{p[name]:.3f}" for p in probabilities)) for name in pairs]
-            legend = {f"scan {i + 1}": path for i, path in enumerate(kept)}
-            legend["score"] = f"softmax over the prompt pair, logit scale {model.logit_scale:.4g}"
-            header = ("finding", *(f"scan {i + 1}" for i in range(len(kept))))
-            print(Table("Zero-shot probability", header, tuple(rows), legend), end="\n\n")
-        if args.out:
-            _write(Path(args.out), found, kept, texts, args.text)
-        print(f"{len(kept)} of {len(args.scans)} scans embedded, {found.shape[1]} numbers each")
-    for path, error in failed.items():
-        print(f"not read: {path}: {error}", file=sys.stderr)
-    return 1 if failed else 0
+            legend = {f"text {i + 1}": text for i, text in enumerate(self.sentences)}
+            print(Table("Cosine to each text", ("scan", *legend), tuple(cells), legend), end="\n\n")
+        if self.pairs:
+            scores = self.model.scores(found, self.pairs)
+            cells = [(name, *(f"{score[name]:.3f}" for score in scores)) for name in self.pairs]
+            legend = {f"scan {i + 1}": name for i, name in enumerate(names)}
+            legend["score"] = f"softmax over the prompt pair, logit scale {self.model.logit_scale:.4g}"
+            header = ("finding", *(f"scan {i + 1}" for i in range(len(rows))))
+            print(Table("Zero-shot probability", header, tuple(cells), legend), end="\n\n")
+
+
+def _in_memory(
+    model: Model, entries: Sequence[Entry], columns: _Columns, args: argparse.Namespace
+) -> tuple[list[Row], list[Failure]]:
+    from medclip_jax.inference.table import Row
+
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    for outcome in _outcomes(model, entries, range(len(entries)), args):
+        (rows if isinstance(outcome, Row) else failures).append(outcome)
+    return rows, failures
+
+
+def _to_file(
+    model: Model, entries: Sequence[Entry], columns: _Columns, args: argparse.Namespace
+) -> tuple[list[Row], list[Failure]]:
+    """The rows only where they are few enough to be printed."""
+    from medclip_jax.inference.archive import describe_origin
+    from medclip_jax.inference.table import Row, Table
+
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    with Table(args.out, describe_origin(model, args.center), restart=args.restart) as table, _stoppable():
+        table.check_all_wanted(entries)
+        todo = [index for index, entry in enumerate(entries) if not table.is_done(entry)]
+        if len(todo) < len(entries):
+            print(f"{len(entries) - len(todo)} of {len(entries)} scans were embedded before")
+        try:
+            for outcome in _outcomes(model, entries, todo, args):
+                if isinstance(outcome, Row):
+                    table.add(outcome)
+                    rows += [outcome] if len(entries) <= PRINTED else []
+                else:
+                    failures.append(outcome)
+            written = table.merge(entries, columns)
+            table.write_failures(failures)
+        except KeyboardInterrupt:
+            print(f"\nstopped: the same command goes on from what {table.parts} holds", file=sys.stderr)
+            raise
+    if written:
+        print(f"written: {table.out}, {written} rows")
+    return rows if len(rows) == len(entries) - len(failures) else [], failures
+
+
+def _outcomes(
+    model: Model, entries: Sequence[Entry], todo: Sequence[int], args: argparse.Namespace
+) -> Iterator[Row | Failure]:
+    """Embed, with a bar."""
+    from tqdm.auto import tqdm
+
+    from medclip_jax.inference.archive import embed_scans
+    from medclip_jax.inference.table import Failure
+    from medclip_jax.shards.work import available_cores
+
+    workers = available_cores() if args.workers is None else args.workers
+    outcomes = embed_scans(model, entries, todo, center=args.center, workers=workers)
+    failed = 0
+    with tqdm(total=len(entries), initial=len(entries) - len(todo), desc="embed", unit="scan") as bar:
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    failed += 1
+                    bar.set_postfix(failed=failed)
+                bar.update()
+                yield outcome
+        finally:
+            outcomes.close()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, from a batch system, stops like Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _list(failures: Sequence[Failure], out: str | None) -> None:
+    shown = failures[:LISTED] if out else failures
+    for failure in shown:
+        print(f"not read: {failure.entry.scan}: {failure.reason}", file=sys.stderr)
+    if len(shown) < len(failures):
+        print(f"... and {len(failures) - len(shown)} more", file=sys.stderr)
 
 
 def _findings(asked: str | None, model: Any) -> list[str]:
     if asked is None:
         return list(model.spec.findings)
     return [] if asked == "none" else [name.strip() for name in asked.split(",")]
-
-
-def _write(path: Path, vectors: Any, scans: list[str], texts: Any, sentences: list[str]) -> None:
-    import numpy as np
-
-    content = {"volumes": vectors, "scans": np.array(scans)}
-    if texts is not None:
-        content |= {"texts": texts, "sentences": np.array(sentences)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **content)
-    print(f"written: {path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int8, Int32, Int64
+from jaxtyping import Float, Int8, Int16, Int32, Int64
 from tqdm.auto import tqdm
 
 from medclip_jax.evaluation.results import NotEvaluable
@@ -99,6 +99,7 @@ class Embedder:
         batch_size: volumes or texts for each call; rounded up to a multiple of the mesh's devices.
         progress: whether to draw a bar.
         between: called after every batch; what it raises ends the work.
+        readers: threads that read and decode volumes.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Embedder:
         batch_size: int,
         progress: bool = True,
         between: Callable[[], None] = lambda: None,
+        readers: int = 2,
     ):
         self.graph, self.state = nnx.split(objective)
         self.pooling = describe_pooling(objective)
@@ -117,6 +119,7 @@ class Embedder:
         self.text_length = text_length
         self.progress = progress
         self.between = between
+        self.readers = readers
         self.sharding = _batch_sharding(self.state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
@@ -153,9 +156,8 @@ class Embedder:
             raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
         own = self.own_rows()
         out: list[np.ndarray] = []
-        pending: deque[jax.Array] = deque()
         with (
-            ThreadPoolExecutor(2) as pool,
+            ThreadPoolExecutor(self.readers) as pool,
             tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
         ):
             # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
@@ -164,15 +166,29 @@ class Embedder:
                 self.batch_size,
                 lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
             )
-            for done, rows in batches:
-                pending.append(self._call(self._volumes, np.stack([row.result() for row in rows])))
-                # One batch stays in flight: the device computes while the next one is read.
-                if len(pending) > 1:
-                    out.append(np.asarray(jax.device_get(pending.popleft())))
-                bar.update(done)
+            for vectors in self.stream(np.stack([row.result() for row in rows]) for rows in batches):
+                out.append(vectors)
+                bar.update(min(self.batch_size, count - bar.n))
                 self.between()
-            out.extend(np.asarray(jax.device_get(batch)) for batch in pending)
         return np.concatenate(out)[:count]
+
+    def stream(
+        self, batches: Iterable[Int16[np.ndarray, "rows D H W"]]
+    ) -> Iterator[Float[np.ndarray, "batch E"]]:
+        """Embed batches as they come; the next one is asked for while the device works on the one before.
+
+        Args:
+            batches: each of `batch_size` prepared volumes; of several processes, each gives its `own_rows`.
+
+        Yields:
+            For each batch its (batch_size, E) float32 means.
+        """
+        pending: deque[jax.Array] = deque()
+        for batch in batches:
+            pending.append(self._call(self._volumes, batch))
+            if len(pending) > 1:
+                yield np.asarray(jax.device_get(pending.popleft()))
+        yield from (np.asarray(jax.device_get(batch)) for batch in pending)
 
     def own_rows(self) -> Int64[np.ndarray, " rows"]:
         """Rows of a batch that this process reads and embeds: all of them where it is the only one."""
@@ -319,17 +335,17 @@ def _batch_sharding(state: nnx.State) -> NamedSharding | None:
     return None
 
 
-def _batches(count: int, size: int, submit: Callable[[int], list[Any]]) -> Iterable[tuple[int, list[Any]]]:
-    """Size and futures of each batch, the next one submitted before this one is handed out.
+def _batches(count: int, size: int, submit: Callable[[int], list[Any]]) -> Iterator[list[Any]]:
+    """Futures of each batch, the next one submitted before this one is handed out.
 
     Args:
         count: of rows over all batches.
         size: of a batch.
         submit: first row of a batch to its futures.
     """
-    ahead: deque[tuple[int, list[Any]]] = deque()
+    ahead: deque[list[Any]] = deque()
     for start in range(0, count, size):
-        ahead.append((min(size, count - start), submit(start)))
+        ahead.append(submit(start))
         if len(ahead) > 1:
             yield ahead.popleft()
     yield from ahead

@@ -1,0 +1,1 @@
+"""Trained models in use: loading them, preparing scans for them, embedding whole archives."""

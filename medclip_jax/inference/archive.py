@@ -1,0 +1,141 @@
+"""Embedding many scans: decoded by worker processes ahead of the device, damaged ones set aside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from medclip_jax.inference.preparation import Preparation, Prepared
+from medclip_jax.inference.scans import Entry
+from medclip_jax.inference.table import Failure, Row
+from medclip_jax.model import Center, Model
+from medclip_jax.shards.pool import map_in_order
+from medclip_jax.volumes import AIR_HU, VolumeRejected
+
+_FEW = 8
+"""So many scans are prepared in this process: starting others would take longer."""
+
+
+class _Reason(NamedTuple):
+    """Why a scan cannot be used. A `VolumeRejected` cannot travel between processes."""
+
+    code: str
+    text: str
+
+
+def embed_scans(
+    model: Model, entries: Sequence[Entry], todo: Iterable[int], *, center: Center = None, workers: int = 1
+) -> Iterator[Row | Failure]:
+    """Embed scans, each of which ends as a vector or as a reason.
+
+    A scan has its row in a batch by its place in `entries`, whatever else is embedded or fails: so its vector
+    is the same to the bit, on one kind of device and with one batch size, in whichever run it is made.
+
+    Args:
+        model: a trained model.
+        entries: all scans.
+        todo: ascending indices of those to embed.
+        center: for those that have none of their own.
+        workers: processes that read and decode. A file that kills its process is a `Failure`; with 1, or for
+            a few scans, this process does the work, and such a file ends it.
+
+    Yields:
+        One for each index of `todo`, in order.
+    """
+    todo = list(todo)
+    size = model.embedder.batch_size
+    outcomes = map_in_order(
+        partial(_attempt, preparation=model.preparation),
+        [(entries[index].path, entries[index].center or center) for index in todo],
+        workers if len(todo) > _FEW else 1,
+        _died,
+    )
+    waiting: deque[list[tuple[int, Prepared | _Reason]]] = deque()
+    found: list[tuple[int, Prepared | _Reason]] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        nonlocal found
+        for _, members in groupby(todo, key=lambda index: index // size):
+            rows = np.full((size, *model.spec.shape), AIR_HU, np.int16)
+            is_empty = True
+            for index in members:
+                outcome = next(outcomes)
+                found.append((index, outcome))
+                if isinstance(outcome, Prepared):
+                    rows[index % size] = outcome.voxels
+                    is_empty = False
+            if not is_empty:  # else what failed goes along with the next batch
+                waiting.append(found)
+                found = []
+                yield rows
+
+    try:
+        for vectors in model.embedder.stream(batches()):
+            for index, outcome in waiting.popleft():
+                if isinstance(outcome, Prepared):
+                    yield Row(entries[index], vectors[index % size], outcome.notes)
+                else:
+                    yield Failure(entries[index], outcome.code, outcome.text)
+        for index, outcome in found:
+            yield Failure(entries[index], outcome.code, outcome.text)
+    finally:
+        outcomes.close()
+
+
+def describe_origin(model: Model, center: Center = None) -> dict[str, Any]:
+    """What vectors depend on besides the scan: weights, architecture, preparation.
+
+    Args:
+        model: a trained model.
+        center: for scans that have none of their own.
+
+    Returns:
+        JSON, without any path.
+    """
+    digest = hashlib.sha256(json.dumps(_without_folders(model.config["objective"]), sort_keys=True).encode())
+    state = nnx.to_pure_dict(nnx.split(model.objective)[1])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        value = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return {
+        "model": digest.hexdigest(),
+        "objective": model.config["objective"]["name"],
+        "shape": list(model.spec.shape),
+        "spacing": list(model.spec.spacing),
+        "crop": model.crop,
+        "modality": model.modality,
+        "center": None if center is None else [float(number) for number in center],
+    }
+
+
+def _attempt(task: tuple[Any, Center], preparation: Preparation) -> Prepared | _Reason:
+    try:
+        return preparation.read(*task)
+    except VolumeRejected as rejection:
+        return _Reason(rejection.code, str(rejection))
+
+
+def _died(task: tuple[Any, Center]) -> _Reason:
+    return _Reason(
+        "reader-died",
+        "The process that read this file was killed, by a crash of the decoder or for want of memory: "
+        "convert the file again, or embed with fewer --workers.",
+    )
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_folders(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in ("folder", "weights")
+    }

@@ -1,0 +1,230 @@
+"""From a workdir, an exported folder or a hub id to a model in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medclip_jax.model import Model
+from medclip_jax.objectives.base import DataSpec
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from medclip_jax.reports.tokenizer import Tokenizer
+    from medclip_jax.shards.read import PreparedInfo
+
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.md")
+"""Files of a hub repository that are fetched: no code, no pickles."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a model is made of, wherever it came from."""
+
+    config: ConfigDict
+    spec: DataSpec
+    tokenizer: Tokenizer | None
+    params: Mapping[str, Any]
+    crop: str
+    modality: str
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    step: int | None = None,
+    shards: str | os.PathLike | None = None,
+    batch_size: int = 4,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> Model:
+    """Load a trained model.
+
+    It computes on the device that JAX chooses: an accelerator where there is one; `JAX_PLATFORMS=cpu` in the
+    environment keeps it on the CPU.
+
+    Args:
+        source: the workdir of `medclip train`, a folder that `medclip export` wrote, or the id "owner/name"
+            of such a folder on the Hugging Face hub. Of a workdir the newest checkpoint is taken, its moving
+            average where one was kept; what scans must look like, the tokenizer and the sizes of a text
+            encoder from elsewhere are read from the run's own copies, else from where the run took them.
+        step: which checkpoint of a workdir; None for the newest.
+        shards: prepared folder to take the preparation of a workdir from instead; and the tokenizer, where
+            the run kept none.
+        batch_size: volumes for each call of the model. Vectors do not depend on it beyond 1e-6 in float32.
+        dtype: "float32" or "bfloat16" to compute in instead of what the model was trained in.
+        progress: whether to draw bars.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: no model there, or neither shards nor tokenizer can be found.
+        ValueError: the weights do not fit the config beside them; an unknown dtype.
+        OSError: the hub is out of reach.
+    """
+    import jax
+    from flax import nnx
+
+    from medclip_jax import objectives
+    from medclip_jax.training.state import flatten, merge, split
+
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
+    folder = _find(source)
+    if is_exported(folder):
+        if step is not None or shards is not None:
+            raise ValueError(f"{folder} is an exported model: step and shards are for workdirs only")
+        trained = _read_exported(folder)
+    else:
+        trained = _read_workdir(folder, step, shards)
+    if dtype is not None:
+        _set_dtype(trained.config.objective, dtype)
+    graphdef, fresh, variables = split(
+        objectives.create(trained.config.objective, trained.spec, rngs=nnx.Rngs(0))
+    )
+    expected, found = flatten(fresh), flatten(trained.params)
+    wrong = [n for n in expected if n not in found or np.shape(found[n]) != expected[n].shape]
+    if wrong or len(found) != len(expected):
+        where = wrong[0] if wrong else next(n for n in found if n not in expected)
+        raise ValueError(
+            f"the checkpoint in {folder} does not fit its config.json (parameter {where!r}): the shards or "
+            "the tokenizer are not those it was trained with; pass shards=..., or restore the original "
+            "config.json"
+        )
+    return Model(
+        # Once: host arrays would be sent to the device again with every batch.
+        merge(graphdef, jax.device_put(trained.params), variables),
+        trained.spec,
+        trained.tokenizer,
+        trained.config.to_dict(),
+        crop=trained.crop,
+        modality=trained.modality,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def is_exported(folder: str | os.PathLike) -> bool:
+    """Whether a folder was written by `medclip export`.
+
+    Args:
+        folder: any folder.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        return json.loads(file.read_text()).get("model_type") == "medclip"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _find(source: str | os.PathLike) -> Path:
+    """The folder that is meant, fetched from the hub where it is an id."""
+    folder = Path(source)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(
+            f"no config.json in {folder}: give the --workdir of a `medclip train` run (not its checkpoints), "
+            "or a folder that `medclip export` wrote"
+        )
+    name = os.fspath(source)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        raise FileNotFoundError(
+            f"no folder {name}: give the --workdir of a `medclip train` run, a folder that `medclip export` "
+            'wrote, or a hub id "owner/name"'
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    # The client raises errors of its own, of its HTTP library, and of the system.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise OSError(
+            f"there is no folder {name} here, and the Hugging Face hub gave no model of that name "
+            f"({type(error).__name__}: {reason}). Check the path; or, on a machine that reaches the hub, run "
+            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here, and give its path"
+        ) from error
+
+
+def _read_exported(folder: Path) -> _Trained:
+    from ml_collections import ConfigDict
+
+    from medclip_jax.interop.folder import read_folder
+    from medclip_jax.reports.tokenizer import load_tokenizer
+    from medclip_jax.training.config import complete
+
+    exported = read_folder(folder)
+    written = json.loads((folder / "config.json").read_text())
+    run = {"objective": written["objective"], "data": {"text_length": written["text_length"]}}
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return _Trained(
+        config=ConfigDict(complete(run)),
+        spec=exported.spec,
+        tokenizer=load_tokenizer(folder) if has_tokenizer else None,
+        params=exported.params,
+        crop=exported.crop,
+        modality=exported.modality,
+    )
+
+
+def _read_workdir(workdir: Path, step: int | None, shards: str | os.PathLike | None) -> _Trained:
+    from ml_collections import ConfigDict
+
+    from medclip_jax.reports.tokenizer import load_tokenizer
+    from medclip_jax.training.checkpoints import restore_params
+    from medclip_jax.training.config import complete
+    from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
+
+    config = ConfigDict(complete(json.loads((workdir / "config.json").read_text())))
+    info = _preparation(workdir, config, shards)
+    # The run's own copies first: what they were copied from may have moved, or changed.
+    kept = workdir / TOKENIZER
+    folder = kept if kept.is_dir() else config.data.tokenizer or info.tokenizer
+    tokenizer = load_tokenizer(folder) if folder else None
+    if (workdir / TEXT_ENCODER).is_dir():
+        config.objective.text.folder = str(workdir / TEXT_ENCODER)
+    return _Trained(
+        config=config,
+        spec=DataSpec.of(info, tokenizer),
+        tokenizer=tokenizer,
+        params=restore_params(workdir, ema=True, step=step),
+        crop=str(info.settings.get("crop", "center")),
+        modality=str(info.settings.get("modality", "CT")),
+    )
+
+
+def _preparation(workdir: Path, config: Any, shards: str | os.PathLike | None) -> PreparedInfo:
+    from medclip_jax.shards.read import SETTINGS_FILE, open_shards
+
+    if shards is not None:
+        return open_shards(shards)
+    if (workdir / SETTINGS_FILE).is_file():
+        return open_shards(workdir)
+    if not config.data.shards or not Path(config.data.shards).is_dir():
+        raise FileNotFoundError(
+            f"the shards of this run, {config.data.shards!r}, are not there, and {workdir} holds no copy of "
+            f"their {SETTINGS_FILE}: pass the prepared folder (shards=..., --shards), or copy its "
+            f"{SETTINGS_FILE} and tokenizer/ into the workdir"
+        )
+    return open_shards(config.data.shards)
+
+
+def _set_dtype(config: Any, dtype: str) -> None:
+    """Set the type of every tower that has one."""
+    for value in config.values():
+        if hasattr(value, "items"):
+            if "dtype" in value:
+                value.dtype = dtype
+            _set_dtype(value, dtype)
