@@ -42,14 +42,17 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
     if config is None:
         raise FileNotFoundError(f"{name} on the hub holds no config.json: it is no model of transformers")
     if weights:
-        _download_weights(name, config.parent.name)
+        _download_weights(name, config.parent)
     return config.parent
 
 
-def _download_weights(name: str, revision: str) -> None:
+def _download_weights(name: str, folder: Path) -> None:
+    """See that weights lie in the client's folder of one revision."""
     import json
 
-    for file in WEIGHT_FILES:
+    revision = folder.name
+    # What is there already is asked for first: enough without a network.
+    for file in sorted(WEIGHT_FILES, key=lambda file: not (folder / file).exists()):
         found = _download(name, file, revision)
         if found is None:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from medclip_jax.objectives.base import DataSpec
 from medclip_jax.training.state import Tree, combine, flatten, unflatten
 
 TEXT_ENCODER = "text/encoder/"
-"""Where the parameters of the text encoder lie in an objective."""
+VISION_TOWER = "vision/"
+"""Where the parameters of text encoder and vision tower lie in an objective."""
 
 
 def load_pretrained(
@@ -44,8 +45,21 @@ def load_pretrained(
     if folder and any(name.startswith(TEXT_ENCODER) for name in own.keys() - settled):
         found |= _text(folder)
         logging.info("text encoder from config.objective.text.folder, %s", folder)
+    vision = objective_config.get("vision", {})
+    tower = {name.removeprefix(VISION_TOWER): own[name] for name in own if name.startswith(VISION_TOWER)}
+    if vision.get("weights", "") and any(VISION_TOWER + name not in settled for name in tower):
+        found |= _vision(vision, tower, spec)
     found = {name: value for name, value in found.items() if name not in settled}
     return combine(params, unflatten({name: value.astype(own[name].dtype) for name, value in found.items()}))
+
+
+def _vision(config: Any, tower: Mapping[str, Any], spec: DataSpec) -> dict[str, np.ndarray]:
+    from medclip_jax.interop.vision_weights import read_vision_weights
+
+    cells = zip(spec.shape, config.cell, config.patch, strict=True)
+    grid = tuple(size // cell // patch for size, cell, patch in cells)
+    weights = read_vision_weights(config.weights, config, grid, tower)
+    return {VISION_TOWER + name: value for name, value in weights.items()}
 
 
 def _text(folder: str) -> dict[str, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,32 +17,37 @@ from medclip_jax.interop.weight_files import read_weights
 from medclip_jax.models.bert import Bert, BertConfig
 
 SETTINGS = {
-    "attention": "hidden_size",
-    "embeddings.word_embeddings": "vocab_size, hidden_size",
-    "embeddings.position_embeddings": "max_position_embeddings, hidden_size",
-    "embeddings.token_type_embeddings": "type_vocab_size, hidden_size",
-    "intermediate": "intermediate_size, hidden_size",
-    "output.dense": "hidden_size, intermediate_size",
+    "embeddings.word_embeddings.weight": ("vocab_size", "hidden_size"),
+    "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
+    "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
+    "intermediate.dense.weight": ("intermediate_size", "hidden_size"),
+    "intermediate.dense.bias": ("intermediate_size",),
+    "output.dense.weight": ("hidden_size", "intermediate_size"),
 }
-"""Part of a weight's name to the entries of config.json that fix its shape; else hidden_size."""
+"""End of a weight's name to the entries of config.json that fix its axes; else each is hidden_size."""
+
+HEADS = ("pooler.", "cls.", "cls_projection_head.", "classifier.", "qa_outputs.")
+"""What checkpoints hold beside the encoder: pooler, heads of pretraining (CXR-BERT: one more), of tasks."""
+
+SHOWN = 6
+"""Names in a message before it says how many more there are."""
 
 
-def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs | None = None, **options) -> Bert:
+def load_bert(folder: str | Path, *, dtype=jnp.float32, **options) -> Bert:
     """Build the text tower of a Hugging Face folder with its weights.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or an old `pytorch_model.bin`; or a hub id
-            ("owner/name"), which is downloaded once into the hub's own cache.
+        folder: holds `config.json` and one of `hub.WEIGHT_FILES`; or a hub id ("owner/name"), which is
+            downloaded once into the hub's own cache.
         dtype: compute type; the parameters are float32.
-        rngs: taken as by every module; nothing is drawn, every parameter comes from the file.
         **options: `remat` and `scan` of `Bert`.
 
     Returns:
         The encoder; pooler and language-model heads of the file are left out.
 
     Raises:
-        FileNotFoundError: no config or no weights in the folder.
-        ValueError: names or shapes do not fit; the message lists them.
+        FileNotFoundError: no config or no weights in the folder; or see `hub.locate`.
+        ValueError: names or shapes do not fit, the message lists them; or the file cannot be read safely.
     """
     folder = locate(folder)
     config = BertConfig.from_hf(folder)
@@ -53,32 +60,20 @@ def load_bert(folder: str | Path, *, dtype=jnp.float32, rngs: nnx.Rngs | None = 
 def assign(bert: Bert, state_dict: Mapping[str, np.ndarray]) -> None:
     """Overwrite the parameters of `bert` in place with weights under transformers' names.
 
-    Understood: the prefix `bert.`, the old `gamma`/`beta` of LayerNorm, the buffer `position_ids`.
-    Left out: the pooler, and with the prefix whatever stands outside it (heads of pretraining).
+    Understood: the prefix `bert.`, the old `gamma`/`beta` of LayerNorm, the buffers `position_ids` and
+    `token_type_ids`. Left out: `HEADS`, and with the prefix whatever stands outside it.
 
     Args:
         bert: the encoder.
         state_dict: name to array, PyTorch layout (out, in).
 
     Raises:
-        ValueError: missing, unexpected or ill-shaped weights, by name.
+        ValueError: missing, unexpected or ill-shaped weights, by name; nothing was overwritten.
     """
     given = _canonical(state_dict)
     expected = {weight.name: weight for weight in _weights(bert)}
-    missing = sorted(expected.keys() - given.keys())
-    unexpected = sorted(given.keys() - expected.keys())
-    if missing or unexpected:
-        raise ValueError(
-            f"weights do not fit this BERT of {bert.config.depth} blocks (num_hidden_layers): "
-            f"missing {missing or 'none'}, unexpected {unexpected or 'none'}"
-        )
-    for name, weight in expected.items():
-        if given[name].shape != weight.shape:
-            setting = next((s for part, s in SETTINGS.items() if part in name), "hidden_size")
-            raise ValueError(
-                f"{name} has shape {given[name].shape}, the config says {weight.shape}:"
-                f" check {setting} in config.json"
-            )
+    _check_names(given.keys(), expected.keys(), bert.config.depth)
+    _check_shapes(given, expected)
     wholes = {}
     for name, weight in expected.items():
         parameter = weight.parameter
@@ -86,6 +81,53 @@ def assign(bert: Bert, state_dict: Mapping[str, np.ndarray]) -> None:
         whole[..., weight.part] = given[name].T if weight.transposed else given[name]
     for parameter, whole in wholes.values():
         parameter.set_value(jnp.asarray(whole))
+
+
+def _check_names(given: Collection[str], expected: Collection[str], depth: int) -> None:
+    missing = [name for name in expected if name not in given]
+    unexpected = [name for name in given if name not in expected]
+    if not (missing or unexpected):
+        return
+    found = 1 + max(
+        (int(n) for name in given for n in re.findall(r"^encoder\.layer\.(\d+)\.", name)), default=-1
+    )
+    blocks = f"config.json says {depth} blocks (num_hidden_layers), the checkpoint holds {found}. "
+    raise ValueError(
+        f"the checkpoint does not fit this BERT encoder. {blocks if found != depth else ''}"
+        f"Missing: {_listed(missing, unexpected)}. Unexpected: {_listed(unexpected, missing)}"
+    )
+
+
+def _listed(names: Sequence[str], others: Sequence[str]) -> str:
+    """Names, each with the nearest of the others, which may be its other spelling."""
+    shown = []
+    for name in names[:SHOWN]:
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        shown.append(f"{name} (like {near[0]}?)" if near else name)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(shown) + more if names else "none"
+
+
+def _check_shapes(given: Mapping[str, np.ndarray], expected: Mapping[str, _Weight]) -> None:
+    wrong = [name for name, weight in expected.items() if given[name].shape != weight.shape]
+    if not wrong:
+        return
+    changes: dict[str, int] = {}
+    for name in wrong:
+        here, there = expected[name].shape, given[name].shape
+        end = next((end for end in SETTINGS if name.endswith(end) and ".attention." not in name), "")
+        for setting, size, other in zip(
+            SETTINGS.get(end, ("hidden_size",) * len(here)), here, there, strict=False
+        ):
+            if size != other:
+                changes.setdefault(setting, other)
+    name = wrong[0]
+    remedy = ", ".join(f"{setting} to {size}" for setting, size in changes.items())
+    raise ValueError(
+        f"{len(wrong)} weights have other shapes than config.json says, such as {name}: "
+        f"{given[name].shape} in the checkpoint, {expected[name].shape} by the config. "
+        + (f"Set {remedy} in config.json" if remedy else "They belong to another kind of model")
+    )
 
 
 def to_hf(bert: Bert) -> dict[str, np.ndarray]:
@@ -156,7 +198,7 @@ def _canonical(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             if not name.startswith("bert."):
                 continue
             name = name.removeprefix("bert.")
-        if name.startswith("pooler.") or name.endswith("position_ids"):
+        if name.startswith(HEADS) or name in ("embeddings.position_ids", "embeddings.token_type_ids"):
             continue
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         given[name] = np.asarray(array, np.float32)

@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from medclip_jax.interop.hub import WEIGHT_FILES
+
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Under which key training scripts keep the model beside optimizer and step."""
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Read a checkpoint as float32 arrays. Never unpickles anything but plain tensors.
 
     Args:
-        path: a file (`.safetensors`; else one that `torch.load(weights_only=True)` reads), the
-            `*.index.json` of a checkpoint in parts, or a folder that holds one of `WEIGHT_FILES`.
+        path: a file (`.safetensors`; else one that `torch.load(weights_only=True)` reads: a state dict, or
+            a dict that holds one under a key of `NESTED`), the `*.index.json` of a checkpoint in parts, or
+            a folder that holds one of `WEIGHT_FILES`.
 
     Returns:
         Name to array. Integer tensors keep their type.
@@ -66,9 +69,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     from safetensors.flax import load_file
 
     try:
-        # Real numbers also where the whole model is being traced for its shapes.
-        with jax.ensure_compile_time_eval():
-            return {name: _as_float32(array) for name, array in load_file(file).items()}
+        return {name: _as_float32(array) for name, array in load_file(file).items()}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
 
@@ -92,6 +93,15 @@ def _read_bin(file: Path) -> dict[str, np.ndarray]:
             f"{file} cannot be read safely (it is damaged, or holds more than tensors): get the model as"
             " safetensors"
         ) from error
+    if isinstance(held, dict):
+        held = next((held[name] for name in NESTED if isinstance(held.get(name), dict)), held)
+    stray = (
+        [name for name in held if not isinstance(held[name], torch.Tensor)] if isinstance(held, dict) else "?"
+    )
+    if stray:
+        raise ValueError(
+            f"{file} is no state dict ({stray[0]!r} is no tensor): save the model's state_dict() alone"
+        )
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for name, tensor in held.items()
