@@ -1,6 +1,6 @@
 """A medclip model in PyTorch: CT volumes and reports in, vectors of one joint space out.
 
-This one file is all the code of an exported model; it needs torch and nothing else. Two ways to load a folder:
+This file is all the code of an exported model and needs nothing but torch. Two ways to load a folder:
 
     from transformers import AutoModel
     model = AutoModel.from_pretrained(DIR, trust_remote_code=True)      # also a hub id
@@ -25,8 +25,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +66,12 @@ AIR_HU = -1024
 """Fills what lies outside the scan."""
 PADDING_BELOW_HU = -1400
 """Lower values mark voxels outside the scanner's field of view."""
+IDEOGRAPHS = (
+    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+    (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+"""Code points that BERT's tokenizer takes for words of their own."""
+HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -106,7 +114,7 @@ class Reconstruction(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection, (B, T, W) to (B, T, W)."""
+    """Multi-head self-attention with one fused projection: (B, T, W) to (B, T, W)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -116,22 +124,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (B, 1, 1, T) is added to the scores: 0, or a large negative number on padding."""
-        batch, count, width = tokens.shape
-        query, key, value = self.qkv(tokens).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.output(mixed.transpose(1, 2).reshape(batch, count, width))
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with `post_norm`, BERT's ``norm(x + f(x))``."""
+    """``x + f(norm(x))`` for attention, then for the MLP; with `post_norm` (BERT) ``norm(x + f(x))``."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, epsilon: float = 1e-6, activation: str = "gelu",
-        post_norm: bool = False,
-    ):  # fmt: skip
+    def __init__(self, width: int, heads: int, hidden: int, epsilon=1e-6, activation="gelu", post_norm=False):
         super().__init__()
-        self.post_norm = post_norm
-        self.activation = ACTIVATIONS[activation]
+        self.post_norm, self.activation = post_norm, ACTIVATIONS[activation]
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
         self.attention = SelfAttention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
@@ -142,66 +145,38 @@ class Block(nn.Module):
         """(B, T, W) to (B, T, W)."""
         if self.post_norm:
             tokens = self.attention_norm(tokens + self.attention(tokens, mask))
-            return self.mlp_norm(tokens + self._mlp(tokens))
+            return self.mlp_norm(tokens + self.mlp_out(self.activation(self.mlp_in(tokens))))
         tokens = tokens + self.attention(self.attention_norm(tokens), mask)
-        return tokens + self._mlp(self.mlp_norm(tokens))
-
-    def _mlp(self, tokens: Tensor) -> Tensor:
-        return self.mlp_out(self.activation(self.mlp_in(tokens)))
+        return tokens + self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(tokens))))
 
 
-def sincos_3d(grid: tuple[int, int, int], width: int) -> Tensor:
-    """Fixed positions (d * h * w, width): for each axis width // 6 sines, as many cosines; the rest zeros."""
+def sincos_3d(grid: Sequence[int], width: int) -> Tensor:
+    """Fixed positions (d * h * w, width): for each axis width // 6 sines, then cosines; zeros at the end."""
     count = width // 6
-    omega = 10_000.0 ** (-torch.arange(count, dtype=torch.float64, device="cpu") / count)
+    omega = 10_000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
     parts = []
     for axis, size in enumerate(grid):
-        angle = torch.arange(size, dtype=torch.float64, device="cpu")[:, None] * omega
-        shape = [size if other == axis else 1 for other in range(3)]
+        angle = torch.arange(size, dtype=torch.float64)[:, None] * omega
         table = torch.cat([angle.sin(), angle.cos()], dim=1).float()
+        shape = [size if other == axis else 1 for other in range(3)]
         parts.append(table.view(*shape, 2 * count).expand(*grid, 2 * count))
     return F.pad(torch.cat(parts, dim=-1).flatten(0, 2), (0, width - 6 * count))
 
 
-def patchify(volume: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """(B, D, H, W, C) to (B, N, voxels * C); patches and their voxels run width fastest, then channels."""
-    batch, *shape, channels = volume.shape
-    d, h, w = (size // step for size, step in zip(shape, patch))
-    cut = volume.reshape(batch, d, patch[0], h, patch[1], w, patch[2], channels)
-    return cut.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, d * h * w, -1)
+def patchify(volume: Tensor, patch: Sequence[int]) -> Tensor:
+    """(B, D, H, W, C) to (B, N, voxels * C): patches, and the voxels in them, in order; channels fastest."""
+    for axis, step in zip((1, 3, 5), patch, strict=True):
+        volume = volume.unflatten(axis, (-1, step))
+    return volume.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(1, 3)
 
 
-def unpatchify(patches: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> Tensor:
+def unpatchify(patches: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
     """Undo `patchify`."""
     cut = patches.reshape(len(patches), *grid, *patch, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
-    return cut.reshape(len(patches), *(size * step for size, step in zip(grid, patch)), -1)
-
-
-def normalize(vectors: Tensor) -> Tensor:
-    """L2-normalise the last axis in float32; a zero vector stays zero."""
-    return F.normalize(vectors.float(), dim=-1, eps=1e-6)
+    return cut.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 # --- towers ---------------------------------------------------------------------------------------------
-
-
-class PatchEmbedding(nn.Module):
-    """A linear map of each patch's voxels; with `peaks`, of each channel's maximum in the patch too."""
-
-    def __init__(self, patch: tuple[int, int, int], channels: int, width: int, peaks: bool):
-        super().__init__()
-        self.patch, self.channels, self.peaks = patch, channels, peaks
-        self.projection = nn.Linear(math.prod(patch) * channels + channels * peaks, width)
-
-    def forward(self, volume: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, D, H, W, C), and optionally indices (B, K) of the patches to see, to (B, N or K, width)."""
-        patches = patchify(volume, self.patch)
-        if keep is not None:
-            patches = patches.take_along_dim(keep[..., None], dim=1)
-        if self.peaks:
-            channels = patches.unflatten(2, (-1, self.channels))
-            patches = torch.cat([patches, channels.amax(dim=2) * channels.shape[2] ** 0.5], dim=-1)
-        return self.projection(patches)
 
 
 class VisionTransformer(nn.Module):
@@ -209,24 +184,23 @@ class VisionTransformer(nn.Module):
 
     Args:
         config: `objective["vision"]` of config.json.
-        shape: (D, H, W) of what it sees (cells, where the tower makes cells of voxels).
+        shape: (D, H, W) of what it sees: voxels, or cells of them.
     """
 
-    def __init__(self, config: dict, shape: tuple[int, int, int]):
+    def __init__(self, config: dict, shape: Sequence[int]):
         super().__init__()
-        width, epsilon = config["width"], config.get("layer_norm_epsilon", 1e-6)
-        patch = tuple(config["patch"])
-        self.grid = tuple(size // step for size, step in zip(shape, patch))
-        self.width, self.pooling, self.patch = width, config["pooling"], patch
-        self.channels = len(config["windows"])
-        count = math.prod(self.grid)
-        self.embed = PatchEmbedding(patch, len(config["windows"]), width, config["peaks"])
+        width, epsilon = config["width"], config["layer_norm_epsilon"]
+        self.width, self.pooling, self.peaks = width, config["pooling"], config["peaks"]
+        self.patch, self.channels = tuple(config["patch"]), len(config["windows"])
+        self.grid = tuple(size // step for size, step in zip(shape, self.patch, strict=True))
+        count, voxels = math.prod(self.grid), math.prod(self.patch) * self.channels
+        projection = nn.Linear(voxels + self.channels * self.peaks, width)
+        self.embed = nn.ModuleDict({"projection": projection})
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         learned = config["position"] == "learned"
         self.positions = nn.Parameter(torch.zeros(count, width)) if learned else None
-        self.pre_norm = nn.LayerNorm(width, eps=epsilon) if config.get("pre_norm") else None
-        hidden = round(width * config["mlp_ratio"])
-        block = (width, config["heads"], hidden, epsilon, config.get("activation", "gelu"))
+        self.pre_norm = nn.LayerNorm(width, eps=epsilon) if config["pre_norm"] else None
+        block = width, config["heads"], round(width * config["mlp_ratio"]), epsilon, config["activation"]
         self.blocks = nn.ModuleList(Block(*block) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.skip_norm = nn.LayerNorm(width, eps=epsilon) if config["skip"] else None
@@ -239,18 +213,21 @@ class VisionTransformer(nn.Module):
             self.grid_shift = nn.Parameter(torch.zeros(count, features))
 
     def forward(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, D, H, W, C) intensities to tokens (B, 1 + N, width), the class token first.
+        """Intensities (B, D, H, W, C) to tokens (B, 1 + N, width), the class token first.
 
-        `keep` (B, K) are the patches to see, of N; all when None.
+        `keep` (B, K): indices of the patches to see, by default all N.
         """
-        tokens = self.embed(voxels, keep)
-        table = sincos_3d(self.grid, self.width) if self.positions is None else self.positions
-        table = table.to(tokens)
+        tokens = patchify(voxels, self.patch)
+        if keep is not None:
+            tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if self.peaks:  # each channel's maximum over the patch, with the weight of all its voxels
+            channels = tokens.unflatten(2, (-1, self.channels))
+            tokens = torch.cat([tokens, channels.amax(dim=2) * channels.shape[2] ** 0.5], dim=-1)
+        tokens = self.embed["projection"](tokens)
+        table = sincos_3d(self.grid, self.width).to(tokens) if self.positions is None else self.positions
         tokens = tokens + (table if keep is None else table[keep])
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        if self.pre_norm is not None:
-            tokens = self.pre_norm(tokens)
-        embedded = tokens
+        tokens = embedded = tokens if self.pre_norm is None else self.pre_norm(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
@@ -266,80 +243,78 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Windowing and the transformer: HU (B, D, H, W) to (B, `width`).
+    """HU to one vector: windows, then the transformer.
 
     Args:
         config: `objective["vision"]` of config.json.
-        shape: (D, H, W) voxels of a prepared volume.
+        shape: (D, H, W) of a prepared volume.
     """
 
-    def __init__(self, config: dict, shape: tuple[int, int, int]):
+    def __init__(self, config: dict, shape: Sequence[int]):
         super().__init__()
-        self.windows = [tuple(window) for window in config["windows"]]
-        self.standardize = [tuple(pair) for pair in config["standardize"]]
-        self.cell = tuple(config["cell"])
-        self.projections = list(config["projections"]) or ["mean"] * len(self.windows)
-        cells = tuple(size // step for size, step in zip(shape, self.cell))
+        self.windows, self.standardize, self.cell = config["windows"], config["standardize"], config["cell"]
+        self.projections = config["projections"] or ["mean"] * len(self.windows)
+        cells = [size // step for size, step in zip(shape, self.cell, strict=True)]
         self.transformer = VisionTransformer(config, cells)
         self.width = self.transformer.pooled_width
 
     def to_voxels(self, volume: Tensor) -> Tensor:
-        """HU to one channel a window, low at -1 and high at +1: (B, D, H, W, C), fewer voxels with cells."""
-        d, h, w = self.cell
-        cut = volume.float().unflatten(3, (-1, w)).unflatten(2, (-1, h)).unflatten(1, (-1, d))
+        """HU (B, D, H, W) to (B, d, h, w, C): one value a cell, one channel a window, low -1 and high +1."""
+        cut = volume.float()
+        for axis, step in zip((1, 3, 5), self.cell, strict=True):
+            cut = cut.unflatten(axis, (-1, step))
         reduce = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
         channels = []
-        for (low, high), projection in zip(self.windows, self.projections):
-            seen = reduce[projection](cut, dim=(2, 4, 6))
-            channels.append((seen.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0)
+        for (low, high), projection in zip(self.windows, self.projections, strict=True):
+            seen = reduce[projection](cut, dim=(2, 4, 6)).clamp(low, high)
+            channels.append((seen - low) * (2.0 / (high - low)) - 1.0)
         for index, (mean, deviation) in enumerate(self.standardize):
             channels[index] = (channels[index] - mean) / deviation
         return torch.stack(channels, dim=-1).to(self.transformer.class_token.dtype)
 
     def to_windows(self, voxels: Tensor) -> Tensor:
-        """Undo the standardisation of `to_voxels`."""
-        if not self.standardize:
-            return voxels
-        mean, deviation = torch.tensor(self.standardize, device=voxels.device).T
-        return voxels * deviation + mean
+        """Undo the standardization of `to_voxels`: each window within [-1, 1] again."""
+        for index, (mean, deviation) in enumerate(self.standardize):
+            voxels[..., index] = voxels[..., index] * deviation + mean
+        return voxels
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(B, D, H, W) HU, prepared, to (B, width)."""
+        """Prepared HU (B, D, H, W) to (B, `width`)."""
         return self.transformer.pool(self.transformer(self.to_voxels(volume)))
 
 
 class Bert(nn.Module):
-    """BERT without pooler. Args: `objective["text"]` and `data` of config.json."""
+    """BERT's encoder. Args: `objective["text"]` and `data` of config.json."""
 
     def __init__(self, config: dict, data: dict):
         super().__init__()
-        width, epsilon = config["width"], config.get("layer_norm_epsilon", 1e-12)
-        self.words = nn.Embedding(config.get("vocabulary") or data["vocabulary_size"], width)
+        width, epsilon = config["width"], config["layer_norm_epsilon"]
+        self.words = nn.Embedding(config["vocabulary"] or data["vocabulary_size"], width)
         self.positions = nn.Embedding(config["max_positions"], width)
-        self.types = nn.Embedding(config.get("type_vocabulary", 2), width)
+        self.types = nn.Embedding(config["type_vocabulary"], width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
-        hidden = int(width * config["mlp_ratio"])
-        block = (width, config["heads"], hidden, epsilon, config.get("activation", "gelu"), True)
+        block = (
+            width,
+            config["heads"],
+            round(width * config["mlp_ratio"]),
+            epsilon,
+            config["activation"],
+            True,
+        )
         self.blocks = nn.ModuleList(Block(*block) for _ in range(config["depth"]))
 
     def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """Ids (B, L), and True where they are no padding, to states (B, L, width)."""
-        length = tokens.shape[1]
-        if length > self.positions.num_embeddings:
-            raise ValueError(
-                f"{length} tokens, but this text tower knows {self.positions.num_embeddings} positions"
-            )
-        states = self.words(tokens) + (self.positions.weight[:length] + self.types.weight[0])
-        states = self.norm(states)
-        mask = torch.zeros(real.shape, dtype=states.dtype, device=states.device)
-        mask = mask.masked_fill(~real, torch.finfo(states.dtype).min)[:, None, None, :]
+        """Ids (B, L), and (B, L) True where they are no padding, to states (B, L, width)."""
+        places = self.positions.weight[: tokens.shape[1]] + self.types.weight[0]
+        states = self.norm(self.words(tokens) + places)
+        mask = torch.zeros_like(states[..., 0]).masked_fill(~real, torch.finfo(states.dtype).min)
         for block in self.blocks:
-            states = block(states, mask)
+            states = block(states, mask[:, None, None, :])
         return states
 
 
 class TextTower(nn.Module):
-    """Token ids (B, L) to one vector a text (B, `width`)."""
+    """Token ids to one vector a text. Args: `objective["text"]` and `data` of config.json."""
 
     def __init__(self, config: dict, data: dict):
         super().__init__()
@@ -347,36 +322,38 @@ class TextTower(nn.Module):
         self.pooling, self.pad, self.width = config["pooling"], data["pad_token"], config["width"]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L) ids to (B, width)."""
+        """Ids (B, L) to (B, `width`)."""
         real = tokens != self.pad
         states = self.encoder(tokens, real)
         if self.pooling == "cls":
             return states[:, 0]
-        if self.pooling == "highest_id":  # CLIP's end-of-text trick, as Cardiac-CLIP applied it to BERT ids
-            return states[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
-        share = real.float() / real.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.einsum("bl,blw->bw", share, states.float()).to(states.dtype)
+        if (
+            self.pooling == "highest_id"
+        ):  # CLIP finds its end-of-text token so; Cardiac-CLIP did it on BERT ids
+            return states.take_along_dim(tokens.argmax(dim=1)[:, None, None], dim=1)[:, 0]
+        share = real / real.sum(dim=1, keepdim=True).clamp(min=1)
+        return (share[..., None] * states.float()).sum(dim=1).to(states.dtype)
 
 
 class MaskedDecoder(nn.Module):
-    """Predicts the voxels of every patch from the visible tokens."""
+    """Predicts every patch from the visible ones. Args: `objective["decoder"]`, and its encoder."""
 
     def __init__(self, config: dict, encoder: VisionTransformer):
         super().__init__()
-        width, voxels = config["width"], math.prod(encoder.patch) * encoder.channels
+        width, heads = config["width"], config["heads"]
         self.grid, self.width = encoder.grid, width
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(Block(width, config["heads"], 4 * width) for _ in range(config["depth"]))
+        self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, voxels)
+        self.predict = nn.Linear(width, math.prod(encoder.patch) * encoder.channels)
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Tokens (B, 1 + K, W) of the visible patches `keep` (B, K) to voxels of all patches (B, N, P)."""
+        """Tokens (B, 1 + K, W) of the patches `keep` (B, K) to all patches (B, N, voxels * C)."""
         tokens = self.embed(tokens)
+        places = keep[..., None].expand(-1, -1, self.width)
         placed = self.mask_token.expand(len(tokens), math.prod(self.grid), -1)
-        placed = placed.scatter(1, keep[..., None].expand(-1, -1, self.width), tokens[:, 1:])
-        placed = placed + sincos_3d(self.grid, self.width).to(tokens)
+        placed = placed.scatter(1, places, tokens[:, 1:]) + sincos_3d(self.grid, self.width).to(tokens)
         tokens = torch.cat([tokens[:, :1], placed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -387,7 +364,11 @@ class MaskedDecoder(nn.Module):
 
 
 class MedclipModel(PreTrainedModel):
-    """The towers of one objective ("clip", "cardiac_clip" or "mae") and the preparation its scans need."""
+    """Towers, and the preparation their input needs, of objective "clip", "cardiac_clip" or "mae".
+
+    Wherever a method takes `volumes`: prepared (B, D, H, W) or (D, H, W) HU, or one scan as a tuple of the
+    arguments of `prepare`, or a list of either. `texts`: strings, or their ids (B, L).
+    """
 
     config_class = MedclipConfig
     main_input_name = "volumes"
@@ -397,7 +378,7 @@ class MedclipModel(PreTrainedModel):
         objective, data = config.objective, config.data
         if objective["name"] not in ("clip", "cardiac_clip", "mae"):
             raise ValueError(
-                f"this file knows no objective {objective['name']!r}: use the one exported with it"
+                f"objective {objective['name']!r} is newer than this file: export the model again"
             )
         self.tokenizer = None
         self.vision = VisionTower(objective["vision"], data["shape"])
@@ -405,7 +386,7 @@ class MedclipModel(PreTrainedModel):
             self.decoder = MaskedDecoder(objective["decoder"], self.vision.transformer)
         else:
             self.text = TextTower(objective["text"], data)
-            bias = bool(objective["centered"] or objective.get("projection_bias"))
+            bias = objective["centered"] or objective["projection_bias"]
             for tower in ("vision", "text"):
                 linear = nn.Linear(getattr(self, tower).width, objective["embedding_width"], bias=bias)
                 setattr(self, f"{tower}_projection", nn.ModuleDict({"linear": linear}))
@@ -414,103 +395,88 @@ class MedclipModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, folder, *args, **options):
-        """Load an exported folder; a hub id where transformers is installed, which also takes all options.
+    def from_pretrained(cls, folder, *args, **options) -> MedclipModel:
+        """Load a folder; with transformers installed also a hub id, and any option of transformers.
 
         Raises:
+            FileNotFoundError: no config.json there.
             ValueError: weights are missing or left over.
-            FileNotFoundError: no such folder.
         """
         if TRANSFORMERS:
             with_info = options.pop("output_loading_info", False)
             model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
-            wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
-            if wrong:
-                raise ValueError(f"the weights in {folder} do not fit its config.json: {wrong}")
-            hub = (
-                "cache_dir",
-                "force_download",
-                "local_files_only",
-                "proxies",
-                "revision",
-                "subfolder",
-                "token",
-            )
-            hub = {name: options[name] for name in hub if name in options}
-            hub["_raise_exceptions_for_missing_entries"] = False
-            model._read_tokenizer(lambda name: cached_file(folder, name, **hub))
-            return (model, info) if with_info else model
-        folder = Path(folder)
-        if args or options or not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} is no folder with a config.json: download the model into one, or install transformers "
-                "to load hub ids and to give options"
-            )
-        config = MedclipConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        with torch.device("meta"):  # the weights come from the file
-            model = cls(config)
-        model.load_state_dict(read_weights(folder), strict=True, assign=True)
-        model._read_tokenizer(lambda name: folder / name if (folder / name).is_file() else None)
-        return model.eval()
+            missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+            hub = {name: value for name, value in options.items() if name in HUB_OPTIONS}
 
-    def _read_tokenizer(self, find) -> None:
-        if hasattr(self, "text"):
-            self.tokenizer = read_tokenizer(find, self.config.text_length, self.config.data["pad_token"])
+            def find(name: str):
+                return cached_file(folder, name, _raise_exceptions_for_missing_entries=False, **hub)
+        else:
+            folder = Path(folder)
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"no config.json in {folder}: give an exported folder, or install transformers for hub ids"
+                )
+            config = MedclipConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            with torch.device("meta"):  # every weight comes from the file
+                model = cls(config).eval()
+            missing, unexpected = model.load_state_dict(read_weights(folder), strict=False, assign=True)
+
+            def find(name: str):
+                return folder / name if (folder / name).is_file() else None
+
+        if missing or unexpected:
+            raise ValueError(f"config.json and weights differ: missing {missing}, unexpected {unexpected}")
+        if hasattr(model, "text"):
+            model.tokenizer = read_tokenizer(find, model.config.text_length, model.config.data["pad_token"])
+        return (model, info) if TRANSFORMERS and with_info else model
 
     def prepare(self, voxels, affine=None, *, spacing=None, center=None) -> Tensor:
         """Bring a scan to the grid the model was trained on, as `medclip prepare` does.
 
         Args:
             voxels: (I, J, K) HU, array or tensor; with `spacing` in the order (superior, anterior, right).
-            affine: (4, 4) array index to RAS mm, as nibabel gives it. From SimpleITK: docs/export.md.
+            affine: (4, 4) from array index to RAS mm, as nibabel gives it. From SimpleITK: docs/export.md.
             spacing: mm along the three axes, instead of `affine`.
-            center: RAS mm (right, anterior, superior) of the crop's middle, with `spacing` counted from the
-                first voxel; None for the scan's middle.
+            center: RAS mm of the crop's middle, by default the scan's; with `spacing`, mm to the right of,
+                in front of and above the first voxel.
 
         Returns:
             (D, H, W) int16 HU, on the CPU.
         """
+        data, modality = self.config.data, self.config.modality
         if (affine is None) == (spacing is None):
-            raise ValueError("give either the affine (array index to RAS mm) or the spacing in mm")
+            raise ValueError("give the affine (array index to RAS mm) or the spacing (mm), one of the two")
         if spacing is not None:
             depth, height, width = spacing
             affine = [[0, 0, width, 0], [0, height, 0, 0], [depth, 0, 0, 0], [0, 0, 0, 1]]
         if center is None and self.config.crop != "center":
-            warnings.warn(
-                f"the model was trained on crops around {self.config.crop!r}: give center=(x, y, z), in RAS mm,"
-                " of that organ",
-                stacklevel=2,
-            )
-        voxels, is_ct = to_hu(voxels, self.config.modality), self.config.modality == "CT"
-        voxels, affine = to_canonical(voxels, torch.as_tensor(affine, dtype=torch.float64))
-        fill = AIR_HU if is_ct else int(voxels.min())
-        return crop_and_resample(
-            voxels, affine, self.config.data["shape"], self.config.data["spacing"], center, fill
-        )
+            wanted = f"crops around {self.config.crop!r}: give center=(x, y, z), in RAS mm, of that organ"
+            warnings.warn(f"the model was trained on {wanted}", stacklevel=2)
+        voxels, affine = to_canonical(to_hu(voxels, modality), torch.as_tensor(affine, dtype=torch.float64))
+        fill = AIR_HU if modality == "CT" else int(voxels.min())
+        return crop_and_resample(voxels, affine, data["shape"], data["spacing"], center, fill)
 
     def _prepared(self, volumes) -> Tensor:
-        """A batch on the model's device from what the public methods take."""
+        """(B, D, H, W) on the model's device, from what the public methods take."""
         if isinstance(volumes, tuple):
-            volumes = [volumes]
-        if isinstance(volumes, list):
-            volumes = torch.stack(
-                [self.prepare(*v) if isinstance(v, tuple) else torch.as_tensor(v) for v in volumes]
-            )
-        volumes = torch.as_tensor(volumes)
-        volumes = volumes[None] if volumes.ndim == 3 else volumes
-        if volumes.ndim != 4 or list(volumes.shape[1:]) != list(self.config.data["shape"]):
+            volumes = self.prepare(*volumes)
+        elif isinstance(volumes, list):
+            volumes = torch.cat([self._prepared(volume) for volume in volumes])
+        volumes = torch.as_tensor(volumes, device=self.vision.transformer.class_token.device)
+        shape = list(self.config.data["shape"])
+        if volumes.ndim not in (3, 4) or list(volumes.shape[-3:]) != shape:
+            found = list(volumes.shape)
             raise ValueError(
-                f"volumes are {tuple(volumes.shape)}, the model takes (B, *{tuple(self.config.data['shape'])}): "
-                "use `prepare`, or give a list of (voxels, affine)"
+                f"volumes of {found}, the model takes {shape}: `prepare` them, or give affines too"
             )
-        return volumes.to(self.vision.transformer.class_token.device)
+        return volumes[None] if volumes.ndim == 3 else volumes
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Texts to ids (B, text_length), cut and padded."""
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids (B, text_length) of texts, cut and padded."""
         if self.tokenizer is None:
             raise ValueError(
-                "no tokenizer: the model has no text tower, or its folder holds neither vocab.txt nor a "
-                "tokenizer.json (which needs the tokenizers package); give token ids"
+                "no tokenizer: the model has no text tower, or its folder no vocab.txt (a tokenizer.json "
+                "alone needs the tokenizers package); give ids"
             )
         return self.tokenizer([texts] if isinstance(texts, str) else texts)
 
@@ -519,333 +485,299 @@ class MedclipModel(PreTrainedModel):
         return self.logit_scale["log_scale"].clamp(0.0, math.log(100.0)).exp()
 
     def patch_tokens(self, volumes) -> Tensor:
-        """Tokens (B, 1 + N, width) after the last LayerNorm: class token, then patches (D, H, W order)."""
+        """Tokens (B, 1 + N, width) after the last LayerNorm: the class token, then patches, width fastest."""
         return self.vision.transformer(self.vision.to_voxels(self._prepared(volumes)))
 
     def forward(self, volumes=None, texts=None) -> MedclipOutput:
-        """Embed volumes, texts or both.
-
-        Args:
-            volumes: prepared (B, D, H, W) or (D, H, W); or (voxels, affine), or a list of such pairs.
-            texts: list of strings, or their ids (B, L).
-        """
+        """Embed volumes, texts, or both and compare them. With gradients."""
         seen = read = logits = None
         if volumes is not None:
             seen = self.vision(self._prepared(volumes))
-            seen = normalize(self.vision_projection["linear"](seen) if hasattr(self, "text") else seen)
+            seen = seen if not hasattr(self, "text") else self.vision_projection["linear"](seen)
+            seen = F.normalize(seen.float(), dim=-1, eps=1e-6)
         if texts is not None:
             tokens = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-            read = self.text(tokens.to(self.text.encoder.words.weight.device))
-            read = normalize(self.text_projection["linear"](read))
-        if volumes is not None and texts is not None:
-            logits = self.scale() * seen @ read.T
-            if "bias" in self.logit_scale:
-                logits = logits + self.logit_scale["bias"]
-        return MedclipOutput(
-            None if seen is None else Embedding(seen), None if read is None else Embedding(read), logits
-        )
+            read = self.text_projection["linear"](self.text(tokens.to(self.text.encoder.words.weight.device)))
+            read = F.normalize(read.float(), dim=-1, eps=1e-6)
+        if seen is not None and read is not None:
+            logits = self.scale() * (seen @ read.T)
+            logits = logits + self.logit_scale["bias"] if "bias" in self.logit_scale else logits
+        volumes, texts = (None if mean is None else Embedding(mean) for mean in (seen, read))
+        return MedclipOutput(volumes, texts, logits)
 
     @torch.no_grad()
     def embed_volumes(self, volumes) -> Embedding:
-        """Vectors (B, E) of volumes, see `forward`."""
+        """Vectors of volumes, mean (B, E)."""
         return self(volumes=volumes).volumes
 
     @torch.no_grad()
     def embed_texts(self, texts) -> Embedding:
-        """Vectors (B, E) of texts, or of their ids (B, L)."""
+        """Vectors of texts, mean (B, E)."""
         return self(texts=texts).texts
 
     @torch.no_grad()
-    def zero_shot(self, volumes, findings=None):
-        """Probability of each finding: softmax over "There is X." and "There is no X.", scale learned.
+    def zero_shot(self, volumes, findings=None) -> dict[str, float] | Tensor:
+        """Probability of findings: the softmax over "There is X." and "There is no X.".
 
         Args:
-            volumes: see `forward`.
-            findings: names in config.prompts, or {name: (positive, negative)}; all of config.prompts when None.
+            volumes: see the class.
+            findings: names in config.prompts, by default all; or {name: (positive, negative)}.
 
         Returns:
-            {finding: probability} of one volume or pair; of several, a (B, F) float64 tensor.
+            {finding: probability} of a single volume; of several, (B, F) float64 on the CPU.
         """
         known = self.config.prompts
-        prompts = (
-            findings if isinstance(findings, dict) else {name: known[name] for name in findings or known}
-        )
-        texts = [text for pair in prompts.values() for text in pair]
-        single = isinstance(volumes, tuple) or getattr(volumes, "ndim", 0) == 3
+        if not isinstance(findings, dict):
+            names = list(known if findings is None else findings)
+            if not names or not known.keys() >= set(names):
+                raise KeyError(f"give names among {[*known]}, or {{name: (positive, negative)}}; not {names}")
+            findings = {name: known[name] for name in names}
+        texts = [text for pair in findings.values() for text in pair]
+        positive, negative = self.embed_texts(texts).mean.cpu().double().unflatten(0, (-1, 2)).unbind(1)
         seen = self.embed_volumes(volumes).mean.cpu().double()
-        read = self.embed_texts(texts).mean.cpu().double().unflatten(0, (-1, 2))
-        scores = torch.sigmoid(self.scale().cpu().double() * seen @ (read[:, 0] - read[:, 1]).T)
-        return dict(zip(prompts, scores[0].tolist())) if single else scores
+        scores = torch.sigmoid(self.scale().item() * (seen @ (positive - negative).T))
+        single = isinstance(volumes, tuple) or getattr(volumes, "ndim", 0) == 3
+        return dict(zip(findings, scores[0].tolist(), strict=True)) if single else scores
 
     @torch.no_grad()
-    def reconstruct(self, volumes, keep) -> Reconstruction:
-        """Hide all patches but some and paint them again; masked autoencoders only.
+    def reconstruct(self, volumes, keep: Tensor | int) -> Reconstruction:
+        """Hide patches and predict them; masked autoencoders only.
 
         Args:
-            volumes: see `forward`.
-            keep: indices (B, K) of the visible patches; or how many to draw at random.
+            volumes: see the class.
+            keep: indices (B, K) of the patches that stay visible, or how many, drawn at random.
         """
-        voxels = self.vision.to_voxels(self._prepared(volumes))
-        transformer = self.vision.transformer
-        target = patchify(voxels, transformer.patch)
+        vit, voxels = self.vision.transformer, self.vision.to_voxels(self._prepared(volumes))
+        target = patchify(voxels, vit.patch)
         if not isinstance(keep, Tensor):
-            keep = torch.rand(target.shape[:2], device=voxels.device).argsort(dim=1)[:, :keep]
+            keep = torch.rand(target.shape[:2]).argsort(dim=1)[:, :keep]
         keep = keep.to(voxels.device)
-        painted = self.decoder(transformer(voxels, keep), keep)
-        if self.config.objective["normalize_patches"]:
-            deviation = (target.var(dim=-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
-            painted = painted * deviation + target.mean(dim=-1, keepdim=True)
-        hidden = torch.ones(target.shape[:2], dtype=torch.bool, device=voxels.device).scatter(1, keep, False)
-        hidden = hidden[..., None]
+        painted = self.decoder(vit(voxels, keep), keep)
+        if self.config.objective["normalize_patches"]:  # predicted up to mean and scale: put those back
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True, correction=0)
+            painted = painted * (variance + 1e-6).sqrt() + mean
+        hidden = torch.ones_like(target).scatter(1, keep[..., None].expand(-1, -1, target.shape[2]), 0) > 0
         kinds = target, target.masked_fill(hidden, math.nan), torch.where(hidden, painted, target)
-        grids = (unpatchify(patches, transformer.grid, transformer.patch) for patches in kinds)
-        return Reconstruction(*(self.vision.to_windows(voxels) for voxels in grids))
+        grids = (unpatchify(patches, vit.grid, vit.patch) for patches in kinds)
+        return Reconstruction(*(self.vision.to_windows(grid) for grid in grids))
 
 
 # --- from scans as they come to the model's grid --------------------------------------------------------
 
 
 def to_hu(voxels, modality: str) -> Tensor:
-    """Any real voxels to int16; padding below -1400 HU becomes air. MR in fractions is scaled up."""
-    if hasattr(voxels, "astype"):  # NumPy: native byte order, no negative strides
+    """(I, J, K) of any real type to int16: padding below -1400 HU made air, MR in fractions scaled up."""
+    if hasattr(voxels, "astype"):  # NumPy's: native byte order, no negative strides
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))
     voxels = torch.as_tensor(voxels).cpu()
     if voxels.ndim != 3:
-        raise ValueError(f"a scan has three axes, this one {voxels.ndim}")
+        raise ValueError(f"a scan has three axes, not {voxels.ndim}")
     if voxels.dtype != torch.int16:
-        voxels = voxels if voxels.is_floating_point() else voxels.to(torch.int32)
+        fractions = voxels.is_floating_point()
+        voxels = voxels if fractions else voxels.to(torch.int32)
         low, high = (float(end) for end in voxels.aminmax())
-        if (
-            modality == "MR"
-            and voxels.is_floating_point()
-            and (high > 32767 or low < -32768 or high - low < 256)
-        ):
+        if modality == "MR" and fractions and (high > 32767 or low < -32768 or high - low < 256):
             factor = 4095.0 / max(abs(low), abs(high), 1e-30)
             voxels, high = voxels * factor, high * factor
         if not (math.isfinite(low) and high <= 32767):
             raise ValueError(
-                f"values reach {low:g} to {high:g}: write -1024 (air) into NaN, and check the rescale"
+                f"values from {low:g} to {high:g}: write air (-1024) into NaN, check the rescale"
             )
         voxels = voxels.clamp(min=-32768).round().to(torch.int16)
+    if modality == "CT" and voxels.min() >= 0:
+        warnings.warn("no voxel is below 0 HU: apply the scan's rescale slope and intercept", stacklevel=3)
     return voxels.masked_fill(voxels < PADDING_BELOW_HU, AIR_HU) if modality == "CT" else voxels
 
 
 def to_canonical(voxels: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
-    """Reorder and flip axes to point most nearly to superior, anterior, right; nothing is interpolated.
+    """Order and flip axes to point most nearly to superior, anterior, right; nothing is interpolated.
 
-    Returns the voxels (D, H, W) and the affine from their index (d, h, w, 1) to RAS mm.
+    Returns:
+        (D, H, W), and the (3, 4) affine from its index (d, h, w, 1) to RAS mm.
     """
     linear, origin = affine[:3, :3], affine[:3, 3]
     directions = linear / linear.norm(dim=0)
-    angles = directions.T @ directions  # cosines
-    if not affine.isfinite().all() or (angles - torch.eye(3)).abs().max() > 3.5e-3:  # 0.2 degrees
+    cosines = directions.T @ directions - torch.eye(3, dtype=torch.float64)
+    if not cosines.abs().max() < 3.5e-3:  # 0.2 degrees; NaN too
         raise ValueError("the affine's axes are not at right angles: resample the scan to a rectangular grid")
-    order = max(permutations(range(3)), key=lambda p: sum(abs(directions[2 - k, p[k]]) for k in range(3)))
-    flips = [k for k in range(3) if directions[2 - k, order[k]] < 0]
-    voxels, linear = voxels.permute(order), linear[:, list(order)].clone()
+    orders = permutations(range(3))
+    order = max(orders, key=lambda axes: sum(abs(directions[2 - k, axis]) for k, axis in enumerate(axes)))
+    voxels, linear = voxels.permute(order), linear[:, list(order)]
+    flips = [k for k in range(3) if linear[2 - k, k] < 0]
     for k in flips:
         origin = origin + linear[:, k] * (voxels.shape[k] - 1)
         linear[:, k] *= -1
     return voxels.flip(flips), torch.cat([linear, origin[:, None]], dim=1)
 
 
-def axis_weights(old: int, new: int, scale: float) -> Tensor:
-    """Resampling matrix (new, old) of one axis: linear interpolation, averaged over a box where it coarsens."""
-    position = (old - 1) / 2 + (torch.arange(new, dtype=torch.float64) - (new - 1) / 2) * scale
-    width = math.sqrt(max(scale * scale - 1.0, 0.0))
-    reach = math.ceil(width / 2) + 1
-    base = position.floor().long()
-    matrix = torch.zeros(new, old, dtype=torch.float64)
-
-    def integral(x: Tensor) -> Tensor:
-        """Of the hat function max(0, 1 - |t|), from -infinity to x."""
-        x = x.clamp(-1.0, 1.0)
-        return 0.5 + x - 0.5 * x * x.abs()
-
-    for offset in range(-reach, reach + 2):
-        distance = position - (base + offset)
-        if width > 1e-6:
-            weight = (integral(distance + width / 2) - integral(distance - width / 2)) / width
-        else:
-            weight = (1.0 - distance.abs()).clamp(min=0.0)
-        place = (base + offset).clamp(0, old - 1)
-        matrix.index_put_((torch.arange(new), place), weight, accumulate=True)
-    return (matrix / matrix.sum(dim=1, keepdim=True)).float()
-
-
 def crop_and_resample(voxels: Tensor, affine: Tensor, shape, spacing, center, fill: int) -> Tensor:
-    """Resample to `spacing`, cut or pad to `shape` around a point, working only on the voxels needed.
+    """Resample to `spacing`, then cut or pad to `shape` around a point; only the voxels needed are touched.
 
     Args:
-        voxels: canonical (D, H, W) int16.
-        affine: (3 or 4, 4) from (d, h, w, 1) to RAS mm.
+        voxels: (D, H, W) int16, canonical.
+        affine: (3, 4) from (d, h, w, 1) to RAS mm.
         shape: wanted (D, H, W).
         spacing: wanted mm along depth, height, width.
         center: RAS mm; None for the middle.
         fill: value outside the scan.
     """
-    linear, origin = affine[:3, :3], affine[:3, 3]
-    half = torch.tensor([(n - 1) / 2 for n in voxels.shape], dtype=torch.float64)
-    center = linear @ half + origin if center is None else torch.as_tensor(center, dtype=torch.float64)
-    ratio = [new / old for new, old in zip(spacing, linear.norm(dim=0).tolist())]
-    boxes, weights = [], []
-    for middle, n, size, scale in zip(
-        torch.linalg.solve(linear, center - origin).tolist(), voxels.shape, shape, ratio
-    ):
+    linear, origin = affine[:, :3], affine[:, 3]
+    scales = [new / old for new, old in zip(spacing, linear.norm(dim=0).tolist(), strict=True)]
+    middle = (torch.tensor(voxels.shape, dtype=torch.float64) - 1) / 2
+    if center is not None:
+        middle = torch.linalg.solve(linear, torch.as_tensor(center, dtype=torch.float64) - origin)
+    boxes, places, weights = [], [], []
+    for point, old, size, scale in zip(middle.tolist(), voxels.shape, shape, scales, strict=True):
         reach = (size / 2 + 2) * scale + 2
-        low, high = max(math.floor(middle - reach), 0), min(math.ceil(middle + reach) + 1, n)
+        low, high = max(math.floor(point - reach), 0), min(math.ceil(point + reach) + 1, old)
         if low >= high:
             raise ValueError("the center lies outside the scan: give it in RAS mm")
-
-        def length() -> int:
-            """Voxels after resampling the box."""
-            return math.floor((high - low) / scale + 0.5 - 1e-6)
-
-        while low > 0 and high < n and (length() - size) % 2:  # else half a voxel off the center
+        new = math.floor((high - low) / scale + 0.5 - 1e-6)
+        while low > 0 and high < old and (new - size) % 2:  # else the crop lies half a voxel off
             low, high = low - 1, high + 1
+            new = math.floor((high - low) / scale + 0.5 - 1e-6)
+        new = max(new, 1)
+        # The resampled box has the middle of the old one.
+        point = (point - (low + high - 1) / 2) / scale + (new - 1) / 2
+        start = math.floor(point - (size - 1) / 2 + 0.5 + 1e-6)
+        first, last = max(0, start), min(new, start + size)
         boxes.append(slice(low, high))
-        weights.append(axis_weights(high - low, max(1, length()), scale))
-    # The resampled box shares the middle of the old one.
-    box_middle = torch.tensor([(box.start + box.stop - 1) / 2 for box in boxes], dtype=torch.float64)
-    new = linear * torch.tensor(ratio, dtype=torch.float64)
-    offset = torch.linalg.solve(new, center - (origin + linear @ box_middle)).tolist()
+        places.append(slice(first - start, last - start))
+        weights.append(axis_weights(high - low, new, scale)[first:last])
     result = torch.full(tuple(shape), fill, dtype=torch.int16)
-    target = []
-    for axis, (matrix, size) in enumerate(zip(weights, shape)):
-        start = math.floor((len(matrix) - size) / 2 + offset[axis] + 0.5 + 1e-6)
-        first, last = max(0, start), max(0, min(len(matrix), start + size))
-        target.append(slice(first - start, max(first, last) - start))
-        weights[axis] = matrix[first:last]
     box, (depth, height, width) = voxels[tuple(boxes)], weights
-    for place, row in zip(range(target[0].start, target[0].stop), depth):
-        used = row.nonzero()[:, 0]
+    for index, row in enumerate(depth, places[0].start):
+        used = row.nonzero()
         near = slice(int(used[0]), int(used[-1]) + 1)
         plane = (row[near] @ box[near].float().flatten(1)).view(box.shape[1:])
-        result[place, target[1], target[2]] = (height @ plane @ width.T).round().to(torch.int16)
+        result[index, places[1], places[2]] = (height @ plane @ width.T).round().to(torch.int16)
     return result
+
+
+def axis_weights(old: int, new: int, scale: float) -> Tensor:
+    """Resampling matrix (new, old) of one axis: linear interpolation, averaged over a box if coarser."""
+    position = (old - 1) / 2 + (torch.arange(new, dtype=torch.float64) - (new - 1) / 2) * scale
+    width = math.sqrt(max(scale * scale - 1.0, 0.0))
+    margin = math.ceil(width / 2 + scale) + 1
+    places = torch.arange(-margin, old + margin)
+    distance = position[:, None] - places
+
+    def integral(x: Tensor) -> Tensor:
+        """Of the hat function max(0, 1 - |t|), up to x."""
+        x = x.clamp(-1.0, 1.0)
+        return 0.5 + x - 0.5 * x * x.abs()
+
+    weight = (1.0 - distance.abs()).clamp(min=0.0)
+    if width > 1e-6:
+        weight = (integral(distance + width / 2) - integral(distance - width / 2)) / width
+    # Beyond the border the edge voxel repeats.
+    matrix = torch.zeros(new, old, dtype=torch.float64).index_add(1, places.clamp(0, old - 1), weight)
+    return (matrix / matrix.sum(dim=1, keepdim=True)).float()
 
 
 # --- texts and files ------------------------------------------------------------------------------------
 
 
 class WordPiece:
-    """BERT's tokenizer: clean, split at spaces and punctuation, then the longest known pieces.
-
-    Args:
-        vocabulary: piece to id.
-        lowercase: fold case.
-        strip_accents: as uncased BERT does.
-    """
+    """BERT's tokenizer of one text: clean, split at spaces and punctuation, cut into known pieces."""
 
     def __init__(self, vocabulary: dict[str, int], lowercase: bool, strip_accents: bool):
         self.vocabulary, self.lowercase, self.strip_accents = vocabulary, lowercase, strip_accents
         self.special = re.compile(r"(\[(?:PAD|UNK|CLS|SEP|MASK)\])")
 
     def __call__(self, text: str) -> list[int]:
-        """Ids with [CLS] and [SEP], nothing cut."""
+        """Ids from [CLS] to [SEP], nothing cut."""
         ids = [self.vocabulary["[CLS]"]]
         for part in self.special.split(text):
-            words = [part] if self.special.fullmatch(part) else self._words(part)
-            ids += [piece for word in words for piece in self._pieces(word)]
+            for word in [part] if self.special.fullmatch(part) else self._words(part):
+                ids += self._pieces(word)
         return [*ids, self.vocabulary["[SEP]"]]
 
     def _words(self, text: str) -> list[str]:
+        kinds = {letter: unicodedata.category(letter) for letter in set(text)}
         letters = []
         for letter in text:
-            kind = unicodedata.category(letter)[0]
-            if letter in "\t\n\r" or kind == "Z":
+            if letter in "\t\n\r" or kinds[letter][0] == "Z":
                 letters.append(" ")
-            elif kind != "C" and letter != "\ufffd":
-                letters.append(f" {letter} " if is_chinese(letter) else letter)
+            elif kinds[letter] not in ("Cc", "Cf", "Co", "Cs") and letter != "\ufffd":
+                ideograph = any(first <= ord(letter) <= last for first, last in IDEOGRAPHS)
+                letters.append(f" {letter} " if ideograph else letter)
         text = "".join(letters)
         if self.strip_accents:
             text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
         if self.lowercase:
-            text = "".join(letter.lower() for letter in text)  # one by one: the final sigma is no exception
-        return "".join(f" {c} " if is_punctuation(c) else c for c in text).split()
+            text = "".join(c.lower() for c in text)  # one by one, so that no letter depends on its neighbors
+        return "".join(
+            f" {c} " if c in string.punctuation or unicodedata.category(c)[0] == "P" else c for c in text
+        ).split()
 
     def _pieces(self, word: str) -> list[int]:
         ids, start = [], 0
-        while start < len(word):
-            prefix = "##" if start else ""
-            for end in range(len(word), start, -1):
-                if prefix + word[start:end] in self.vocabulary:
-                    break
-            else:
+        while start < len(word) <= 100:
+            ends = range(len(word), start, -1)
+            pieces = ("##" * (start > 0) + word[start:end] for end in ends)
+            piece = next((piece for piece in pieces if piece in self.vocabulary), None)
+            if piece is None:
                 return [self.vocabulary["[UNK]"]]
-            ids.append(self.vocabulary[prefix + word[start:end]])
-            start = end
-        return ids if len(word) <= 100 else [self.vocabulary["[UNK]"]]
-
-
-def is_punctuation(letter: str) -> bool:
-    """What BERT splits off: Unicode's punctuation, and every printable of ASCII that is no letter or digit."""
-    return unicodedata.category(letter)[0] == "P" or ("!" <= letter <= "~" and not letter.isalnum())
-
-
-def is_chinese(letter: str) -> bool:
-    """Ideographs, each a word of its own."""
-    blocks = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
-              (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))  # fmt: skip
-    return any(first <= ord(letter) <= last for first, last in blocks)
+            ids.append(self.vocabulary[piece])
+            start += len(piece) - 2 * (start > 0)
+        return ids or [self.vocabulary["[UNK]"]]
 
 
 def read_tokenizer(find, length: int, pad: int):
-    """A function from texts to ids (B, length), or None where the folder has no tokenizer.
+    """A function from texts to ids (B, length); None where the folder has no tokenizer that can be read.
 
     Args:
-        find: file name to path or None.
+        find: from a file's name to its path, or None.
         length: tokens of a text, special ones included.
-        pad: id of padding.
+        pad: id that fills up.
     """
-
-    def entries(name: str) -> dict:
-        return json.loads(Path(find(name)).read_text(encoding="utf-8")) if find(name) else {}
-
-    if find("vocab.txt"):
-        lines = Path(find("vocab.txt")).read_text(encoding="utf-8").split("\n")
-        normalizer = entries("tokenizer.json").get("normalizer") or {}
-        lowercase = normalizer.get("lowercase", entries("tokenizer_config.json").get("do_lower_case", True))
-        strip = normalizer.get("strip_accents")
-        vocabulary = {token: index for index, token in enumerate(lines)}
+    files = {name: find(name) for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json")}
+    read = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items() if file}
+    if "vocab.txt" in read:
+        vocabulary = {token: index for index, token in enumerate(read["vocab.txt"].splitlines())}
+        normalizer = json.loads(read.get("tokenizer.json", "{}")).get("normalizer") or {}
+        config = json.loads(read.get("tokenizer_config.json", "{}"))
+        lowercase = normalizer.get("lowercase", config.get("do_lower_case", True))
+        strip = normalizer.get("strip_accents", config.get("strip_accents"))
         encode = WordPiece(vocabulary, lowercase, lowercase if strip is None else strip)
     else:
         try:
             from tokenizers import Tokenizer
         except ImportError:
             return None
-        if not find("tokenizer.json"):
+        if "tokenizer.json" not in read:
             return None
-        backend = Tokenizer.from_file(str(find("tokenizer.json")))
+        backend = Tokenizer.from_str(read["tokenizer.json"])
         backend.no_padding()
         backend.no_truncation()
 
         def encode(text: str) -> list[int]:
             return backend.encode(text).ids
 
-    def tokenize(texts: list[str]) -> Tensor:
-        ids = torch.full((len(texts), length), pad)
-        for row, text in enumerate(texts):
-            found = encode(text)
-            found = found if len(found) <= length else found[: length - 1] + found[-1:]
-            ids[row, : len(found)] = torch.tensor(found)
-        return ids
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        rows = torch.full((len(texts), length), pad)
+        for row, ids in zip(rows, map(encode, texts), strict=True):
+            ids = ids if len(ids) <= length else ids[: length - 1] + ids[-1:]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
 
     return tokenize
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Tensors of model.safetensors, or of pytorch_model.bin; never unpickles anything but tensors."""
+    """Tensors of model.safetensors, else of pytorch_model.bin; nothing but tensors is ever unpickled."""
     file = folder / "model.safetensors"
     if not file.is_file():
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start])
+    entries.pop("__metadata__", None)
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            part = bytearray(data[start + first : start + last])
-            tensors[name] = torch.frombuffer(part, dtype=types[entry["dtype"]]).view(entry["shape"])
+    for name, entry in entries.items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        flat = torch.frombuffer(bytearray(data[first:last]), dtype=types[entry["dtype"]])
+        tensors[name] = flat.view(entry["shape"])
     return tensors
