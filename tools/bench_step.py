@@ -8,8 +8,9 @@
 The JAX side goes through `training.microbatches`, as a run does. Also given is `temporary_mib`, what the
 compiled step needs on each device beside its inputs and outputs.
 
-One JSON line a result. Both sides start from the same weights, and their first losses must agree. Steps
-of the two alternate, so that a busy machine slows both alike; given are the median, the fastest, and
+One JSON line a result. Both sides start from the same weights, and their first losses must agree. Each has
+a process of its own (PyTorch's threads spin for a while after each step), and their steps alternate, so that
+a busy machine slows both alike; given are the median, the fastest, and
 `cpu_ms`, the processor time that all threads of the process took, which other programs change least.
 
 Model FLOPs of a step = 3 x forward (forward, and twice that for the backward pass), recomputation never
@@ -23,8 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import time
+from multiprocessing.connection import Connection
 
 import jax
 import jax.numpy as jnp
@@ -277,43 +280,68 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Build both sides, compare their first loss, time their steps in turn."""
-    options = parse()
+def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """Build one side and answer each number with its loss, seconds and processor seconds of one step."""
     model = MaskedAutoencoder(options)
     shape = (options.batch, *options.shape, 1)
     volume = np.random.default_rng(0).uniform(-1, 1, size=shape).astype(np.float32)
+    details = {
+        "tokens": [model.keep, model.tokens],
+        "parameters_million": round(
+            sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6, 1
+        ),
+        "device": jax.devices()[0].device_kind,
+    }
     start = time.perf_counter()
-    run_jax, details = jax_side(options, model, volume)
-    print(json.dumps({"side": "jax", "compile_s": round(time.perf_counter() - start, 2)}), flush=True)
-    sides = {"jax": run_jax}
-    if options.torch != "none":
-        sides[f"torch-{options.torch}"] = torch_side(options, model, volume)
-    first = {}
-    for name, run in sides.items():
-        start = time.perf_counter()
-        first[name] = run(jax.random.key(0))
-        print(json.dumps({"side": name, "first_step_s": round(time.perf_counter() - start, 2)}), flush=True)
-    spread = max(first.values()) - min(first.values())
-    if spread > (1e-4 if options.dtype == "float32" else 1e-2):
+    if name == "jax":
+        run, more = jax_side(options, model, volume)
+        details |= more | {"compile_s": round(time.perf_counter() - start, 2)}
+    else:
+        run = torch_side(options, model, volume)
+    pipe.send(details)
+    while (index := pipe.recv()) is not None:
+        start, busy = time.perf_counter(), time.process_time()
+        loss = run(jax.random.key(index))
+        pipe.send((loss, time.perf_counter() - start, time.process_time() - busy))
+
+
+def main() -> None:
+    """Build both sides, compare their first loss, time their steps in turn."""
+    options = parse()
+    names = ["jax", *([] if options.torch == "none" else [f"torch-{options.torch}"])]
+    processes = multiprocessing.get_context("spawn")
+    pipes, details = {}, {}
+    for name in names:
+        pipes[name], other = processes.Pipe()
+        processes.Process(target=serve, args=(name, options, other), daemon=True).start()
+        details[name] = pipes[name].recv()
+
+    def step(name: str, index: int) -> tuple[float, float, float]:
+        pipes[name].send(index)
+        return pipes[name].recv()
+
+    first = {name: step(name, 0) for name in names}
+    for name, (_, seconds, _) in first.items():
+        print(json.dumps({"side": name, "first_step_s": round(seconds, 2)}), flush=True)
+    losses = [loss for loss, _, _ in first.values()]
+    if max(losses) - min(losses) > (1e-4 if options.dtype == "float32" else 1e-2):
         raise SystemExit(f"the two sides do not compute the same loss: {first}")
-    seconds = {name: [] for name in sides}
-    busy = {name: [] for name in sides}
+    seconds = {name: [] for name in names}
+    busy = {name: [] for name in names}
     for index in range(1, options.steps + 1):
-        for name, run in sides.items():
-            start, busy_start = time.perf_counter(), time.process_time()
-            run(jax.random.key(index))
-            seconds[name].append(time.perf_counter() - start)
-            busy[name].append(time.process_time() - busy_start)
-    flops = step_flops(options, model.tokens, model.keep)
+        for name in names:
+            _, wall, processor = step(name, index)
+            seconds[name].append(wall)
+            busy[name].append(processor)
+    for pipe in pipes.values():
+        pipe.send(None)
+    kept, tokens = details["jax"]["tokens"]
+    flops = step_flops(options, tokens, kept)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     for name, median in medians.items():
         result = {
             "side": name,
-            "device": jax.devices()[0].device_kind,
-            "parameters_million": round(parameters / 1e6, 1),
-            "tokens": [model.keep, model.tokens],
+            **details[name],
             "batch": options.batch,
             "step_ms": round(1e3 * median, 1),
             "fastest_ms": round(1e3 * min(seconds[name]), 1),
@@ -322,8 +350,6 @@ def main() -> None:
             "model_gflop": round(flops / 1e9, 1),
             "gflop_per_second": round(flops / median / 1e9, 1),
         }
-        if name == "jax":
-            result |= details
         if options.peak_tflops:
             result["mfu"] = round(flops / median / (options.peak_tflops * 1e12), 4)
         print(json.dumps(result))
