@@ -60,6 +60,7 @@ class Clock:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._step, self._steps, self._step_time = 0, steps, 0.0
+        self._interrupted = False
         before = read_heartbeat(workdir) if workdir is not None else None
         self._total = _totals(before["counters"] if before else {})
         self._total["starts"] += 1
@@ -79,7 +80,8 @@ class Clock:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-            self._beat("finished" if error is None and self._step >= self._steps else "stopped")
+            whole = error is None and self._step >= self._steps and not self._interrupted
+            self._beat("finished" if whole else "stopped")
 
     def resume(self, counters: Mapping[str, float], step: int = 0) -> None:
         """Say from where this start goes on: what was trained beyond it, by the heartbeat, is lost.
@@ -127,6 +129,10 @@ class Clock:
     def at(self, step: int) -> None:
         """So many steps are done, for the heartbeat."""
         self._step, self._step_time = step, time.time()
+
+    def interrupted(self) -> None:
+        """The run was asked to stop before its end, be it in its last evaluation."""
+        self._interrupted = True
 
     def rates(self, steps: int, batch_size: int) -> dict[str, float]:
         """Over the `steps` since the last call: {} where there were none.

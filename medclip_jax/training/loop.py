@@ -195,6 +195,7 @@ class _Run:
             if getattr(self.data.tokenizer, "truncated", 0):
                 logs.say(f"{self.data.tokenizer.summary()}; config.data.text_length is what they are cut to")
         except _Stopped:
+            self.clock.interrupted()
             self._save(state)
             logs.say(
                 f"asked to stop: saved at step {step} of {self.steps}; the same command goes on from there"

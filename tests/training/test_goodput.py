@@ -145,6 +145,10 @@ def test_the_heartbeat_tells_how_it_ended(time, tmp_path):
     with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=2):
         raise ValueError("boom")
     assert read_heartbeat(tmp_path)["state"] == "stopped"
+    with Clock(workdir=tmp_path, steps=2) as clock:
+        work(clock, time, 2)
+        clock.interrupted()
+    assert read_heartbeat(tmp_path)["state"] == "stopped"
     assert not list(tmp_path.glob("*.partial"))
 
 
