@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("medclip_jax.cli.status", "show how a run goes: progress, curves, where its time went"),
     "sweep": ("medclip_jax.cli.sweep", "train a config with many values of its fields, and compare"),
     "evaluate": ("medclip_jax.cli.evaluate", "measure a trained model on prepared shards"),
+    "import": ("medclip_jax.cli.import_weights", "turn a published checkpoint into a model"),
     "embed": ("medclip_jax.cli.embed", "embed a scan and compare it with texts"),
     "demo": ("medclip_jax.cli.demo", "run the whole job on generated scans"),
 }

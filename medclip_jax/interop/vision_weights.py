@@ -54,8 +54,8 @@ class Converted(NamedTuple):
         parts = (
             f"{len(self.taken)} parameters as they were",
             f"resized: {'; '.join(self.resized) or 'none'}",
-            f"left out: {_shortly(self.left_out)}",
-            f"fresh: {_shortly(self.fresh)}",
+            f"left out: {summarize(self.left_out)}",
+            f"fresh: {summarize(self.fresh)}",
         )
         return ". ".join(parts)
 
@@ -171,6 +171,20 @@ def convert(
         left_out,
         [TRANSFORMER + name for name in fresh],
     )
+
+
+def summarize(names: Sequence[str], parts: int = 1) -> str:
+    """Names by their first parts, with how many there are of each.
+
+    Args:
+        names: with dots between their parts.
+        parts: how many are shown.
+
+    Returns:
+        "a, b (2)", or "none".
+    """
+    counts = Counter(".".join(name.split(".")[:parts]) for name in names)
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items()) or "none"
 
 
 def _check(encoder: Encoder, config: Any, own: Mapping[str, tuple[int, ...]], settings: Settings) -> None:
@@ -307,9 +321,3 @@ def _find(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) 
 
 def _times(sizes: Sequence[int]) -> str:
     return "x".join(str(size) for size in sizes)
-
-
-def _shortly(names: Sequence[str]) -> str:
-    """Names by their first part, with their number where there are several."""
-    counts = Counter(name.split(".")[0] for name in names)
-    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items()) or "none"
