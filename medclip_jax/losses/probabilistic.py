@@ -1,0 +1,207 @@
+"""Losses between Gaussian embeddings: diagonal normal distributions, given by mean and log-variance.
+
+All compute in float32. Means are taken as they are: a system that puts them on the unit sphere normalises
+them itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+_FAR = 80.0
+"""Difference of two log-variances beyond which the hyperbolic functions would overflow float32."""
+
+
+def csd(
+    mean_a: Float[Array, "rows features"],
+    log_variance_a: Float[Array, "rows features"],
+    mean_b: Float[Array, "columns features"],
+    log_variance_b: Float[Array, "columns features"],
+) -> Float[Array, "rows columns"]:
+    """Closed-form sampled distance of all pairs, the expected squared distance of two draws.
+
+    ``|mean_a - mean_b|^2 + trace(variance_a) + trace(variance_b)``; the smaller, the more alike.
+
+    Args:
+        mean_a: (A, D).
+        log_variance_a: (A, D), natural logarithm.
+        mean_b: (B, D).
+        log_variance_b: (B, D).
+
+    Returns:
+        (A, B).
+
+    References:
+        Chun 2023, "Improved probabilistic image-text representations", equation 1; HiPro-CT, equation 5.
+    """
+    mean_a, mean_b = mean_a.astype(jnp.float32), mean_b.astype(jnp.float32)
+    squares = jnp.sum(mean_a**2, axis=-1)[:, None] + jnp.sum(mean_b**2, axis=-1)[None, :]
+    distance = jnp.maximum(squares - 2.0 * _products(mean_a, mean_b), 0.0)
+    return distance + trace(log_variance_a)[:, None] + trace(log_variance_b)[None, :]
+
+
+def pair_logits(
+    mean_a: Float[Array, "rows features"],
+    log_variance_a: Float[Array, "rows features"],
+    mean_b: Float[Array, "columns features"],
+    log_variance_b: Float[Array, "columns features"],
+    logit_scale: Float[Array, ""] | float,
+    logit_bias: Float[Array, ""] | float,
+) -> Float[Array, "rows columns"]:
+    """Logits that two Gaussians belong together: ``scale (mean . mean - traces / 2) + bias``.
+
+    For means of length 1 this is ``scale (1 - csd / 2) + bias``.
+
+    Args:
+        mean_a: (A, D).
+        log_variance_a: (A, D).
+        mean_b: (B, D).
+        log_variance_b: (B, D).
+        logit_scale: the multiplier itself, not its logarithm.
+        logit_bias: added to all.
+
+    Returns:
+        (A, B).
+
+    References:
+        HiPro-CT, equation 6.
+    """
+    traces = trace(log_variance_a)[:, None] + trace(log_variance_b)[None, :]
+    alike = _products(mean_a.astype(jnp.float32), mean_b.astype(jnp.float32)) - 0.5 * traces
+    return jnp.asarray(logit_scale, jnp.float32) * alike + jnp.asarray(logit_bias, jnp.float32)
+
+
+def sigmoid_pair_loss(
+    logits: Float[Array, "batch batch"],
+    *,
+    positive: Bool[Array, "batch batch"] | None = None,
+    part: Bool[Array, "batch batch"] | None = None,
+) -> Float[Array, ""]:
+    """Each pair is a binary question; the sum of -log sigmoid over all pairs, divided by the rows asked.
+
+    Args:
+        logits: (B, B), row i and column i of one sample.
+        positive: (B, B) True where a pair belongs together; by default the diagonal.
+        part: (B, B) False on pairs that are not asked (padding, samples without an organ, pairs that are
+            neither alike nor unlike). A row of which the diagonal is not asked does not count as a row.
+
+    Returns:
+        Sum over pairs / rows; 0 where nothing is asked.
+
+    References:
+        Zhai et al. 2023, "Sigmoid loss for language image pre-training", equation 2.
+    """
+    logits = logits.astype(jnp.float32)
+    diagonal = jnp.eye(logits.shape[0], dtype=bool)
+    positive = diagonal if positive is None else positive
+    losses = -jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))
+    if part is None:
+        return losses.sum() / logits.shape[0]
+    rows = jnp.maximum(jnp.where(diagonal, part, False).sum(), 1)
+    return jnp.where(part, losses, 0.0).sum() / rows
+
+
+def inclusion(
+    mean_1: Float[Array, "*batch features"],
+    log_variance_1: Float[Array, "*batch features"],
+    mean_2: Float[Array, "*batch features"],
+    log_variance_2: Float[Array, "*batch features"],
+    *,
+    form: str = "exact",
+    reduce: str = "per_dim",
+) -> Float[Array, "*batch features"] | Float[Array, "*batch"]:
+    """How far distribution 1 lies inside distribution 2: ``log int p1^2 p2 - log int p1 p2^2``.
+
+    Positive where 1 is the narrower one. With t = l2 - l1, the difference of the log-variances, and d the
+    difference of the means, one dimension gives
+
+        t/2 - ln((1 + 2 e^t) / (2 + e^t)) / 2 + d^2 e^(-(l1 + l2)/2) 2 sinh(t/2) / (5 + 4 cosh t)
+
+    Both integrals are Gaussian; what is left of their quotients once common factors are cancelled, so that
+    nothing large is subtracted from something large.
+
+    Args:
+        mean_1: (..., D) of the distribution that should lie inside.
+        log_variance_1: (..., D).
+        mean_2: (..., D) of the one that should contain it.
+        log_variance_2: (..., D).
+        form: "exact", or "prolip": ``t`` instead of ``t/2`` in front, as in ProLIP's released code, where
+            the normalizing constants are taken twice.
+        reduce: "per_dim" keeps the dimensions apart; "joint" sums them, the score of the whole vectors.
+
+    Returns:
+        (..., D), or (...) for "joint".
+
+    Raises:
+        ValueError: unknown `form` or `reduce`.
+
+    References:
+        HiPro-CT, equation 7; Chun et al. 2024, "Probabilistic language-image pre-training", section 3.3.
+    """
+    if form not in ("exact", "prolip"):
+        raise ValueError(f"form={form!r} is unknown: use 'exact' or 'prolip'")
+    if reduce not in ("per_dim", "joint"):
+        raise ValueError(f"reduce={reduce!r} is unknown: use 'per_dim' or 'joint'")
+    mean_1, log_variance_1, mean_2, log_variance_2 = (
+        x.astype(jnp.float32) for x in (mean_1, log_variance_1, mean_2, log_variance_2)
+    )
+    wider = log_variance_2 - log_variance_1
+    log_2 = math.log(2.0)
+    widths = (0.5 if form == "exact" else 1.0) * wider
+    widths -= 0.5 * (jnp.logaddexp(0.0, wider + log_2) - jnp.logaddexp(log_2, wider))
+    near = jnp.clip(wider, -_FAR, _FAR)
+    share = 2.0 * jnp.sinh(0.5 * near) / (5.0 + 4.0 * jnp.cosh(near))
+    # The difference over the geometric mean of the deviations first: its square alone may be too small.
+    scaled = (mean_1 - mean_2) * jnp.exp(-0.25 * (log_variance_1 + log_variance_2))
+    scores = widths + scaled**2 * share
+    return scores if reduce == "per_dim" else scores.sum(axis=-1)
+
+
+def vib(
+    mean: Float[Array, "*batch features"],
+    log_variance: Float[Array, "*batch features"],
+    *,
+    reduce: str = "mean",
+) -> Float[Array, "*batch"]:
+    """Kullback-Leibler divergence from the standard normal distribution, a bottleneck on information.
+
+    ``(mean^2 + variance - 1 - ln variance) / 2`` of each dimension.
+
+    Args:
+        mean: (..., D).
+        log_variance: (..., D).
+        reduce: "mean" over the dimensions, or "sum", the divergence itself: hundreds of dimensions that
+            start at a log-variance of -10 then outweigh every other loss.
+
+    Returns:
+        (...).
+
+    Raises:
+        ValueError: unknown `reduce`.
+
+    References:
+        HiPro-CT, equation 8; Alemi et al. 2017, "Deep variational information bottleneck".
+    """
+    if reduce not in ("mean", "sum"):
+        raise ValueError(f"reduce={reduce!r} is unknown: use 'mean' or 'sum'")
+    mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
+    # expm1(l) - l: variance - 1 - ln variance without cancellation near 0.
+    divergence = 0.5 * (mean**2 + jnp.expm1(log_variance) - log_variance)
+    return divergence.mean(axis=-1) if reduce == "mean" else divergence.sum(axis=-1)
+
+
+def trace(log_variance: Float[Array, "*batch features"]) -> Float[Array, "*batch"]:
+    """Trace of the diagonal covariance: the uncertainty of an embedding in one number.
+
+    Args:
+        log_variance: (..., D).
+    """
+    return jnp.exp(log_variance.astype(jnp.float32)).sum(axis=-1)
+
+
+def _products(a, b):
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
