@@ -186,7 +186,7 @@ def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phan
         rejected = sum(count for (split, _), count in counts.items() if not split)
         lines += [
             "",
-            f"{len(manifest)} studies were given, {rejected} of them rejected. Noted: usable, with a remark.",
+            f"{len(manifest)} studies were given, {rejected} of them rejected.",
         ]
     else:
         lines.append(
@@ -207,13 +207,13 @@ def _training(model: Model, step: int | None) -> str:
     rows = {
         "objective": objective["name"],
         "parameters": f"{_parameters(model):,}",
-        "volume tower": f"ViT, width {vision['width']}, {vision['depth']} blocks, {vision['heads']} heads, "
+        "volume tower": f"ViT, width {vision['width']}, depth {vision['depth']}, {vision['heads']} heads, "
         f"patches of {_times(vision['patch'])}{_cells(vision)}, pooling {vision['pooling']}",
     }
     if text is not None:
         sizes = model.objective.text.encoder.config
         rows["text tower"] = (
-            f"BERT, width {sizes.width}, {sizes.depth} blocks, {sizes.heads} heads, "
+            f"BERT, width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads, "
             f"{sizes.vocabulary_size:,} entries, pooling {text['pooling']}"
         )
         rows["joint space"] = f"{objective['embedding_width']} numbers, logit scale {model.logit_scale:.4g}"
@@ -291,7 +291,7 @@ def _limits(model: Model, has_text: bool, phantoms: bool) -> str:
         "gives numbers all the same.",
         "* It may have learned shortcuts and biases of its training reports, and vectors may keep traces of "
         "the scans they were made from: treat vectors of patients as patient data.",
-        "* License: for those who trained it to state. Add `license:` to the lines on top before you publish.",
+        "* License: for those who trained it to state. Add `license:` at the top before you publish it.",
     ]
     return "\n".join(lines)
 
