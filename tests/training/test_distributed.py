@@ -34,11 +34,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_all(scenario, folder, *, count, devices):
+def start_all(scenario, folder, *, count, devices, script="together.py"):
     """Start `count` processes; returns them with the files that hold what they print."""
     folder.mkdir(exist_ok=True)
     port, environment = free_port(), {**os.environ, "PYTHONWARNINGS": "ignore"}
-    here = Path(__file__).with_name("together.py")
+    here = Path(__file__).with_name(script)
     started = []
     for index in range(count):
         output = folder / f"output-{index}"

@@ -1,0 +1,249 @@
+"""3D residual networks (18, 34, 50 layers) with batch norm.
+
+Attributes are named as in PyTorch's ResNet (conv1, bn1, layer1 to layer4, downsample), so that a parameter's
+path is the name that published checkpoints give it; see `medclip_jax.interop.resnet_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from medclip_jax.models.blocks import stack
+from medclip_jax.models.constraints import batch_sharded
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+REMAT = ("none", "stage")
+"""What is kept for the backward pass: everything, or the input of each stage alone."""
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over every axis but the last, in float32.
+
+    In training it normalises by mean and variance of what it is given and moves the running statistics
+    towards them (the variance without bias, as PyTorch does); else it normalises by the running statistics.
+    Under `jax.jit` the mean over the batch axis is over all devices of the mesh, in whatever way the batch is
+    split: nothing else is needed for global statistics, and with gradient caching they are those of the slice
+    being encoded.
+
+    Args:
+        features: C.
+        momentum: share of the newest batch in the running statistics.
+        epsilon: added to the variance.
+
+    References:
+        Ioffe & Szegedy 2015, "Batch normalization".
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.running_mean = nnx.BatchStat(jnp.zeros(features))
+        self.running_var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Float[Array, "*axes C"], *, train: bool) -> Float[Array, "*axes C"]:
+        """Normalise; in training, update the running statistics in place."""
+        wide = x.astype(jnp.float32)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            mean = wide.mean(axes)
+            # From centered values: the mean of squares minus the square of the mean loses digits.
+            variance = jnp.square(wide - mean).mean(axes)
+            self._move(self.running_mean, mean)
+            self._move(self.running_var, variance * (count / max(count - 1, 1)))
+        else:
+            mean, variance = self.running_mean[...], self.running_var[...]
+        factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
+        return ((wide - mean) * factor + self.bias[...]).astype(x.dtype)
+
+    def _move(self, running: nnx.BatchStat, newest: Float[Array, " C"]) -> None:
+        running[...] = running[...] + self.momentum * (jax.lax.stop_gradient(newest) - running[...])
+
+
+def _convolution(
+    inputs: int, outputs: int, size: int, strides: Sequence[int], *, dtype, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """Without bias, padded alike on both sides so that stride 1 keeps the size."""
+    return nnx.Conv(
+        inputs,
+        outputs,
+        kernel_size=(size,) * 3,
+        strides=tuple(strides),
+        padding=[(size // 2, size // 2)] * 3,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        rngs=rngs,
+    )
+
+
+class _Residual(nnx.Module):
+    """What both kinds of block share: the path beside the convolutions, and the sum."""
+
+    def _add_downsample(self, inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> None:
+        self.downsample = nnx.Dict()
+        if stride != 1 or inputs != outputs:
+            self.downsample["0"] = _convolution(inputs, outputs, 1, (stride,) * 3, dtype=dtype, rngs=rngs)
+            self.downsample["1"] = BatchNorm(outputs)
+
+    def _beside(self, x: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
+        if not len(self.downsample):
+            return x
+        return self.downsample["1"](self.downsample["0"](x), train=train)
+
+
+class BasicBlock(_Residual):
+    """Two 3 x 3 x 3 convolutions beside the identity, or beside a projection where the shape changes."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        self.conv1 = _convolution(inputs, width, 3, (stride,) * 3, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = _convolution(width, width, 3, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width)
+        self._add_downsample(inputs, width, stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B D H W C"], *, train: bool) -> Float[Array, "B d h w F"]:
+        """Each axis divided by the stride, rounded up."""
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        return jax.nn.relu(y + self._beside(x, train))
+
+
+class Bottleneck(_Residual):
+    """Convolutions of 1, 3 and 1 voxels, the last to four times the width; the second has the stride."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        outputs = self.expansion * width
+        self.conv1 = _convolution(inputs, width, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = _convolution(width, width, 3, (stride,) * 3, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = _convolution(width, outputs, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(outputs)
+        self._add_downsample(inputs, outputs, stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B D H W C"], *, train: bool) -> Float[Array, "B d h w F"]:
+        """Each axis divided by the stride, rounded up."""
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        return jax.nn.relu(y + self._beside(x, train))
+
+
+LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+"""Depth to kind of block and blocks in each stage."""
+
+
+class ResNet(nnx.Module):
+    """Volume to a feature map that is 32 times smaller along each axis, rounded up.
+
+    Args:
+        depth: 18, 34 or 50 layers.
+        channels: C of the volume.
+        width: channels of the stem; the map has 8 times as many, 32 times with depth 50.
+        stem_stride: of the first convolution along depth, height, width. (1, 2, 2) keeps twice the depth,
+            for volumes of few slices.
+        dtype: compute type; parameters and statistics are float32.
+        remat: one of `REMAT`.
+        rngs: draws the kernels (He normal by fan-out).
+
+    Raises:
+        ValueError: no such depth, unknown `remat`.
+
+    References:
+        He et al. 2016, "Deep residual learning for image recognition"; Hara et al. 2018, "Can spatiotemporal
+        3D CNNs retrace the history of 2D CNNs and ImageNet?".
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        channels: int = 1,
+        width: int = 64,
+        stem_stride: Sequence[int] = (2, 2, 2),
+        dtype=jnp.float32,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        if depth not in LAYERS:
+            raise ValueError(f"no ResNet of {depth} layers: choose one of {tuple(LAYERS)}")
+        if remat not in REMAT:
+            raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
+        self.depth = depth
+        self.remat = remat
+        self.stem_stride = tuple(stem_stride)
+        self.dtype = dtype
+        kind, counts = LAYERS[depth]
+        self.width = 8 * width * kind.expansion
+        self.conv1 = _convolution(channels, width, 7, self.stem_stride, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        inputs = width
+        for stage, (name, count) in enumerate(zip(STAGES, counts, strict=True)):
+            plan = []
+            for index in range(count):
+                plan.append((inputs, width * 2**stage, 2 if stage and not index else 1))
+                inputs = width * 2**stage * kind.expansion
+            blocks = iter(plan)
+            setattr(self, name, stack(count, lambda b=blocks: kind(*next(b), dtype=dtype, rngs=rngs)))
+
+    def __call__(
+        self, volume: Float[Array, "B D H W C"], *, train: bool = False
+    ) -> Float[Array, "B d h w F"]:
+        """Feature map of the last stage.
+
+        Args:
+            volume: (B, D, H, W, C).
+            train: normalise by the batch, and update the running statistics in place.
+        """
+        x = batch_sharded(volume).astype(self.dtype)
+        x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        x = nnx.max_pool(x, (3, 3, 3), strides=(2, 2, 2), padding=[(1, 1)] * 3)
+        for name in STAGES:
+            x = self._run(getattr(self, name), batch_sharded(x), train)
+        return batch_sharded(x)
+
+    def _run(self, stage: nnx.Dict, x: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
+        graph, state = nnx.split(stage)
+
+        # A pure function of the stage, so that it can be run again for the backward pass.
+        def apply(state, x):
+            blocks = nnx.merge(graph, state)
+            for index in range(len(blocks)):
+                x = blocks[str(index)](x, train=train)
+            return x, nnx.state(blocks, nnx.BatchStat)
+
+        x, statistics = (jax.checkpoint(apply) if self.remat == "stage" else apply)(state, x)
+        if train:
+            nnx.update(stage, statistics)
+        return x
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Size (d, h, w) of the feature map of a volume of `shape` (D, H, W)."""
+        strides = zip(shape, self.stem_stride, strict=True)
+        # Each of the five layers with a stride rounds up.
+        return tuple(-(-size // (stride * 16)) for size, stride in strides)
+
+    def tokens(self, volume: Float[Array, "B D H W C"], *, train: bool = False) -> Float[Array, "B N F"]:
+        """The feature map as tokens, width fastest: (B, d * h * w, F). Arguments as of `__call__`."""
+        features = self(volume, train=train)
+        return features.reshape(len(features), -1, features.shape[-1])
+
+    def pool(self, tokens: Float[Array, "B N F"]) -> Float[Array, "B F"]:
+        """Mean over the tokens of each volume, summed in float32."""
+        return tokens.mean(axis=1, dtype=jnp.float32).astype(tokens.dtype)
