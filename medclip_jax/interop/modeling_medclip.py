@@ -28,7 +28,7 @@ import re
 import string
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +71,7 @@ IDEOGRAPHS = (
     (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
 """Code points that BERT's tokenizer takes for words of their own."""
+TOKENIZER_FILES = "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -226,7 +227,7 @@ class VisionTransformer(nn.Module):
         tokens = self.embed["projection"](tokens)
         table = sincos_3d(self.grid, self.width).to(tokens) if self.positions is None else self.positions
         tokens = tokens + (table if keep is None else table[keep])
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = embedded = tokens if self.pre_norm is None else self.pre_norm(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -380,7 +381,7 @@ class MedclipModel(PreTrainedModel):
             raise ValueError(
                 f"objective {objective['name']!r} is newer than this file: export the model again"
             )
-        self.tokenizer = None
+        self.tokenizer, self.tokenizer_files = None, {}
         self.vision = VisionTower(objective["vision"], data["shape"])
         if objective["name"] == "mae":
             self.decoder = MaskedDecoder(objective["decoder"], self.vision.transformer)
@@ -407,28 +408,31 @@ class MedclipModel(PreTrainedModel):
             model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
             missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
             hub = {name: value for name, value in options.items() if name in HUB_OPTIONS}
-
-            def find(name: str):
-                return cached_file(folder, name, _raise_exceptions_for_missing_entries=False, **hub)
+            hub["_raise_exceptions_for_missing_entries"] = False
+            files = {name: cached_file(folder, name, **hub) for name in TOKENIZER_FILES}
         else:
             folder = Path(folder)
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(
-                    f"no config.json in {folder}: give an exported folder, or install transformers for hub ids"
+                    f"no config.json in {folder}: give an exported folder; hub ids need transformers"
                 )
             config = MedclipConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
             with torch.device("meta"):  # every weight comes from the file
                 model = cls(config).eval()
             missing, unexpected = model.load_state_dict(read_weights(folder), strict=False, assign=True)
-
-            def find(name: str):
-                return folder / name if (folder / name).is_file() else None
-
+            files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
         if missing or unexpected:
             raise ValueError(f"config.json and weights differ: missing {missing}, unexpected {unexpected}")
-        if hasattr(model, "text"):
-            model.tokenizer = read_tokenizer(find, model.config.text_length, model.config.data["pad_token"])
+        texts = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items() if file}
+        model.tokenizer_files = texts
+        model.tokenizer = read_tokenizer(texts, model.config.text_length, model.config.data["pad_token"])
         return (model, info) if TRANSFORMERS and with_info else model
+
+    def save_pretrained(self, folder, *args, **options) -> None:
+        """Write a folder that loads in the same ways (needs transformers)."""
+        super().save_pretrained(folder, *args, **options)
+        for name, content in self.tokenizer_files.items():
+            (Path(folder) / name).write_text(content, encoding="utf-8")
 
     def prepare(self, voxels, affine=None, *, spacing=None, center=None) -> Tensor:
         """Bring a scan to the grid the model was trained on, as `medclip prepare` does.
@@ -640,7 +644,8 @@ def crop_and_resample(voxels: Tensor, affine: Tensor, shape, spacing, center, fi
         # The resampled box has the middle of the old one.
         point = (point - (low + high - 1) / 2) / scale + (new - 1) / 2
         start = math.floor(point - (size - 1) / 2 + 0.5 + 1e-6)
-        first, last = max(0, start), min(new, start + size)
+        first = max(0, start)
+        last = max(first, min(new, start + size))
         boxes.append(slice(low, high))
         places.append(slice(first - start, last - start))
         weights.append(axis_weights(high - low, new, scale)[first:last])
@@ -705,8 +710,8 @@ class WordPiece:
         text = "".join(letters)
         if self.strip_accents:
             text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-        if self.lowercase:
-            text = "".join(c.lower() for c in text)  # one by one, so that no letter depends on its neighbors
+        if self.lowercase:  # letter by letter, as none depends on its neighbors
+            text = "".join(c.lower() for c in text)
         return "".join(
             f" {c} " if c in string.punctuation or unicodedata.category(c)[0] == "P" else c for c in text
         ).split()
@@ -724,36 +729,35 @@ class WordPiece:
         return ids or [self.vocabulary["[UNK]"]]
 
 
-def read_tokenizer(find, length: int, pad: int):
-    """A function from texts to ids (B, length); None where the folder has no tokenizer that can be read.
+def read_tokenizer(files: dict[str, str], length: int, pad: int) -> Callable[[Sequence[str]], Tensor] | None:
+    """A function from texts to ids (B, length); None where nothing here can read the files.
 
     Args:
-        find: from a file's name to its path, or None.
+        files: names of tokenizer files to what is in them.
         length: tokens of a text, special ones included.
         pad: id that fills up.
     """
-    files = {name: find(name) for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json")}
-    read = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items() if file}
-    if "vocab.txt" in read:
-        vocabulary = {token: index for index, token in enumerate(read["vocab.txt"].splitlines())}
-        normalizer = json.loads(read.get("tokenizer.json", "{}")).get("normalizer") or {}
-        config = json.loads(read.get("tokenizer_config.json", "{}"))
-        lowercase = normalizer.get("lowercase", config.get("do_lower_case", True))
-        strip = normalizer.get("strip_accents", config.get("strip_accents"))
-        encode = WordPiece(vocabulary, lowercase, lowercase if strip is None else strip)
-    else:
+    if "vocab.txt" in files:
+        pieces = files["vocab.txt"].removesuffix("\n").split("\n")
+        settings = json.loads(files.get("tokenizer_config.json", "{}"))
+        lowercase = settings.get("do_lower_case", True)
+        normalizer = json.loads(files.get("tokenizer.json", "{}")).get("normalizer", settings)
+        strip_accents = normalizer.get("strip_accents")
+        strip_accents = lowercase if strip_accents is None else strip_accents
+        encode = WordPiece({piece: index for index, piece in enumerate(pieces)}, lowercase, strip_accents)
+    elif "tokenizer.json" in files:
         try:
             from tokenizers import Tokenizer
         except ImportError:
             return None
-        if "tokenizer.json" not in read:
-            return None
-        backend = Tokenizer.from_str(read["tokenizer.json"])
+        backend = Tokenizer.from_str(files["tokenizer.json"])
         backend.no_padding()
         backend.no_truncation()
 
         def encode(text: str) -> list[int]:
             return backend.encode(text).ids
+    else:
+        return None
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         rows = torch.full((len(texts), length), pad)
