@@ -37,3 +37,13 @@ def report_data() -> Path:
     if not (folder / "ct_rate_reports_labels_800.csv").exists():
         pytest.skip(f"no report tables at {folder}: set MEDCLIP_REPORT_DATA to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the `shards` and the `workdir` of a tiny contrastive run; leave it as it is."""
+    from tests.tiny_run import make_run
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    make_run(folder)
+    return folder

@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     entries = find_scans(args.scans, list_file=args.list, root=args.root)
     if not entries:
         raise ValueError("no scan was given: name files or folders, or a --list")
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers {args.workers}: it must be 1 or more")
     if not args.out and len(entries) > UNWRITTEN:
         raise ValueError(f"{len(entries)} scans: write their vectors to a file, --out embeddings.parquet")
     model = load(

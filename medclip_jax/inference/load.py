@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from medclip_jax.shards.read import PreparedInfo
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.md")
-"""Files of a hub repository that are fetched: no code, no pickles."""
+"""Files of a hub repository that are fetched: no code."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def load(
         The model.
 
     Raises:
-        FileNotFoundError: no model there, or neither shards nor tokenizer can be found.
+        FileNotFoundError: no model there; the hub does not have it or is out of reach; or neither shards nor
+            tokenizer can be found.
         ValueError: the weights do not fit the config beside them; an unknown dtype.
-        OSError: the hub is out of reach.
     """
     import jax
     from flax import nnx
@@ -147,14 +147,18 @@ def _find(source: str | os.PathLike) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model.bin"]))
+        return folder
     # The client raises errors of its own, of its HTTP library, and of the system.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise OSError(
+        raise FileNotFoundError(
             f"there is no folder {name} here, and the Hugging Face hub gave no model of that name "
-            f"({type(error).__name__}: {reason}). Check the path; or, on a machine that reaches the hub, run "
-            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here, and give its path"
+            f"({type(error).__name__}: {reason}). Check the path; log in with `hf auth login` for a private "
+            f"model; or, on a machine that reaches the hub, run `hf download {name} --local-dir FOLDER`, copy "
+            "FOLDER here, and give its path"
         ) from error
 
 

@@ -1,317 +1,365 @@
-"""A tiny trained model from a workdir: load, medclip embed, medclip evaluate."""
+"""medclip embed: a few scans printed; many into Parquet, past damaged files and through kills."""
 
+import csv
 import json
-import shutil
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from made_scans import chest, lps_stack, write_nifti, write_slices
 
 import medclip_jax
 from medclip_jax.cli.main import main
-from medclip_jax.model import Hit
-from medclip_jax.volumes import Volume
+from medclip_jax.inference import archive as archives
+from medclip_jax.inference import table as tables
+from tests.tiny_run import FINDINGS
 
-FINDINGS = ("cardiomegaly", "pericardial_effusion", "coronary_calcification")
-SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
+GOOD = [
+    *(f"scan{i}.nii.gz" for i in (0, 2, 4, 6)),
+    *(f"below/scan{i}.nii.gz" for i in (1, 3, 5, 7)),
+    "series",
+]
+BAD = ["cut.nii.gz", "below/empty.nii"]
 
+SLOWLY = """\
+import sys, time
+from medclip_jax.cli.main import main
+from medclip_jax.inference import table as tables
 
-def made_records(n, seed):
-    from medclip_jax.shards.record import Record
+def add(self, row, before=tables.Table.add):
+    before(self, row)
+    time.sleep(0.5)
 
-    generator = np.random.default_rng(seed)
-    for i in range(n):
-        labels = generator.choice([-1, 1], len(FINDINGS)).astype(np.int8)
-        report = f"Report {seed} {i}. There is {'' if labels[0] > 0 else 'no '}cardiomegaly."
-        yield Record(
-            id=f"{seed}-{i}",
-            study=1000 * seed + i,
-            patient=1000 * seed + i,
-            volume=generator.integers(-1000, 300, SHAPE).astype(np.int16),
-            report=report,
-            findings_text=report,
-            impression="",
-            statements=report,
-            findings=labels,
-            labels=labels,
-            measurements=np.array([i % 5], np.float32),
-        )
+tables.PART, tables.Table.add = 2, add
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line with parts of two scans, half a second for each scan."""
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """Shards and the workdir of a contrastive model after two steps."""
-    from medclip_jax.objectives import clip
-    from medclip_jax.reports.tokenizer import train_wordpiece
-    from medclip_jax.shards.record import Schema
-    from medclip_jax.shards.write import write_shards
-    from medclip_jax.training.config import base_config
-    from medclip_jax.training.loop import train
+def workdir(tiny_run):
+    return str(tiny_run / "workdir")
 
-    folder = tmp_path_factory.mktemp("run")
-    splits = {
-        name: list(made_records(n, seed)) for seed, (name, n) in enumerate({"train": 16, "test": 12}.items())
-    }
-    write_shards(folder / "shards", Schema(SHAPE, SPACING, FINDINGS, (), ("cac_grade",)), splits)
-    texts = [record.report for record in splits["train"]]
-    train_wordpiece(texts * 3, folder / "shards" / "tokenizer", 200)
-    config = base_config()
-    config.objective = clip.default_config()
-    config.objective.vision.update(
-        patch=(4, 8, 8), width=24, depth=2, heads=2, pooling="mean", dtype="float32"
-    )
-    config.objective.text.update(width=24, depth=1, heads=2, max_positions=64, dtype="float32")
-    config.objective.embedding_width = 16
-    config.data.shards = str(folder / "shards")
-    config.data.text_length = 24
-    config.batch_size = 8
-    config.steps = 2
-    config.ema.decay = 0.5
-    config.evaluation.split = "test"
-    config.evaluation.evaluators = {"zero_shot": {"draws": 0}}
-    config.log.tensorboard = False
-    config.log.progress = False
-    train(config, folder / "workdir")
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return medclip_jax.load(workdir, progress=False)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Eight NIfTI files, a DICOM series, two damaged files, and what is no scan."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "below").mkdir()
+    for i in range(8):
+        write_nifti(folder / ("below" if i % 2 else ".") / f"scan{i}.nii.gz", chest(seed=i))
+    content = (folder / "scan0.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(content[: len(content) // 2])
+    (folder / "below" / "empty.nii").write_bytes(b"")
+    (folder / "notes.txt").write_text("no scan")
+    (folder / "._scan0.nii.gz").write_text("a shadow file of another system")
+    write_slices(folder / "series", lps_stack(chest(seed=9)))
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(run_folder):
-    return medclip_jax.load(run_folder / "workdir", progress=False)
+def scan(archive):
+    return archive / "scan0.nii.gz"
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    """A NIfTI of 48 x 100 x 96 mm with air, soft tissue and noise."""
-    voxels = np.full((24, 25, 12), -1000.0)
-    voxels[4:20, 4:20] = 40
-    voxels += np.random.default_rng(0).normal(0, 10, voxels.shape)
-    path = tmp_path_factory.mktemp("scan") / "chest.nii.gz"
-    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1])), path)
-    return path
+def read(path):
+    """Columns by name, the vectors as one array."""
+    table = pq.read_table(path)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    return columns | {"embedding": np.array(columns["embedding"], np.float32)}
 
 
-def test_import_is_light():
-    code = "import sys, medclip_jax; print([m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_public_face():
-    assert medclip_jax.__version__
-    assert {"load", "Model", "__version__"} <= set(dir(medclip_jax))
-    with pytest.raises(AttributeError, match="it has Model"):
-        medclip_jax.laod  # noqa: B018
-
-
-class TestLoad:
-    def test_takes_the_averaged_weights_of_the_newest_checkpoint(self, run_folder, model):
-        from medclip_jax.training.checkpoints import restore_params
-        from medclip_jax.training.state import flatten, split
-
-        expected = flatten(restore_params(run_folder / "workdir", ema=True))
-        plain = flatten(restore_params(run_folder / "workdir", ema=False))
-        found = flatten(split(model.objective)[1])
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(np.asarray(found[name]), value)
-        assert any((plain[name] != expected[name]).any() for name in expected)
-
-    def test_same_vectors_as_the_shards(self, run_folder, model):
-        """A prepared record and the model's own batch size do not change its vector."""
-        from medclip_jax.shards.read import open_split
-
-        records = open_split(run_folder / "shards", "test")
-        volumes = [np.array(records[i]["volume"]) for i in range(5)]
-        together = model.embed_volumes(volumes)
-        alone = np.concatenate([model.embed_volumes(volume) for volume in volumes])
-        np.testing.assert_allclose(together, alone, atol=1e-6)
-        np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-
-    def test_a_workdir_alone_is_enough(self, run_folder, model, scan, tmp_path):
-        workdir = tmp_path / "workdir"
-        shutil.copytree(run_folder / "workdir", workdir)
-        config = json.loads((workdir / "config.json").read_text())
-        config["data"]["shards"] = "/gone"
-        config["data"]["tokenizer"] = "/gone too"
-        (workdir / "config.json").write_text(json.dumps(config))
-        alone = medclip_jax.load(workdir, progress=False)
-        assert alone.spec == model.spec
-        np.testing.assert_array_equal(alone.embed_volumes(scan), model.embed_volumes(scan))
-        np.testing.assert_array_equal(alone.embed_texts("No effusion."), model.embed_texts("No effusion."))
-        (workdir / "prepare.json").unlink()
-        with pytest.raises(FileNotFoundError, match=r"'/gone', are not there.*prepare\.json"):
-            medclip_jax.load(workdir)
-
-    def test_no_run(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no config\.json.*medclip train"):
-            medclip_jax.load(tmp_path)
-
-    def test_checkpoint_of_another_model(self, run_folder, tmp_path):
-        workdir = tmp_path / "workdir"
-        shutil.copytree(run_folder / "workdir", workdir)
-        config = json.loads((workdir / "config.json").read_text())
-        config["objective"]["embedding_width"] = 8
-        (workdir / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"does not fit its config\.json \(parameter '\w*projection"):
-            medclip_jax.load(workdir)
-
-
-def test_a_missing_evaluation_split_shows_before_the_first_step(run_folder, tmp_path):
-    from ml_collections import ConfigDict
-
-    from medclip_jax.training.loop import train
-
-    config = ConfigDict(json.loads((run_folder / "workdir" / "config.json").read_text()))
-    config.evaluation.split = "validation"
-    with pytest.raises(ValueError, match=r"config\.evaluation\.split=validation: no split.*test \(12\)"):
-        train(config, tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-class TestModel:
-    def test_prepares_as_medclip_prepare_does(self, model, scan):
-        from medclip_jax.shards.scan import crop_and_resample
-        from medclip_jax.volumes import read_volume
-
-        volume = read_volume(scan)
-        expected = crop_and_resample(volume, SHAPE, SPACING)[0].voxels
-        np.testing.assert_array_equal(model.prepare(scan), expected)
-        np.testing.assert_array_equal(model.prepare(volume), expected)
-        np.testing.assert_array_equal(model.prepare(expected), expected)
-        np.testing.assert_array_equal(model.embed_volumes(scan), model.embed_volumes([expected]))
-
-    def test_center_moves_the_crop(self, model, scan):
-        moved = model.prepare(scan, center=(0.0, 0.0, 0.0))
-        assert (moved == -1024).any()
-        assert (moved != model.prepare(scan)).any()
-
-    def test_organ_crop_warns(self, model, scan, monkeypatch):
-        monkeypatch.setattr(model, "crop", "heart")
-        with pytest.warns(UserWarning, match=r"'heart'.*center="):
-            model.prepare(scan)
-
-    def test_zero_shot_is_the_softmax_over_the_pair(self, model, scan):
-        found = model.zero_shot(scan, ["cardiomegaly"])
-        texts = model.embed_texts(["There is cardiomegaly.", "There is no cardiomegaly."])
-        logits = model.logit_scale * (texts.astype(float) @ model.embed_volumes(scan)[0].astype(float))
-        expected = np.exp(logits - logits.max())
-        assert found == {"cardiomegaly": pytest.approx(expected[0] / expected.sum(), abs=1e-6)}
-        assert model.logit_scale == pytest.approx(1 / 0.07, rel=0.05)
-        assert model.zero_shot([scan, scan], ["cardiomegaly"]) == [found, found]
-
-    def test_retrieve_orders_by_cosine(self, model):
-        volumes = [record.volume for record in made_records(5, 3)]
-        vectors = model.embed_volumes(volumes)
-        cosines = vectors.astype(float) @ model.embed_texts("There is cardiomegaly.")[0].astype(float)
-        hits = model.retrieve("There is cardiomegaly.", volumes, count=3)
-        assert [hit.index for hit in hits] == list(np.argsort(-cosines)[:3])
-        assert hits == model.retrieve("There is cardiomegaly.", vectors, count=3)
-        assert isinstance(hits[0], Hit)
-
-    def test_explain(self, model, scan):
-        found = model.explain(scan, "cardiomegaly")
-        cosine = model.embed_volumes(scan)[0] @ model.embed_texts("There is cardiomegaly.")[0]
-        assert found.score == pytest.approx(cosine, abs=1e-5)
-        assert found.patches.shape == (2, 2, 2)
-        assert found.voxels.shape == SHAPE
-        against = model.explain(scan, "There is cardiomegaly.", "There is no cardiomegaly.")
-        assert abs(against.score - found.score) > 1e-6
-
-    def test_unknown_finding(self, model, scan):
-        with pytest.raises(KeyError, match="unknown finding 'heartbreak'"):
-            model.zero_shot(scan, ["heartbreak"])
-
-    def test_array_of_another_shape(self, model):
-        with pytest.raises(ValueError, match=r"int16 \(8, 16, 16\), not float64.*Volume"):
-            model.embed_volumes(np.zeros((3, 3, 3)))
-
-    def test_volume_of_another_grid(self, model):
-        volume = Volume(np.zeros((5, 5, 5), np.int16), (30.0, 30.0, 30.0), np.diag([30.0, 30, 30, 1]))
-        assert model.embed_volumes(volume).shape == (1, 16)
-
-
-class TestEmbedCommand:
-    def test_prints_cosines_and_probabilities(self, run_folder, model, scan, tmp_path, capsys):
-        out = tmp_path / "vectors.npz"
+class TestAFewScans:
+    def test_prints_cosines_and_probabilities(self, workdir, model, scan, capsys):
         text = "There is cardiomegaly."
-        code = main(["embed", str(run_folder / "workdir"), str(scan), "--text", text, "--out", str(out)])
+        assert main(["embed", workdir, "--text", text, str(scan)]) == 0
         printed = capsys.readouterr().out
-        assert code == 0
-        cosine = float(model.embed_volumes(scan)[0] @ model.embed_texts(text)[0])
-        assert f"{cosine:+.4f}" in printed
+        assert f"{float(model.embed_volumes(scan)[0] @ model.embed_texts(text)[0]):+.4f}" in printed
         probability = model.zero_shot(scan, ["pericardial_effusion"])["pericardial_effusion"]
         assert f"{probability:.3f}" in printed
-        with np.load(out) as written:
-            np.testing.assert_allclose(written["volumes"], model.embed_volumes(scan), atol=1e-6)
-            np.testing.assert_allclose(written["texts"], model.embed_texts(text), atol=1e-6)
-            assert list(written["sentences"]) == [text]
+        assert "1 of 1 scans embedded, 16 numbers each" in printed
 
-    def test_unreadable_files_are_listed(self, run_folder, scan, tmp_path, capsys):
-        broken, missing = tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz"
-        broken.write_bytes(scan.read_bytes()[:200])
-        arguments = ["embed", str(run_folder / "workdir"), str(scan), str(broken), str(missing)]
-        assert main(arguments) == 1
+    def test_prints_and_writes(self, workdir, model, scan, tmp_path, capsys):
+        out = tmp_path / "made" / "vectors.parquet"
+        text = "There is cardiomegaly."
+        assert main(["embed", workdir, str(scan), "--text", text, "--out", str(out)]) == 0
+        assert "Zero-shot probability" in capsys.readouterr().out
+        found = read(out)
+        assert found["scan"] == [str(scan)]
+        np.testing.assert_allclose(found["embedding"], model.embed_volumes(scan), atol=1e-6)
+        cosine = float(model.embed_volumes(scan)[0] @ model.embed_texts(text)[0])
+        assert found[f"cosine:{text}"] == pytest.approx([cosine], abs=1e-6)
+        for name, probability in model.zero_shot(scan, FINDINGS).items():
+            assert found[f"probability:{name}"] == pytest.approx([probability], abs=1e-6)
+        assert [path.name for path in out.parent.iterdir()] == ["vectors.parquet"]
+
+    def test_unreadable_files_are_listed(self, workdir, scan, archive, tmp_path, capsys):
+        missing = tmp_path / "missing.nii.gz"
+        assert main(["embed", workdir, str(scan), str(archive / "cut.nii.gz"), str(missing)]) == 1
         printed = capsys.readouterr()
         assert "1 of 3 scans embedded" in printed.out
-        assert f"not read: {broken}" in printed.err
-        assert f"not read: {missing}" in printed.err
+        assert f"not read: {archive / 'cut.nii.gz'}: The gzip data end early" in printed.err
+        assert f"not read: {missing}: There is no such file" in printed.err
 
-    def test_nothing_readable(self, run_folder, tmp_path, capsys):
-        assert main(["embed", str(run_folder / "workdir"), str(tmp_path / "missing.nii.gz")]) == 1
+    def test_nothing_readable(self, workdir, archive, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        assert main(["embed", workdir, str(archive / "cut.nii.gz"), "--out", str(out)]) == 2
         assert "not read" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["out.failed.csv"]
 
-    def test_unknown_finding(self, run_folder, scan, capsys):
-        arguments = ["embed", str(run_folder / "workdir"), str(scan), "--findings", "heartbreak"]
-        assert main(arguments) == 2
-        assert "unknown finding 'heartbreak'" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--findings", "heartbreak"], "unknown finding 'heartbreak'"),
+            (["--out", "vectors.npz"], r"name it \.parquet"),
+            (["--batch-size", "0"], "must be 1 or more"),
+            (["--workers", "0"], "must be 1 or more"),
+            (["*.nrrd"], r"no file matches \*\.nrrd"),
+            (["--list", "gone.txt"], "no list gone"),
+        ],
+    )
+    def test_wrong_arguments(self, workdir, scan, capsys, tmp_path, monkeypatch, arguments, message):
+        monkeypatch.chdir(tmp_path)
+        assert main(["embed", workdir, str(scan), *arguments]) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not list(tmp_path.iterdir())
+
+    def test_no_scan(self, workdir, capsys):
+        assert main(["embed", workdir]) == 2
+        assert "name files or folders" in capsys.readouterr().err
+
+    def test_many_need_a_file(self, workdir, tmp_path, capsys):
+        (tmp_path / "list.txt").write_text("".join(f"{i}.nii\n" for i in range(65)))
+        assert main(["embed", workdir, "--list", str(tmp_path / "list.txt")]) == 2
+        assert "65 scans: write" in capsys.readouterr().err
 
     def test_no_model(self, scan, tmp_path, capsys):
         assert main(["embed", str(tmp_path), str(scan)]) == 2
         assert "no config.json" in capsys.readouterr().err
 
 
-class TestEvaluateCommand:
-    def test_equals_the_evaluation_in_the_training_loop(self, run_folder, tmp_path):
-        lines = [json.loads(line) for line in (run_folder / "workdir/metrics.jsonl").read_text().splitlines()]
-        logged = {
-            name: value for line in lines for name, value in line.items() if name.startswith("zero_shot/")
-        }
-        numbers = tmp_path / "numbers.json"
-        assert main(["evaluate", "--workdir", str(run_folder / "workdir"), "--json", str(numbers)]) == 0
-        found = json.loads(numbers.read_text())["metrics"]
-        assert found.keys() == logged.keys()
-        assert found == pytest.approx(logged, abs=1e-9)
+class TestArchive:
+    def test_searches_folders(self, workdir, model, archive, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        assert main(["embed", workdir, str(archive), "--out", str(out)]) == 1
+        found = read(out)
+        assert found["scan"] == [str(archive / name) for name in GOOD]
+        np.testing.assert_allclose(found["embedding"], model.embed_volumes(found["scan"]), atol=1e-6)
+        with (tmp_path / "out.failed.csv").open(newline="") as file:
+            failed = list(csv.DictReader(file))
+        assert [row["scan"] for row in failed] == [str(archive / name) for name in BAD]
+        assert [row["code"] for row in failed] == ["truncated-file", "truncated-file"]
+        assert "9 of 11 scans embedded" in capsys.readouterr().out
 
-    def test_tables_json_and_page(self, run_folder, tmp_path, capsys):
-        page, numbers = tmp_path / "page.html", tmp_path / "out" / "numbers.json"
-        arguments = ["evaluate", "--workdir", str(run_folder / "workdir"), "--set", "zero_shot.draws=20"]
-        arguments += ["--evaluators", "zero_shot,retrieval,ordinal", "--set", "ordinal.draws=0"]
-        arguments += ["--set", "zero_shot.threshold=train"]
-        assert main([*arguments, "--page", str(page), "--json", str(numbers)]) == 0
-        printed = capsys.readouterr().out
-        for part in ("Zero-shot classification", "Retrieval", "Keyword to image", "Ordered grades"):
-            assert part in printed
-        assert "12 volumes" in printed
-        assert "volume mean, text cls" in printed
-        found = json.loads(numbers.read_text())
-        assert found["volumes"] == 12
-        assert found["metrics"]["retrieval/image_to_text/R@50"] is None
-        assert 0 <= found["metrics"]["zero_shot/auroc_mean"] <= 1
-        assert found["conditions"]["zero_shot"]["threshold"] == "best f1 on split 'train'"
-        assert "data:image/png;base64" in page.read_text()
+    def test_exported_folder(self, model, archive, tmp_path):
+        from medclip_jax.interop.folder import write_folder
 
-    def test_unknown_setting(self, run_folder, capsys):
-        arguments = ["evaluate", "--workdir", str(run_folder / "workdir"), "--set", "zero_shot.drawz=1"]
-        assert main(arguments) == 2
-        assert "no setting 'drawz'" in capsys.readouterr().err
+        folder = write_folder(model, tmp_path / "clip")
+        out = tmp_path / "out.parquet"
+        assert main(["embed", str(folder), str(archive / "scan*.nii.gz"), "--out", str(out)]) == 0
+        found = read(out)
+        assert len(found["scan"]) == 4
+        np.testing.assert_allclose(found["embedding"], model.embed_volumes(found["scan"]), atol=1e-6)
 
-    def test_unknown_split(self, run_folder, capsys):
-        assert main(["evaluate", "--workdir", str(run_folder / "workdir"), "--split", "tset"]) == 2
-        assert "no split 'tset'" in capsys.readouterr().err
+    def test_list_carries_centers_and_ids(self, workdir, model, archive, tmp_path):
+        table = tmp_path / "list.csv"
+        rows = ["scan2.nii.gz,b,0,0,110", "scan0.nii.gz,a,,,", "scan2.nii.gz,c,10,0,110"]
+        table.write_text("volume,id,center_x,center_y,center_z\n" + "\n".join(rows) + "\n")
+        out = tmp_path / "out.parquet"
+        command = ["embed", workdir, "--list", str(table), "--root", str(archive), "--out", str(out)]
+        assert main(command) == 0
+        found = read(out)
+        assert found["scan"] == ["scan2.nii.gz", "scan0.nii.gz", "scan2.nii.gz"]
+        assert found["id"] == ["b", "a", "c"]
+        assert found["center_x"] == [0, None, 10]
+        paths = [archive / name for name in found["scan"]]
+        expected = model.embed_volumes(paths, center=[(0, 0, 110), None, (10, 0, 110)])
+        np.testing.assert_allclose(found["embedding"], expected, atol=1e-6)
+        content = out.read_bytes()
+        assert main(command) == 0
+        assert out.read_bytes() == content
 
-    def test_override_without_value(self, run_folder, capsys):
-        assert main(["evaluate", "--workdir", str(run_folder / "workdir"), "--set", "draws"]) == 2
-        assert "EVALUATOR.SETTING=VALUE" in capsys.readouterr().err
+    def test_notes(self, workdir, scan, tmp_path):
+        thin = chest((3, 40, 44))
+        thin[:, :10] = -3024  # what some scanners write outside of their field of view
+        write_nifti(tmp_path / "thin.nii.gz", thin)
+        out = tmp_path / "out.parquet"
+        assert main(["embed", workdir, str(scan), str(tmp_path / "thin.nii.gz"), "--out", str(out)]) == 0
+        none, notes = read(out)["notes"]
+        assert none == ""
+        assert re.fullmatch(r"padding:-3024:\S+; mostly-padding:\d+%", notes)
+
+    def test_a_masked_autoencoder_has_vectors_only(self, workdir, model, scan, tmp_path, monkeypatch):
+        from medclip_jax.objectives.clip import Clip
+
+        def no_text(self, tokens):
+            raise NotImplementedError
+
+        monkeypatch.setattr(Clip, "embed_texts", no_text)
+        out = tmp_path / "out.parquet"
+        assert main(["embed", workdir, str(scan), "--out", str(out)]) == 0
+        assert list(read(out)) == ["scan", "embedding", "notes"]
+        assert main(["embed", workdir, str(scan), "--text", "Heart.", "--out", str(out)]) == 2
+
+
+class TestGoingOn:
+    @pytest.fixture(autouse=True)
+    def small_parts(self, monkeypatch):
+        monkeypatch.setattr(tables, "PART", 2)
+
+    @pytest.fixture
+    def prepared(self, monkeypatch):
+        """Names of the files that are read, as they come."""
+        names = []
+
+        def attempt(task, preparation, before=archives._attempt):
+            names.append(task[0].name)
+            return before(task, preparation)
+
+        monkeypatch.setattr(archives, "_attempt", attempt)
+        return names
+
+    @pytest.fixture(scope="class")
+    def whole(self, workdir, archive, tmp_path_factory):
+        """What a run writes that nothing disturbs."""
+        out = tmp_path_factory.mktemp("whole") / "out.parquet"
+        assert main(command(workdir, archive, out)) == 1
+        return out
+
+    def test_workers_change_no_bit(self, workdir, archive, whole, tmp_path):
+        out = tmp_path / "out.parquet"
+        assert main([*command(workdir, archive, out)[:-1], "2"]) == 1
+        assert out.read_bytes() == whole.read_bytes()
+        assert (tmp_path / "out.failed.csv").read_bytes() == whole.with_suffix(".failed.csv").read_bytes()
+
+    def test_kill(self, workdir, archive, whole, prepared, tmp_path):
+        out, parts = tmp_path / "out.parquet", tmp_path / "out.parts"
+        for strike in range(2):
+            process = start(command(workdir, archive, out))
+            wait_for(lambda n=strike: len(list(parts.glob("part-*.parquet"))) > n, process)
+            process.kill()
+            assert process.wait(60) == -signal.SIGKILL
+            assert not out.exists()
+        kept = sum(pq.read_metadata(part).num_rows for part in parts.glob("part-*.parquet"))
+        assert 4 <= kept < len(GOOD)
+        assert main(command(workdir, archive, out)) == 1
+        assert len(prepared) == len(GOOD) + len(BAD) - kept
+        assert out.read_bytes() == whole.read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed.csv", "out.parquet"]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_asked_to_stop(self, workdir, archive, whole, tmp_path, number):
+        out, parts = tmp_path / "out.parquet", tmp_path / "out.parts"
+        process = start(command(workdir, archive, out))
+        wait_for(lambda: list(parts.glob("part-*.parquet")), process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "the same command goes on" in errors
+        assert "Traceback" not in errors
+        assert main(command(workdir, archive, out)) == 1
+        assert out.read_bytes() == whole.read_bytes()
+
+    def test_failed_ones_are_tried_again(self, workdir, archive, prepared, tmp_path):
+        scans = tmp_path / "scans"
+        scans.mkdir()
+        for name in ("scan0.nii.gz", "cut.nii.gz", "scan2.nii.gz"):
+            (scans / name).write_bytes((archive / name).read_bytes())
+        out, fresh = tmp_path / "out.parquet", tmp_path / "fresh.parquet"
+        assert main(command(workdir, scans, out)) == 1
+        (scans / "cut.nii.gz").write_bytes((archive / "scan4.nii.gz").read_bytes())
+        del prepared[:]
+        assert main(command(workdir, scans, out)) == 0
+        assert prepared == ["cut.nii.gz"]
+        assert [path.name for path in tmp_path.iterdir() if path.suffix == ".csv"] == []
+        assert main(command(workdir, scans, fresh)) == 0
+        assert out.read_bytes() == fresh.read_bytes()
+
+    def test_other_texts_take_no_embedding(self, workdir, scan, prepared, tmp_path):
+        out = tmp_path / "out.parquet"
+        assert main(["embed", workdir, str(scan), "--out", str(out), "--text", "A."]) == 0
+        assert (
+            main(["embed", workdir, str(scan), "--out", str(out), "--text", "B.", "--findings", "none"]) == 0
+        )
+        assert len(prepared) == 1
+        assert list(read(out)) == ["scan", "embedding", "cosine:B.", "notes"]
+
+    def test_another_model_is_refused(self, workdir, scan, prepared, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        plain = ["embed", workdir, str(scan), "--out", str(out)]
+        assert main(plain) == 0
+        content = out.read_bytes()
+        for changed, name in ((["--dtype", "bfloat16"], "model"), (["--center", "0", "0", "100"], "center")):
+            assert main([*plain, *changed]) == 2
+            assert f"was made with another {name}: use another --out" in capsys.readouterr().err
+            assert out.read_bytes() == content
+        assert main([*plain, "--dtype", "bfloat16", "--restart"]) == 0
+        assert out.read_bytes() != content
+        assert len(prepared) == 2
+
+    def test_nothing_is_dropped_silently(self, workdir, archive, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        first, second = str(archive / "scan0.nii.gz"), str(archive / "scan2.nii.gz")
+        assert main(["embed", workdir, first, "--out", str(out)]) == 0
+        assert main(["embed", workdir, second, "--out", str(out)]) == 2
+        assert f"holds 1 scans that are not among those given, such as {first}" in capsys.readouterr().err
+        assert main(["embed", workdir, second, first, "--out", str(out)]) == 0
+        assert read(out)["scan"] == [second, first]
+
+    def test_foreign_and_damaged_files(self, workdir, scan, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        out.write_text("someone's own")
+        plain = ["embed", workdir, str(scan), "--out", str(out)]
+        assert main([*plain, "--restart"]) == 2
+        assert "was not written by medclip embed" in capsys.readouterr().err
+        assert out.read_text() == "someone's own"
+        out.unlink()
+        (tmp_path / "out.parts").mkdir()
+        (tmp_path / "out.parts" / "part-00003.parquet").write_bytes(b"PAR1 cut short")
+        assert main(plain) == 0
+        assert read(out)["scan"] == [str(scan)]
+
+    def test_two_at_once(self, workdir, scan, tmp_path, capsys):
+        out = tmp_path / "out.parquet"
+        with tables.Table(out, {}):
+            assert main(["embed", workdir, str(scan), "--out", str(out)]) == 2
+        assert "another process is writing" in capsys.readouterr().err
+
+    def test_no_path_of_the_model_is_kept(self, workdir, whole):
+        origin = json.loads(pq.read_schema(whole).metadata[b"medclip"])
+        assert origin["shape"] == [8, 16, 16]
+        assert str(Path(workdir).parent) not in json.dumps(origin)
+
+
+def command(workdir, scans, out):
+    return ["embed", workdir, str(scans), "--out", str(out), "--batch-size", "3", "--workers", "1"]
+
+
+def start(arguments):
+    """Start the slow command line, in a process that hears Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)

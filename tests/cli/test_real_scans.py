@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from medclip_jax.cli.main import main
@@ -131,18 +132,19 @@ def workdir(folder, real_data):
 def test_embed_a_nifti_and_a_dicom_folder(workdir, real_data, tmp_path, capsys):
     scans = [str(real_data / name) for name in ("upper_abdomen.nii.gz", "dicom_jpeg2000")]
     texts = ["There is aortic calcification.", "There is no aortic calcification."]
-    out = tmp_path / "vectors.npz"
+    out = tmp_path / "vectors.parquet"
     command = ["embed", str(workdir), *scans, "--out", str(out)]
     assert main([*command, *(f"--text={text}" for text in texts)]) == 0
     printed = capsys.readouterr().out
     assert "2 of 2 scans embedded, 16 numbers each" in printed
     assert texts[1] in printed
-    with np.load(out) as found:
-        for vectors in (found["volumes"], found["texts"]):
-            assert vectors.shape == (2, 16)
-            assert np.isfinite(vectors).all()
-            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-        assert np.abs(found["volumes"][0] - found["volumes"][1]).max() > 1e-4
+    found = pq.read_table(out)
+    assert found["scan"].to_pylist() == scans
+    vectors = np.array(found["embedding"].to_pylist())
+    assert vectors.shape == (2, 16)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    assert np.abs([found[f"cosine:{text}"].to_pylist() for text in texts]).max() <= 1
 
 
 def test_embed_notices_the_mr(workdir, real_data, capsys):

@@ -1,0 +1,52 @@
+"""medclip evaluate, on a tiny trained model."""
+
+import json
+
+import pytest
+
+from medclip_jax.cli.main import main
+
+
+def test_equals_the_evaluation_in_the_training_loop(tiny_run, tmp_path):
+    lines = [json.loads(line) for line in (tiny_run / "workdir/metrics.jsonl").read_text().splitlines()]
+    logged = {name: value for line in lines for name, value in line.items() if name.startswith("zero_shot/")}
+    numbers = tmp_path / "numbers.json"
+    assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())["metrics"]
+    assert found.keys() == logged.keys()
+    assert found == pytest.approx(logged, abs=1e-9)
+
+
+def test_tables_json_and_page(tiny_run, tmp_path, capsys):
+    page, numbers = tmp_path / "page.html", tmp_path / "out" / "numbers.json"
+    arguments = ["evaluate", "--workdir", str(tiny_run / "workdir"), "--set", "zero_shot.draws=20"]
+    arguments += ["--evaluators", "zero_shot,retrieval,ordinal", "--set", "ordinal.draws=0"]
+    arguments += ["--set", "zero_shot.threshold=train"]
+    assert main([*arguments, "--page", str(page), "--json", str(numbers)]) == 0
+    printed = capsys.readouterr().out
+    for part in ("Zero-shot classification", "Retrieval", "Keyword to image", "Ordered grades"):
+        assert part in printed
+    assert "12 volumes" in printed
+    assert "volume mean, text cls" in printed
+    found = json.loads(numbers.read_text())
+    assert found["volumes"] == 12
+    assert found["metrics"]["retrieval/image_to_text/R@50"] is None
+    assert 0 <= found["metrics"]["zero_shot/auroc_mean"] <= 1
+    assert found["conditions"]["zero_shot"]["threshold"] == "best f1 on split 'train'"
+    assert "data:image/png;base64" in page.read_text()
+
+
+def test_unknown_setting(tiny_run, capsys):
+    arguments = ["evaluate", "--workdir", str(tiny_run / "workdir"), "--set", "zero_shot.drawz=1"]
+    assert main(arguments) == 2
+    assert "no setting 'drawz'" in capsys.readouterr().err
+
+
+def test_unknown_split(tiny_run, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), "--split", "tset"]) == 2
+    assert "no split 'tset'" in capsys.readouterr().err
+
+
+def test_override_without_value(tiny_run, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), "--set", "draws"]) == 2
+    assert "EVALUATOR.SETTING=VALUE" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""The smallest run there is: shards of noise, and a contrastive model after two steps on them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+FINDINGS = ("cardiomegaly", "pericardial_effusion", "coronary_calcification")
+SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
+
+
+def made_records(n: int, seed: int) -> Iterator:
+    """Records of noise with reports."""
+    from medclip_jax.shards.record import Record
+
+    generator = np.random.default_rng(seed)
+    for i in range(n):
+        labels = generator.choice([-1, 1], len(FINDINGS)).astype(np.int8)
+        report = f"Report {seed} {i}. There is {'' if labels[0] > 0 else 'no '}cardiomegaly."
+        yield Record(
+            id=f"{seed}-{i}",
+            study=1000 * seed + i,
+            patient=1000 * seed + i,
+            volume=generator.integers(-1000, 300, SHAPE).astype(np.int16),
+            report=report,
+            findings_text=report,
+            impression="",
+            statements=report,
+            findings=labels,
+            labels=labels,
+            measurements=np.array([i % 5], np.float32),
+        )
+
+
+def make_run(folder: Path) -> None:
+    """Write `shards` and the `workdir` of a contrastive model after two steps.
+
+    Args:
+        folder: to write to.
+    """
+    from medclip_jax.objectives import clip
+    from medclip_jax.reports.tokenizer import train_wordpiece
+    from medclip_jax.shards.record import Schema
+    from medclip_jax.shards.write import write_shards
+    from medclip_jax.training.config import base_config
+    from medclip_jax.training.loop import train
+
+    splits = {
+        name: list(made_records(n, seed)) for seed, (name, n) in enumerate({"train": 16, "test": 12}.items())
+    }
+    write_shards(folder / "shards", Schema(SHAPE, SPACING, FINDINGS, (), ("cac_grade",)), splits)
+    texts = [record.report for record in splits["train"]]
+    train_wordpiece(texts * 3, folder / "shards" / "tokenizer", 200)
+    config = base_config()
+    config.objective = clip.default_config()
+    config.objective.vision.update(
+        patch=(4, 8, 8), width=24, depth=2, heads=2, pooling="mean", dtype="float32"
+    )
+    config.objective.text.update(width=24, depth=1, heads=2, max_positions=64, dtype="float32")
+    config.objective.embedding_width = 16
+    config.data.shards = str(folder / "shards")
+    config.data.text_length = 24
+    config.batch_size = 8
+    config.steps = 2
+    config.ema.decay = 0.5
+    config.evaluation.split = "test"
+    config.evaluation.evaluators = {"zero_shot": {"draws": 0}}
+    config.log.tensorboard = False
+    config.log.progress = False
+    train(config, folder / "workdir")
