@@ -327,8 +327,8 @@ tags: [medclip, medical-imaging, cardiac-ct]
 # Cardiac-CLIP, imported
 
 The published weights of Cardiac-CLIP (Hu et al., "Cardiac-CLIP: A Vision-Language Foundation Model for 3D
-Cardiac CT Images"), brought into the form of medclip_jax by `medclip import`. License and terms of use are those
-of https://github.com/Sliver-g/Cardiac-CLIP; cite the paper.
+Cardiac CT Images"), brought into the form of medclip_jax by `medclip import`. License and terms of use are
+those of https://github.com/Sliver-g/Cardiac-CLIP; cite the paper.
 
 ```python
 import medclip_jax

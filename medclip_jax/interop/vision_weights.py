@@ -196,8 +196,8 @@ def _check(encoder: Encoder, config: Any, own: Mapping[str, tuple[int, ...]], se
         raise ValueError("the checkpoint has no class token: only transformers with one can start this tower")
     _agree("width", config.width, width)
     _agree("depth", config.depth, encoder.depth)
-    hidden = encoder.weights["blocks/0/mlp_in/weight"].shape[0]
-    if own["blocks/0/mlp_in/kernel"][1] != hidden:
+    hidden = len(encoder.weights.get("blocks/0/mlp_in/weight", ()))
+    if hidden and own["blocks/0/mlp_in/kernel"][1] != hidden:
         raise ValueError(
             f"{_FIELD}.mlp_ratio is {config.mlp_ratio:g}, and the checkpoint's blocks have {hidden} hidden "
             f"features: set it to {hidden / width:g}"
