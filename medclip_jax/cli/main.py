@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("medclip_jax.cli.evaluate", "measure a trained model on prepared shards"),
     "import": ("medclip_jax.cli.import_weights", "turn a published checkpoint into a model"),
     "embed": ("medclip_jax.cli.embed", "embed a scan and compare it with texts"),
+    "export": ("medclip_jax.cli.export", "write a trained model for PyTorch, transformers and the hub"),
     "demo": ("medclip_jax.cli.demo", "run the whole job on generated scans"),
 }
 """Command to its module and to its line in ``medclip --help``."""

@@ -60,12 +60,12 @@ def serialized(
     """
     (batch,) = export.symbolic_shape("batch")
     argument = jax.ShapeDtypeStruct((batch, *shape), dtype)
-    with _portable():
+    with portable():
         exported = export.export(jax.jit(lambda samples: embed(samples).mean), platforms=PLATFORMS)(argument)
     return exported.serialize()
 
 
-def _portable():
+def portable():
     """Within, attention is computed in operations that every platform has.
 
     Its implementation is chosen as the program is traced, by the device that is meant, and the fused kernels
