@@ -54,7 +54,7 @@ class Model:
         config: of the run.
         crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
-        batch_size: volumes for each call of the model.
+        batch_size: volumes for each call of the model, until the first call.
         progress: whether to draw bars.
     """
 

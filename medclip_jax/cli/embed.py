@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="processes that read and decode (default: one for each core)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=4, metavar="N", help="volumes at a time (default: 4)"
+        "--batch-size", type=int, metavar="N", help="volumes at a time (default: 1 on a CPU, else 4)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute in this precision")
     parser.add_argument("--step", type=int, help="which checkpoint of a workdir (default: the newest)")
@@ -110,9 +110,10 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         step=args.step,
         shards=args.shards,
-        batch_size=min(args.batch_size, len(entries)),
+        batch_size=args.batch_size,
         dtype=args.dtype,
     )
+    model.batch_size = min(model.batch_size, len(entries))
     columns = _Columns(model, args)
     rows, failures = (_to_file if args.out else _in_memory)(model, entries, columns, args)
     embedded = len(entries) - len(failures)

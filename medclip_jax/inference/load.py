@@ -42,7 +42,7 @@ def load(
     *,
     step: int | None = None,
     shards: str | os.PathLike | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     dtype: str | None = None,
     progress: bool = True,
 ) -> Model:
@@ -59,7 +59,8 @@ def load(
         step: which checkpoint of a workdir; None for the newest.
         shards: prepared folder to take the preparation of a workdir from instead; and the tokenizer, where
             the run kept none.
-        batch_size: volumes for each call of the model. Vectors do not depend on it beyond 1e-6 in float32.
+        batch_size: volumes for each call of the model; fewer are filled up to it. None for 1 on a CPU, 4 on
+            an accelerator. Vectors do not depend on it beyond 1e-6 in float32.
         dtype: "float32" or "bfloat16" to compute in instead of what the model was trained in.
         progress: whether to draw bars.
 
@@ -79,6 +80,8 @@ def load(
 
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
+    if batch_size is None:
+        batch_size = 1 if jax.default_backend() == "cpu" else 4
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
     folder = _find(source)
@@ -156,9 +159,9 @@ def _find(source: str | os.PathLike) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise FileNotFoundError(
             f"there is no folder {name} here, and the Hugging Face hub gave no model of that name "
-            f"({type(error).__name__}: {reason}). Check the path; log in with `hf auth login` for a private "
-            f"model; or, on a machine that reaches the hub, run `hf download {name} --local-dir FOLDER`, copy "
-            "FOLDER here, and give its path"
+            f"({type(error).__name__}: {reason}). Check the path; for a private model, log in with `hf auth "
+            f"login`; or, on a machine that reaches the hub, run `hf download {name} --local-dir FOLDER`, "
+            "copy FOLDER here, and give its path"
         ) from error
 
 
