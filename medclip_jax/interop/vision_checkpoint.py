@@ -31,7 +31,7 @@ class Settings:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the weights of a checkpoint, also where they lie under "model" or "state_dict".
+    """Read the weights of a checkpoint, see `weight_files.read_weights`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,37 +40,21 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             its weights alone.
     """
     path = Path(path).expanduser()
-    if path.suffix not in (".pth", ".pt", ".ckpt"):
+    try:
         return read_weights(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give a checkpoint file or a folder that holds one")
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs PyTorch to be read: install the torch-export extra, or save its weights as"
-            " safetensors"
-        ) from error
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except ValueError as error:
+        if path.suffix not in (".ckpt", ".pth", ".pt"):
+            raise
         raise ValueError(
-            f"{path} cannot be read safely: it is damaged, or a pickle of more than tensors (Lightning keeps"
-            " hyper-parameters in it), and a pickle can run any code. Where you trust the file, in an"
-            " environment that you can throw away, save its weights alone and give that file:\n"
+            f"{error}. Lightning and others keep settings beside the weights, in a pickle, which can run"
+            " any code when it is opened. Where you trust the file, do this in an environment that you can"
+            " throw away, and give what it writes:\n"
             "    import torch, safetensors.torch\n"
             f'    held = torch.load("{path.name}", map_location="cpu", weights_only=False)\n'
             '    state = held.get("state_dict", held.get("model", held))\n'
             "    state = {name: x.contiguous().clone() for name, x in state.items() if torch.is_tensor(x)}\n"
             f'    safetensors.torch.save_file(state, "{path.stem}.safetensors")'
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    tensors = {name: x for name, x in held.items() if torch.is_tensor(x)} if isinstance(held, dict) else {}
-    if not tensors:
-        raise ValueError(f'{path} holds no weights by name, neither at its top nor under "model"')
-    return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
 
 
 def read_settings(path: str | Path) -> Settings:

@@ -161,7 +161,7 @@ def convert(
         elif name.startswith(_MAY_BE_FRESH):
             fresh.append(name)
         else:
-            raise ValueError(f"the checkpoint of {_FIELD}.weights lacks {name}: is a part of it missing?")
+            raise ValueError(f"the checkpoint lacks {name}: is a part of it missing?")
     modules = {name.rsplit("/", 1)[0] for name in own}
     left_out += [name for name in weights if name.rsplit("/", 1)[0] not in modules]
     return Converted(
