@@ -7,7 +7,7 @@ import glob
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +45,17 @@ def find_scans(
     """Scans that arguments and a list name, each once, in the order given.
 
     Args:
-        arguments: files and DICOM folders; folders that are searched, where they hold no DICOM file
-            themselves; patterns such as ``"scans/**/*.nii.gz"``. What is found in a folder or by a pattern
-            comes in the order of its name.
+        arguments: files; DICOM folders; folders that are searched for both; patterns such as
+            ``"scans/**/*.nii.gz"``. What is found in a folder or by a pattern comes in the order of its
+            name. A folder that holds DICOM files is one scan, with all DICOM files below it.
         list_file: a text file with one path a line, or a CSV or TSV table with a column `volume`, and
             optionally `id` and `center_x`, `center_y`, `center_z` (RAS mm).
         root: folder that relative paths of the list start from; default: the list's own.
 
     Raises:
         FileNotFoundError: a pattern or a searched folder yields nothing, or there is no such list.
-        ValueError: a list that cannot be understood.
+        ValueError: a list that cannot be understood; a searched folder that holds DICOM files beside
+            folders of series.
     """
     entries = [Entry(name, Path(name)) for argument in arguments for name in _expand(argument)]
     if list_file is not None:
@@ -65,8 +66,6 @@ def find_scans(
 def _expand(argument: str) -> list[str]:
     path = Path(argument)
     if path.is_dir():
-        if _holds_dicom(path, path.iterdir()):
-            return [argument]
         found = list(_search(argument))
         if not found:
             raise FileNotFoundError(
@@ -84,8 +83,14 @@ def _expand(argument: str) -> list[str]:
 
 
 def _search(folder: str) -> Iterator[str]:
-    """Image files, and folders that directly hold DICOM files, below a folder, by name."""
-    seen = set()
+    """Image files, and folders that hold DICOM files, in a folder and below, by name.
+
+    A folder that holds DICOM files is one scan with all that lies below it, as for `volumes.read_volume`.
+
+    Raises:
+        ValueError: that would make one scan of the whole folder, and there are series below.
+    """
+    seen, series = set(), []
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link back to where we have been
@@ -96,18 +101,21 @@ def _search(folder: str) -> Iterator[str]:
         visible = sorted(name for name in files if not name.startswith("."))
         images = [name for name in visible if name.lower().endswith(IMAGE_SUFFIXES)]
         yield from (os.path.join(place, name) for name in images)
-        others = (Path(place, name) for name in visible if name not in images)
-        if place != folder and _holds_dicom(Path(place), others):
+        if not any(_is_dicom(Path(place, name)) for name in visible if name not in images):
+            continue
+        if not any(place.startswith(os.path.join(other, "")) for other in series):
+            series.append(place)
             yield place
-
-
-def _holds_dicom(folder: Path, files: Iterable[Path]) -> bool:
-    return any(_is_dicom(file) for file in files)
+        elif series[0] == folder:
+            raise ValueError(
+                f"{folder} holds DICOM files itself and in {place}: give the folders of the series one by "
+                "one, or move the files out that lie above them"
+            )
 
 
 def _is_dicom(file: Path) -> bool:
     """Whether a file carries the DICM marker; DICOMDIR, an index without images, does not count."""
-    if file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+    if file.name.upper() == "DICOMDIR":
         return False
     try:
         with open(file, "rb") as opened:

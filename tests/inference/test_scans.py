@@ -39,6 +39,15 @@ def test_a_dicom_folder_is_one_scan(folder):
     assert names("top/p1") == ["top/p1/one", "top/p1/two"]
 
 
+def test_a_series_with_folders_below(folder):
+    """As `read_volume` reads it: the largest series of all that lies there."""
+    write_slices(folder / "top/p1/one/deeper", chest((2, 6, 6)))
+    (folder / "top/p1/one/mask.nii").write_bytes(b"")
+    assert names("top/p1") == ["top/p1/one/mask.nii", "top/p1/one", "top/p1/two"]
+    with pytest.raises(ValueError, match="one holds DICOM files itself and in top/p1/one/deeper"):
+        names("top/p1/one")
+
+
 def test_files_stand_as_they_are(folder):
     assert names("top/c/e.raw", "gone.nii", "top/b.nii.gz") == ["top/c/e.raw", "gone.nii", "top/b.nii.gz"]
 
