@@ -34,7 +34,13 @@ class Source(Protocol):
 
 
 class Tokenizer(Protocol):
-    """See `medclip_jax.reports.tokenizer`."""
+    """See `medclip_jax.reports.tokenizer`.
+
+    Attributes:
+        pad: id that fills a row up; needed for organ text alone.
+    """
+
+    pad: int
 
     def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]:
         """Ids of B texts, padded or cut to `length`."""
@@ -107,6 +113,52 @@ def to_sample(
     return sample
 
 
+def choose_organ(record: Record, organs: Sequence[str], rng: np.random.Generator) -> int:
+    """Draw one organ, each with the same chance, among those that a record both shows and describes.
+
+    Args:
+        record: with `organs` (O, d, h, w) and `organ_sentences`, or without.
+        organs: names of the channels.
+        rng: the sample's own.
+
+    Returns:
+        Its channel, -1 where there is none to draw; then nothing is drawn.
+    """
+    maps = record.get("organs")
+    if maps is None or np.size(maps) == 0:
+        return -1
+    sentences = record.get("organ_sentences", {})
+    shown = [index for index, name in enumerate(organs) if name in sentences and np.any(maps[index])]
+    return shown[int(rng.integers(len(shown)))] if shown else -1
+
+
+def organ_sample(
+    record: Record, channel: int, organs: Sequence[str], tokenizer: Tokenizer, length: int
+) -> dict[str, np.ndarray]:
+    """The text of the organ drawn, in the layout of a batch, without the batch axis.
+
+    Args:
+        record: decoded.
+        channel: from `choose_organ`.
+        organs: names of the channels.
+        tokenizer: of the run.
+        length: tokens.
+
+    Returns:
+        `organ` () int32 channel; `organ_tokens` (length,) int32, padding alone where the channel is -1;
+        `organ_normal` () int8, 1 where the text states nothing abnormal.
+    """
+    tokens, normal = np.full(length, tokenizer.pad, np.int32), False
+    if channel >= 0:
+        sentences = record["organ_sentences"][organs[channel]]
+        tokens, normal = tokenizer([sentences["text"]], length)[0], sentences["normal"]
+    return {
+        "organ": np.asarray(channel, np.int32),
+        "organ_tokens": np.asarray(tokens, np.int32),
+        "organ_normal": np.asarray(normal, np.int8),
+    }
+
+
 class _Indexed:
     """A source whose records know their index."""
 
@@ -133,16 +185,24 @@ class _Prepare:
         tokenizer: Tokenizer | None,
         length: int,
         organ_shape: tuple[int, ...],
+        organs: tuple[str, ...] = (),
+        organ_length: int = 0,
     ):
         self.weights = dict(weights)
         self.tokenizer = tokenizer
         self.length = length
         self.organ_shape = organ_shape
+        self.organs = organs
+        self.organ_length = organ_length
 
     def __call__(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:
         index, record = element
         text = choose_text(record, self.weights, rng)
-        return to_sample(record, index, text, self.tokenizer, self.length, self.organ_shape)
+        sample = to_sample(record, index, text, self.tokenizer, self.length, self.organ_shape)
+        if self.organ_length:
+            channel = choose_organ(record, self.organs, rng)
+            sample |= organ_sample(record, channel, self.organs, self.tokenizer, self.organ_length)
+        return sample
 
 
 def train_batches(
@@ -191,6 +251,13 @@ def train_batches(
         raise ValueError(
             f"config.data.text={weights}: give a weight above 0 to at least one of {', '.join(known)}"
         )
+    organ_length = getattr(config, "organ_text_length", 0)
+    if organ_length and (tokenizer is None or not organ_names(source)):
+        raise ValueError(
+            f"config.data.organ_text_length={organ_length} needs "
+            + ("a tokenizer" if tokenizer is None else "shards prepared with --organ-cell")
+            + ", or must be 0"
+        )
     return _iterate(source, config, tokenizer, seed, batch_size, start_step, process_index, process_count)
 
 
@@ -204,7 +271,14 @@ def _iterate(
     process_index: int,
     process_count: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    prepare = _Prepare(config.text, tokenizer, config.text_length, organ_shape(source))
+    prepare = _Prepare(
+        config.text,
+        tokenizer,
+        config.text_length,
+        organ_shape(source),
+        organ_names(source),
+        getattr(config, "organ_text_length", 0),
+    )
     samples = grain.MapDataset.source(_Indexed(source)).seed(seed).shuffle().repeat().random_map(prepare)
     # The host's slice comes after everything random: before it, the draws would depend on the host count.
     batches = samples[process_index::process_count].batch(batch_size // process_count)[start_step:]
@@ -259,6 +333,12 @@ def organ_shape(source: Source) -> tuple[int, ...]:
         return tuple(info.schema.organ_shape) if info.organs else ()
     organs = source[0].get("organs")
     return () if organs is None or np.size(organs) == 0 else tuple(np.shape(organs))
+
+
+def organ_names(source: Source) -> tuple[str, ...]:
+    """Names of the channels of a source's organ maps, () where it has none or does not say."""
+    info = getattr(source, "info", None)
+    return tuple(info.organs) if info is not None else ()
 
 
 def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ import pytest
 from medclip_jax.pipeline import choose_text, evaluation_batches, study_words, train_batches
 
 TEXTS = ("report", "statements", "findings_text", "impression")
+ORGANS = ("heart", "lung", "liver", "spleen")
 SHAPE = (2, 3, 4)
 
 
@@ -34,8 +35,30 @@ class Records:
         return record
 
 
+class Described(Records):
+    """Records with four organs: the lung is shown and never described, the spleen is described, never shown.
+
+    Every third record says nothing of any organ; the liver of every second one is not shown.
+    """
+
+    info = SimpleNamespace(organs=ORGANS, schema=SimpleNamespace(organ_shape=(4, 1, 1, 2)))
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        record["organs"] = np.zeros((4, 1, 1, 2), np.uint8)
+        record["organs"][:2, ..., 1] = 1
+        record["organs"][2] = index % 2
+        named = [name for name in ORGANS if name != "lung" and index % 3]
+        record["organ_sentences"] = {
+            name: {"text": f"{TEXTS[ORGANS.index(name)]} {index}", "normal": index % 2 == 0} for name in named
+        }
+        return record
+
+
 class Numbers:
     """Two tokens a text: which field it is, and the record's number."""
+
+    pad = 0
 
     def __call__(self, texts, length):
         rows = [[TEXTS.index(text.split()[0]), int(text.split()[1])] for text in texts]
@@ -190,3 +213,57 @@ def test_some_statements_are_a_random_part_in_random_order():
         choose_text({**record, "statements": ""}, {"some_statements": 1.0}, np.random.default_rng(0))
         == "Long."
     )
+
+
+ORGAN_FIELDS = {"organ", "organ_tokens", "organ_normal"}
+
+
+def test_organ_text_is_of_an_organ_that_is_shown_and_described():
+    found = batches(60, settings(organ_text_length=4), source=Described(20))
+    names = ("organ", "organ_normal", "organ_tokens", "sample")
+    rows = [row for batch in found for row in zip(*(batch[name] for name in names), strict=True)]
+    drawn = {}
+    for organ, normal, tokens, sample in rows:
+        assert tokens.shape == (4,)
+        drawn.setdefault(int(sample), []).append(int(organ))
+        if organ < 0:
+            assert normal == 0
+            assert not tokens.any()
+        else:
+            np.testing.assert_array_equal(tokens, [organ, sample, 0, 0])
+            assert normal == (sample % 2 == 0)
+    for sample, organs in drawn.items():
+        expected = {-1} if sample % 3 == 0 else {0, 2} if sample % 2 else {0}
+        assert set(organs) == expected, sample
+    # Uniformly: of some 150 draws between two organs, half, give or take four standard deviations.
+    both = [organ for sample, organs in drawn.items() if sample % 3 and sample % 2 for organ in organs]
+    assert abs(np.mean(np.array(both) == 0) - 0.5) < 4 * 0.5 / np.sqrt(len(both))
+    types = [found[0][name].dtype for name in ("organ", "organ_tokens", "organ_normal")]
+    assert types == [np.int32, np.int32, np.int8]
+
+
+def test_organ_text_changes_nothing_that_was_drawn_before():
+    plain = batches(6, settings(), source=Described(20))
+    with_text = batches(6, settings(organ_text_length=4), source=Described(20))
+    assert with_text[0].keys() - plain[0].keys() == ORGAN_FIELDS
+    assert_equal([{name: b[name] for name in plain[0]} for b in with_text], plain)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_organ_text_is_the_same_on_any_number_of_hosts(hosts):
+    config = settings(organ_text_length=4)
+    whole = batches(4, config, source=Described(20))
+    shares = [
+        batches(4, config, source=Described(20), process_index=h, process_count=hosts) for h in range(hosts)
+    ]
+    for step, batch in enumerate(whole):
+        for host in range(hosts):
+            assert_equal([shares[host][step]], [{name: batch[name][host::hosts] for name in batch}])
+    assert_equal(batches(2, config, source=Described(20), start_step=2), whole[2:])
+
+
+def test_organ_text_without_organs_or_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="needs shards prepared with --organ-cell"):
+        batches(1, settings(organ_text_length=4))
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        train_batches(Described(20), settings(organ_text_length=4), None, seed=0, batch_size=2)

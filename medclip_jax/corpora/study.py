@@ -24,6 +24,8 @@ class Study:
         organs: organ name (TotalSegmentator's) to the NIfTI of its mask; or {"*": path} for one
             multilabel NIfTI, whose class map stands in `organ_classes`.
         organ_classes: label value to organ name for a multilabel mask.
+        sentences: anatomy path as the archive writes it ("lung/left lung/left lung lower lobe") to the
+            text about it; {} where the archive has none.
         split: "train", "validation" or "test" when the archive fixes it, else None.
         rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
         modality: "CT" or "MR", as the corpus knows it.
@@ -39,6 +41,7 @@ class Study:
     measurements: Mapping[str, float] = field(default_factory=dict)
     organs: Mapping[str, Path] = field(default_factory=dict)
     organ_classes: Mapping[int, str] = field(default_factory=dict)
+    sentences: Mapping[str, str] = field(default_factory=dict, repr=False)
     split: str | None = None
     rescale: tuple[float, float] | None = None
     modality: str = "CT"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
 from medclip_jax.models.constraints import batch_sharded
 
@@ -67,6 +69,39 @@ def unpatchify(
     pd, ph, pw = patch
     cut = patches.reshape(-1, d, h, w, pd, ph, pw, channels)
     return cut.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, d * pd, h * ph, w * pw, channels)
+
+
+def pool_cells(
+    organs: UInt8[Array, "batch organs d h w"], cell: int, patch: tuple[int, int, int]
+) -> Float32[Array, "batch organs tokens"]:
+    """Share of each patch that each organ fills, from its share of each cell.
+
+    Cells are of one size, so a patch's share is the mean over its cells. Their sums are of integers, hence
+    exact in any order and on any device.
+
+    Args:
+        organs: (B, O, d, h, w) shares of cells x 255, as prepared.
+        cell: voxels per cell along each axis.
+        patch: voxels per patch along depth, height, width.
+
+    Returns:
+        (B, O, N) in [0, 1], tokens in the order of `patchify`.
+
+    Raises:
+        ValueError: the cell does not divide the patch, or the patch does not divide the volume.
+    """
+    if cell < 1 or any(size % cell for size in patch):
+        raise ValueError(
+            f"organ cells of {cell} voxels do not divide the patch {patch}: prepare with --organ-cell "
+            f"{math.gcd(*patch)} or a divisor of it, or change the patch"
+        )
+    batch, channels, *cells = organs.shape
+    steps = tuple(size // cell for size in patch)
+    d, h, w = grid_of(tuple(size * cell for size in cells), tuple(patch))
+    cut = organs.reshape(batch, channels, d, steps[0], h, steps[1], w, steps[2])
+    sums = cut.sum(axis=(3, 5, 7), dtype=jnp.uint32).reshape(batch, channels, d * h * w)
+    # The compiler may multiply by a rounded reciprocal instead, which can exceed 1.
+    return jnp.minimum(sums.astype(jnp.float32) / (255 * math.prod(steps)), 1.0)
 
 
 class PatchEmbedding(nnx.Module):

@@ -188,12 +188,19 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
     parts = [_written(settings)]
     for item, size in zip(items, sizes, strict=True):
         parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, size)))
+        parts.extend(_sentences(item.study))
     return Examined(found, _hash_all(key, "part", parts))
 
 
 def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
     parts = [repr((item.row, item.split, item.notes, item.rejection, item.study)) for item in items]
+    parts += [part for item in items for part in _sentences(item.study)]
     return _hash_all(key, "shard", [_written(settings), *parts])
+
+
+def _sentences(study: Study) -> list[str]:
+    """Not in a study's repr, so that sets made before there were any keep their fingerprint."""
+    return [repr(sorted(study.sentences.items()))] if study.sentences else []
 
 
 def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
@@ -205,6 +212,8 @@ def _written(settings: PrepareSettings) -> str:
     written = settings.to_json()
     for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "per_shard"):
         del written[name]
+    if settings.schema.has_organs:
+        written["organ_sentences"] = 1  # sets with organs got them in a later version
     return json.dumps(written, sort_keys=True)
 
 

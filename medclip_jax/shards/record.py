@@ -8,8 +8,10 @@ Hounsfield values are nearly all equal.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import blosc2
 import numpy as np
@@ -21,7 +23,13 @@ from medclip_jax.shards.buffers import borrow
 TEXTS = ("report", "findings_text", "impression", "statements")
 """The text fields of a record."""
 
-FIELDS = ("id", "study", "patient", "volume", *TEXTS, "findings", "labels", "measurements", "organs")
+ORGAN_SENTENCES = "organ_sentences"
+"""Organ to {"text": str, "normal": bool}: JSON in the shards, a dict once decoded."""
+
+FIELDS = (
+    *("id", "study", "patient", "volume", *TEXTS, "findings", "labels", "measurements", "organs"),
+    ORGAN_SENTENCES,
+)
 """Every field of a record; `organs` is absent from the decoded dict where none were prepared."""
 
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 3, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
@@ -52,9 +60,14 @@ class Schema:
     cell: int = 0
 
     @property
+    def has_organs(self) -> bool:
+        """Whether organ maps, and the sentences about organs, are prepared."""
+        return bool(self.cell and self.organs)
+
+    @property
     def organ_shape(self) -> tuple[int, int, int, int]:
         """(O, d, h, w) of `organs`; all 0 where none are prepared."""
-        if not self.cell or not self.organs:
+        if not self.has_organs:
             return (0, 0, 0, 0)
         depth, height, width = (size // self.cell for size in self.shape)
         return (len(self.organs), depth, height, width)
@@ -73,6 +86,7 @@ class Schema:
             "labels": tfds.features.Tensor(shape=(len(self.findings),), dtype=np.int8),
             "measurements": tfds.features.Tensor(shape=(len(self.measurements),), dtype=np.float32),
             "organs": tfds.features.Text(doc=f"blosc2 frame of {self.organ_shape} uint8, or empty"),
+            **({ORGAN_SENTENCES: tfds.features.Text(doc="JSON")} if self.has_organs else {}),
         }
 
 
@@ -116,6 +130,18 @@ def checksum(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+class OrganText(TypedDict):
+    """What a report says of one organ.
+
+    Attributes:
+        text: the sentences about it.
+        normal: whether they state nothing abnormal; see `medclip_jax.reports.anatomy.states_normal`.
+    """
+
+    text: str
+    normal: bool
+
+
 @dataclass(frozen=True)
 class Record:
     """A volume with all that is prepared of it; the fields are those of `docs/architecture.md`."""
@@ -132,6 +158,7 @@ class Record:
     labels: Int8[np.ndarray, " F"]
     measurements: Float32[np.ndarray, " M"]
     organs: UInt8[np.ndarray, "O d h w"] | None = None
+    organ_sentences: Mapping[str, OrganText] = field(default_factory=dict)
 
 
 def encode(record: Record, schema: Schema) -> tuple[bytes, str]:
@@ -174,6 +201,8 @@ def encode(record: Record, schema: Schema) -> tuple[bytes, str]:
         ),
         "organs": _bytes(organs),
     }
+    if schema.has_organs:  # sets without organs keep the bytes that they always had
+        feature[ORGAN_SENTENCES] = _bytes(_organ_json(record.organ_sentences, schema).encode())
     example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
     # A protobuf map has no order of its own: without this, equal records can become unequal shards.
     return example.SerializeToString(deterministic=True), checksum(volume)
@@ -189,8 +218,9 @@ def decode(data: bytes, schema: Schema, fields: Collection[str] = FIELDS) -> Map
 
     Returns:
         `volume` (D, H, W) int16 HU; `organs` (O, d, h, w) uint8, absent where none were prepared for
-        this volume; `findings`, `labels` (F,) int8; `measurements` (M,) float32; `study`, `patient`
-        int64; the texts and `id` as str.
+        this volume; `organ_sentences` a dict (see `OrganText`), {} where there are none; `findings`,
+        `labels` (F,) int8; `measurements` (M,) float32; `study`, `patient` int64; the texts and `id` as
+        str.
 
     Raises:
         ShardError: the record is damaged.
@@ -203,6 +233,10 @@ def decode(data: bytes, schema: Schema, fields: Collection[str] = FIELDS) -> Map
         ) from None
     sample: dict[str, object] = {}
     for name in fields:
+        if name == ORGAN_SENTENCES:
+            # Absent from sets without organs, and from those that were prepared before there were any.
+            sample[name] = json.loads(feature[name].bytes_list.value[0]) if name in feature else {}
+            continue
         if name not in feature:
             raise ShardError(
                 f"a record has no field '{name}': it was written by another version, prepare again"
@@ -223,6 +257,18 @@ def decode(data: bytes, schema: Schema, fields: Collection[str] = FIELDS) -> Map
         else:
             sample[name] = value.bytes_list.value[0].decode()
     return sample
+
+
+def _organ_json(sentences: Mapping[str, OrganText], schema: Schema) -> str:
+    if unknown := sorted(set(sentences) - set(schema.organs)):
+        raise ValueError(f"sentences about {', '.join(unknown)}, the schema's organs are {schema.organs}")
+    # In the schema's order, whatever the mapping's own.
+    written = {
+        name: {"text": str(sentences[name]["text"]), "normal": bool(sentences[name]["normal"])}
+        for name in schema.organs
+        if name in sentences
+    }
+    return json.dumps(written, ensure_ascii=False, separators=(",", ":"))
 
 
 def _bytes(value: bytes) -> tf_feature_pb2.Feature:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Integer, UInt8
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.plan import Item, report_of, says_nothing
-from medclip_jax.shards.record import Record, checksum, encode
+from medclip_jax.shards.record import OrganText, Record, checksum, encode
 from medclip_jax.shards.settings import PrepareSettings, organ_names
 from medclip_jax.volumes import (
     AIR_HU,
@@ -128,6 +128,7 @@ def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[st
         labels=np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
         measurements=np.array([study.measurements.get(n, np.nan) for n in schema.measurements], np.float32),
         organs=organs,
+        organ_sentences=_organ_sentences(study, source, schema.organs) if schema.has_organs else {},
     )
     return record, dict(volume.provenance), tuple(dict.fromkeys(notes))
 
@@ -267,6 +268,15 @@ def _extract(text: str, findings: tuple[str, ...]) -> dict[str, Int]:
     from medclip_jax.reports.findings import extract
 
     return {name: int(status) for name, status in extract(text, findings).items()}
+
+
+def _organ_sentences(study: Study, text: str, organs: tuple[str, ...]) -> dict[str, OrganText]:
+    """Text about each organ: from the archive's region sentences where it has some, else by rules."""
+    from medclip_jax.reports.anatomy import assign_sentences, organ_sentences, states_normal
+
+    paths = {path: said for path, said in study.sentences.items() if path and not says_nothing(said)}
+    found = organ_sentences(paths, organs) if paths else assign_sentences(text, organs)
+    return {name: {"text": said, "normal": states_normal(said)} for name, said in found.items()}
 
 
 def _place(error: BaseException) -> str:

@@ -49,6 +49,9 @@ def base_config() -> ConfigDict:
                     "impression": 0.0,
                 },
                 "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
+                # Tokens of the sentences about one organ, drawn anew each time; 0 = no organ text. Needs
+                # shards prepared with --organ-cell.
+                "organ_text_length": 0,
                 "tokenizer": "",  # local Hugging Face folder; "" = the shards' own
                 "workers": 0,  # 0 = threads; n = processes that read ahead
                 "prefetch": 2,  # batches assembled at once and kept ready, each by its own thread

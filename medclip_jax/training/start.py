@@ -89,6 +89,8 @@ def open_data(config: Any) -> Data:
 
         tokenizer = load_tokenizer(folder)
     organs = ["organs"] if info.organs else []
+    if config.organ_text_length:
+        organs.append("organ_sentences")
     fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
     spec = DataSpec.of(info, tokenizer)
     return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)

@@ -95,3 +95,56 @@ def test_peaks_show_one_bright_voxel_anywhere_in_its_patch_alone():
     np.testing.assert_allclose(found[0, 3], expected, atol=1e-5)
     only = np.asarray(embedding(volume, np.array([[3, 0]])))
     np.testing.assert_allclose(only, found[:, [3, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "patch"), [(4, (8, 4, 12)), (2, (2, 2, 2)), (1, (4, 2, 3)), (8, (8, 24, 16))]
+)
+def test_cells_are_pooled_to_patches_exactly(cell, patch):
+    random = np.random.default_rng(0)
+    grid = (2, 3, 5)
+    steps = [size // cell for size in patch]
+    cells = random.integers(0, 256, (2, 3, *(n * s for n, s in zip(grid, steps, strict=True)))).astype(
+        np.uint8
+    )
+    cells[0, 0], cells[0, 1] = 0, 255
+    got = patches.pool_cells(jnp.asarray(cells), cell, patch)
+    # Slices of one patch after the other, in whole numbers.
+    expected = [
+        cells[:, :, d * steps[0] :][:, :, : steps[0]][:, :, :, h * steps[1] :][:, :, :, : steps[1]][
+            ..., w * steps[2] : (w + 1) * steps[2]
+        ]
+        .astype(np.int64)
+        .sum((2, 3, 4))
+        for d in range(grid[0])
+        for h in range(grid[1])
+        for w in range(grid[2])
+    ]
+    expected, whole = np.stack(expected, -1), 255 * np.prod(steps)
+    assert got.shape == (2, 3, 30)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(np.rint(np.asarray(got, np.float64) * whole), expected)
+    np.testing.assert_allclose(got, expected / whole, rtol=1.2e-7)  # of float32's rounding
+    assert got.max() <= 1
+    assert (got[0, 0] == 0).all()
+
+
+def test_pooled_cells_lie_where_patchify_puts_the_patch():
+    """A mask of whole cells, as voxels cut by `patchify` and as cells pooled."""
+    cells = np.random.default_rng(1).integers(0, 2, (1, 1, 4, 6, 9)).astype(np.uint8)
+    voxels = np.repeat(np.repeat(np.repeat(cells, 2, 2), 2, 3), 2, 4)[:, 0, ..., None]
+    expected = patches.patchify(jnp.asarray(voxels, jnp.float32), (4, 4, 6)).mean(-1)
+    np.testing.assert_allclose(patches.pool_cells(255 * cells, 2, (4, 4, 6))[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cell", "patch", "message"),
+    [
+        (3, (8, 4, 4), "--organ-cell 4 or a divisor"),
+        (0, (4, 4, 4), "do not divide"),
+        (2, (8, 4, 4), "depth 12"),
+    ],
+)
+def test_cells_that_do_not_fit_are_named(cell, patch, message):
+    with pytest.raises(ValueError, match=message):
+        patches.pool_cells(jnp.zeros((1, 1, 6, 4, 4), jnp.uint8), cell, patch)

@@ -3,13 +3,14 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import blosc2
 import numpy as np
 import pytest
 
 from medclip_jax.shards.read import open_shards, open_split
-from medclip_jax.shards.record import Record, Schema, ShardError
+from medclip_jax.shards.record import Record, Schema, ShardError, decode, encode
 from medclip_jax.shards.write import shard_name, write_shards
 
 SCHEMA = Schema(
@@ -37,6 +38,10 @@ def make_record(index: int, organs: bool = True) -> Record:
         labels=np.array([0, 1], np.int8),
         measurements=np.array([np.nan if index % 2 else index], np.float32),
         organs=random.integers(0, 255, SCHEMA.organ_shape).astype(np.uint8) if organs else None,
+        organ_sentences={
+            name: {"text": f"The {name} größe {index}.", "normal": index % 2 == 0}
+            for name in ("heart", "aorta")[: index % 3]
+        },
     )
 
 
@@ -65,6 +70,7 @@ def test_everything_comes_back(folder, records):
             np.testing.assert_array_equal(sample[name], expected)
         assert sample["study"].dtype == np.int64
         assert (sample["study"], sample["patient"]) == (record.study, record.patient)
+        assert sample["organ_sentences"] == record.organ_sentences
         assert ("organs" in sample) == (index != 3)
         if index != 3:
             np.testing.assert_array_equal(sample["organs"], record.organs)
@@ -246,3 +252,26 @@ def test_blosc2_frame_of_another_size():
     with pytest.raises(ShardError, match="damaged"):
         decompress(frame[: len(frame) // 2], (2, 3, 4), np.int16)
     assert blosc2.decompress2(frame) == bytes(48)
+
+
+def test_organ_sentences_are_the_same_bytes_in_any_order_and_absent_without_organs():
+    record = replace(make_record(0), organ_sentences={})
+    said = {name: {"text": name, "normal": True} for name in ("heart", "esophagus")}
+    forward = encode(replace(record, organ_sentences=said), SCHEMA)
+    backward = encode(replace(record, organ_sentences=dict(reversed(said.items()))), SCHEMA)
+    assert forward == backward != encode(record, SCHEMA)
+    without = replace(SCHEMA, organs=(), cell=0)
+    data, _ = encode(replace(record, organs=None), without)
+    assert b"organ_sentences" not in data
+    assert "organ_sentences" not in without.features()
+    assert "organ_sentences" in SCHEMA.features()
+    # A set with organs that was prepared before there were sentences.
+    assert decode(data, SCHEMA, ["organ_sentences", "report"]) == {
+        "organ_sentences": {},
+        "report": record.report,
+    }
+
+
+def test_sentences_about_an_unknown_organ_are_refused():
+    with pytest.raises(ValueError, match="sentences about spleen"):
+        encode(replace(make_record(0), organ_sentences={"spleen": {"text": "", "normal": True}}), SCHEMA)
