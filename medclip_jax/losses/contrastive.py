@@ -7,6 +7,8 @@ what is kept for it grows linearly with the batch, at about a third more arithme
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -66,7 +68,7 @@ def info_nce(
     _check_same_group(same_group)
 
     def cross_entropy(rows, columns):
-        positive, part = _pairs(rows, columns, same_group)
+        positive, part = matching_pairs(rows, columns, same_group)
         targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1.0)
         return _cross_entropy(columns["scale"] * _products(rows, columns), targets, part)
 
@@ -109,7 +111,7 @@ def sigmoid_pairs(
     _check_same_group(same_group)
 
     def questions(rows, columns):
-        positive, part = _pairs(rows, columns, same_group)
+        positive, part = matching_pairs(rows, columns, same_group)
         logits = columns["scale"] * _products(rows, columns) + columns["bias"]
         return jnp.where(part, -jax.nn.log_sigmoid((2.0 * positive - 1.0) * logits), 0.0).sum(axis=1)
 
@@ -165,7 +167,7 @@ def soft_target(
         raise ValueError(f"soft_target={soft_target!r} is unknown: use 'softmax', 'clip' or 'onehot'")
 
     def affinity(rows, columns):
-        own, part = _pairs(rows, columns, "positive")
+        own, part = matching_pairs(rows, columns, "positive")
         alike = _products(rows, columns, "findings")
         if soft_target == "softmax":
             return jnp.where(part, alike / target_temperature, EXCLUDED), own, part
@@ -219,8 +221,20 @@ def _products(rows, columns, name="vector"):
     return jnp.matmul(rows[name], columns[name].T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _pairs(rows, columns, same_group):
-    """Which pairs match (float) and which take part at all (bool), both (rows, columns)."""
+def matching_pairs(
+    rows: Mapping[str, Array], columns: Mapping[str, Array], same_group: str
+) -> tuple[Float[Array, "rows columns"], Bool[Array, "rows columns"]]:
+    """Which pairs match (1 or 0) and which take part at all.
+
+    Args:
+        rows: what is known of each sample of the rows: "index", "groups" and "valid" where there are any.
+        columns: the same of the columns.
+        same_group: see `sigmoid_pairs`.
+
+    Raises:
+        ValueError: unknown `same_group`.
+    """
+    _check_same_group(same_group)
     positive = rows["index"][:, None] == columns["index"][None, :]
     part = jnp.ones(positive.shape, bool)
     if "valid" in rows:

@@ -10,7 +10,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from medclip_jax.losses.chunked import map_rows
+from medclip_jax.losses.contrastive import matching_pairs
 
 _FAR = 80.0
 """Difference of two log-variances beyond which the hyperbolic functions would overflow float32."""
@@ -105,6 +108,70 @@ def sigmoid_pair_loss(
     return jnp.where(part, losses, 0.0).sum() / rows
 
 
+def pair_contrast(
+    mean_a: Float[Array, "batch features"],
+    log_variance_a: Float[Array, "batch features"],
+    mean_b: Float[Array, "batch features"],
+    log_variance_b: Float[Array, "batch features"],
+    logit_scale: Float[Array, ""] | float,
+    logit_bias: Float[Array, ""] | float,
+    *,
+    groups: Int[Array, "batch words"] | None = None,
+    same_group: str = "positive",
+    alike: Int[Array, " batch"] | None = None,
+    valid: Bool[Array, " batch"] | None = None,
+    chunk_rows: int = 0,
+) -> Float[Array, ""]:
+    """`sigmoid_pair_loss` of `pair_logits` over a whole batch, some rows at a time.
+
+    Under a mesh each device takes its own rows against all columns, see `losses.chunked.map_rows`.
+
+    Args:
+        mean_a: (B, D); row i belongs to row i of b.
+        log_variance_a: (B, D).
+        mean_b: (B, D).
+        log_variance_b: (B, D).
+        logit_scale: the multiplier itself, not its logarithm.
+        logit_bias: added to all.
+        groups: (B, G) equal rows mark samples that belong together.
+        same_group: "positive" counts such a pair as matching; "ignore" leaves it out.
+        alike: (B,) samples with equal numbers from 0 on may as well belong together: such a pair is not
+            asked, unless it is positive. Negative numbers are like nothing.
+        valid: (B,) False on samples that take no part, neither as row nor as column.
+        chunk_rows: rows of a device at a time, computed again in the backward pass; 0 = all, and kept.
+
+    Returns:
+        Sum over the pairs that are asked / valid rows; 0 where none is.
+
+    Raises:
+        ValueError: unknown `same_group`.
+
+    References:
+        HiPro-CT, section 3.5.1.
+    """
+
+    def questions(rows, columns):
+        positive, part = matching_pairs(rows, columns, same_group)
+        if "alike" in rows:
+            equal = rows["alike"][:, None] == columns["alike"][None, :]
+            part = part & ((positive > 0) | ~(equal & (rows["alike"] >= 0)[:, None]))
+        traces = rows["trace"][:, None] + columns["trace"][None, :]
+        alike = _products(rows["mean"], columns["mean"]) - 0.5 * traces
+        logits = columns["scale"] * alike + columns["bias"]
+        return jnp.where(part, -jax.nn.log_sigmoid((2.0 * positive - 1.0) * logits), 0.0).sum(axis=1)
+
+    batch = mean_a.shape[0]
+    known = {"groups": groups, "alike": alike, "valid": valid}
+    samples = {"index": jnp.arange(batch)} | {name: x for name, x in known.items() if x is not None}
+    # Of a variance only the trace is asked: one number travels to the other devices, not D.
+    rows = {"mean": mean_a.astype(jnp.float32), "trace": trace(log_variance_a), **samples}
+    columns = {"mean": mean_b.astype(jnp.float32), "trace": trace(log_variance_b), **samples}
+    numbers = {"scale": jnp.asarray(logit_scale, jnp.float32), "bias": jnp.asarray(logit_bias, jnp.float32)}
+    losses = map_rows(questions, rows, columns | numbers, chunk_rows)
+    count = batch if valid is None else jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
+    return losses.sum() / count
+
+
 def inclusion(
     mean_1: Float[Array, "*batch features"],
     log_variance_1: Float[Array, "*batch features"],
@@ -159,6 +226,56 @@ def inclusion(
     scaled = (mean_1 - mean_2) * jnp.exp(-0.25 * (log_variance_1 + log_variance_2))
     scores = widths + scaled**2 * share
     return scores if reduce == "per_dim" else scores.sum(axis=-1)
+
+
+def inclusion_loss(
+    mean_1: Float[Array, "*batch features"],
+    log_variance_1: Float[Array, "*batch features"],
+    mean_2: Float[Array, "*batch features"],
+    log_variance_2: Float[Array, "*batch features"],
+    *,
+    form: str = "exact",
+    reduce: str = "per_dim",
+    scale: float = 1.0,
+    eps: float = 1e-6,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """``-log sigmoid(scale * inclusion)``, with scores beyond odds of 1 / eps pressed together.
+
+    A score s beyond ``limit = -ln eps`` becomes ``limit (1 + ln(s / limit))``, a negative one likewise:
+    equal in value and slope at the limit. A pair far from being included so pulls no harder the farther it
+    is, and still pulls; a clamp would drop it.
+
+    Args:
+        mean_1: (..., D) of the distribution that should lie inside.
+        log_variance_1: (..., D).
+        mean_2: (..., D) of the one that should contain it.
+        log_variance_2: (..., D).
+        form: see `inclusion`.
+        reduce: "per_dim" asks each dimension and takes the mean; "joint" asks the sum over the dimensions.
+        scale: multiplier of the scores.
+        eps: probability within which of 0 or 1 a score is pressed; above 0, below 1/2.
+
+    Returns:
+        The loss (...), and the share (...) of its scores that were pressed.
+
+    Raises:
+        ValueError: unknown `form` or `reduce`, or an `eps` that is no small probability.
+
+    References:
+        HiPro-CT, section 3.5.2; the limit is ours.
+    """
+    if not 0.0 < eps < 0.5:
+        raise ValueError(f"eps={eps}: give a probability above 0 and below 0.5, such as 1e-6")
+    scores = scale * inclusion(mean_1, log_variance_1, mean_2, log_variance_2, form=form, reduce=reduce)
+    limit = -math.log(eps)
+    size = jnp.abs(scores)
+    far = size > limit
+    beyond = jnp.sign(scores) * limit * (1.0 + jnp.log(jnp.where(far, size, limit) / limit))
+    losses = -jax.nn.log_sigmoid(jnp.where(far, beyond, scores))
+    pressed = far.astype(jnp.float32)
+    if reduce == "joint":
+        return losses, pressed
+    return losses.mean(axis=-1), pressed.mean(axis=-1)
 
 
 def vib(

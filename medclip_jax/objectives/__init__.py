@@ -16,6 +16,7 @@ OBJECTIVES: dict[str, tuple[str, str]] = {
     "mae": ("medclip_jax.objectives.mae", "MaskedAutoencoder"),
     "clip": ("medclip_jax.objectives.clip", "Clip"),
     "cardiac_clip": ("medclip_jax.objectives.cardiac_clip", "CardiacClip"),
+    "hipro_ct": ("medclip_jax.objectives.hipro_ct", "HiProCt"),
 }
 """Name in a config to (module, class)."""
 

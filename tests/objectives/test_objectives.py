@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from medclip_jax import objectives
-from medclip_jax.objectives import base, cardiac_clip, clip, mae
+from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
 
 ml_collections = pytest.importorskip("ml_collections")
 
@@ -15,6 +15,7 @@ SPEC = base.DataSpec(
     shape=(8, 16, 12),
     spacing=(4.0, 3.0, 3.0),
     findings=("pleural_effusion", *cardiac_clip.FINDINGS),
+    organs=("heart", "left_lung", "right_lung"),
     vocabulary_size=50,
     mask_token=4,
     pad_token=0,
@@ -45,7 +46,12 @@ def make_batch(size=6, seed=0):
         "findings": random.integers(-1, 2, (size, len(SPEC.findings))).astype(np.int8),
         "study": random.integers(0, 2**31 - 1, (size, 2)).astype(np.int32),
         "sample": np.arange(100, 100 + size, dtype=np.int32),
+        "organs": random.integers(0, 256, (size, len(SPEC.organs), 4, 8, 6)).astype(np.uint8),
+        "organ": np.arange(-1, size - 1, dtype=np.int32) % 4 - 1,
+        "organ_tokens": tokens[:, 2:],
+        "organ_normal": random.integers(0, 2, size).astype(np.int8),
     }
+    batch["organ_tokens"] = np.where(batch["organ"][:, None] < 0, SPEC.pad_token, batch["organ_tokens"])
     return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
@@ -53,6 +59,7 @@ CONFIGS = {
     "mae": mae.default_config,
     "clip": clip.default_config,
     "cardiac_clip": cardiac_clip.default_config,
+    "hipro_ct": hipro_ct.default_config,
 }
 
 

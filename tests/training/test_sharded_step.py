@@ -16,7 +16,7 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import base, cardiac_clip, clip, mae
+from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import Term
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
@@ -29,10 +29,11 @@ SPEC = base.DataSpec(
     shape=(4, 8, 8),
     spacing=(1.0, 1.0, 1.0),
     findings=cardiac_clip.FINDINGS,
+    organs=("heart", "left_lung", "right_lung"),
     vocabulary_size=48,
     mask_token=4,
 )
-MODULES = {"mae": mae, "info_nce": clip, "sigmoid": clip, "cardiac_clip": cardiac_clip}
+MODULES = {"mae": mae, "info_nce": clip, "sigmoid": clip, "cardiac_clip": cardiac_clip, "hipro_ct": hipro_ct}
 
 
 class Odd(Toy):
@@ -73,7 +74,7 @@ def build(name):
 def make_batch(name):
     random = np.random.default_rng(0)
     spec = TOY_SPEC if name == "odd" else SPEC
-    return {
+    batch = {
         "volume": random.integers(-1024, 1000, (BATCH, *spec.shape)).astype(np.int16),
         "tokens": random.integers(0, spec.vocabulary_size, (BATCH, 6)).astype(np.int32),
         "findings": random.integers(-1, 2, (BATCH, len(spec.findings))).astype(np.int8),
@@ -81,6 +82,16 @@ def make_batch(name):
         "study": np.stack([np.arange(BATCH) // 2 * (np.arange(BATCH) < 4), np.arange(BATCH)], 1) // (1, 2),
         "sample": random.permutation(100)[:BATCH].astype(np.int32),
     }
+    if name == "hipro_ct":
+        batch["organs"] = random.integers(0, 256, (BATCH, 3, 2, 4, 4)) * (
+            random.random((BATCH, 3, 2, 4, 4)) < 0.3
+        )
+        batch["organs"] = batch["organs"].astype(np.uint8)
+        batch["organ"] = random.integers(-1, 3, BATCH).astype(np.int32)
+        batch["organ_tokens"] = random.integers(1, spec.vocabulary_size, (BATCH, 5)).astype(np.int32)
+        batch["organ_tokens"][batch["organ"] < 0] = spec.pad_token
+        batch["organ_normal"] = random.integers(0, 2, BATCH).astype(np.int8)
+    return batch
 
 
 def widest_fitting(params, parts):

@@ -1,0 +1,308 @@
+"""HiPro-CT: volumes, reports, organs and their sentences as Gaussians, aligned and nested.
+
+"HiPro-CT: A Hierarchical Probabilistic Framework for 3D Medical Vision-Language Alignment"; what the paper
+leaves open is decided in `docs/hipro-ct.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from medclip_jax.losses import chunked, probabilistic
+from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
+from medclip_jax.models.heads import LogitScale
+from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+
+DIRECTIONS = ("global_contains_local", "local_contains_global")
+"""Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
+
+
+def default_config() -> Any:
+    """The paper's values: a ViT of 6 layers, a BERT-base text tower, 512 dimensions, scale 10, bias -10.
+
+    `weights` are those of the terms beside the global contrast; 0 leaves a term out, and what only it needs:
+    with `local` and `hierarchy` at 0 the data need no organs. `inclusion` are the options of
+    `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one of `vib`. `same_study` says what two
+    volumes of one study are to each other's report: "positive" or "ignore". With `ignore_normal_pairs`, two
+    normal organs of the same name in different patients are not asked whether they belong together.
+    `chunk_rows` as in `objectives.clip`.
+    """
+    from ml_collections import ConfigDict
+
+    return ConfigDict(
+        {
+            "name": "hipro_ct",
+            "vision": vision_defaults() | {"patch": (8, 24, 24), "depth": 6, "pooling": "mean"},
+            "text": text_defaults(),
+            "embedding_width": 512,
+            "logit_scale": 10.0,
+            "logit_bias": -10.0,
+            "weights": {"local": 1.0, "hierarchy": 0.1, "cross": 1e-4, "bottleneck": 0.1},
+            "inclusion": {"form": "exact", "reduce": "per_dim", "scale": 1.0, "eps": 1e-6},
+            "direction": "global_contains_local",
+            "ignore_normal_pairs": True,
+            "same_study": "positive",
+            "bottleneck_reduce": "mean",
+            "chunk_rows": 0,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the terms beside the global contrast; one with weight 0 is left out."""
+
+    local: float
+    hierarchy: float
+    cross: float
+    bottleneck: float
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """Options of `losses.probabilistic.inclusion_loss`."""
+
+    form: str
+    reduce: str
+    scale: float
+    eps: float
+
+
+class OrganEmbeddings(NamedTuple):
+    """Gaussians of the organs of volumes.
+
+    Attributes:
+        mean: (B, O, D), L2-normalised.
+        log_variance: (B, O, D).
+        present: (B, O), False where the organ does not show in the volume: its numbers mean nothing.
+    """
+
+    mean: Float[Array, "B O D"]
+    log_variance: Float[Array, "B O D"]
+    present: Bool[Array, "B O"]
+
+
+class HiProCt(Objective):
+    """Two towers with Gaussian heads; the vision head also reads parts of a volume, the text head sentences.
+
+    Args:
+        config: the keys of `default_config`.
+        spec: fixes grid, vocabulary and organs.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: an unknown option, or shards without organs where the weights ask for local terms.
+    """
+
+    def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
+        if config.direction not in DIRECTIONS:
+            choices = " or ".join(map(repr, DIRECTIONS))
+            raise ValueError(f"config.objective.direction is {config.direction!r}; choose {choices}")
+        if config.vision.pooling != "mean":
+            raise ValueError(
+                f"config.objective.vision.pooling is {config.vision.pooling!r}: an organ's vector is the "
+                "mean over its patches, so the volume's must be one, too: set it to 'mean'"
+            )
+        self.weights = Weights(**config.weights)
+        self.local = self.weights.local > 0 or self.weights.hierarchy > 0
+        if self.local and not spec.organs:
+            raise ValueError(
+                "the shards hold no organs: prepare from a table with organ masks and --cell, or set "
+                "config.objective.weights.local=0 and config.objective.weights.hierarchy=0"
+            )
+        self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        self.text = TextTower(config.text, spec, rngs=rngs)
+        vision = self.vision.transformer
+        self.volume_head = GaussianHead(
+            vision.pooled_width,
+            vision.width,
+            config.embedding_width,
+            config.vision.heads,
+            dtype=jnp.dtype(config.vision.dtype),
+            rngs=rngs,
+        )
+        self.text_head = GaussianHead(
+            self.text.width,
+            self.text.width,
+            config.embedding_width,
+            self.text.encoder.config.heads,
+            dtype=jnp.dtype(config.text.dtype),
+            rngs=rngs,
+        )
+        self.logit_scale = LogitScale(config.logit_scale, bias=config.logit_bias)
+        self.inclusion = Inclusion(**config.inclusion)
+        self.direction = config.direction
+        self.ignore_normal_pairs = config.ignore_normal_pairs
+        self.same_study = config.same_study
+        self.bottleneck_reduce = config.bottleneck_reduce
+        self.chunk_rows = config.chunk_rows
+
+    def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
+        """Means and log-variances (B, D) of volume and text; with local terms, of organ and sentence, too.
+
+        `valid` (B,) then says whether the sample has both.
+        """
+        keys = sample_keys(key, batch["sample"]) if train else None
+        tokens = self._patches(batch["volume"], keys)
+        found = {"volume": self._whole(tokens), "text": self._texts(batch["tokens"])}
+        features = {}
+        if self.local:
+            weights = self._drawn_weights(batch)
+            found["organ"] = self._part(tokens, weights)
+            found["sentence"] = self._texts(batch["organ_tokens"])
+            has_text = jnp.any(batch["organ_tokens"] != self.text.pad_token, axis=1)
+            features["valid"] = jnp.any(weights > 0, axis=1) & has_text
+        for kind, gaussian in found.items():
+            features[f"{kind}_mean"] = gaussian.mean
+            features[f"{kind}_log_variance"] = gaussian.log_variance
+        return features
+
+    def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
+        """Contrast of wholes and of parts, inclusions, bottleneck; then what is only logged."""
+        kinds = ("volume", "text", "organ", "sentence") if self.local else ("volume", "text")
+        gaussians = {
+            kind: Gaussian(features[f"{kind}_mean"], features[f"{kind}_log_variance"]) for kind in kinds
+        }
+        everyone = jnp.ones(features["volume_mean"].shape[0], bool)
+        valid = {kind: features["valid"] if kind in ("organ", "sentence") else everyone for kind in kinds}
+        scale = self.logit_scale()
+        terms = self._contrasts(gaussians, features, batch)
+        terms |= self._inclusions(gaussians, valid)
+        if self.weights.bottleneck:
+            sums, counts = zip(
+                *(
+                    _summed(probabilistic.vib(*gaussians[kind], reduce=self.bottleneck_reduce), valid[kind])
+                    for kind in kinds
+                ),
+                strict=True,
+            )
+            terms["bottleneck"] = Term(sum(sums), sum(counts), self.weights.bottleneck)
+        for kind in kinds:
+            variance = jax.lax.stop_gradient(jnp.exp(gaussians[kind].log_variance).mean(axis=1))
+            terms[f"{kind}_variance"] = Term(*_summed(variance, valid[kind]), weight=0.0)
+        terms["logit_scale"] = Term(jax.lax.stop_gradient(scale), jnp.float32(1.0), weight=0.0)
+        return terms
+
+    def _contrasts(self, gaussians, features, batch):
+        scale, bias = self.logit_scale(), self.logit_scale.bias[...]
+        size = batch["study"].shape[0]
+        options = {
+            "same_group": self.same_study,
+            "chunk_rows": self.chunk_rows or chunked.automatic(size),
+        }
+        loss = probabilistic.pair_contrast(
+            *gaussians["volume"], *gaussians["text"], scale, bias, groups=batch["study"], **options
+        )
+        terms = {"contrast": Term(loss * size, jnp.float32(size))}
+        if self.weights.local:
+            organ, valid = batch["organ"], features["valid"]
+            loss = probabilistic.pair_contrast(
+                *gaussians["organ"],
+                *gaussians["sentence"],
+                scale,
+                bias,
+                groups=jnp.concatenate([batch["study"], organ[:, None]], axis=1),
+                alike=jnp.where(batch["organ_normal"] == 1, organ, -1) if self.ignore_normal_pairs else None,
+                valid=valid,
+                **options,
+            )
+            count = valid.sum().astype(jnp.float32)
+            terms["local_contrast"] = Term(loss * count, count, self.weights.local)
+        return terms
+
+    def _inclusions(self, gaussians, valid):
+        asked = {}
+        if self.weights.hierarchy:
+            asked["volume_hierarchy"] = ("organ", "volume", self.weights.hierarchy)
+            asked["text_hierarchy"] = ("sentence", "text", self.weights.hierarchy)
+        if self.weights.cross:
+            asked["cross"] = ("volume", "text", self.weights.cross)
+        terms = {}
+        for name, (inside, outside, weight) in asked.items():
+            if name != "cross" and self.direction == "local_contains_global":
+                inside, outside = outside, inside
+            known = valid[inside] & valid[outside]
+            loss, pressed = probabilistic.inclusion_loss(
+                *gaussians[inside], *gaussians[outside], **asdict(self.inclusion)
+            )
+            terms[name] = Term(*_summed(loss, known), weight)
+            terms[f"{name}_pressed"] = Term(*_summed(pressed, known), weight=0.0)
+        return terms
+
+    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+        """Gaussians of volumes."""
+        return Embedding(*self._whole(self._patches(volumes)))
+
+    def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
+        """Gaussians of texts: reports, sentences, prompts."""
+        return Embedding(*self._texts(tokens))
+
+    def embed_organs(
+        self, volumes: Int[Array, "B D H W"], organs: UInt8[Array, "B O d h w"]
+    ) -> OrganEmbeddings:
+        """Gaussians of every organ of volumes.
+
+        Args:
+            volumes: prepared volumes (HU).
+            organs: occupancy of the organs' cells, as in a batch.
+        """
+        tokens = self._patches(volumes)
+        by_organ = [
+            (self._part(tokens, weights), jnp.any(weights > 0, axis=1))
+            for weights in (self._weights(organs[:, index]) for index in range(organs.shape[1]))
+        ]
+        return OrganEmbeddings(
+            jnp.stack([found.mean for found, _ in by_organ], axis=1),
+            jnp.stack([found.log_variance for found, _ in by_organ], axis=1),
+            jnp.stack([present for _, present in by_organ], axis=1),
+        )
+
+    def _patches(self, volumes: Int[Array, "B D H W"], keys: jax.Array | None = None):
+        """Tokens of the patches, without the class token."""
+        return self.vision.transformer(self.vision.to_voxels(volumes, keys))[:, 1:]
+
+    def _whole(self, tokens: Float[Array, "B N width"]) -> Gaussian:
+        return self.volume_head(tokens.mean(axis=1), tokens)
+
+    def _part(self, tokens: Float[Array, "B N width"], weights: Float[Array, "B N"]) -> Gaussian:
+        return self.volume_head(soft_masked_mean(tokens, weights), tokens, weights > 0)
+
+    def _drawn_weights(self, batch: Batch) -> Float[Array, "B N"]:
+        """Of the organ that the pipeline drew; 0 everywhere where it drew none."""
+        missing = [name for name in ("organs", "organ", "organ_tokens", "organ_normal") if name not in batch]
+        if missing:
+            raise ValueError(
+                f"the batch has no {', '.join(missing)}: prepare with organs and their sentences, and set "
+                "config.data.organ_text_length above 0"
+            )
+        drawn = batch["organ"]
+        index = jnp.maximum(drawn, 0)[:, None, None, None, None]
+        cells = batch_sharded(jnp.take_along_axis(batch_sharded(batch["organs"]), index, axis=1)[:, 0])
+        return jnp.where((drawn >= 0)[:, None], self._weights(cells), 0.0)
+
+    def _weights(self, cells: UInt8[Array, "B d h w"]) -> Float[Array, "B N"]:
+        """How much of each patch an organ fills."""
+        grid = self.vision.transformer.grid
+        parts = [size // count for size, count in zip(cells.shape[1:], grid, strict=True)]
+        cut = cells.reshape(-1, grid[0], parts[0], grid[1], parts[1], grid[2], parts[2]).astype(jnp.float32)
+        return cut.mean(axis=(2, 4, 6)).reshape(cells.shape[0], -1) / 255.0
+
+    def _texts(self, tokens: Int[Array, "B L"]) -> Gaussian:
+        mask = tokens != self.text.pad_token
+        states = self.text.encoder(tokens, mask)
+        return self.text_head(self.text.encoder.pool(states, tokens, mask, self.text.pooling), states, mask)
+
+
+def _summed(
+    values: Float[Array, " B"], valid: Bool[Array, " B"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum over the valid ones, and how many they are."""
+    return jnp.where(valid, values, 0.0).sum(), valid.sum().astype(jnp.float32)
