@@ -1,0 +1,330 @@
+"""Exported folders: whole or not at all, read back as written, opened by torch, transformers and ONNX."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+from jax import export
+
+from medclip_jax.interop import onnx
+from medclip_jax.interop.folder import check_out, folder_config, is_export, read_folder, write_folder
+from medclip_jax.interop.model_card import model_card
+from medclip_jax.interop.parity import TOLERANCE, largest_difference, load_torch
+from medclip_jax.interop.stablehlo import TEXTS, VOLUMES, write_stablehlo
+from medclip_jax.models.bert import BertConfig
+from medclip_jax.reports.prompts import pair
+from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
+from medclip_jax.training.state import flatten, split
+from tests.interop.twins import NAMES, SHAPE, made_volumes, make_model, small, spec_of
+
+TEXT = [text for name in NAMES for text in pair(name)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_wordpiece(
+        [*TEXT, "no pericardial effusion; lungs are clear"] * 3, tmp_path_factory.mktemp("t"), 300
+    )
+
+
+def made(tokenizer, name="clip", **changes):
+    spec = spec_of(vocabulary_size=tokenizer.vocabulary_size)
+    return make_model(small(name, **changes), spec, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer, tmp_path_factory):
+    """A model and its folder, in every format."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model = made(tokenizer, vision={"pooling": "grid", "grid_features": 4}, centered=True)
+    card = model_card(model, name="model")
+    write_folder(
+        model,
+        folder,
+        card=card,
+        formats=("safetensors", "pytorch"),
+        finish=lambda partial: write_stablehlo(model, partial),
+    )
+    return model, folder
+
+
+def params_of(objective):
+    return {name: np.asarray(value) for name, value in flatten(split(objective)[1]).items()}
+
+
+def assert_same_params(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip"])
+    @pytest.mark.parametrize("file", ["safetensors", "pytorch"])
+    def test_every_objective_comes_back(self, name, file, tokenizer, tmp_path):
+        model = made(tokenizer, name)
+        write_folder(model, tmp_path / "out", formats=(file,))
+        there = {path.name for path in (tmp_path / "out").iterdir()}
+        assert ("model.safetensors" in there) == (file == "safetensors")
+        assert ("pytorch_model.bin" in there) == (file == "pytorch")
+        assert ("vocab.txt" in there) == (name != "mae")
+        found = read_folder(tmp_path / "out")
+        assert found.spec == model.spec
+        assert (found.crop, found.modality) == ("center", "CT")
+        assert_same_params(flatten(found.params), params_of(model.objective))
+
+    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip"])
+    def test_torch_gives_the_same_vectors(self, name, tokenizer, tmp_path):
+        model = made(tokenizer, name)
+        write_folder(model, tmp_path / "out")
+        found = largest_difference(tmp_path / "out", model.objective)
+        assert found.keys() == {"PyTorch"}
+        assert found["PyTorch"] <= TOLERANCE
+        assert not (tmp_path / "out" / "__pycache__").exists()
+
+    def test_a_model_trained_in_bfloat16_is_compared_in_float32(self, tokenizer, tmp_path):
+        model = made(tokenizer, vision={"dtype": "bfloat16"}, text={"dtype": "bfloat16"})
+        write_folder(model, tmp_path / "out")
+        assert largest_difference(tmp_path / "out", model.objective)["PyTorch"] <= TOLERANCE
+        assert read_folder(tmp_path / "out").config["objective"]["vision"]["dtype"] == "bfloat16"
+
+    def test_a_wrong_weight_shows(self, tokenizer, tmp_path):
+        model = made(tokenizer)
+        write_folder(model, tmp_path / "out")
+        other = make_model(small("clip"), model.spec, tokenizer, seed=1)
+        with pytest.raises(ValueError, match="did not come back"):
+            largest_difference(tmp_path / "out", other.objective)
+
+    def test_a_text_encoder_from_a_folder_is_written_by_its_sizes(self, tokenizer, tmp_path):
+        """Every size differs from the config's and from each other."""
+        sizes = {
+            "model_type": "bert", "vocab_size": tokenizer.vocabulary_size + 7, "hidden_size": 20,
+            "num_hidden_layers": 1, "num_attention_heads": 5, "intermediate_size": 33,
+            "max_position_embeddings": 41, "type_vocab_size": 3, "layer_norm_eps": 1e-5,
+            "hidden_act": "gelu_new",
+        }  # fmt: skip
+        folder = tmp_path / "secret-bert"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(sizes))
+        model = made(tokenizer, text={"folder": str(folder)})
+        write_folder(model, tmp_path / "out")
+        text = read_folder(tmp_path / "out").config["objective"]["text"]
+        assert text["folder"] == ""
+        assert "secret-bert" not in (tmp_path / "out" / "config.json").read_text()
+        found = read_folder(tmp_path / "out").objective()
+        assert found.text.encoder.config == BertConfig.from_hf(folder)
+        assert_same_params(params_of(found), params_of(model.objective))
+        assert largest_difference(tmp_path / "out", model.objective)["PyTorch"] <= TOLERANCE
+
+
+class TestFolder:
+    def test_config(self, exported):
+        folder = exported[1]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == "medclip"
+        assert config["auto_map"]["AutoModel"] == "modeling_medclip.MedclipModel"
+        assert config["data"]["shape"] == list(SHAPE)
+        assert config["prompts"]["cardiomegaly"] == list(pair("cardiomegaly"))
+        assert config["text_length"] == 32
+        assert config["objective"]["vision"]["pooling"] == "grid"
+        steps = json.loads((folder / "preprocessor_config.json").read_text())
+        assert steps["shape"] == list(SHAPE)
+        assert steps["spacing_mm"] == [4.0, 3.0, 2.5]
+        assert steps["fill_hu"] == -1024
+
+    def test_all_may_be_read_by_whoever_may_read_one(self, exported):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in exported[1].iterdir()}
+        assert len(set(modes.values())) == 1, modes
+
+    def test_transformers_opens_it(self, exported, monkeypatch, tmp_path):
+        # Where transformers copies the code of a model to.
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        from transformers import AutoModel, AutoTokenizer
+
+        model, folder = exported
+        opened = AutoModel.from_pretrained(str(folder), trust_remote_code=True)
+        volumes = made_volumes(2)
+        expected = np.asarray(jax.jit(lambda given: model.objective.embed_volumes(given).mean)(volumes))
+        np.testing.assert_allclose(opened.embed_volumes(volumes).mean.numpy(), expected, atol=TOLERANCE)
+        ids = AutoTokenizer.from_pretrained(str(folder))(TEXT, padding="max_length", max_length=32)[
+            "input_ids"
+        ]
+        np.testing.assert_array_equal(ids, model.tokenizer(TEXT, 32))
+
+    def test_both_weight_files_hold_the_same(self, exported):
+        from safetensors.torch import load_file
+
+        tensors = load_file(exported[1] / "model.safetensors")
+        others = torch.load(exported[1] / "pytorch_model.bin", weights_only=True)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+    def test_stablehlo_takes_any_batch(self, exported):
+        model, folder = exported
+        volumes = made_volumes(3)
+        for name, samples, embed in (
+            (VOLUMES, volumes, model.objective.embed_volumes),
+            (TEXTS, model.tokenizer(TEXT[:5], 32), model.objective.embed_texts),
+        ):
+            program = export.deserialize(bytearray((folder / name).read_bytes()))
+            assert program.platforms == ("cpu", "cuda", "tpu")
+            expected = jax.jit(lambda given, embed=embed: embed(given).mean)(samples)
+            for count in (1, len(samples)):
+                found = np.asarray(program.call(samples[:count]))
+                np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+    def test_stablehlo_holds_no_kernel_of_one_platform(self, tokenizer, tmp_path, monkeypatch):
+        """Traced where there is a TPU, attention would be its fused kernel."""
+        monkeypatch.setattr("medclip_jax.models.attention.SPLASH_SCORES", 1)
+        monkeypatch.setattr("medclip_jax.models.attention.LOOP_SCORES", 1)
+        monkeypatch.setattr(jax, "devices", lambda *_: [type("Tpu", (), {"platform": "tpu"})])
+        model = made(tokenizer, vision={"scan": True, "remat": "attention", "dtype": "bfloat16"})
+        for file in write_stablehlo(model, tmp_path):
+            program = export.deserialize(bytearray(file.read_bytes()))
+            calls = set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
+            assert calls <= {"Sharding", "shape_assertion"}
+
+    def test_onnx(self, exported, tmp_path):
+        pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+        import onnxruntime
+
+        model, folder = exported
+        for file in onnx.write_onnx(load_torch(folder), tmp_path):
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            is_text = file.name == onnx.TEXTS
+            embed = model.objective.embed_texts if is_text else model.objective.embed_volumes
+            samples = model.tokenizer(TEXT[:3], 32) if is_text else made_volumes(3)
+            expected = jax.jit(lambda given, embed=embed: embed(given).mean)(samples)
+            for count in (1, 3):
+                given = samples[:count].astype(np.int64 if is_text else np.int16)
+                found = session.run(None, {session.get_inputs()[0].name: given})[0]
+                np.testing.assert_allclose(found, expected[:count], atol=TOLERANCE)
+
+
+class TestWholeOrNotAtAll:
+    def test_a_failure_leaves_nothing(self, tokenizer, tmp_path):
+        def fail(folder):
+            assert (folder / "config.json").exists()
+            raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError, match="no"):
+            write_folder(made(tokenizer), tmp_path / "out", finish=fail)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_failure_leaves_the_earlier_export(self, tokenizer, tmp_path):
+        out = tmp_path / "out"
+        write_folder(made(tokenizer), out, card="first")
+
+        def fail(folder):
+            raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError, match="no"):
+            write_folder(made(tokenizer), out, card="second", finish=fail)
+        assert (out / "README.md").read_text() == "first"
+        write_folder(made(tokenizer), out, card="second", formats=("pytorch",))
+        assert (out / "README.md").read_text() == "second"
+        assert not (out / "model.safetensors").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_folder_in_use_is_refused(self, tokenizer, tmp_path):
+        out = tmp_path / "out"
+        out.mkdir()
+        write_folder(made(tokenizer), out)
+        (out / "notes.md").write_text("mine")
+        with pytest.raises(ValueError, match=r"in use: it holds notes\.md, which no export wrote"):
+            write_folder(made(tokenizer), out)
+        assert (out / "notes.md").read_text() == "mine"
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(ValueError, match=r"it holds config\.json"):
+            check_out(other)
+        with pytest.raises(ValueError, match="is a file"):
+            check_out(other / "config.json")
+
+
+class TestReading:
+    def test_no_export(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no config\.json.*medclip export"):
+            read_folder(tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(ValueError, match="not of an exported model"):
+            read_folder(tmp_path)
+        (tmp_path / "config.json").write_text('{"model_type": "medclip"}')
+        with pytest.raises(ValueError, match=r"damaged \(KeyError\('data'\)\)"):
+            read_folder(tmp_path)
+        (tmp_path / "config.json").write_text("{")
+        assert not is_export(tmp_path)
+        with pytest.raises(ValueError, match="damaged"):
+            read_folder(tmp_path)
+
+    def test_weights_of_another_config(self, tokenizer, tmp_path):
+        write_folder(made(tokenizer), tmp_path / "out")
+        file = tmp_path / "out" / "config.json"
+        config = json.loads(file.read_text())
+        config["objective"]["vision"]["depth"] = 3
+        config["objective"]["embedding_width"] = 11
+        file.write_text(json.dumps(config))
+        with pytest.raises(
+            ValueError, match=r"blocks\.2\.attention.*text_projection\.linear\.weight has shape"
+        ):
+            read_folder(tmp_path / "out")
+
+
+class TestTokenizer:
+    def test_saved_without_paths_and_limits_of_its_source(self, tokenizer, tmp_path):
+        source, target = tmp_path / "source", tmp_path / "target"
+        for folder in (source, target):
+            folder.mkdir()
+        tokenizer.save(source)
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        settings |= {"name_or_path": "/home/me/bert", "tokenizer_file": "/home/me/bert/tokenizer.json"}
+        settings |= {"model_max_length": 64}
+        (source / "tokenizer_config.json").write_text(json.dumps(settings))
+        content = json.loads((source / "tokenizer.json").read_text())
+        content["truncation"] = {
+            "max_length": 4,
+            "stride": 0,
+            "strategy": "LongestFirst",
+            "direction": "Right",
+        }
+        (source / "tokenizer.json").write_text(json.dumps(content))
+        load_tokenizer(source).save(target)
+        assert all("/home/me" not in path.read_text() for path in target.iterdir())
+        again = load_tokenizer(target)
+        assert again.limit == 64
+        np.testing.assert_array_equal(again(TEXT, 32), tokenizer(TEXT, 32))
+        (target / "tokenizer.json").unlink()
+        np.testing.assert_array_equal(load_tokenizer(target)(TEXT, 32), tokenizer(TEXT, 32))
+
+    def test_a_vocabulary_that_is_not_all_there_is_to_it(self, tmp_path):
+        """BPE: a list of its tokens would be read as a WordPiece."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<mask>", "a", "b", "ab"])}
+        backend = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        source, target = tmp_path / "source", tmp_path / "target"
+        for folder in (source, target):
+            folder.mkdir()
+        backend.save(str(source / "tokenizer.json"))
+        load_tokenizer(source).save(target)
+        assert not (target / "vocab.txt").exists()
+        assert load_tokenizer(target)(["ab a"], 5).tolist() == [[6, 4, 0, 0, 0]]
+
+
+def test_the_config_of_a_model_is_left_as_it_is(tokenizer):
+    model = made(tokenizer)
+    before = json.dumps(model.config)
+    folder_config(model)
+    assert json.dumps(model.config) == before
+
+
+def test_the_torch_file_travels_with_the_package():
+    assert importlib.util.find_spec("medclip_jax.interop.modeling_medclip") is not None
