@@ -76,6 +76,7 @@ def load(
     from flax import nnx
 
     from medclip_jax import objectives
+    from medclip_jax.interop.folder import is_export
     from medclip_jax.training.state import flatten, merge, split
 
     if dtype not in (None, "float32", "bfloat16"):
@@ -85,7 +86,7 @@ def load(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
     folder = _find(source)
-    if is_exported(folder):
+    if is_export(folder):
         if step is not None or shards is not None:
             raise ValueError(f"{folder} is an exported model: step and shards are for workdirs only")
         trained = _read_exported(folder)
@@ -116,19 +117,6 @@ def load(
         batch_size=batch_size,
         progress=progress,
     )
-
-
-def is_exported(folder: str | os.PathLike) -> bool:
-    """Whether a folder was written by `medclip export`.
-
-    Args:
-        folder: any folder.
-    """
-    file = Path(folder) / "config.json"
-    try:
-        return json.loads(file.read_text()).get("model_type") == "medclip"
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _find(source: str | os.PathLike) -> Path:
