@@ -266,7 +266,12 @@ def digest(workdir: Path) -> dict[str, Any]:
         found = {"step": str(step)}
         for name in ("params", "variables", "optimizer", "ema"):
             if (folder / name).is_dir():
-                tree = ocp.PyTreeCheckpointHandler().restore(folder / name)
+                reader = ocp.PyTreeCheckpointHandler()
+                # As NumPy's: the devices that saved them need not be here.
+                kinds = jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / name).tree
+                )
+                tree = reader.restore(folder / name, args=ocp.args.PyTreeRestore(restore_args=kinds))
                 for path, leaf in jax.tree.leaves_with_path(tree):
                     leaf = np.asarray(leaf)
                     content = str((leaf.shape, leaf.dtype)).encode() + leaf.tobytes()
