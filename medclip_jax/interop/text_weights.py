@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax.interop.hub import locate
-from medclip_jax.interop.weight_files import read_weights
+from medclip_jax.interop.weight_files import listed, read_weights
 from medclip_jax.models.bert import Bert, BertConfig
 
 SETTINGS = {
@@ -28,9 +27,6 @@ SETTINGS = {
 
 HEADS = ("pooler.", "cls.", "cls_projection_head.", "classifier.", "qa_outputs.")
 """What checkpoints hold beside the encoder: pooler, heads of pretraining (CXR-BERT: one more), of tasks."""
-
-SHOWN = 6
-"""Names in a message before it says how many more there are."""
 
 
 def load_bert(folder: str | Path, *, dtype=jnp.float32, **options) -> Bert:
@@ -94,18 +90,8 @@ def _check_names(given: Collection[str], expected: Collection[str], depth: int) 
     blocks = f"config.json says {depth} blocks (num_hidden_layers), the checkpoint holds {found}. "
     raise ValueError(
         f"the checkpoint does not fit this BERT encoder. {blocks if found != depth else ''}"
-        f"Missing: {_listed(missing, unexpected)}. Unexpected: {_listed(unexpected, missing)}"
+        f"Missing: {listed(missing, unexpected)}. Unexpected: {listed(unexpected, missing)}"
     )
-
-
-def _listed(names: Sequence[str], others: Sequence[str]) -> str:
-    """Names, each with the nearest of the others, which may be its other spelling."""
-    shown = []
-    for name in names[:SHOWN]:
-        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
-        shown.append(f"{name} (like {near[0]}?)" if near else name)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(shown) + more if names else "none"
 
 
 def _check_shapes(given: Mapping[str, np.ndarray], expected: Mapping[str, _Weight]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from medclip_jax.interop.hub import WEIGHT_FILES
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Under which key training scripts keep the model beside optimizer and step."""
+
+SHOWN = 6
+"""Names in a message before it says how many more there are."""
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -106,3 +110,18 @@ def _read_bin(file: Path) -> dict[str, np.ndarray]:
         name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for name, tensor in held.items()
     }
+
+
+def listed(names: Sequence[str], others: Sequence[str]) -> str:
+    """Names for a message, each with the nearest of the others, which may be its other spelling.
+
+    Args:
+        names: missing ones, say; after `SHOWN` of them only how many more there are.
+        others: unexpected ones, say.
+    """
+    shown = []
+    for name in names[:SHOWN]:
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        shown.append(f"{name} (like {near[0]}?)" if near else name)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(shown) + more if names else "none"

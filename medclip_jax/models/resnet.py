@@ -22,7 +22,7 @@ REMAT = ("none", "stage")
 
 
 class BatchNorm(nnx.Module):
-    """Batch norm over every axis but the last, in float32.
+    """Batch norm over every axis but the last, at least in float32.
 
     In training it normalises by mean and variance of what it is given and moves the running statistics
     towards them (the variance without bias, as PyTorch does); else it normalises by the running statistics.
@@ -49,7 +49,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*axes C"], *, train: bool) -> Float[Array, "*axes C"]:
         """Normalise; in training, update the running statistics in place."""
-        wide = x.astype(jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             axes = tuple(range(x.ndim - 1))
             count = x.size // x.shape[-1]
