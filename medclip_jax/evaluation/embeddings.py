@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -18,13 +19,14 @@ from jaxtyping import Float, Int8, Int16, Int32, Int64
 from tqdm.auto import tqdm
 
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.objectives.base import Objective
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
+from medclip_jax.objectives.base import Embedding, Objective
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 """Texts of a prepared record."""
 
-EncodeTexts = Callable[[Sequence[str]], Float[np.ndarray, "n E"]]
-"""Texts to L2-normalised float32 vectors."""
+EncodeTexts = Callable[[Sequence[str]], Embeddings]
+"""Texts to L2-normalised float32 vectors, or to Gaussians."""
 
 
 class Tokenizer(Protocol):
@@ -40,7 +42,7 @@ class EmbeddedSplit:
 
     Attributes:
         name: the split, e.g. "test".
-        volumes: (N, E) float32, L2-normalised.
+        volumes: (N, E) float32, L2-normalised, or as many Gaussians.
         studies: (N,) keyed hash of the study: volumes that share a report.
         patients: (N,) keyed hash of the patient: what the bootstrap draws.
         labels: finding to (N,) ground truth: 1 present, -1 absent, 0 unknown.
@@ -48,10 +50,11 @@ class EmbeddedSplit:
         measurements: name to (N,), NaN unknown.
         texts: field of the record (`TEXT_FIELDS`) to N texts, "" where there is none.
         pooling: how the towers reduce tokens to one vector, in words.
+        logit_scale: the model's multiplier of similarities; 1 where it has none.
     """
 
     name: str
-    volumes: Float[np.ndarray, "N E"]
+    volumes: Embeddings
     studies: Int64[np.ndarray, " N"]
     patients: Int64[np.ndarray, " N"]
     labels: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class EmbeddedSplit:
     measurements: Mapping[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pooling: str = "not stated"
+    logit_scale: float = 1.0
 
     def findings(self, source: str) -> Mapping[str, Int8[np.ndarray, " N"]]:
         """Columns to evaluate against.
@@ -125,7 +129,7 @@ class Embedder:
         self.batch_size = -(-batch_size // devices) * devices
         self._volumes = self._compiled(_embed_volumes)
         self._texts = self._compiled(_embed_texts)
-        self._known: dict[str, np.ndarray] = {}
+        self._known: dict[str, Embeddings] = {}
 
     def update(self, objective: Objective) -> None:
         """Take the present parameters of an objective of the same shape; forgets all text vectors.
@@ -147,7 +151,7 @@ class Embedder:
             label: of the progress bar.
 
         Returns:
-            (count, E) float32 means.
+            (count, E) float32, or as many Gaussians where the objective gives variances.
 
         Raises:
             NotEvaluable: there are no volumes, or the objective embeds none.
@@ -155,7 +159,7 @@ class Embedder:
         if count == 0:
             raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
         own = self.own_rows()
-        out: list[np.ndarray] = []
+        out: list[Embeddings] = []
         with (
             ThreadPoolExecutor(self.readers) as pool,
             tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
@@ -170,25 +174,23 @@ class Embedder:
                 out.append(vectors)
                 bar.update(min(self.batch_size, count - bar.n))
                 self.between()
-        return np.concatenate(out)[:count]
+        return joined(out)[:count]
 
-    def stream(
-        self, batches: Iterable[Int16[np.ndarray, "rows D H W"]]
-    ) -> Iterator[Float[np.ndarray, "batch E"]]:
+    def stream(self, batches: Iterable[Int16[np.ndarray, "rows D H W"]]) -> Iterator[Embeddings]:
         """Embed batches as they come; the next one is asked for while the device works on the one before.
 
         Args:
             batches: each of `batch_size` prepared volumes; of several processes, each gives its `own_rows`.
 
         Yields:
-            For each batch its (batch_size, E) float32 means.
+            For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        pending: deque[jax.Array] = deque()
+        pending: deque[Embedding] = deque()
         for batch in batches:
             pending.append(self._call(self._volumes, batch))
             if len(pending) > 1:
-                yield np.asarray(jax.device_get(pending.popleft()))
-        yield from (np.asarray(jax.device_get(batch)) for batch in pending)
+                yield _on_host(pending.popleft())
+        yield from map(_on_host, pending)
 
     def own_rows(self) -> Int64[np.ndarray, " rows"]:
         """Rows of a batch that this process reads and embeds: all of them where it is the only one."""
@@ -197,14 +199,14 @@ class Embedder:
         places = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
         return np.unique(np.concatenate([np.arange(self.batch_size)[place] for place in places]))
 
-    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
+    def texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts, each distinct one once: equal texts have bit-equal vectors.
 
         Args:
             texts: any number of texts.
 
         Returns:
-            (n, E) float32 means.
+            (n, E) float32, or as many Gaussians.
 
         Raises:
             NotEvaluable: the objective has no text tower, or there is no tokenizer.
@@ -228,30 +230,43 @@ class Embedder:
                         "this objective has no text tower (a masked autoencoder has none): evaluate a "
                         "contrastive model"
                     ) from None
-                self._known.update(zip(batch, np.asarray(jax.device_get(vectors)), strict=False))
+                self._known.update(zip(batch, _on_host(vectors), strict=False))
                 bar.update(len(batch))
                 self.between()
-        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        return joined([self._known[text][None] for text in texts])
 
-    def _compiled(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def logit_scale(self) -> float:
+        """The model's multiplier of similarities; 1 where the objective has none."""
+        return float(jax.device_get(jax.jit(partial(_scale, self.graph))(self.state)))
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.sharding is None:
             return jax.jit(partial(function, self.graph))
         mesh = self.sharding.mesh
 
-        def embed(state: nnx.State, batch: jax.Array) -> jax.Array:
+        def embed(state: nnx.State, *batch: jax.Array) -> Any:
             # Models pin activations to the mesh in force (`models.constraints`).
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return function(self.graph, state, batch)
+                return function(self.graph, state, *batch)
 
         # Whole on every device, so that every process can read all of it.
         return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def _call(self, function: Callable[..., jax.Array], rows: np.ndarray) -> jax.Array:
+    def _call(self, function: Callable[..., Any], *batch: np.ndarray) -> Any:
         # Explicit transfer: the training loop forbids implicit ones.
         if self.sharding is None:
-            return function(self.state, jax.device_put(rows))
-        shape = (self.batch_size, *rows.shape[1:])
-        return function(self.state, jax.make_array_from_process_local_data(self.sharding, rows, shape))
+            return function(self.state, *jax.device_put(batch))
+        return function(
+            self.state,
+            *(
+                jax.make_array_from_process_local_data(
+                    self.sharding, rows, (self.batch_size, *rows.shape[1:])
+                )
+                for rows in batch
+            ),
+        )
 
 
 def embed_split(
@@ -303,6 +318,7 @@ def embed_split(
         measurements=columns("measurements", measurements, np.float32),
         texts={key: [_text(record[key]) for record in kept] for key in TEXT_FIELDS if key in kept[0]},
         pooling=embedder.pooling,
+        logit_scale=embedder.logit_scale(),
     )
 
 
@@ -318,12 +334,24 @@ def describe_pooling(objective: Objective) -> str:
     return ", ".join(part for part in parts if part) or "not stated"
 
 
-def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state).embed_volumes(volumes).mean
+def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array) -> Embedding:
+    return nnx.merge(graph, state).embed_volumes(volumes)
 
 
-def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state).embed_texts(tokens).mean
+def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Embedding:
+    return nnx.merge(graph, state).embed_texts(tokens)
+
+
+def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
+    scale = getattr(nnx.merge(graph, state), "logit_scale", None)
+    return jnp.asarray(scale() if callable(scale) else 1.0, jnp.float32)
+
+
+def _on_host(embedding: Embedding) -> Embeddings:
+    mean, log_variance = jax.device_get((embedding.mean, embedding.log_variance))
+    if log_variance is None:
+        return np.asarray(mean)
+    return Gaussians(np.asarray(mean), np.asarray(log_variance))
 
 
 def _batch_sharding(state: nnx.State) -> NamedSharding | None:

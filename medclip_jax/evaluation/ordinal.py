@@ -12,6 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc
 from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
+from medclip_jax.evaluation.similarity import similarity
 from medclip_jax.reports import prompts
 
 
@@ -22,7 +23,7 @@ class OrdinalResult:
     Attributes:
         name: of the scale, e.g. "cac".
         grades: (n,) known grades.
-        scores: (n,) cosines to the prompt.
+        scores: (n,) similarities to the prompt, see `similarity.similarity`.
         auroc: at each cut, and the mean.
         intervals: cut to bootstrap interval; empty when none was asked for.
         mean_interval: of the mean; None when none was asked for.
@@ -105,7 +106,7 @@ def evaluate_ordinal(
         raise NotEvaluable(f"measurement {measurement!r} is unknown for all volumes of split {data.name!r}")
     prompt = prompts.pair(finding, template)[0]
     grades, patients = grades[known], data.patients[known]
-    scores = data.volumes[known].astype(np.float64) @ encode_texts([prompt])[0].astype(np.float64)
+    scores = similarity(data.volumes[known], encode_texts([prompt]))[:, 0]
     result = metrics.ordinal_auroc(grades, scores, thresholds)
     intervals: dict[float, Interval] = {}
     mean_interval = None

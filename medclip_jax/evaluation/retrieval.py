@@ -12,6 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
 from medclip_jax.evaluation.results import NotEvaluable, Table, number
+from medclip_jax.evaluation.similarity import Embeddings, similarity
 from medclip_jax.reports import prompts
 
 
@@ -195,12 +196,12 @@ def evaluate_retrieval(
 
 
 def _similarity(
-    volumes: Float[np.ndarray, "N E"], texts: Sequence[str], encode_texts: EncodeTexts
+    volumes: Embeddings, texts: Sequence[str], encode_texts: EncodeTexts
 ) -> Float[np.ndarray, "N T"]:
     # Once for each distinct text: rounding of the product must not break ties between equal texts.
     distinct = {entry: column for column, entry in enumerate(dict.fromkeys(texts))}
-    cosines = volumes.astype(np.float64) @ encode_texts(list(distinct)).astype(np.float64).T
-    return cosines[:, [distinct[entry] for entry in texts]]
+    found = similarity(volumes, encode_texts(list(distinct)))
+    return found[:, [distinct[entry] for entry in texts]]
 
 
 def _direction(
@@ -238,7 +239,7 @@ def _keywords(
             raise ValueError(f"no column for {finding}; the shards have {', '.join(columns)}")
         known = columns[finding] != 0
         prompt = prompts.pair(finding, template)[0]
-        scores = data.volumes[known].astype(np.float64) @ encode_texts([prompt])[0].astype(np.float64)
+        scores = similarity(data.volumes[known], encode_texts([prompt]))[:, 0]
         relevant = columns[finding][known] == 1
         keywords[finding] = Keyword(
             prompt, int(relevant.sum()), int(known.sum()), metrics.precision_at_k(relevant, scores, ks)

@@ -12,6 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
 from medclip_jax.evaluation.results import Table, number, with_interval
+from medclip_jax.evaluation.similarity import Embeddings, preference
 from medclip_jax.reports import prompts
 
 METRICS = ("auroc", "average_precision", "f1", "accuracy")
@@ -86,25 +87,26 @@ class ZeroShotResult:
 
 
 def pair_scores(
-    volumes: Float[np.ndarray, "N E"],
-    positive: Float[np.ndarray, " E"],
-    negative: Float[np.ndarray, " E"],
+    volumes: Embeddings,
+    positive: Embeddings,
+    negative: Embeddings,
     *,
     score: str = "difference",
     scale: float = 1.0,
 ) -> Float[np.ndarray, " N"]:
     """Score of the positive prompt against the negative one.
 
-    With cosines p and n: ``scale (p - n)`` for "difference", or the softmax over the pair,
-    ``1 / (1 + exp(-scale (p - n)))``, for "probability". One is a monotone function of the other, so AUROC
-    and average precision agree; only the threshold's scale differs.
+    With similarities p and n (`similarity.similarity`: cosines of points): ``scale (p - n)`` for
+    "difference", or the softmax over the pair, ``1 / (1 + exp(-scale (p - n)))``, for "probability". One is
+    a monotone function of the other, so AUROC and average precision agree; only the threshold's scale
+    differs.
 
     Args:
-        volumes: (N, E) L2-normalised.
-        positive: (E,) vector of "There is X.", L2-normalised.
-        negative: (E,) vector of "There is no X.", L2-normalised.
+        volumes: N points or Gaussians; of Gaussians the means are enough.
+        positive: a single one, (E,), of "There is X."
+        negative: a single one, (E,), of "There is no X."
         score: "difference" or "probability".
-        scale: multiplier of the cosines, the model's logit scale for calibrated probabilities.
+        scale: multiplier of the similarities, the model's logit scale for calibrated probabilities.
 
     Returns:
         (N,) float64.
@@ -114,7 +116,7 @@ def pair_scores(
     """
     if score not in ("difference", "probability"):
         raise ValueError(f'score {score!r}: use "difference" or "probability"')
-    difference = scale * (volumes.astype(np.float64) @ (positive.astype(np.float64) - negative))
+    difference = scale * preference(volumes, positive, negative)
     # Through tanh, which does not overflow: 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2.
     return difference if score == "difference" else (1 + np.tanh(difference / 2)) / 2
 
@@ -143,8 +145,8 @@ def evaluate_zero_shot(
         labels: "labels" for ground truth, "findings" for what the reports say.
         template: prompt wording, a key of `medclip_jax.reports.prompts.TEMPLATES`.
         score: "difference" or "probability", see `pair_scores`.
-        scale: multiplier of the cosines.
-        threshold: "argmax" calls the prompt with the higher cosine; any other value names a split, e.g.
+        scale: multiplier of the similarities; 0 for the model's own.
+        threshold: "argmax" calls the prompt with the higher similarity; any other value names a split, e.g.
             "validation", on which the best threshold of each finding is chosen.
         criterion: what is best there: "f1", "accuracy" or "youden".
         draws: bootstrap resamples of patients for the intervals; 0 for none.
@@ -159,6 +161,8 @@ def evaluate_zero_shot(
         ValueError: an unknown finding or option, or a NaN embedding.
     """
     columns = data.findings(labels)
+    whose = "" if scale else ", the model's own"
+    scale = scale or data.logit_scale
     names = tuple(findings) or tuple(columns)
     unknown = [name for name in names if name not in columns]
     if unknown:
@@ -202,7 +206,7 @@ def evaluate_zero_shot(
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
         "prompts": " / ".join(f'"{text.format("X")}"' for text in prompts.TEMPLATES[template]),
         "pooling": data.pooling,
-        "score": f"{score}, scale {scale:g}",
+        "score": f"{score}, scale {scale:g}{whose}",
         "threshold": source,
         "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
     }

@@ -14,6 +14,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.results import number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
+from medclip_jax.evaluation.similarity import similarity
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
 from medclip_jax.pages import figures
 from medclip_jax.pages.evaluation import add_results
@@ -190,7 +191,7 @@ def gallery_query(
     from medclip_jax.evaluation.metrics import ranks
 
     query = data.texts[text][index]
-    cosines = data.volumes.astype(np.float64) @ encode_texts([query])[0].astype(np.float64)
+    cosines = similarity(data.volumes, encode_texts([query]))[:, 0]
     match = data.studies == data.studies[index]
     order = np.argsort(-cosines, kind="stable")
     places = list(range(min(count, len(order))))
