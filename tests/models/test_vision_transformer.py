@@ -229,3 +229,22 @@ def test_skip_adds_the_normalised_patch_embedding():
     np.testing.assert_allclose(
         skipping(volumes(), attention_offsets=offsets)[0], skipping(volumes()), atol=1e-5
     )
+
+
+def test_norm_before_the_blocks_and_quick_gelu():
+    """Against the same parts put together by hand."""
+    vit = perturb(build(pre_norm=True, activation="quick_gelu", depth=1))
+    block = vit.blocks["0"]
+    plain = perturb(build(depth=1))
+    embedded = plain._tokens(volumes(), None)
+    tokens = vit.pre_norm(embedded)
+    np.testing.assert_allclose(vit._tokens(volumes(), None), tokens, atol=1e-6)
+    tokens = tokens + block.attention(block.attention_norm(tokens))
+    hidden = np.asarray(block.mlp_in(block.mlp_norm(tokens)))
+    tokens = tokens + block.mlp_out(hidden / (1.0 + np.exp(-1.702 * hidden)))
+    np.testing.assert_allclose(vit(volumes()), vit.norm(tokens), atol=1e-5)
+
+
+def test_unknown_activation():
+    with pytest.raises(ValueError, match=r"activation='relu' is unknown: use one of gelu, quick_gelu"):
+        build(activation="relu")
