@@ -1,5 +1,6 @@
 """Exported folders: whole or not at all, read back as written, opened by torch, transformers and ONNX."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -120,6 +121,30 @@ class TestRoundTrip:
         assert found.text.encoder.config == BertConfig.from_hf(folder)
         assert_same_params(params_of(found), params_of(model.objective))
         assert largest_difference(tmp_path / "out", model.objective)["PyTorch"] <= TOLERANCE
+
+    def test_a_real_text_encoder(self, real_data, tmp_path):
+        """MiniLM, its tokenizer with settings of its own, its weights as a run starts from them."""
+        from medclip_jax.interop.pretrained import load_pretrained
+        from medclip_jax.training.state import merge
+
+        tokenizer = load_tokenizer(real_data / "minilm")
+        spec = dataclasses.replace(
+            spec_of(vocabulary_size=tokenizer.vocabulary_size),
+            pad_token=tokenizer.pad,
+            mask_token=tokenizer.mask,
+        )
+        config = small("clip", text={"folder": str(real_data / "minilm"), "pooling": "mean"})
+        model = make_model(config, spec, tokenizer)
+        graph, params, variables = split(model.objective)
+        model.objective = merge(graph, load_pretrained(config, params, spec), variables)
+        write_folder(model, tmp_path / "out")
+        assert largest_difference(tmp_path / "out", model.objective)["PyTorch"] <= TOLERANCE
+        for file in (tmp_path / "out").glob("*.json"):
+            assert str(real_data) not in file.read_text()
+        reports = ["Größe: 4,5 × 3 mm; Naïve [MASK] 心臓.", "", "no\tpleural\neffusion " * 20]
+        twin = load_torch(tmp_path / "out")
+        np.testing.assert_array_equal(twin.tokenize(reports).numpy(), tokenizer(reports, 32))
+        np.testing.assert_array_equal(load_tokenizer(tmp_path / "out")(reports, 32), tokenizer(reports, 32))
 
 
 class TestFolder:
