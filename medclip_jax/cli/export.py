@@ -37,6 +37,13 @@ FORMATS = {
 }
 """Name of a format to what it writes."""
 
+_NEEDS = {
+    "pytorch": (("torch",), "medclip-jax[torch-export]"),
+    "stablehlo": (("flatbuffers",), "flatbuffers"),
+    "onnx": (("torch", "onnx", "onnxscript"), "medclip-jax[onnx]"),
+}
+"""Name of a format to the packages that it takes besides this one's, and what to install."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -99,14 +106,11 @@ def _formats(given: list[str]) -> list[str]:
     for name in names:
         if name not in FORMATS:
             raise ValueError(f"no format {name!r}: --format takes {', '.join(FORMATS)}")
-    needs = {"pytorch": ("torch",), "onnx": ("torch", "onnx", "onnxscript")}
     for name in names:
-        lacking = [package for package in needs.get(name, ()) if importlib.util.find_spec(package) is None]
+        packages, install = _NEEDS.get(name, ((), ""))
+        lacking = [package for package in packages if importlib.util.find_spec(package) is None]
         if lacking:
-            extra = "onnx" if name == "onnx" else "torch-export"
-            raise ValueError(
-                f"--format {name} needs {', '.join(lacking)}: pip install 'medclip-jax[{extra}]'"
-            )
+            raise ValueError(f"--format {name} needs {', '.join(lacking)}: pip install '{install}'")
     if not {"safetensors", "pytorch"} & set(names):
         names.insert(0, "safetensors")
     return list(dict.fromkeys(names))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 VOLUMES, TEXTS = "embed_volumes.onnx", "embed_texts.onnx"
-NEEDS = ("torch", "onnx", "onnxscript")
-"""Packages of the extra `onnx`."""
 
 
 def write_onnx(torch_model: Any, folder: str | os.PathLike) -> list[Path]:
@@ -29,7 +27,7 @@ def write_onnx(torch_model: Any, folder: str | os.PathLike) -> list[Path]:
         Their paths.
 
     Raises:
-        ImportError: one of `NEEDS` is not installed.
+        ImportError: the extra `onnx` is not installed.
     """
     import torch
 

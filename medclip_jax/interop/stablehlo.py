@@ -31,6 +31,9 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
 
     Returns:
         Their paths.
+
+    Raises:
+        ImportError: the package flatbuffers is not installed.
     """
     folder = Path(folder)
     objective = model.objective
