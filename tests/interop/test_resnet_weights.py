@@ -12,7 +12,7 @@ from medclip_jax.interop.resnet_weights import from_torch, load_resnet_weights, 
 from medclip_jax.models.resnet import ResNet
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-WIDTH = 8
+WIDTH = 4
 SHAPE = (33, 40, 37)
 """Odd maps at every stage: (17, 20, 19), (9, 10, 10), (5, 5, 5), (3, 3, 3), (2, 2, 2)."""
 
@@ -67,8 +67,8 @@ class Twin(nn.Module):
             for name, tensor in self.named_parameters():
                 if "bn" in name or "downsample.1" in name:
                     tensor.normal_(1.0 if name.endswith("weight") else 0.0, 0.1)
-                # As in a trained network the sum changes little from block to block; a random one of 50 layers
-                # makes 1 % of gradient out of the last digit of an activation, in PyTorch alone as well.
+                # As in a trained network, the sum changes little from block to block: without this the
+                # last digits of 50 random layers grow to 1e-4 of the map.
                 if name.endswith("bn3.weight" if deep else "bn2.weight"):
                     tensor *= 0.2
             for name, tensor in self.named_buffers():
@@ -137,7 +137,7 @@ def test_maps_and_statistics_equal_pytorch(depth, channels, stem_stride):
         assert np.abs(moved[name] - buffer).max() <= 1e-5, name
 
 
-@pytest.mark.parametrize(("depth", "remat"), [(18, "none"), (18, "stage"), (34, "none"), (50, "stage")])
+@pytest.mark.parametrize(("depth", "remat"), [(18, "none"), (34, "stage"), (50, "none")])
 def test_gradients_equal_pytorch(depth, remat):
     """In double precision: in float32 a ReLU on the edge may open in one program and not in the other."""
     with jax.enable_x64(True):
@@ -162,3 +162,83 @@ def test_gradients_equal_pytorch(depth, remat):
         for name, parameter in twin.named_parameters():
             if not name.startswith("fc."):
                 assert scaled(found[name], parameter.grad.numpy()) <= 1e-6, name
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_round_trip_is_the_identity(depth):
+    twin, resnet = pair(depth)
+    back = to_torch(resnet)
+    given = {n: a for n, a in arrays(twin).items() if "fc." not in n and "num_batches_tracked" not in n}
+    assert back.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(back[name], array)
+    missing, unexpected = twin.load_state_dict({n: torch.tensor(a) for n, a in back.items()}, strict=False)
+    assert not unexpected
+    assert all("fc." in name or "num_batches_tracked" in name for name in missing)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "encoder.", "backbone.", "module.encoder.backbone.", "visual."]
+)
+def test_prefixes_and_training_checkpoints(tmp_path, prefix):
+    twin = Twin(18)
+    held = {prefix + name: tensor for name, tensor in twin.state_dict().items()}
+    held |= {"head.weight": torch.zeros(3), prefix + "conv_seg.0.weight": torch.zeros(3)}
+    torch.save({"epoch": 4, "state_dict": held}, tmp_path / "resnet.pth")
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    load_resnet_weights(tmp_path / "resnet.pth", resnet)
+    for name, array in to_torch(resnet).items():
+        np.testing.assert_array_equal(array, arrays(twin)[name])
+
+
+def test_one_of_several_networks_is_named():
+    one, two = arrays(Twin(18)), {name: array + 1 for name, array in arrays(Twin(18)).items()}
+    both = {f"query.{n}": a for n, a in one.items()} | {f"key.{n}": a for n, a in two.items()}
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"2 networks, behind \['key\.', 'query\.'\]: name one with prefix"):
+        from_torch(both, resnet)
+    with pytest.raises(ValueError, match="its networks lie behind"):
+        from_torch(both, resnet, prefix="momentum.")
+    from_torch(both, resnet, prefix="key.")
+    np.testing.assert_array_equal(to_torch(resnet)["conv1.weight"], two["conv1.weight"])
+    with pytest.raises(ValueError, match="this one holds none"):
+        from_torch({"patch_embed.weight": np.zeros(3)}, resnet)
+
+
+def test_a_2d_network_answers_alike_in_every_slice_of_a_constant_depth():
+    flat = Twin(50, channels=3, dims=2).eval()
+    resnet = ResNet(50, channels=2, width=WIDTH, rngs=nnx.Rngs(0))
+    from_torch(arrays(flat), resnet)
+    image = np.random.default_rng(0).normal(size=(1, 33, 40, 1)).astype(np.float32)
+    with torch.no_grad():
+        x = flat.layer1(flat.maxpool(torch.relu(flat.bn1(flat.conv1(to_theirs(image.repeat(3, -1)))))))
+    volume = jnp.asarray(image)[:, None].repeat(48, 1).repeat(2, -1)
+    y = jax.nn.relu(resnet.bn1(resnet.conv1(volume), train=False))
+    y = nnx.max_pool(y, (3, 3, 3), strides=(2, 2, 2), padding=[(1, 1)] * 3)
+    for index in range(3):
+        y = resnet.layer1[str(index)](y, train=False)
+    # Twelve slices; padding reaches the outer ones.
+    for slice_ in np.asarray(y)[:, 5:7].swapaxes(0, 1):
+        assert np.abs(slice_ - to_ours(x)).max() <= 1e-5
+
+
+def test_what_does_not_fit_is_named():
+    given = arrays(Twin(34))
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    before = to_torch(resnet)
+    with pytest.raises(
+        ValueError, match=r"is a ResNet-34, the network a ResNet-18: set its depth to 34.* more"
+    ):
+        from_torch(given, resnet)
+    given = arrays(Twin(18))
+    del given["layer2.0.downsample.0.weight"]
+    given["layer2.0.downsample.0.kernel"] = np.zeros(1)
+    with pytest.raises(
+        ValueError, match=r"Missing: layer2\.0\.downsample\.0\.weight \(like .*\.kernel\?\)\."
+    ):
+        from_torch(given, resnet)
+    given = arrays(Twin(18))
+    with pytest.raises(ValueError, match=r"conv1\.weight has shape \(4, 1, 7, 7, 7\) .* with the width"):
+        from_torch(given, ResNet(18, width=6, rngs=nnx.Rngs(0)))
+    for name, array in to_torch(resnet).items():
+        np.testing.assert_array_equal(array, before[name])  # nothing was written

@@ -1,0 +1,84 @@
+"""The 3D ResNet on a mesh, inside the training state, and without PyTorch. Its numbers: tests/interop."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from medclip_jax.models.resnet import BatchNorm, ResNet
+
+
+def test_statistics_are_those_of_all_devices():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    # Each device's samples lie elsewhere: statistics of a part would be far off.
+    x = np.random.default_rng(0).normal(size=(8, 3, 2, 5, 6)).astype(np.float32)
+    x += 10 * np.arange(8, dtype=np.float32)[:, None, None, None, None]
+    whole, parted = BatchNorm(6), BatchNorm(6)
+    expected = nnx.jit(lambda norm, x: norm(x, train=True))(whole, x)
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    graphdef, state = nnx.split(parted)
+
+    @jax.jit
+    def step(state, x):
+        norm = nnx.merge(graphdef, state)
+        return norm(x, train=True), nnx.state(norm)
+
+    found, state = step(jax.device_put(state, NamedSharding(mesh, PartitionSpec())), placed)
+    nnx.update(parted, state)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(parted.running_mean[...], whole.running_mean[...], rtol=1e-6)
+    np.testing.assert_allclose(parted.running_var[...], whole.running_var[...], rtol=1e-5)
+    np.testing.assert_allclose(whole.running_mean[...], 0.1 * x.mean((0, 1, 2, 3)), rtol=1e-5)
+    variance = x.reshape(-1, 6).var(0, ddof=1)
+    np.testing.assert_allclose(whole.running_var[...], 0.9 + 0.1 * variance, rtol=1e-5)
+
+
+def test_16_bits_in_and_out_with_statistics_in_float32():
+    norm = BatchNorm(3)
+    x = jnp.asarray(np.random.default_rng(0).normal(300, 1, size=(64, 4, 4, 4, 3)), jnp.bfloat16)
+    y = norm(x, train=True)
+    assert y.dtype == jnp.bfloat16
+    assert norm.running_var[...].dtype == jnp.float32
+    wide = np.asarray(x, np.float32).reshape(-1, 3)
+    np.testing.assert_allclose(norm.running_var[...], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-4)
+
+
+def test_tokens_and_pooled_mean():
+    resnet = ResNet(18, width=4, channels=2, stem_stride=(1, 2, 2), rngs=nnx.Rngs(0))
+    volume = np.random.default_rng(0).normal(size=(2, 20, 40, 70, 2)).astype(np.float32)
+    maps = np.asarray(resnet(volume))
+    assert maps.shape == (2, 2, 2, 3, 32)
+    assert resnet.grid((20, 40, 70)) == (2, 2, 3)
+    tokens = resnet.tokens(volume)
+    np.testing.assert_array_equal(tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2])
+    np.testing.assert_allclose(resnet.pool(tokens), maps.mean((1, 2, 3)), atol=1e-6)
+
+
+def test_settings_that_do_not_exist():
+    with pytest.raises(ValueError, match=r"no ResNet of 101 layers: choose one of \(18, 34, 50\)"):
+        ResNet(101, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="remat='block' is unknown"):
+        ResNet(18, remat="block", rngs=nnx.Rngs(0))
+
+
+def test_parameters_and_statistics_in_the_training_state():
+    """String keys, parameters that the default rules cover, statistics among the variables."""
+    from medclip_jax.training.partition import param_shardings
+    from medclip_jax.training.state import flatten, split
+
+    _, params, variables = split(nnx.eval_shape(lambda: ResNet(50, width=8, rngs=nnx.Rngs(0))))
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    param_shardings(flatten(params), mesh)
+    assert {name.split("/")[-1] for name in flatten(variables)} == {"running_mean", "running_var"}
+    assert len(flatten(variables)) == 2 * 53
+
+
+def test_without_pytorch():
+    code = "import sys; sys.modules['torch'] = None; import medclip_jax.models.resnet; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr
