@@ -152,7 +152,7 @@ class TestAFewScans:
 class TestArchive:
     def test_searches_folders(self, workdir, model, archive, tmp_path, capsys):
         out = tmp_path / "out.parquet"
-        assert main(["embed", workdir, str(archive), "--out", str(out)]) == 1
+        assert main(["embed", workdir, str(archive), "--out", str(out), "--workers", "1"]) == 1
         found = read(out)
         assert found["scan"] == [str(archive / name) for name in GOOD]
         np.testing.assert_allclose(found["embedding"], model.embed_volumes(found["scan"]), atol=1e-6)
@@ -243,33 +243,32 @@ class TestGoingOn:
         assert out.read_bytes() == whole.read_bytes()
         assert (tmp_path / "out.failed.csv").read_bytes() == whole.with_suffix(".failed.csv").read_bytes()
 
-    def test_kill(self, workdir, archive, whole, prepared, tmp_path):
+    def test_killed_and_stopped(self, workdir, archive, whole, prepared, tmp_path):
+        """Struck three times in the middle of the work, then left to end."""
         out, parts = tmp_path / "out.parquet", tmp_path / "out.parts"
-        for strike in range(2):
+
+        def count():
+            return len(list(parts.glob("part-*.parquet")))
+
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            before = count()
             process = start(command(workdir, archive, out))
-            wait_for(lambda n=strike: len(list(parts.glob("part-*.parquet"))) > n, process)
-            process.kill()
-            assert process.wait(60) == -signal.SIGKILL
+            wait_for(lambda before=before: count() > before, process)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
+            if number == signal.SIGKILL:
+                assert process.returncode == -signal.SIGKILL
+            else:
+                assert process.returncode == 130
+                assert "the same command goes on" in errors
+                assert "Traceback" not in errors
             assert not out.exists()
         kept = sum(pq.read_metadata(part).num_rows for part in parts.glob("part-*.parquet"))
-        assert 4 <= kept < len(GOOD)
+        assert 6 <= kept < len(GOOD)
         assert main(command(workdir, archive, out)) == 1
         assert len(prepared) == len(GOOD) + len(BAD) - kept
         assert out.read_bytes() == whole.read_bytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out.failed.csv", "out.parquet"]
-
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_asked_to_stop(self, workdir, archive, whole, tmp_path, number):
-        out, parts = tmp_path / "out.parquet", tmp_path / "out.parts"
-        process = start(command(workdir, archive, out))
-        wait_for(lambda: list(parts.glob("part-*.parquet")), process)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "the same command goes on" in errors
-        assert "Traceback" not in errors
-        assert main(command(workdir, archive, out)) == 1
-        assert out.read_bytes() == whole.read_bytes()
 
     def test_failed_ones_are_tried_again(self, workdir, archive, prepared, tmp_path):
         scans = tmp_path / "scans"
