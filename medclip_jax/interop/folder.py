@@ -230,8 +230,11 @@ def replaced_when_whole(out: Path) -> Iterator[Path]:
     Raises:
         ValueError: `out` holds something that an export did not write.
     """
-    check_out(out)
+    out = out.absolute()
     partial, old = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not out.exists():  # killed between the two renames
+        old.rename(out)
+    check_out(out)
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -257,6 +257,20 @@ class TestWholeOrNotAtAll:
         assert not (out / "model.safetensors").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_kill_while_it_is_replaced_loses_nothing(self, tokenizer, tmp_path):
+        out = tmp_path / "out"
+        write_folder(made(tokenizer), out, card="first")
+        out.rename(tmp_path / ".out.old")
+        (tmp_path / ".out.partial").mkdir()
+
+        def fail(folder):
+            raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError, match="no"):
+            write_folder(made(tokenizer), out, card="second", finish=fail)
+        assert (out / "README.md").read_text() == "first"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_a_folder_in_use_is_refused(self, tokenizer, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
