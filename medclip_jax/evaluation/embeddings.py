@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int8, Int16, Int32, Int64
+from jaxtyping import Bool, Float, Int8, Int16, Int32, Int64
 from tqdm.auto import tqdm
 
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
+from medclip_jax.losses.probabilistic import inclusion
 from medclip_jax.objectives.base import Embedding, Objective
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
@@ -127,6 +128,8 @@ class Embedder:
         self.sharding = _batch_sharding(self.state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
+        self.has_organs = hasattr(objective, "embed_organs")
+        self._organs = self._compiled(_organ_inclusion)
         self._volumes = self._compiled(_embed_volumes)
         self._texts = self._compiled(_embed_texts)
         self._known: dict[str, Embeddings] = {}
@@ -158,23 +161,37 @@ class Embedder:
         """
         if count == 0:
             raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
-        own = self.own_rows()
-        out: list[Embeddings] = []
-        with (
-            ThreadPoolExecutor(self.readers) as pool,
-            tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
-        ):
-            # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
-            batches = _batches(
-                count,
-                self.batch_size,
-                lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
+        found = self._read_and_call(self._volumes, count, lambda index: (read(index),), label)
+        return joined([_kept(embedding) for embedding in found])[:count]
+
+    def organ_inclusion(
+        self,
+        count: int,
+        read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        *,
+        label: str = "embed organs",
+    ) -> tuple[Float[np.ndarray, "count O"], Bool[np.ndarray, "count O"]]:
+        """How far the Gaussian of each organ lies inside that of its whole volume.
+
+        Args:
+            count: number of volumes.
+            read: index to (D, H, W) int16 HU and (O, d, h, w) uint8 occupancy.
+            label: of the progress bar.
+
+        Returns:
+            `losses.probabilistic.inclusion` of organ in volume, summed over the dimensions, and whether the
+            organ shows in the volume at all; where it does not, the number means nothing.
+
+        Raises:
+            NotEvaluable: there are no volumes, or the objective has no Gaussians of organs.
+        """
+        if count == 0 or not self.has_organs:
+            raise NotEvaluable(
+                "there are no Gaussians of organs: evaluate a model that gives them (hipro_ct), on volumes"
             )
-            for vectors in self.stream(np.stack([row.result() for row in rows]) for rows in batches):
-                out.append(vectors)
-                bar.update(min(self.batch_size, count - bar.n))
-                self.between()
-        return joined(out)[:count]
+        found = self._read_and_call(self._organs, count, read, label)
+        scores, present = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+        return scores, present
 
     def stream(self, batches: Iterable[Int16[np.ndarray, "rows D H W"]]) -> Iterator[Embeddings]:
         """Embed batches as they come; the next one is asked for while the device works on the one before.
@@ -185,12 +202,44 @@ class Embedder:
         Yields:
             For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        pending: deque[Embedding] = deque()
+        return map(_kept, self._ahead(self._volumes, ((batch,) for batch in batches)))
+
+    def _read_and_call(
+        self, function: Callable[..., Any], count: int, read: Callable[[int], tuple], label: str
+    ) -> list[Any]:
+        """A compiled function over what `read` gives of every index: on the host, one entry a batch."""
+        own = self.own_rows()
+        out: list[Any] = []
+        with (
+            ThreadPoolExecutor(self.readers) as pool,
+            tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
+        ):
+            # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
+            batches = _batches(
+                count,
+                self.batch_size,
+                lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
+            )
+            stacked = (
+                tuple(np.stack(part) for part in zip(*(row.result() for row in rows), strict=True))
+                for rows in batches
+            )
+            for found in self._ahead(function, stacked):
+                out.append(found)
+                bar.update(min(self.batch_size, count - bar.n))
+                self.between()
+        return out
+
+    def _ahead(
+        self, function: Callable[..., Any], batches: Iterable[tuple[np.ndarray, ...]]
+    ) -> Iterator[Any]:
+        """Results on the host; the next batch is asked for while the device works on the one before."""
+        pending: deque[Any] = deque()
         for batch in batches:
-            pending.append(self._call(self._volumes, batch))
+            pending.append(self._call(function, *batch))
             if len(pending) > 1:
-                yield _on_host(pending.popleft())
-        yield from map(_on_host, pending)
+                yield jax.device_get(pending.popleft())
+        yield from map(jax.device_get, pending)
 
     def own_rows(self) -> Int64[np.ndarray, " rows"]:
         """Rows of a batch that this process reads and embeds: all of them where it is the only one."""
@@ -230,7 +279,7 @@ class Embedder:
                         "this objective has no text tower (a masked autoencoder has none): evaluate a "
                         "contrastive model"
                     ) from None
-                self._known.update(zip(batch, _on_host(vectors), strict=False))
+                self._known.update(zip(batch, _kept(jax.device_get(vectors)), strict=False))
                 bar.update(len(batch))
                 self.between()
         if not texts:
@@ -347,11 +396,19 @@ def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
     return jnp.asarray(scale() if callable(scale) else 1.0, jnp.float32)
 
 
-def _on_host(embedding: Embedding) -> Embeddings:
-    mean, log_variance = jax.device_get((embedding.mean, embedding.log_variance))
-    if log_variance is None:
-        return np.asarray(mean)
-    return Gaussians(np.asarray(mean), np.asarray(log_variance))
+def _organ_inclusion(
+    graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array, organs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    objective = nnx.merge(graph, state)
+    whole, parts = objective.embed_volumes(volumes), objective.embed_organs(volumes, organs)
+    around = whole.mean[:, None], whole.log_variance[:, None]
+    return inclusion(parts.mean, parts.log_variance, *around, reduce="joint"), parts.present
+
+
+def _kept(embedding: Embedding) -> Embeddings:
+    if embedding.log_variance is None:
+        return np.asarray(embedding.mean)
+    return Gaussians(np.asarray(embedding.mean), np.asarray(embedding.log_variance))
 
 
 def _batch_sharding(state: nnx.State) -> NamedSharding | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, Tokenizer
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
 from medclip_jax.objectives.base import Objective
 
@@ -21,8 +22,12 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "zero_shot": evaluate_zero_shot,
     "retrieval": evaluate_retrieval,
     "ordinal": evaluate_ordinal,
+    "uncertainty": evaluate_uncertainty,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
+
+_GIVEN = ("load_split", "embedder", "open_records")
+"""Keyword arguments that the runner gives to evaluators that have them: no settings."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,14 +178,22 @@ def evaluate_all(
             embedded[name] = open_and_embed(shards, name, embedder)
         return embedded[name]
 
+    def open_records(fields: Sequence[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
+        from medclip_jax.shards.read import open_shards, open_split
+
+        info = open_shards(shards)
+        return open_split(info, split, fields=fields), info.organs
+
+    given = dict(zip(_GIVEN, (load_split, embedder, open_records), strict=True))
     data = load_split(split)
     results: dict[str, Result] = {}
     skipped = {}
     for name, (function, settings) in plan.items():
-        if "load_split" in inspect.signature(function).parameters:
-            settings = {**settings, "load_split": load_split}
+        wanted = inspect.signature(function).parameters
         try:
-            results[name] = function(data, embedder.texts, **settings)
+            results[name] = function(
+                data, embedder.texts, **settings, **{key: x for key, x in given.items() if key in wanted}
+            )
         except NotEvaluable as reason:
             skipped[name] = str(reason)
         between()
@@ -212,7 +225,7 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
 
 def _defaults(kind: str) -> dict[str, Any]:
     parameters = inspect.signature(EVALUATORS[kind]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "load_split"}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN}
 
 
 def _checked(name: str, settings: dict[str, Any]) -> tuple[Callable[..., Result], dict[str, Any]]:

@@ -1,0 +1,86 @@
+"""An objective whose variance is known: it grows with what is wrong with its input."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from medclip_jax.evaluation.embeddings import Embedder
+from medclip_jax.objectives.base import Embedding, Objective
+
+SHAPE = (8, 4, 4)
+FINDINGS = ("cardiomegaly", "pericardial_effusion")
+WIDTH = 6
+
+
+class Organs(NamedTuple):
+    mean: jax.Array
+    log_variance: jax.Array
+    present: jax.Array
+
+
+def unit(vectors):
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+class ToyGaussian(Objective):
+    """Every dimension of a volume has the variance of its voxels (in 100 HU); of a text, 1 / its words."""
+
+    def __init__(self, constant: bool = False):
+        self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (int(np.prod(SHAPE)), WIDTH)))
+        self.constant = constant
+
+    def logit_scale(self):
+        return jnp.float32(20.0)
+
+    def embed_volumes(self, volumes):
+        flat = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) / 100.0
+        spread = jnp.zeros(len(flat)) if self.constant else jnp.log(flat.var(axis=1) + 1e-3)
+        return Embedding(unit(flat @ self.weight[...]), jnp.broadcast_to(spread[:, None], (len(flat), WIDTH)))
+
+    def embed_texts(self, tokens):
+        words = (tokens > 0).sum(axis=1)
+        spread = jnp.zeros(len(tokens)) if self.constant else -jnp.log(words.astype(jnp.float32))
+        directions = jax.random.normal(jax.random.key(1), (64, WIDTH))
+        found = jnp.where((tokens > 0)[..., None], directions[tokens % 64], 0.0).sum(axis=1)
+        return Embedding(unit(found), jnp.broadcast_to(spread[:, None], (len(tokens), WIDTH)))
+
+    def embed_organs(self, volumes, organs):
+        """The first organ is narrower than the volume, the second wider; present where occupied."""
+        whole = self.embed_volumes(volumes)
+        mean = jnp.stack([whole.mean] * organs.shape[1], axis=1)
+        steps = jnp.array([-1.0, 1.0])[None, :, None]
+        return Organs(mean, whole.log_variance[:, None] + steps, organs.any(axis=(2, 3, 4)))
+
+
+def tokenize(texts, length):
+    """A number above 0 for each word."""
+    rows = np.zeros((len(texts), length), np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        words = text.split()[:length]
+        row[: len(words)] = [1 + sum(word.encode()) % 1000 for word in words]
+    return rows
+
+
+def toy_records(n=12, seed=0):
+    """Flat volumes with a little texture, each with its own report, two to a patient."""
+    generator = np.random.default_rng(seed)
+    return [
+        {
+            "volume": (generator.normal(0, 20, SHAPE) - 400 + 20 * i).astype(np.int16),
+            "study": np.int64(i),
+            "patient": np.int64(i // 2),
+            "findings": np.array([1, -1], np.int8),
+            "labels": np.array([1 if i % 2 else -1, 1 if i % 3 else -1], np.int8),
+            "measurements": np.zeros(0, np.float32),
+            "organs": np.full((2, 2, 1, 1), 255 if i else 0, np.uint8),
+            "report": f"Study number {i}. There is mild cardiomegaly. No pericardial effusion. Bones intact.",
+        }
+        for i in range(n)
+    ]
+
+
+def toy_embedder(objective=None):
+    return Embedder(objective or ToyGaussian(), tokenize, text_length=32, batch_size=4, progress=False)
