@@ -51,10 +51,10 @@ def test_16_bits_in_and_out_with_statistics_in_float32():
 def test_tokens_and_pooled_mean():
     resnet = ResNet(18, width=4, channels=2, stem_stride=(1, 2, 2), rngs=nnx.Rngs(0))
     volume = np.random.default_rng(0).normal(size=(2, 20, 40, 70, 2)).astype(np.float32)
-    maps = np.asarray(resnet(volume))
+    maps = np.asarray(nnx.jit(resnet)(volume))
     assert maps.shape == (2, 2, 2, 3, 32)
     assert resnet.grid((20, 40, 70)) == (2, 2, 3)
-    tokens = resnet.tokens(volume)
+    tokens = nnx.jit(lambda resnet, volume: resnet.tokens(volume))(resnet, volume)
     np.testing.assert_array_equal(tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2])
     np.testing.assert_allclose(resnet.pool(tokens), maps.mean((1, 2, 3)), atol=1e-6)
 
