@@ -58,6 +58,8 @@ def write_onnx(torch_model: Any, folder: str | os.PathLike) -> list[Path]:
                 input_names=[name],
                 output_names=["vectors"],
             )
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with paths of this machine
         program.save(Path(folder) / file)
         written.append(Path(folder) / file)
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def serialized(
     """
     (batch,) = export.symbolic_shape("batch")
     argument = jax.ShapeDtypeStruct((batch, *shape), dtype)
-    with portable():
+    with portable(), _without_source_lines():
         exported = export.export(jax.jit(lambda samples: embed(samples).mean), platforms=PLATFORMS)(argument)
     return exported.serialize()
 
@@ -76,3 +77,14 @@ def portable():
     """
     device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform="any")
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("any",), abstract_device=device))
+
+
+@contextlib.contextmanager
+def _without_source_lines():
+    """Within, programs do not say by which file and line each operation was traced."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
