@@ -21,6 +21,8 @@ from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import train_wordpiece
 from medclip_jax.training.state import flatten, merge, split, unflatten
 
+torch.set_num_threads(1)  # arrays of a few numbers: threads would only wait for each other
+
 DEFAULTS = {
     "mae": mae.default_config,
     "clip": clip.default_config,
