@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax.interop.weight_files import listed, read_weights
-from medclip_jax.models.resnet import ResNet
+from medclip_jax.models.resnet import LAYERS, STAGES, Bottleneck, ResNet
 
 HEADS = ("fc.", "avgpool.", "conv_seg.")
 """What checkpoints hold beside the network: classifiers and the segmentation head of MedicalNet."""
