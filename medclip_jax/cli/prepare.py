@@ -34,6 +34,9 @@ examples:
   medclip prepare --table studies.csv --root scans --out shards --part 3/8   # or by hand, 1/8 to 8/8
   medclip prepare --merge shards                                             # if the last part did not
 
+  # RadGenome-ChestCT: masks in the table's column organs, sentences by region.
+  medclip prepare --table studies.csv --sentences train_region_report.csv --organ-cell 8 --out shards
+
   # No data at hand: generated scans with reports and organ masks.
   medclip prepare --corpus phantom --count 200 --out shards --workers 2
 
@@ -59,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("--corpus folder")
     source.add_argument("--table", type=Path, help="CSV or TSV with one row for each volume")
     source.add_argument("--root", type=Path, help="folder that the table's paths start from (the table's)")
+    source.add_argument(
+        "--sentences",
+        type=Path,
+        metavar="CSV",
+        help="sentences by region: columns Volumename, Anatomy, Sentence (RadGenome-ChestCT's)",
+    )
     source.add_argument("--limit", type=int, help="take only the first LIMIT rows")
     phantom = parser.add_argument_group("--corpus phantom")
     phantom.add_argument("--count", type=int, default=100, help="scans to generate (%(default)s)")
@@ -92,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--organ-cell", type=int, default=0, metavar="VOXELS", help="prepare organ maps in cells of this size"
     )
     volume.add_argument("--organs", help="comma-separated names (all that the masks show)")
+    volume.add_argument(
+        "--organ-text",
+        choices=("containing", "own"),
+        default="containing",
+        help="what an organ without a sentence of its own takes: those about the region that contains it, or "
+        "none (%(default)s)",
+    )
     text = parser.add_argument_group("reports")
     text.add_argument(
         "--findings",
@@ -161,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
         modality=args.modality,
         empty_report=args.empty_report,
         per_shard=args.per_shard,
+        organ_text=args.organ_text,
     )
     studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
     options = {
@@ -211,7 +228,17 @@ def _table(args: argparse.Namespace) -> Iterable:
         raise TableError(
             "--corpus folder needs --table: a CSV with the columns volume and report, see docs/data.md"
         )
-    return itertools.islice(folder(args.table, root=args.root), args.limit)
+    if args.sentences is None:
+        return itertools.islice(folder(args.table, root=args.root), args.limit)
+    from medclip_jax.corpora.sentences import join_sentences, read_sentences
+
+    studies = folder(args.table, root=args.root, reports_elsewhere=True)
+    # All rows are joined, also with --limit: what is left out of the sentences is a fact of the archive.
+    joined = join_sentences(studies, read_sentences(args.sentences))
+    print(joined.text(), file=sys.stderr)
+    if not args.organ_cell:
+        print("without --organ-cell no organ maps are prepared, nor sentences about organs", file=sys.stderr)
+    return itertools.islice(joined.studies, args.limit)
 
 
 def _phantoms(args: argparse.Namespace) -> Iterable:

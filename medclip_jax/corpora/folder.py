@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
 from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.tables import TableError, open_table
+
+__all__ = ["COLUMNS", "TableError", "folder"]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "volume": (
@@ -64,17 +66,16 @@ _VALUES = {
 _MISSING = ("", "nan", "none", "null", "n/a", "na")
 
 
-class TableError(ValueError):
-    """A table that cannot be used; the message names the row or column and holds the fix."""
-
-
-def folder(csv_path: str | os.PathLike, *, root: str | os.PathLike | None = None) -> Iterator[Study]:
+def folder(
+    csv_path: str | os.PathLike, *, root: str | os.PathLike | None = None, reports_elsewhere: bool = False
+) -> Iterator[Study]:
     """Read a table of studies.
 
     Args:
         csv_path: CSV or TSV (by its first line), UTF-8, with a header. ``volume`` and one of ``report``,
             ``findings``, ``impression`` are needed; `docs/data.md` describes every column.
         root: folder that relative paths start from; default: the table's folder.
+        reports_elsewhere: the table need not have reports.
 
     Yields:
         One study for each row, in order. A row without a volume yields ``volume=Path()``.
@@ -89,36 +90,17 @@ def folder(csv_path: str | os.PathLike, *, root: str | os.PathLike | None = None
     root = Path(root) if root is not None else path.parent
     if not root.is_dir():
         raise TableError(f"no folder '{root}': --root must be the folder that the table's paths start from")
-    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        raise TableError(f"'{path}' is a spreadsheet: save it as CSV (UTF-8) and give that")
-    classes: dict[str, Mapping[int, str]] = {}
-    # Reports are long, and csv stops at 128 kB by default.
-    csv.field_size_limit(1 << 30)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = max("\t,;", key=first.count)
-            reader = csv.DictReader(file, delimiter=delimiter, strict=False)
-            header = [name or "" for name in reader.fieldnames or ()]
-            columns = _columns(header, path)
-            for row, cells in enumerate(reader, start=1):
-                if None in cells:
-                    raise TableError(
-                        f"row {row} of '{path}' has more cells than the header: put texts that hold a "
-                        f"{'tab' if delimiter == chr(9) else delimiter!r} or a line break into double quotes"
-                    )
-                yield _study(row, cells, columns, root, path, classes)
-    except UnicodeDecodeError:
-        raise TableError(f"'{path}' is not UTF-8: save it as CSV with UTF-8 encoding") from None
-    except csv.Error as error:
-        raise TableError(f"'{path}' is not a CSV or TSV table ({error}): save it again as CSV") from None
+    classes: ClassCache = {}
+    with open_table(path) as (header, rows):
+        columns = _columns(header, path, reports_elsewhere)
+        for row, cells in enumerate(rows, start=1):
+            yield _study(row, cells, columns, root, path, classes)
 
 
-def _columns(header: list[str], path: Path) -> dict[str, str]:
+def _columns(header: list[str], path: Path, reports_elsewhere: bool) -> dict[str, str]:
     """Our name of a column to the table's."""
     plain = {re.sub(r"[\s\-]+", "_", name.strip().lower()): name for name in header}
-    columns = {}
+    columns: dict[str, str] = {}
     for name, known in COLUMNS.items():
         for candidate in known:
             if candidate in plain and plain[candidate] not in columns.values():
@@ -127,7 +109,7 @@ def _columns(header: list[str], path: Path) -> dict[str, str]:
     missing = []
     if "volume" not in columns:
         missing.append("volume (or " + ", ".join(COLUMNS["volume"][1:]) + ")")
-    if not {"report", "findings", "impression"} & set(columns):
+    if not reports_elsewhere and not {"report", "findings", "impression"} & set(columns):
         missing.append("report (or findings, impression)")
     if missing:
         raise TableError(
@@ -160,7 +142,7 @@ def _study(
     columns: Mapping[str, str],
     root: Path,
     table: Path,
-    classes: dict[str, Mapping[int, str]],
+    classes: ClassCache,
 ) -> Study:
     def cell(name: str) -> str:
         text = (cells.get(columns[name]) or "").strip() if name in columns else ""
@@ -193,7 +175,13 @@ def _study(
     modality = cell("modality").upper() or "CT"
     if modality not in ("CT", "MR", "MRI"):
         raise fail("modality", "must be CT or MR")
-    organs, organ_classes = _organs(cell("organs"), cell("organ_classes"), root, classes, fail)
+    organs, organ_classes = {}, {}
+    if cell("organs"):
+        try:
+            organs, organ_classes = find_masks(cell("organs"), cell("organ_classes"), root, classes)
+        except MaskError as error:
+            # A fault of the class map is named even where its column is absent: `organs` then holds it.
+            raise fail(error.column if error.column in columns else "organs", str(error)) from None
     return Study(
         volume=root / volume if volume else Path(),
         volume_id=volume or f"row {row}",
@@ -229,40 +217,3 @@ def _box(text: str, fail) -> dict[str, float]:
         raise fail("must be six numbers, x_min x_max y_min y_max z_min z_max, in mm of RAS world coordinates")
     names = [f"box_{axis}_{end}" for axis in "xyz" for end in ("min", "max")]
     return dict(zip(names, numbers, strict=True))
-
-
-def _organs(
-    organs: str, organ_classes: str, root: Path, classes: dict[str, Mapping[int, str]], fail
-) -> tuple[dict[str, Path], Mapping[int, str]]:
-    if not organs:
-        return {}, {}
-    path = root / organs
-    if path.is_dir():
-        masks = {
-            re.sub(r"\.nii(\.gz)?$", "", mask.name): mask
-            for mask in sorted(path.iterdir())
-            if mask.name.endswith((".nii", ".nii.gz"))
-        }
-        if not masks:
-            raise fail("organs", "the folder holds no .nii or .nii.gz; one for each organ is expected")
-        return masks, {}
-    if not path.exists():
-        raise fail("organs", "no such file or folder; correct the path, or leave the cell empty")
-    if not organ_classes:
-        raise fail(
-            "organs",
-            'a single mask file needs the column organ_classes: JSON such as {"1": "heart"}, or its file',
-        )
-    if organ_classes not in classes:
-        try:
-            text = organ_classes if organ_classes.startswith("{") else (root / organ_classes).read_text()
-            written = json.loads(text)
-            # Both {"1": "heart"} and {"heart": 1} are in use.
-            pairs = [(k, v) if str(k).strip().isdigit() else (v, k) for k, v in written.items()]
-            classes[organ_classes] = {int(value): str(name) for value, name in pairs if int(value) != 0}
-        except (OSError, ValueError, TypeError, AttributeError):
-            raise fail(
-                "organ_classes",
-                'must be JSON such as {"1": "heart", "2": "aorta"}, or the path of such a file',
-            ) from None
-    return {"*": path}, classes[organ_classes]

@@ -1,7 +1,8 @@
 """Regions of the body: their names in the archives, what contains what, and the words that mention them.
 
 Names are RadGenome-ChestCT's and TotalSegmentator's. Both are understood by the set of their words: "left
-lung lower lobe" and "lung_lower_lobe_left" are one region.
+lung lower lobe" and "lung_lower_lobe_left" are one region. The tree is RadGenome-ChestCT's where it has one:
+the aorta belongs to the mediastinum and to the abdomen, a finding of no place in the lung fields to the lung.
 """
 
 from __future__ import annotations
@@ -24,30 +25,33 @@ HEADS = (
 )
 """RadGenome-ChestCT's regions of the first level."""
 
+SIDES = ("left", "right")
+
 Key = frozenset[str]
 """The words of a region's name, which say the same in any order."""
 
 _SAME_WORD = {
+    "abdominal": "abdomen",
+    "arteries": "artery",
+    "atrial": "atrium",
+    "bones": "bone",
     "bronchie": "bronchi",
     "bronchus": "bronchi",
+    "cartilages": "cartilage",
     "clavicula": "clavicle",
-    "ribs": "rib",
-    "vertebra": "vertebrae",
-    "vertebral": "vertebrae",
-    "arteries": "artery",
-    "veins": "vein",
-    "vena": "vein",
-    "lungs": "lung",
+    "intestine": "bowel",
     "kidneys": "kidney",
-    "atrial": "atrium",
+    "lungs": "lung",
+    "mediastinal": "mediastinum",
     "oesophagus": "esophagus",
     "pericardial": "pericardium",
     "pleural": "pleura",
-    "effusion": "",
-    "gland": "",
-    "tissue": "",
-    "and": "",
-}
+    "ribs": "rib",
+    "veins": "vein",
+    "vena": "vein",
+    "vertebra": "vertebrae",
+    "vertebral": "vertebrae",
+} | dict.fromkeys(("and", "effusion", "gland", "tissue"), "")
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ class Region:
 
     Attributes:
         name: as RadGenome-ChestCT writes it, else TotalSegmentator's in plain words.
-        parents: regions that contain it, nearest first; not always one ("left lung lower lobe").
-        mentions: regular expression over lower-case text, "" where only its sides or parts are mentioned.
-        paired: there is one on the left and one on the right, and `sides` are regions too.
+        parents: regions that contain it; not always one.
+        mentions: regular expression over lower-case text, "" where the region is only ever named by what
+            it contains.
+        paired: there is one on the left and one on the right, and both are regions as well.
     """
 
     name: str
@@ -75,54 +80,161 @@ def key_of(name: str) -> Key:
     """
     words = re.findall(r"[a-z]+\d*|\d+", name.lower())
     level = next((word for word in words if re.fullmatch(r"[ctls]\d{1,2}", word)), None)
-    if level is not None and "vertebrae" in words:
+    if level is not None and {"vertebrae", "vertebra"} & set(words):
         return frozenset(("vertebrae", level))
     return frozenset(_SAME_WORD.get(word, word) for word in words) - {""}
 
 
-REGIONS: tuple[Region, ...] = (
-    Region("lung", (), r"\blungs?\b|\bpulmonary (?!arter|trunk|vein|valve|hypert|conus|embol|vasc)", True),
-    Region("lung upper lobe", ("lung",), r"\bupper lobes?\b|\blingul\w*", True),
-    Region("lung middle lobe", ("lung",), r"\bmiddle lobes?\b", True),
-    Region("lung lower lobe", ("lung",), r"\blower lobes?\b", True),
-    Region("pleura", (), r"\bpleur\w+|\bhemothorax|\bpneumothorax|\bempyema"),
-    Region("trachea and bronchie"),
-    Region("trachea", ("trachea and bronchie",), r"\btrache\w+|\bcarina\b"),
-    Region("bronchie", ("trachea and bronchie",), r"\b(?:main|lobar|segmental) bronch\w+"),
-    Region("heart", (), r"\bheart\b|\bcardi(?:ac|omegaly|othoracic)\b|\bpericardi\w+|\bcoronar\w+"),
-    Region("heart atrium", ("heart",), r"\batri(?:um|a|al)\b", True),
-    Region("heart ventricle", ("heart",), r"\bventric\w+", True),
-    Region("heart myocardium", ("heart",), r"\bmyocard\w+"),
-    Region("atrium appendage", ("heart",), r"\batrial appendages?\b", True),
-    Region("coronary arteries", ("heart",), r"\bcoronar\w+"),
-    Region("pericardial effusion", ("heart",), r"\bpericardi\w+"),
-    Region("mediastinum", (), r"\bmediastin\w+|\bhil(?:ar|um)\b"),
-    Region("aorta", ("mediastinum",), r"\baort(?:a|ic)\b"),
-    Region("heart ascending aorta", ("aorta",), r"\bascending aorta\b"),
-    Region("pulmonary artery", ("mediastinum",), r"\bpulmonary (?:arter\w+|trunk|conus)"),
-    Region("pulmonary vein", ("mediastinum",), r"\bpulmonary veins?\b"),
-    Region("superior vena cava", ("mediastinum",), r"\bsuperior vena cava\b|\bsvc\b"),
-    Region("inferior vena cava", ("mediastinum",), r"\binferior vena cava\b|\bivc\b"),
-    Region("thymus", ("mediastinum",), r"\bthym\w+"),
-    Region("esophagus", (), r"\bo?esophag\w+|\bhiatal hernia"),
-    Region("thyroid", (), r"\bthyroid\b", True),
-    Region("breast", (), r"\bbreasts?\b|\bmammary\b|\bgynecomastia\b", True),
-    Region("bone", (), r"\bbon(?:e|es|y)\b|\bosseous\b|\bfractures?\b"),
-    Region("vertebrae", ("bone",), r"\bvertebra\w*|\bspin(?:e|al)\b|\bdegenerative\b|\bosteophyt\w+"),
-    Region("spinal canal", ("bone",), r"\bspinal canal\b"),
-    Region("spinal cord", ("spinal canal",), r"\bspinal cord\b"),
-    Region("rib", ("bone",), r"\bribs?\b|\bcostal\b", True),
-    Region("costal cartilages", ("rib",), r"\bcostal cartilages?\b"),
-    Region("sternum", ("bone",), r"\bstern(?:um|al)\b"),
-    Region("clavicle", ("bone",), r"\bclavic\w+", True),
-    Region("scapula", ("bone",), r"\bscapul\w+", True),
-    Region("abdomen", (), r"\babdom\w+|\bintraabdominal\b|\bperitone\w+"),
-    Region("liver", ("abdomen",), r"\bliver\b|\bhepat\w+"),
-    Region("gallbladder", ("abdomen",), r"\bgall ?bladder\b|\bcholecyst\w+|\bcholelith\w+"),
-    Region("spleen", ("abdomen",), r"\bsple(?:en|nic)\b"),
-    Region("pancreas", ("abdomen",), r"\bpancrea\w+"),
-    Region("kidney", ("abdomen",), r"\bkidneys?\b|\brenal\b", True),
-    Region("adrenal gland", ("abdomen",), r"\b(?:adrenals?|surrenal)\b", True),
-    Region("stomach", ("abdomen",), r"\bstomach\b|\bgastric\b"),
-    Region("others"),
+def _lobe(which: str) -> str:
+    # Also the first of "lower and middle lobes".
+    return rf"\b{which}(?=(?:(?: ?[,/-] ?| and | or )(?:upper|middle|lower))* (?:lung )?lobes?\b)"
+
+
+_VERTEBRAE = (
+    r"\bvertebra\w*|\bspin(?:e|al)\b|\bcorpus (?:height|corner)\w*|\bdisc (?:space|distance|height)\w*"
+    r"|\bneural foramin\w+|\b\w*scoliosis\b|\bkyphosis\b|\blordosis\b|\bspondyl\w+|\bschm\w+l\b|\bdish\b"
 )
+_BONE = (
+    r"\bbon(?:e|es|y)\b|\bosseous\b|\bosteo\w+|\bfractures?\b|\b(?:lytic|sclerotic)\b|\bdegenerative\b"
+    r"|\bskelet\w+|\bcort(?:ex|ical) irregular\w+|\bglenohumeral\b|\bhumer\w+|\bendplates?\b|\bmyeloma\b"
+)
+_LYMPH_NODES = r"lymph nodes?|lymphadenopath\w+|laps?\b|adenopath\w+"
+_STATIONS = r"prevascular|(?:pre|para|retro|pretra\w+-para|pre-para)-?tracheal|subcarinal|aorto?-?pulmonary"
+
+REGIONS: tuple[Region, ...] = (
+    Region(
+        "lung", (), r"\blungs?\b|\bpulmonary (?:parenchym|nodul|fibros|edema|lobe|vascular)\w*", paired=True
+    ),
+    Region("lung upper lobe", ("lung",), _lobe("upper") + r"|\blingul\w*|\blinguistic\b", paired=True),
+    Region("lung middle lobe", ("lung",), _lobe("middle"), paired=True),
+    Region("lung lower lobe", ("lung",), _lobe("lower"), paired=True),
+    Region(
+        "pleura",
+        (),
+        r"\b(?:sub)?pleura(?:l|e)?\b|\b(?:hemo|hydro|pneumo|chylo)thora\w+|\bempyema\b",
+    ),
+    Region("trachea and bronchie"),
+    Region("trachea", ("trachea and bronchie",), r"\btrache(?:a|al|ostomy)\b|\bcarina\b"),
+    Region(
+        "bronchie", ("trachea and bronchie",), r"\bmain bronch\w+|\bbronchial (?:structures?|lumens?|tree)\b"
+    ),
+    Region(
+        "heart",
+        (),
+        r"\bheart\b|\bcardi(?:ac|omegaly|othoracic)\b(?! failure)|\bct[or]\b|\bpacemaker\b"
+        r"|\b(?:mitral|tricuspid|aortic|pulmonary) valve",
+    ),
+    Region("heart atrium", ("heart",), r"\batri(?:um|a|al)\b", paired=True),
+    Region("atrium appendage", ("heart atrium",), r"\batrial appendages?\b", paired=True),
+    Region("heart ventricle", ("heart",), r"\bventric(?:le|les|ular)\b", paired=True),
+    Region("heart myocardium", ("heart",), r"\bmyocard\w+"),
+    Region("pericardium", ("heart",), r"\bpericard\w+"),
+    Region("coronary arteries", ("heart",), r"\bcoronar(?:y|ies)\b|\b(?:lad|rca|lcx|lmca)\b|\bcircumflex\b"),
+    Region("mediastinum", (), r"\bmediastin\w+"),
+    Region(
+        "mediastinal lymph nodes",
+        ("mediastinum",),
+        rf"\b(?:{_STATIONS})\b|\bmediastin\w+(?=[^.;]*\b(?:{_LYMPH_NODES}))"
+        rf"|\b(?:{_LYMPH_NODES})(?=[^.;]*\bmediastin\w+)",
+    ),
+    Region("aorta", ("mediastinum", "abdomen"), r"\bpara-?aortic\b|\baort(?:a|ic)\b(?! valv)"),
+    Region("heart ascending aorta", ("heart", "aorta"), r"\bascending (?:thoracic )?aorta\b"),
+    Region(
+        "pulmonary artery", ("mediastinum",), r"\bpulmonary (?:arter(?:y|ies)|trunk|conus)\b", paired=True
+    ),
+    Region("pulmonary vein", ("mediastinum",), r"\bpulmonary veins?\b"),
+    Region("superior vena cava", ("mediastinum",), r"\bsuperior ven[ae] cava\b|\bsvc\b|\bvena cava\b"),
+    Region("brachiocephalic vein", ("mediastinum",), r"\bbrachiocephalic veins?\b", paired=True),
+    Region("brachiocephalic trunk", ("mediastinum",), r"\bbrachiocephalic (?:trunk|artery)\b"),
+    Region("subclavian artery", ("mediastinum",), r"\bsubclavian arter(?:y|ies)\b", paired=True),
+    Region("common carotid artery", ("mediastinum",), r"\bcarotid\b", paired=True),
+    Region("thymus", ("mediastinum",), r"\bthym(?:us|ic|oma)\b"),
+    Region("esophagus", (), r"\b(?<!para)o?esophag(?:us|eal)\b|\bhiat(?:al|us) hernia\w*"),
+    Region("cervical esophagus", ("esophagus",), r"\bcervical o?esophag\w+"),
+    Region("thyroid", (), r"\bthyroid\b|\bgoit(?:er|re)\b", paired=True),
+    Region(
+        "breast", (), r"\bbreasts?\b|\bmammary\b|\bgyn[ae]+comastia\b|\bareola\b|\bmastectomy\b", paired=True
+    ),
+    Region("bone", (), _BONE),
+    Region("vertebrae", ("bone",), _VERTEBRAE),
+    Region("cervical vertebrae", ("vertebrae",), r"\bcervical vertebra\w*"),
+    Region(
+        "thoracic vertebrae", ("vertebrae",), r"\b(?:thoracic|dorsal) (?:vertebra\w*|spine)|\bdorsal region"
+    ),
+    Region("lumbar vertebrae", ("vertebrae",), r"\blumbar (?:vertebra\w*|spine)"),
+    Region("spinal canal", ("vertebrae",), r"\bspinal canal\b"),
+    Region("spinal cord", ("spinal canal",), r"\bspinal cord\b|\bmyel(?:um|on)\b"),
+    Region("sacrum", ("bone",), r"\bsacr(?:um|al)\b"),
+    Region("rib", ("bone",), r"\bribs?\b|\bcost(?:ae|al arch\w*|overtebral)\b", paired=True),
+    Region("costal cartilages", ("rib",), r"\bcostal cartilages?\b"),
+    Region("sternum", ("bone",), r"\bstern(?:um|al|otomy)\b|\bmanubri\w+"),
+    Region("clavicle", ("bone",), r"\bclavic(?:le|ula)\w*", paired=True),
+    Region("scapula", ("bone",), r"\bscapul\w+", paired=True),
+    Region("humerus", ("bone",), r"\bhumer(?:us|al)\b", paired=True),
+    Region("femur", ("bone",), r"\bfem(?:ur|oral head)\w*", paired=True),
+    Region("hip", ("bone",), r"\bhip\b|\biliac bones?\b|\bpelvic bones?\b", paired=True),
+    Region("skull", ("bone",), r"\bskull\b|\bcalvari\w+"),
+    Region("abdomen", (), r"\b(?:intra-?)?abdom\w+"),
+    Region("peritoneum", ("abdomen",), r"\bperitone\w+|\bascites\b|\bomentum\b"),
+    Region("liver", ("abdomen",), r"\bliver\b|\b(?:peri|sub|intra)?hepat\w+|\bperiportal\b|\bcirrho\w+"),
+    Region("caudate lobe", ("liver",), r"\bcaudate lobe\b"),
+    Region("gallbladder", ("abdomen",), r"\bgall ?bladder\b|\bcholecyst\w+|\bcholelith\w+|\bbile\b"),
+    Region("spleen", ("abdomen",), r"\b(?:peri)?splen(?:ic|omegaly)\b|\bspleens?\b"),
+    Region("portal vein and splenic vein", ("abdomen",), r"\bportal vein\b|\bsplenic vein\b"),
+    Region("pancreas", ("abdomen",), r"\bpancrea\w+"),
+    Region("kidney", ("abdomen",), r"\bkidneys?\b|\brenal (?!arter|vein)|\b(?:hydro)?nephr\w+", paired=True),
+    Region("kidney cyst", ("kidney",), r"\b(?:renal|kidney) (?:cortical )?cysts?\b", paired=True),
+    Region("renal artery", ("abdomen",), r"\brenal arter(?:y|ies)\b", paired=True),
+    Region("adrenal gland", ("abdomen",), r"\b(?:adrenals?|surrenal)\b", paired=True),
+    Region("stomach", ("abdomen",), r"\bstomach\b|\bgastric\b"),
+    Region("intestine", ("abdomen",), r"\bintestin\w+|\bbowel\b"),
+    Region("small bowel", ("intestine",), r"\bsmall bowel\b|\bjejun\w+|\bile(?:um|al)\b"),
+    Region("duodenum", ("small bowel",), r"\bduoden\w+"),
+    Region("colon", ("intestine",), r"\bcol(?:on|onic)\b|\bdiverticul\w+"),
+    Region("inferior vena cava", ("abdomen",), r"\binferior vena cava\b|\bivc\b"),
+    Region("iliac artery", ("abdomen",), r"\biliac arter(?:y|ies)\b", paired=True),
+    Region("iliac vein", ("abdomen",), r"\biliac veins?\b", paired=True),
+    Region("others"),
+    Region("urinary bladder", ("others",), r"\burinary bladder\b"),
+    Region("prostate", ("others",), r"\bprostat\w+"),
+    Region("brain", ("others",), r"\bbrain\b|\bcerebr\w+"),
+    Region("larynx", ("others",), r"\b(?:laryn|pharyn|nasopharyn|oropharyn|epiglott)\w+|\bcricoid\b"),
+    Region("salivary glands", ("others",), r"\bparotid\b|\bsubmandibular\b"),
+    # Mentioned by nothing of their own, see IMPLIED.
+    Region("thoracic cavity", ("others",)),
+    Region("chest wall", ("others",)),
+)
+
+IMPLIED: tuple[tuple[str, str], ...] = (
+    (rf"\b(?:axill\w+|supra-?clavic\w+|pectoral|cervical)\b(?=.*\b(?:{_LYMPH_NODES}))", "chest wall"),
+    (rf"\b(?:{_LYMPH_NODES})(?=.*\b(?:axill\w+|supra-?clavic\w+|pectoral|cervical)\b)", "chest wall"),
+    (r"\bhil(?:ar|um|us)\b", "lung"),
+    (rf"\b(?:{_LYMPH_NODES})", "mediastinal lymph nodes"),
+    (r"\bthoracic (?:main |major )?vascular structures\b", "thoracic cavity"),
+    (r"\bcatheter\b|\bport chamber\b|\bvascular structures\b", "mediastinum"),
+    (r"\b(?:free (?:peritoneal )?fluids?|collections?|stones?|calcul\w+|steatosis|adiposity)\b", "abdomen"),
+    (r"\blumens?\b", "trachea and bronchie"),
+    (r"\bwall thick\w+", "esophagus"),
+    (r"\b(?:skin|subcutaneous|muscles?|chest wall|axill\w+|intercostal|supra-?clavic\w+)\b", "chest wall"),
+    (r"\beffusions?\b", "pleura"),
+    (
+        r"\b(?:lungs?|ground[- ]glass|consolidat\w+|infiltrat\w+|pneumon\w+|covid\w*|emphysem\w+|bronchi\w+"
+        r"|\w*atelecta\w+|peribronch\w+|nodul\w+|sequela?e?|parenchym\w+|pleuroparenchym\w+|aeration"
+        r"|ventilation|septal|septa|air cysts?|mosaic|airway|small vessel|apic(?:al|es)|apex|fissures?"
+        r"|\w*basal|crazy paving|cavit\w+|budding|tree|honeycomb\w*|mass(?! effect)|viral|fung\w+"
+        r"|hemidiaphragm)\b",
+        "lung",
+    ),
+    (r"\b(?:hemi)?thorax\b|\bthoracic (?:cavity|inlet)\b", "thoracic cavity"),
+)
+"""Words that imply a region where a sentence names none; the first pattern that is found counts.
+
+They are looked for in the opening as well (see `OPENING`), which so implies the lung.
+"""
+
+OPENING = (
+    r"^(?:when|in)\b[^;:,]*\b(?:lungs?|parenchym\w*|bones?)\b[^;:,]*\b(?:window|evaluat|examin)\w*[^;:,]*[;:,]"
+    r"|^in (?:the )?(?:evaluation|examination) (?:of|made in) [^;:,]*[;:,]"
+    r"|^when [^;:,]*\blungs?\b[^;:,]*[;:,]"
+)
+"""How a sentence opens that tells what was looked at ("In the lung window; ..."): it mentions no region."""

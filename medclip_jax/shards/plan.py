@@ -212,8 +212,8 @@ def _written(settings: PrepareSettings) -> str:
     written = settings.to_json()
     for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "per_shard"):
         del written[name]
-    if settings.schema.has_organs:
-        written["organ_sentences"] = 1  # sets with organs got them in a later version
+    if not settings.schema.has_organs:
+        del written["organ_text"]  # so that sets without organs keep the fingerprint they always had
     return json.dumps(written, sort_keys=True)
 
 

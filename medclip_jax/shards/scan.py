@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Int
 
 from medclip_jax.corpora.study import Study
+from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
 from medclip_jax.shards.plan import Item, report_of, says_nothing
-from medclip_jax.shards.record import OrganText, Record, checksum, encode
-from medclip_jax.shards.settings import PrepareSettings, organ_names
+from medclip_jax.shards.record import Record, checksum, encode
+from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.volumes import (
     AIR_HU,
     Volume,
     VolumeRejected,
     crop_or_pad,
-    fraction_in_cells,
     mask_center,
-    read_labels,
     read_volume,
     resample,
-    resample_labels,
 )
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
@@ -95,20 +92,15 @@ def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[st
     volume = read_volume(study.volume, rescale=study.rescale, modality=study.modality)
     notes = [*item.notes, *volume.notes]
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
-    masks = _read_masks(study, wanted) if wanted else {}
+    masks = read_masks(study, wanted) if wanted else {}
     center, more = _crop_center(study, settings, masks)
     notes += more
     prepared, more = crop_and_resample(volume, schema.shape, schema.spacing, center)
     notes += more
     organs = None
     if schema.organs and masks:
-        organs, more = _occupancy(masks, schema.organs, prepared, schema.cell)
+        organs, more = occupancy(masks, schema.organs, volume, prepared, schema.cell)
         notes += more
-        if any(
-            affine.shape != volume.affine.shape or not _same_grid(mask, affine, volume)
-            for mask, affine in masks.values()
-        ):
-            notes.append("organs-on-another-grid")
     if schema.organs and not masks:
         notes.append("organs-missing")
     report = report_of(study)
@@ -128,7 +120,7 @@ def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[st
         labels=np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
         measurements=np.array([study.measurements.get(n, np.nan) for n in schema.measurements], np.float32),
         organs=organs,
-        organ_sentences=_organ_sentences(study, source, schema.organs) if schema.has_organs else {},
+        organ_sentences=organ_texts(study, source, settings),
     )
     return record, dict(volume.provenance), tuple(dict.fromkeys(notes))
 
@@ -184,33 +176,8 @@ def crop_and_resample(
     return prepared, [f"mostly-padding:{100 * (1 - covered):.0f}%"] if covered < 0.25 else []
 
 
-_Mask = tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]
-
-
-def _read_masks(study: Study, wanted: set[str]) -> dict[str, _Mask]:
-    """Boolean mask and affine of each wanted organ that the study has."""
-    if "*" in study.organs:
-        labels, affine = _read_mask(study.organs["*"], "The organ masks")
-        named = {name: value for value, name in study.organ_classes.items()}
-        return {name: (labels == named[name], affine) for name in wanted if name in named}
-    chosen = sorted(wanted & organ_names(study))
-    read = {
-        name: _read_mask(study.organs[name], f"The mask of {name!r}")
-        for name in chosen
-        if Path(study.organs[name]).exists()
-    }
-    return {name: (labels != 0, affine) for name, (labels, affine) in read.items()}
-
-
-def _read_mask(path: Path, what: str) -> _Mask:
-    try:
-        return read_labels(path)
-    except VolumeRejected as rejection:
-        raise VolumeRejected(f"organs-{rejection.code}", f"{what}: {rejection}") from None
-
-
 def _crop_center(
-    study: Study, settings: PrepareSettings, masks: dict[str, _Mask]
+    study: Study, settings: PrepareSettings, masks: dict[str, Mask]
 ) -> tuple[Float[np.ndarray, " 3"] | None, list[str]]:
     if settings.crop == "center":
         return None, []
@@ -235,25 +202,6 @@ def _crop_center(
     return mask_center(mask, affine), []
 
 
-def _occupancy(
-    masks: dict[str, _Mask], organs: tuple[str, ...], like: Volume, cell: int
-) -> tuple[UInt8[np.ndarray, "O d h w"], list[str]]:
-    """Share of each cell that each organ fills, x 255; organs without a mask stay 0."""
-    cells = np.zeros((len(organs), *(size // cell for size in like.voxels.shape)), np.uint8)
-    for index, name in enumerate(organs):
-        if name in masks:
-            cells[index] = fraction_in_cells(resample_labels(*masks[name], like), (cell,) * 3)
-    if not cells.any():
-        return cells, [
-            "organs-outside-crop" if any(mask.any() for mask, _ in masks.values()) else "organs-empty"
-        ]
-    return cells, []
-
-
-def _same_grid(mask: np.ndarray, affine: Float[np.ndarray, "4 4"], volume: Volume) -> bool:
-    return mask.shape == volume.voxels.shape and np.allclose(affine, volume.affine, atol=1e-2)
-
-
 def _sections(study: Study, report: str) -> tuple[str, str, str]:
     """Findings text, impression, and what findings are extracted from: no history, no technique."""
     from medclip_jax.reports.sections import split_sections
@@ -268,15 +216,6 @@ def _extract(text: str, findings: tuple[str, ...]) -> dict[str, Int]:
     from medclip_jax.reports.findings import extract
 
     return {name: int(status) for name, status in extract(text, findings).items()}
-
-
-def _organ_sentences(study: Study, text: str, organs: tuple[str, ...]) -> dict[str, OrganText]:
-    """Text about each organ: from the archive's region sentences where it has some, else by rules."""
-    from medclip_jax.reports.anatomy import assign_sentences, organ_sentences, states_normal
-
-    paths = {path: said for path, said in study.sentences.items() if path and not says_nothing(said)}
-    found = organ_sentences(paths, organs) if paths else assign_sentences(text, organs)
-    return {name: {"text": said, "normal": states_normal(said)} for name, said in found.items()}
 
 
 def _place(error: BaseException) -> str:

@@ -33,6 +33,8 @@ class PrepareSettings:
         empty_report: "reject" or "note": what becomes of a volume whose report says nothing.
         per_shard: volumes in one shard, as long as no study is cut; None picks about 256 MB before
             compression.
+        organ_text: "own" takes, for each organ, the sentences about it and its parts; "containing" gives
+            an organ without any those about the region that contains it.
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
@@ -49,6 +51,7 @@ class PrepareSettings:
     modality: str = "CT"
     empty_report: str = "reject"
     per_shard: int | None = None
+    organ_text: str = "containing"
 
     @property
     def schema(self) -> Schema:
@@ -110,6 +113,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         raise ShardError(f"{settings.per_shard} volumes in a shard: it must be a positive number")
     if settings.empty_report not in ("reject", "note"):
         raise ShardError(f"empty_report '{settings.empty_report}' is neither 'reject' nor 'note'")
+    if settings.organ_text not in ("own", "containing"):
+        raise ShardError(f"organ_text '{settings.organ_text}' is neither 'own' nor 'containing'")
     measurements = settings.measurements
     if measurements is None:
         measurements = sorted(
