@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 AIR_HU = -1024
 """Fills what a shift leaves empty; the same value as in prepared volumes."""
@@ -98,10 +98,9 @@ def augment(
     """
 
     def one(volume, key):
-        place, mirror, level, spread, grain = jax.random.split(key, 5)
+        _, mirror, level, spread, grain = jax.random.split(key, 5)
         if any(shift_voxels):
-            largest = jnp.asarray(shift_voxels)
-            start = jax.random.randint(place, (3,), 0, 2 * largest + 1)
+            start = _shift_offset(key, shift_voxels) + jnp.asarray(shift_voxels)
             wide = jnp.pad(volume, [(s, s) for s in shift_voxels], constant_values=AIR_HU)
             volume = jax.lax.dynamic_slice(wide, start, volume.shape)
         if flip_width:
@@ -115,3 +114,47 @@ def augment(
         return volume
 
     return jax.vmap(one)(volume, keys)
+
+
+def shift_offsets(keys: jax.Array, shift_voxels: tuple[int, int, int]) -> Int[Array, "batch 3"]:
+    """Where `augment` with these keys takes each volume from: voxel i shows what was at i + offset.
+
+    Args:
+        keys: (B,) as given to `augment`.
+        shift_voxels: as given to `augment`.
+
+    Returns:
+        (B, 3) voxels along depth, height, width.
+    """
+    return jax.vmap(lambda key: _shift_offset(key, shift_voxels))(keys)
+
+
+def shift_cells(
+    cells: UInt8[Array, "batch maps depth height width"], offsets: Int[Array, "batch 3"], cell: int
+) -> UInt8[Array, "batch maps depth height width"]:
+    """Move maps of occupancy as a shift moves the volume that they belong to; nothing moves in.
+
+    A cell that a shift cuts gives each neighbor the share that lands there, as if it were filled evenly.
+
+    Args:
+        cells: (B, O, d, h, w) shares of cells x 255.
+        offsets: (B, 3) voxels, from `shift_offsets`.
+        cell: voxels of a cell along each axis.
+
+    Returns:
+        (B, O, d, h, w).
+    """
+    moved = cells.astype(jnp.float32)
+    for axis, size in enumerate(cells.shape[2:]):
+        places = jnp.arange(size)
+        source = places + offsets[:, axis, None] / cell
+        share = jnp.maximum(1.0 - jnp.abs(source[:, :, None] - places), 0.0)
+        moved = jnp.moveaxis(
+            jnp.einsum("bij,bo...j->bo...i", share, jnp.moveaxis(moved, axis + 2, -1)), -1, axis + 2
+        )
+    return jnp.round(moved).astype(jnp.uint8)
+
+
+def _shift_offset(key, shift_voxels):
+    largest = jnp.asarray(shift_voxels)
+    return jax.random.randint(jax.random.split(key, 5)[0], (3,), 0, 2 * largest + 1) - largest

@@ -1,15 +1,16 @@
-"""Heads that make a Gaussian of a tower's tokens, and pooling over a part of a volume."""
+"""Heads that make Gaussians of a tower's tokens: of all of them, or of those of a part."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float
 
 from medclip_jax.losses.contrastive import normalize
-from medclip_jax.models.attention import attend_plain
+from medclip_jax.models.attention_chunks import MASKED
 from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.heads import Projection
 
@@ -18,31 +19,31 @@ INITIAL_LOG_VARIANCE = -10.0
 
 
 class Gaussian(NamedTuple):
-    """A diagonal normal distribution for each sample."""
+    """Diagonal normal distributions: means and natural logarithms of the variances."""
 
-    mean: Float[Array, "batch out"]
-    log_variance: Float[Array, "batch out"]
+    mean: Float[Array, "*batch out"]
+    log_variance: Float[Array, "*batch out"]
 
 
 def soft_masked_mean(
-    tokens: Float[Array, "batch tokens features"], weights: Num[Array, "batch tokens"]
-) -> Float[Array, "batch features"]:
-    """Mean of the tokens, each weighted by how much of its patch lies inside.
+    tokens: Float[Array, "batch tokens features"], weights: Float[Array, "batch parts tokens"]
+) -> Float[Array, "batch parts features"]:
+    """Means of the tokens, each token weighted by how much of its patch belongs to a part.
 
     Args:
-        tokens: (B, N, W) of the patches.
-        weights: (B, N), not negative; they need not sum to 1.
+        tokens: (B, N, W).
+        weights: (B, P, N), not negative; they need not sum to 1.
 
     Returns:
-        (B, W) in the type of `tokens`; 0 for a sample whose weights are all 0.
+        (B, P, W) float32; 0 for a part whose weights are all 0.
 
     References:
         HiPro-CT, equation 4.
     """
     weights = weights.astype(jnp.float32)
-    total = weights.sum(axis=1, keepdims=True)
+    total = weights.sum(axis=-1, keepdims=True)
     share = weights / jnp.where(total > 0, total, 1.0)
-    return jnp.einsum("bn,bnw->bw", share, tokens.astype(jnp.float32)).astype(tokens.dtype)
+    return jnp.einsum("bpn,bnw->bpw", share, tokens, preferred_element_type=jnp.float32)
 
 
 class VarianceQuery(nnx.Module):
@@ -68,7 +69,7 @@ class VarianceQuery(nnx.Module):
         init = nnx.initializers.normal(width**-0.5)
         linear = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
         self.heads = heads
-        self.query = nnx.Param(init(rngs.params(), (1, 1, width)))
+        self.query = nnx.Param(init(rngs.params(), (width,)))
         self.to_query = nnx.Linear(width, width, **linear)
         self.to_key = nnx.Linear(width, width, **linear)
         self.to_value = nnx.Linear(width, width, **linear)
@@ -82,43 +83,42 @@ class VarianceQuery(nnx.Module):
         )
 
     def __call__(
-        self,
-        tokens: Float[Array, "batch tokens features"],
-        mask: Bool[Array, "batch tokens"] | None = None,
-    ) -> Float[Array, "batch out"]:
-        """Log-variances, float32.
+        self, tokens: Float[Array, "batch tokens features"], masks: Bool[Array, "batch parts tokens"]
+    ) -> Float[Array, "batch parts out"]:
+        """Log-variances of parts, float32.
 
         Args:
             tokens: (B, N, W).
-            mask: (B, N), True where the query may look. A row without any True looks everywhere: finite, and
-                to be left out by whoever knows that the row is empty.
+            masks: (B, P, N), True where the query may look for part p. A part without any token looks
+                everywhere: it stays finite, and whoever knows that it is empty leaves it out.
 
         Returns:
-            (B, D).
+            (B, P, D).
         """
-        batch, _, width = tokens.shape
-        if mask is not None:
-            mask = mask | ~mask.any(axis=1, keepdims=True)
-        query = self.to_query(jnp.broadcast_to(self.query[...], (batch, 1, width)))
-
-        def split(x):
-            return batch_sharded(x.reshape(batch, -1, self.heads, width // self.heads))
-
-        # One query a sample: its whole map is as small as a token, so no kernel is worth its rules.
-        found = attend_plain(split(query), split(self.to_key(tokens)), split(self.to_value(tokens)), mask)
-        found = self.output(found.reshape(batch, width))
+        masks = masks | ~masks.any(axis=-1, keepdims=True)
+        query = self.to_query(self.query[...]).reshape(self.heads, -1)
+        key, value = (
+            batch_sharded(x(tokens).reshape(*tokens.shape[:2], self.heads, -1))
+            for x in (self.to_key, self.to_value)
+        )
+        # All parts ask with one query: only which scores count differs.
+        scores = jnp.einsum(
+            "hk,bnhk->bhn", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32
+        )
+        scores = jnp.where(masks[:, :, None, :], scores[:, None], MASKED)
+        found = jnp.einsum("bphn,bnhk->bphk", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+        found = self.output(batch_sharded(found).reshape(*masks.shape[:2], -1))
         return self.log_variance(found.astype(jnp.float32))
 
 
 class GaussianHead(nnx.Module):
-    """Mean and log-variance of a tower's output in the joint space.
+    """Means and log-variances in the joint space.
 
     Args:
         pooled_width: features of a pooled vector.
         width: features of a token.
         out_features: dimensions of the joint space.
         heads: of the variance query's attention.
-        bias: whether the map to the mean has one.
         dtype: compute type of the attention.
         rngs: draws the initial parameters.
 
@@ -133,28 +133,27 @@ class GaussianHead(nnx.Module):
         out_features: int,
         heads: int,
         *,
-        bias: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.mean = Projection(pooled_width, out_features, bias=bias, rngs=rngs)
+        self.mean = Projection(pooled_width, out_features, rngs=rngs)
         self.variance = VarianceQuery(width, out_features, heads, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
-        pooled: Float[Array, "batch pooled"],
+        pooled: Float[Array, "batch parts pooled"],
         tokens: Float[Array, "batch tokens features"],
-        mask: Bool[Array, "batch tokens"] | None = None,
+        masks: Bool[Array, "batch parts tokens"],
     ) -> Gaussian:
-        """The distribution of each sample.
+        """Distributions of parts of each sample.
 
         Args:
-            pooled: (B, P), what the mean is made of.
-            tokens: (B, N, W), what the variance is made of.
-            mask: (B, N), True on the tokens that belong to it; all by default.
+            pooled: (B, P, F), what the means are made of.
+            tokens: (B, N, W), what the variances are made of.
+            masks: (B, P, N), True on the tokens of a part.
 
         Returns:
-            Mean (B, D) of length 1 (0 where `pooled` is 0) and log-variance (B, D), float32.
+            Means (B, P, D) of length 1 (0 where `pooled` is 0) and log-variances (B, P, D), float32.
         """
         mean = normalize(self.mean(pooled.astype(jnp.float32)))
-        return Gaussian(mean, self.variance(tokens, mask))
+        return Gaussian(mean, self.variance(tokens, masks))

@@ -14,15 +14,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from medclip_jax import transforms
 from medclip_jax.losses import chunked, probabilistic
 from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
 from medclip_jax.models.heads import LogitScale
+from medclip_jax.models.patches import pool_cells
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
 
 DIRECTIONS = ("global_contains_local", "local_contains_global")
 """Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
+
+WHOLES, PARTS = ("volume", "text"), ("organ", "sentence")
 
 
 def default_config() -> Any:
@@ -115,12 +119,14 @@ class HiProCt(Objective):
         self.local = self.weights.local > 0 or self.weights.hierarchy > 0
         if self.local and not spec.organs:
             raise ValueError(
-                "the shards hold no organs: prepare from a table with organ masks and --cell, or set "
+                "the shards hold no organs: prepare from a table with organ masks and --organ-cell, or set "
                 "config.objective.weights.local=0 and config.objective.weights.hierarchy=0"
             )
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
         vision = self.vision.transformer
+        self.shape = tuple(spec.shape)
+        self.patch = tuple(a * b for a, b in zip(config.vision.cell, config.vision.patch, strict=True))
         self.volume_head = GaussianHead(
             vision.pooled_width,
             vision.width,
@@ -152,94 +158,116 @@ class HiProCt(Objective):
         """
         keys = sample_keys(key, batch["sample"]) if train else None
         tokens = self._patches(batch["volume"], keys)
-        found = {"volume": self._whole(tokens), "text": self._texts(batch["tokens"])}
-        features = {}
+        found, features = {"text": self._texts(batch["tokens"])}, {}
+        weights = _everything(tokens)
         if self.local:
-            weights = self._drawn_weights(batch)
-            found["organ"] = self._part(tokens, weights)
+            organ = self._drawn_organ(batch, keys)
+            weights = jnp.concatenate([weights, organ[:, None]], axis=1)
             found["sentence"] = self._texts(batch["organ_tokens"])
             has_text = jnp.any(batch["organ_tokens"] != self.text.pad_token, axis=1)
-            features["valid"] = jnp.any(weights > 0, axis=1) & has_text
+            features["valid"] = jnp.any(organ > 0, axis=1) & has_text
+        parts = self._parts(tokens, weights)
+        found["volume"] = Gaussian(*(x[:, 0] for x in parts))
+        if self.local:
+            found["organ"] = Gaussian(*(x[:, 1] for x in parts))
         for kind, gaussian in found.items():
             features[f"{kind}_mean"] = gaussian.mean
             features[f"{kind}_log_variance"] = gaussian.log_variance
         return features
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
-        """Contrast of wholes and of parts, inclusions, bottleneck; then what is only logged."""
-        kinds = ("volume", "text", "organ", "sentence") if self.local else ("volume", "text")
+        """Contrast of wholes and of parts, inclusions, bottleneck; then what is only logged.
+
+        Logged: the share of inclusion scores that were pressed (`*_pressed`), the mean variance of each kind
+        (`*_variance`), the shares of organs and sentences that lie inside their whole
+        (`organ_in_volume`, `sentence_in_text`: inclusion of the whole vectors above 0), and the share of
+        volumes nearest to their own report (`top1`).
+        """
         gaussians = {
-            kind: Gaussian(features[f"{kind}_mean"], features[f"{kind}_log_variance"]) for kind in kinds
+            kind: Gaussian(features[f"{kind}_mean"], features[f"{kind}_log_variance"])
+            for kind in (*WHOLES, *(PARTS if self.local else ()))
         }
         everyone = jnp.ones(features["volume_mean"].shape[0], bool)
-        valid = {kind: features["valid"] if kind in ("organ", "sentence") else everyone for kind in kinds}
-        scale = self.logit_scale()
-        terms = self._contrasts(gaussians, features, batch)
+        valid = {kind: features["valid"] if kind in PARTS else everyone for kind in gaussians}
+        terms = self._contrasts(gaussians, valid, batch)
         terms |= self._inclusions(gaussians, valid)
         if self.weights.bottleneck:
-            sums, counts = zip(
-                *(
-                    _summed(probabilistic.vib(*gaussians[kind], reduce=self.bottleneck_reduce), valid[kind])
-                    for kind in kinds
-                ),
-                strict=True,
-            )
+            found = [
+                _summed(probabilistic.vib(*gaussian, reduce=self.bottleneck_reduce), valid[kind])
+                for kind, gaussian in gaussians.items()
+            ]
+            sums, counts = zip(*found, strict=True)
             terms["bottleneck"] = Term(sum(sums), sum(counts), self.weights.bottleneck)
-        for kind in kinds:
-            variance = jax.lax.stop_gradient(jnp.exp(gaussians[kind].log_variance).mean(axis=1))
-            terms[f"{kind}_variance"] = Term(*_summed(variance, valid[kind]), weight=0.0)
-        terms["logit_scale"] = Term(jax.lax.stop_gradient(scale), jnp.float32(1.0), weight=0.0)
-        return terms
+        return terms | self._logged(gaussians, valid, batch)
 
-    def _contrasts(self, gaussians, features, batch):
-        scale, bias = self.logit_scale(), self.logit_scale.bias[...]
-        size = batch["study"].shape[0]
+    def _contrasts(self, gaussians, valid, batch):
         options = {
+            "logit_scale": self.logit_scale(),
+            "logit_bias": self.logit_scale.bias[...],
             "same_group": self.same_study,
-            "chunk_rows": self.chunk_rows or chunked.automatic(size),
+            "chunk_rows": self._chunk_rows(batch),
         }
-        loss = probabilistic.pair_contrast(
-            *gaussians["volume"], *gaussians["text"], scale, bias, groups=batch["study"], **options
-        )
+        size = batch["study"].shape[0]
+        wholes = (*gaussians["volume"], *gaussians["text"])
+        loss = probabilistic.pair_contrast(*wholes, groups=batch["study"], **options)
         terms = {"contrast": Term(loss * size, jnp.float32(size))}
         if self.weights.local:
-            organ, valid = batch["organ"], features["valid"]
+            organ, asked = batch["organ"], valid["organ"]
             loss = probabilistic.pair_contrast(
                 *gaussians["organ"],
                 *gaussians["sentence"],
-                scale,
-                bias,
                 groups=jnp.concatenate([batch["study"], organ[:, None]], axis=1),
                 alike=jnp.where(batch["organ_normal"] == 1, organ, -1) if self.ignore_normal_pairs else None,
-                valid=valid,
+                valid=asked,
                 **options,
             )
-            count = valid.sum().astype(jnp.float32)
+            count = asked.sum().astype(jnp.float32)
             terms["local_contrast"] = Term(loss * count, count, self.weights.local)
         return terms
 
     def _inclusions(self, gaussians, valid):
-        asked = {}
+        asked = []
         if self.weights.hierarchy:
-            asked["volume_hierarchy"] = ("organ", "volume", self.weights.hierarchy)
-            asked["text_hierarchy"] = ("sentence", "text", self.weights.hierarchy)
+            for part, whole in zip(PARTS, WHOLES, strict=True):
+                inside, outside = (part, whole) if self.direction == DIRECTIONS[0] else (whole, part)
+                asked.append((f"{whole}_hierarchy", inside, outside, self.weights.hierarchy))
         if self.weights.cross:
-            asked["cross"] = ("volume", "text", self.weights.cross)
+            asked.append(("cross", "volume", "text", self.weights.cross))
         terms = {}
-        for name, (inside, outside, weight) in asked.items():
-            if name != "cross" and self.direction == "local_contains_global":
-                inside, outside = outside, inside
-            known = valid[inside] & valid[outside]
-            loss, pressed = probabilistic.inclusion_loss(
-                *gaussians[inside], *gaussians[outside], **asdict(self.inclusion)
-            )
-            terms[name] = Term(*_summed(loss, known), weight)
-            terms[f"{name}_pressed"] = Term(*_summed(pressed, known), weight=0.0)
+        for name, inside, outside, weight in asked:
+            both = (*gaussians[inside], *gaussians[outside])
+            loss, pressed = probabilistic.inclusion_loss(*both, **asdict(self.inclusion))
+            counted = valid[inside] & valid[outside]
+            terms[name] = Term(*_summed(loss, counted), weight)
+            terms[f"{name}_pressed"] = Term(*_summed(pressed, counted), weight=0.0)
         return terms
+
+    def _logged(self, gaussians, valid, batch):
+        gaussians = jax.lax.stop_gradient(gaussians)
+        found = {
+            f"{kind}_variance": _summed(jnp.exp(gaussian.log_variance).mean(axis=1), valid[kind])
+            for kind, gaussian in gaussians.items()
+        }
+        for part, whole in zip(PARTS, WHOLES, strict=True) if self.local else ():
+            score = probabilistic.inclusion(
+                *gaussians[part], *gaussians[whole], form=self.inclusion.form, reduce="joint"
+            )
+            found[f"{part}_in_{whole}"] = _summed((score > 0).astype(jnp.float32), valid[part])
+        found["top1"] = _summed(
+            _first_hits(gaussians, batch["study"], self._chunk_rows(batch)), valid["volume"]
+        )
+        one = jnp.float32(1.0)
+        found["logit_scale"] = (jax.lax.stop_gradient(self.logit_scale()), one)
+        found["logit_bias"] = (jax.lax.stop_gradient(self.logit_scale.bias[...]), one)
+        return {name: Term(*sums, weight=0.0) for name, sums in found.items()}
+
+    def _chunk_rows(self, batch: Batch) -> int:
+        return self.chunk_rows or chunked.automatic(batch["study"].shape[0])
 
     def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
         """Gaussians of volumes."""
-        return Embedding(*self._whole(self._patches(volumes)))
+        tokens = self._patches(volumes)
+        return Embedding(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Gaussians of texts: reports, sentences, prompts."""
@@ -248,35 +276,35 @@ class HiProCt(Objective):
     def embed_organs(
         self, volumes: Int[Array, "B D H W"], organs: UInt8[Array, "B O d h w"]
     ) -> OrganEmbeddings:
-        """Gaussians of every organ of volumes.
+        """Gaussians of organs of volumes. Deterministic.
 
         Args:
             volumes: prepared volumes (HU).
             organs: occupancy of the organs' cells, as in a batch.
-        """
-        tokens = self._patches(volumes)
-        by_organ = [
-            (self._part(tokens, weights), jnp.any(weights > 0, axis=1))
-            for weights in (self._weights(organs[:, index]) for index in range(organs.shape[1]))
-        ]
-        return OrganEmbeddings(
-            jnp.stack([found.mean for found, _ in by_organ], axis=1),
-            jnp.stack([found.log_variance for found, _ in by_organ], axis=1),
-            jnp.stack([present for _, present in by_organ], axis=1),
-        )
 
-    def _patches(self, volumes: Int[Array, "B D H W"], keys: jax.Array | None = None):
+        Raises:
+            ValueError: cells that do not divide the patch.
+        """
+        weights = self._occupancy(organs)
+        return OrganEmbeddings(*self._parts(self._patches(volumes), weights), jnp.any(weights > 0, axis=-1))
+
+    def _patches(
+        self, volumes: Int[Array, "B D H W"], keys: jax.Array | None = None
+    ) -> Float[Array, "B N width"]:
         """Tokens of the patches, without the class token."""
         return self.vision.transformer(self.vision.to_voxels(volumes, keys))[:, 1:]
 
-    def _whole(self, tokens: Float[Array, "B N width"]) -> Gaussian:
-        return self.volume_head(tokens.mean(axis=1), tokens)
-
-    def _part(self, tokens: Float[Array, "B N width"], weights: Float[Array, "B N"]) -> Gaussian:
+    def _parts(self, tokens: Float[Array, "B N width"], weights: Float[Array, "B P N"]) -> Gaussian:
         return self.volume_head(soft_masked_mean(tokens, weights), tokens, weights > 0)
 
-    def _drawn_weights(self, batch: Batch) -> Float[Array, "B N"]:
-        """Of the organ that the pipeline drew; 0 everywhere where it drew none."""
+    def _texts(self, tokens: Int[Array, "B L"]) -> Gaussian:
+        mask = tokens != self.text.pad_token
+        states = self.text.encoder(tokens, mask)
+        pooled = self.text.encoder.pool(states, tokens, mask, self.text.pooling)
+        return Gaussian(*(x[:, 0] for x in self.text_head(pooled[:, None], states, mask[:, None])))
+
+    def _drawn_organ(self, batch: Batch, keys: jax.Array | None) -> Float[Array, "B N"]:
+        """Occupancy of the organ that the pipeline drew; 0 everywhere where it drew none."""
         missing = [name for name in ("organs", "organ", "organ_tokens", "organ_normal") if name not in batch]
         if missing:
             raise ValueError(
@@ -285,20 +313,23 @@ class HiProCt(Objective):
             )
         drawn = batch["organ"]
         index = jnp.maximum(drawn, 0)[:, None, None, None, None]
-        cells = batch_sharded(jnp.take_along_axis(batch_sharded(batch["organs"]), index, axis=1)[:, 0])
-        return jnp.where((drawn >= 0)[:, None], self._weights(cells), 0.0)
+        cells = batch_sharded(jnp.take_along_axis(batch_sharded(batch["organs"]), index, axis=1))
+        if keys is not None and any(self.vision.shift_voxels):
+            offsets = transforms.shift_offsets(keys, self.vision.shift_voxels)
+            cells = transforms.shift_cells(cells, offsets, self._cell(cells))
+        return jnp.where((drawn >= 0)[:, None], self._occupancy(cells)[:, 0], 0.0)
 
-    def _weights(self, cells: UInt8[Array, "B d h w"]) -> Float[Array, "B N"]:
-        """How much of each patch an organ fills."""
-        grid = self.vision.transformer.grid
-        parts = [size // count for size, count in zip(cells.shape[1:], grid, strict=True)]
-        cut = cells.reshape(-1, grid[0], parts[0], grid[1], parts[1], grid[2], parts[2]).astype(jnp.float32)
-        return cut.mean(axis=(2, 4, 6)).reshape(cells.shape[0], -1) / 255.0
+    def _occupancy(self, cells: UInt8[Array, "B O d h w"]) -> Float[Array, "B O N"]:
+        return pool_cells(cells, self._cell(cells), self.patch)
 
-    def _texts(self, tokens: Int[Array, "B L"]) -> Gaussian:
-        mask = tokens != self.text.pad_token
-        states = self.text.encoder(tokens, mask)
-        return self.text_head(self.text.encoder.pool(states, tokens, mask, self.text.pooling), states, mask)
+    def _cell(self, cells: UInt8[Array, "B O d h w"]) -> int:
+        """Voxels of a cell along each axis."""
+        return self.shape[0] // cells.shape[2]
+
+
+def _everything(tokens: Float[Array, "B N width"]) -> Float[Array, "B 1 N"]:
+    """Weights of the whole volume."""
+    return jnp.ones((tokens.shape[0], 1, tokens.shape[1]))
 
 
 def _summed(
@@ -306,3 +337,20 @@ def _summed(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum over the valid ones, and how many they are."""
     return jnp.where(valid, values, 0.0).sum(), valid.sum().astype(jnp.float32)
+
+
+def _first_hits(
+    gaussians: dict[str, Gaussian], study: Int[Array, "B words"], chunk_rows: int
+) -> Float[Array, " B"]:
+    """1 where the text nearest to a volume, by the distance of Gaussians, is of the same study."""
+
+    def hits(rows, columns):
+        # The volume's own length and trace are the same for all texts.
+        nearness = rows["mean"] @ columns["mean"].T - 0.5 * columns["trace"]
+        nearest = nearness.argmax(axis=1)
+        return jnp.all(columns["study"][nearest] == rows["study"], axis=1).astype(jnp.float32)
+
+    rows = {"mean": gaussians["volume"].mean, "study": study}
+    text = gaussians["text"]
+    columns = {"mean": text.mean, "trace": probabilistic.trace(text.log_variance), "study": study}
+    return chunked.map_rows(hits, rows, columns, chunk_rows)

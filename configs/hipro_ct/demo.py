@@ -1,0 +1,33 @@
+"""HiPro-CT on phantoms: volumes and impressions, organs and their sentences, in a few minutes."""
+
+import runpy
+from pathlib import Path
+
+from medclip_jax.objectives import hipro_ct
+from medclip_jax.training.config import base_config
+
+_demo = Path(__file__).parents[1] / "demo"
+vision = runpy.run_path(str(_demo / "mae.py"))["vision"]
+
+
+def get_config():
+    config = base_config()
+    config.objective = hipro_ct.default_config()
+    vision(config.objective.vision)
+    config.objective.vision.pooling = "mean"
+    config.objective.vision.augment.shift_voxels = (1, 2, 2)
+    config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
+    config.objective.embedding_width = 128
+    # As in configs/demo: short texts, as short as the prompts of zero-shot use.
+    config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
+    config.data.text_length = 80
+    config.data.organ_text_length = 48
+    config.batch_size = 48
+    config.steps = 700
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 30
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
+    config.log.every_steps = 20
+    config.log.tensorboard = False
+    return config
