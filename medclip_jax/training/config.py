@@ -94,7 +94,7 @@ def base_config() -> ConfigDict:
                 "resume": "",  # workdir or checkpoint to go on from while this workdir has none of its own
             },
             "initial_weights": {
-                "workdir": "",  # of an earlier stage; ignored once this run has a checkpoint of its own
+                "workdir": "",  # an earlier stage, or an exported folder or its hub id; ignored once this run has its own
                 "include": (r".*",),  # regexes on the names there
                 "rename": (),  # ((regex, replacement), ...) from names there to names here
                 "ema": False,  # take the averaged weights
