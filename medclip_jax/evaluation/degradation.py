@@ -21,9 +21,6 @@ from medclip_jax.reports.findings import FINDINGS, extract_detailed
 from medclip_jax.reports.sentences import split_sentences
 from medclip_jax.transforms import AIR_HU
 
-_HIGHEST_HU = 3071
-"""Of a prepared volume's range, 12 bits from -1024."""
-
 _VAGUE = (
     "Some change may be seen.",
     "An abnormality cannot be excluded.",
@@ -42,7 +39,7 @@ def add_noise(
         generator: of the pattern.
     """
     noisy = volume + np.float32(level) * generator.standard_normal(volume.shape, np.float32)
-    return np.clip(np.rint(noisy), AIR_HU, _HIGHEST_HU).astype(np.int16)
+    return np.clip(np.rint(noisy), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
 
 
 def lose_slices(

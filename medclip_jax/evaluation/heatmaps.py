@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 from scipy import ndimage
 
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.similarity import Embeddings, means
 from medclip_jax.objectives.base import Objective
 
 MAP_BYTES = 2 * 1024**3
@@ -53,21 +54,21 @@ class HeatMap:
 def heat_map(
     objective: Objective,
     volume: Int[np.ndarray, "D H W"],
-    positive: Float[np.ndarray, " E"],
-    negative: Float[np.ndarray, " E"] | None = None,
+    positive: Embeddings,
+    negative: Embeddings | None = None,
     *,
     first_layer: int | None = None,
 ) -> HeatMap:
-    """Relevance of each patch for the cosine between a volume and a prompt.
+    """Relevance of each patch for the cosine between a volume and a prompt; of Gaussians, of their means.
 
     One block's maps hold ``12 heads tokens^2`` bytes (probabilities, offsets, gradients in float32): 17 MB
     for 12 heads and 344 tokens, 3.9 GB for 5185 tokens.
 
     Args:
-        objective: a model with a volume tower and a projection, such as `clip` or `cardiac_clip`.
+        objective: a model with a volume tower and a projection: `clip`, `cardiac_clip`, `hipro_ct`.
         volume: (D, H, W) prepared volume, HU.
-        positive: (E,) vector of the prompt, L2-normalised.
-        negative: (E,) vector of the opposite prompt; then the difference of the cosines is explained.
+        positive: a single point or Gaussian, (E,), of the prompt.
+        negative: that of the opposite prompt; then the difference of the cosines is explained.
         first_layer: first block to follow, counted from 1; None for the one past the middle, block 7 of
             12 as in Cardiac-CLIP.
 
@@ -79,7 +80,7 @@ def heat_map(
         ValueError: `first_layer` is out of range.
     """
     transformer = getattr(getattr(objective, "vision", None), "transformer", None)
-    if transformer is None or not hasattr(objective, "vision_projection"):
+    if transformer is None or _projection(objective) is None:
         raise NotEvaluable(
             f"{type(objective).__name__} has no volume tower with a projection into the space of texts: "
             "heat maps need a contrastive model"
@@ -92,8 +93,8 @@ def heat_map(
     tokens = 1 + int(np.prod(grid))
     together = max(1, MAP_BYTES // (12 * heads * tokens**2))
     graph, state = nnx.split(objective)
-    direction = np.asarray(positive, np.float32)
-    direction = direction if negative is None else direction - np.asarray(negative, np.float32)
+    direction = np.asarray(means(positive), np.float32)
+    direction = direction if negative is None else direction - np.asarray(means(negative), np.float32)
 
     row = start = None
     score = 0.0
@@ -125,6 +126,12 @@ def upsample(patches: Float[np.ndarray, "d h w"], shape: Sequence[int]) -> Float
     """
     factors = [size / count for size, count in zip(shape, patches.shape, strict=True)]
     return ndimage.zoom(patches, factors, order=1, mode="nearest", grid_mode=True)
+
+
+def _projection(objective: Objective) -> Any:
+    """The map from the pooled tokens to the joint space; of Gaussians, to their means. None without one."""
+    head = getattr(objective, "volume_head", None)
+    return getattr(objective, "vision_projection", getattr(head, "mean", None))
 
 
 def _rows_read(pooling: str, share: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
@@ -161,7 +168,7 @@ def _contributions(
         every = [offsets.get(layer) for layer in range(1, len(transformer.blocks) + 1)]
         encoded, maps = transformer(voxels, attention_offsets=every)
         encoded = encoded.astype(jnp.float32) + change
-        embedding = objective.vision_projection(transformer.pool(encoded))[0].astype(jnp.float32)
+        embedding = _projection(objective)(transformer.pool(encoded))[0].astype(jnp.float32)
         cosine = embedding @ direction / jnp.maximum(jnp.linalg.norm(embedding), 1e-6)
         return cosine, ({layer: maps[layer - 1] for layer in layers}, encoded)
 

@@ -1,4 +1,4 @@
-"""Ordered grades from one cosine: does a volume with more calcium lie nearer to the prompt?"""
+"""Ordered grades from one similarity: does a volume with more calcium lie nearer to the prompt?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc
 from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
-from medclip_jax.evaluation.similarity import similarity
+from medclip_jax.evaluation.similarity import describe, similarity
 from medclip_jax.reports import prompts
 
 
@@ -74,7 +74,7 @@ def evaluate_ordinal(
     draws: int = 1000,
     seed: int = 0,
 ) -> OrdinalResult:
-    """Rank volumes by the cosine to the finding's positive prompt, and cut the grades at each threshold.
+    """Rank volumes by the similarity to the finding's positive prompt, and cut the grades at each threshold.
 
     Args:
         data: the split.
@@ -130,7 +130,7 @@ def evaluate_ordinal(
         "n": f"{len(grades)} volumes of {len(np.unique(patients))} patients, split {data.name!r}; {counts}",
         "prompts": f'"{prompt}"',
         "pooling": data.pooling,
-        "score": "cosine to the prompt",
+        "score": f"{describe(data.volumes)} to the prompt",
         "threshold": "none needed",
         "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
     }

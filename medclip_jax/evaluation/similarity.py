@@ -45,6 +45,11 @@ Embeddings = Float[np.ndarray, "N E"] | Gaussians
 """Points of length 1, or Gaussians, as the objective gives them."""
 
 
+def describe(embeddings: Embeddings) -> str:
+    """What `similarity` is of such embeddings, as results print it."""
+    return "1 - CSD / 2" if isinstance(embeddings, Gaussians) else "cosine"
+
+
 def means(embeddings: Embeddings) -> Float[np.ndarray, "N E"]:
     """The points themselves, or the middles of the Gaussians."""
     return embeddings.mean if isinstance(embeddings, Gaussians) else embeddings

@@ -21,7 +21,7 @@ from medclip_jax.evaluation.degradation import (
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, Embedder, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
-from medclip_jax.evaluation.similarity import Gaussians
+from medclip_jax.evaluation.similarity import Gaussians, describe
 from medclip_jax.evaluation.uncertainty_metrics import Calibration, RiskCoverage, calibration, risk_coverage
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.reports import prompts
@@ -231,7 +231,8 @@ def evaluate_uncertainty(
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
         "prompts": " / ".join(f'"{words.format("X")}"' for words in prompts.TEMPLATES[template]),
         "pooling": data.pooling,
-        "score": f"probability, scale {scale or data.logit_scale:g}{'' if scale else ', that of the model'}",
+        "score": f"probability of {describe(data.volumes)}, scale {scale or data.logit_scale:g}"
+        + ("" if scale else ", the model's own"),
         "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
     }
     return UncertaintyResult(degradations, answers, inclusion, missing, conditions)

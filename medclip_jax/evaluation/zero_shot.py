@@ -12,7 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
 from medclip_jax.evaluation.results import Table, number, with_interval
-from medclip_jax.evaluation.similarity import Embeddings, preference
+from medclip_jax.evaluation.similarity import Embeddings, describe, preference
 from medclip_jax.reports import prompts
 
 METRICS = ("auroc", "average_precision", "f1", "accuracy")
@@ -206,7 +206,7 @@ def evaluate_zero_shot(
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
         "prompts": " / ".join(f'"{text.format("X")}"' for text in prompts.TEMPLATES[template]),
         "pooling": data.pooling,
-        "score": f"{score}, scale {scale:g}{whose}",
+        "score": f"{score} of {describe(data.volumes)}, scale {scale:g}{whose}",
         "threshold": source,
         "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
     }

@@ -81,13 +81,13 @@ class GalleryHit:
     Attributes:
         volume: (D, H, W) int16 HU.
         rank: its place, from 1.
-        cosine: to the query.
+        similarity: to the query.
         match: whether it belongs to the query's study.
     """
 
     volume: Int16[np.ndarray, "D H W"]
     rank: int
-    cosine: float
+    similarity: float
     match: bool
 
 
@@ -191,22 +191,22 @@ def gallery_query(
     from medclip_jax.evaluation.metrics import ranks
 
     query = data.texts[text][index]
-    cosines = similarity(data.volumes, encode_texts([query]))[:, 0]
+    found = similarity(data.volumes, encode_texts([query]))[:, 0]
     match = data.studies == data.studies[index]
-    order = np.argsort(-cosines, kind="stable")
+    order = np.argsort(-found, kind="stable")
     places = list(range(min(count, len(order))))
     first_match = int(np.flatnonzero(match[order])[0])
     if first_match not in places:
         places[-1] = first_match
     return GalleryQuery(
         text=query,
-        rank=float(ranks(cosines[None], data.studies[index : index + 1], data.studies)[0]),
-        gallery=len(cosines),
+        rank=float(ranks(found[None], data.studies[index : index + 1], data.studies)[0]),
+        gallery=len(found),
         hits=[
             GalleryHit(
                 np.array(records[int(order[place])]["volume"]),
                 place + 1,
-                float(cosines[order[place]]),
+                float(found[order[place]]),
                 bool(match[order[place]]),
             )
             for place in places
@@ -310,7 +310,7 @@ def _gallery(page: Page, query: GalleryQuery, spacing: Spacing, label: str) -> N
         (
             figures.thumbnail(hit.volume, spacing),
             f"{hit.rank}. {'match' if hit.match else 'other study'}",
-            f"cosine {hit.cosine:+.3f}",
+            f"similarity {hit.similarity:+.3f}",
             hit.match,
         )
         for hit in query.hits

@@ -11,8 +11,9 @@ from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.results import number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
+from medclip_jax.evaluation.uncertainty import UncertaintyResult
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
-from medclip_jax.pages import figures
+from medclip_jax.pages import figures, uncertainty_figures
 from medclip_jax.pages.html import Page
 
 
@@ -48,6 +49,8 @@ def write_evaluation_page(
             page.tile(number(result.text_to_image.recall[k]), f"text to image R@{k}")
         elif isinstance(result, OrdinalResult):
             page.tile(number(result.auroc.mean), f"mean ordinal AUROC, {result.name}")
+        elif isinstance(result, UncertaintyResult) and "noise" in result.degradations:
+            page.tile(number(result.degradations["noise"].pooled), "Spearman, uncertainty and noise")
     add_results(page, evaluation, baseline=baseline, baseline_name=baseline_name)
     if config is not None:
         page.section("Configuration")
@@ -95,22 +98,57 @@ def add_results(
                 "R@k: share of queries with an item of their own study among the k nearest. P@k: share of "
                 "volumes with the finding among the k nearest to its prompt; compare it with chance.",
             )
-            page.table(result.table())
-            keywords = result.keyword_table()
-            if keywords is not None:
-                page.table(keywords)
+            for table in (result.table(), result.subset_table(), result.keyword_table()):
+                if table is not None:
+                    page.table(table)
         elif isinstance(result, OrdinalResult):
             page.section(
                 _title("Ordered grades", name, "ordinal"),
-                "One cosine ranks the volumes; each cut of the scale asks whether it separates higher grades "
-                "from lower ones.",
+                "One similarity ranks the volumes; each cut of the scale asks whether it separates higher "
+                "grades from lower ones.",
             )
-            page.figure(figures.grade_boxes(result), "Cosine to the prompt for each grade")
+            page.figure(figures.grade_boxes(result), "Similarity to the prompt for each grade")
             page.table(result.table())
+        elif isinstance(result, UncertaintyResult):
+            page.section(
+                _title("Uncertainty", name, "uncertainty"),
+                "Does the predicted variance grow with damage, does it tell wrong answers, are probabilities "
+                "what they say?",
+            )
+            _add_uncertainty(page, result)
     if evaluation.skipped:
         page.section("Not evaluated")
         for name, reason in evaluation.skipped.items():
             page.paragraph(f"{name}: {reason}", note=True)
+
+
+def _add_uncertainty(page: Page, result: UncertaintyResult) -> None:
+    if result.degradations:
+        page.figure(
+            uncertainty_figures.degradation(result),
+            "Uncertainty against the level of each kind of damage",
+            "Blue: median and quartiles over the samples. Gray: single samples. Spearman's correlation of "
+            "uncertainty and level over samples and levels together; in brackets its mean within a sample.",
+        )
+    if result.answers is not None:
+        page.figure(
+            uncertainty_figures.selective(result.answers),
+            "Risk-coverage curves",
+            "The questions are answered in the order of the predicted variance of the volume, or of the "
+            "margin of the probability; the lower the curve, the better the order.",
+        )
+        page.figure(
+            uncertainty_figures.reliability(result.answers),
+            "Reliability diagram",
+            "Each dot is a bin of probabilities; on the dotted line they are what they say.",
+        )
+    if result.inclusion is not None:
+        page.figure(
+            uncertainty_figures.inclusion(result.inclusion),
+            "Histogram of inclusion scores",
+            f"Share inside: {number(result.inclusion.share)}.",
+        )
+    page.table(result.table())
 
 
 def _title(title: str, name: str, usual: str) -> str:

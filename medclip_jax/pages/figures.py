@@ -60,7 +60,7 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], *, title:
         for name in names
     }
     series = {name: points for name, points in series.items() if len(points)}
-    figure = _figure(4.3 * max(1, len(series)), 2.7)
+    figure = new_figure(4.3 * max(1, len(series)), 2.7)
     panels = figure.subplots(1, max(1, len(series)), squeeze=False)[0]
     for panel, (name, points) in zip(panels, series.items(), strict=False):
         steps, values = points.T
@@ -74,7 +74,7 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], *, title:
             panel.plot(steps, (sums[high] - sums[low]) / (high - low), color=BLUE, linewidth=1.8)
         panel.set_title(name, fontsize=9, color=INK)
         panel.set_xlabel("step", fontsize=8)
-        _plain(panel)
+        plain(panel)
     if not series:
         panels[0].set_axis_off()
         panels[0].text(0.5, 0.5, "nothing was logged", ha="center", color=FAINT)
@@ -110,7 +110,7 @@ def slices(
     widths, heights = [sizes[2], sizes[2], sizes[1]], [sizes[1], sizes[0], sizes[0]]
     # One scale for the three planes: inches for each mm, limited by width and by height.
     scale = min(10.0 / sum(widths), 4.0 / max(heights))
-    figure = _figure(scale * sum(widths) + (1.0 if heat is not None else 0.2), scale * max(heights) + 0.6)
+    figure = new_figure(scale * sum(widths) + (1.0 if heat is not None else 0.2), scale * max(heights) + 0.6)
     panels = figure.subplots(1, 3, width_ratios=widths)
     top = float(heat.max()) if heat is not None and heat.max() > 0 else 1.0
     drawn = None
@@ -169,7 +169,7 @@ def reconstruction(
     heights = [sizes[1], sizes[0], sizes[0]]
     widths = [sizes[2], sizes[2], sizes[1]]
     unit = 2.2 / max(widths)
-    figure = _figure(3 * 2.2 + 0.4, unit * sum(heights) + 0.7)
+    figure = new_figure(3 * 2.2 + 0.4, unit * sum(heights) + 0.7)
     panels = figure.subplots(3, 3, height_ratios=heights)
     for axis in range(3):
         at = original.shape[axis] // 2
@@ -201,7 +201,7 @@ def roc(result: ZeroShotResult) -> Figure:
     findings = list(result.findings.items())
     columns = min(4, max(1, len(findings)))
     rows = -(-len(findings) // columns) or 1
-    figure = _figure(2.6 * columns, 2.75 * rows)
+    figure = new_figure(2.6 * columns, 2.75 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
@@ -221,7 +221,7 @@ def roc(result: ZeroShotResult) -> Figure:
         panel.set_aspect("equal")
         panel.set_xlim(-0.02, 1.02)
         panel.set_ylim(-0.02, 1.02)
-        _plain(panel)
+        plain(panel)
         panel.set_xlabel("1 - specificity", fontsize=7.5)
         panel.set_ylabel("sensitivity", fontsize=7.5)
     return figure
@@ -241,7 +241,7 @@ def auroc_bars(
     values = [result.findings[name].values["auroc"] for name in names] + [result.means["auroc"]]
     intervals = [result.findings[name].intervals.get("auroc") for name in names]
     intervals.append(result.mean_auroc_interval)
-    figure = _figure(7.2, 0.36 * len(values) + 0.9)
+    figure = new_figure(7.2, 0.36 * len(values) + 0.9)
     panel = figure.subplots()
     places = np.arange(len(values))[::-1]
     colors = [BLUE] * len(names) + [INK]
@@ -264,7 +264,7 @@ def auroc_bars(
     panel.set_yticks(places, [name.replace("_", " ") for name in names] + ["mean"])
     panel.set_xlim(0, 1)
     panel.set_xlabel("AUROC", fontsize=8)
-    _plain(panel)
+    plain(panel)
     return figure
 
 
@@ -274,7 +274,7 @@ def grade_boxes(result: OrdinalResult) -> Figure:
     Args:
         result: of the ordinal evaluator.
     """
-    figure = _figure(6.4, 2.8)
+    figure = new_figure(6.4, 2.8)
     panel = figure.subplots()
     generator = np.random.default_rng(0)
     for grade in np.unique(result.grades):
@@ -285,8 +285,8 @@ def grade_boxes(result: OrdinalResult) -> Figure:
         panel.plot([grade - 0.3, grade + 0.3], [np.median(scores)] * 2, color=ORANGE, linewidth=2)
     panel.set_xticks(np.unique(result.grades))
     panel.set_xlabel(f"grade ({result.name})", fontsize=8)
-    panel.set_ylabel("cosine to the prompt", fontsize=8)
-    _plain(panel)
+    panel.set_ylabel(result.conditions["score"], fontsize=8)
+    plain(panel)
     return figure
 
 
@@ -303,7 +303,7 @@ def grid_effects(
         keys: one panel for each.
         metric: its name.
     """
-    figure = _figure(max(4.4, 3.6 * len(keys)), 3.0)
+    figure = new_figure(max(4.4, 3.6 * len(keys)), 3.0)
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     numbers = np.asarray(values, float)
     for panel, key in zip(panels, keys, strict=True):
@@ -329,7 +329,7 @@ def grid_effects(
         if other and len(names) <= 8:
             panel.legend(title=other.split(".")[-1], fontsize=7, title_fontsize=7, frameon=False)
         panel.set_xlabel(key, fontsize=8)
-        _plain(panel)
+        plain(panel)
     panels[0].set_ylabel(metric, fontsize=8)
     return figure
 
@@ -369,13 +369,24 @@ def _plane(
     return picture, (0.0, picture.shape[1] * horizontal, 0.0, picture.shape[0] * vertical)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    Args:
+        width: inches.
+        height: inches.
+    """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _plain(panel: Any) -> None:
+def plain(panel: Any) -> None:
+    """The look of all panels: no frame above and to the right, a faint grid behind.
+
+    Args:
+        panel: matplotlib axes.
+    """
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=7.5, colors=INK)
     panel.grid(color="#e8eaec", linewidth=0.7)
