@@ -22,14 +22,14 @@ TEXTS = [pair(NAMES[0])[0], "Coronary calcification, naïve (心)."]
 BLOCKED = """
 import sys
 class Without:
-    """A finder that does not find some packages, as if they were not installed."""
+    # A finder that does not find some packages, as if they were not installed.
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, *arguments):
         return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, *arguments)
 BLOCKED = {"jax", "jaxlib", "flax", "optax", "medclip_jax", "transformers", "huggingface_hub", "safetensors",
            "tokenizers", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "jaxtyping"}
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path if hasattr(finder, 'find_spec')]
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 sys.path = [entry for entry in sys.path if entry not in ("", sys.argv[3])]
 """
 
