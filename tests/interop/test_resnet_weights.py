@@ -243,9 +243,7 @@ def test_what_does_not_fit_is_named():
     ):
         from_torch(given, resnet)
     given = arrays(Twin(18))
-    with pytest.raises(
-        ValueError, match=r"bn1\.bias has shape \(4,\) .* and \(6,\) .* with the width"
-    ):
+    with pytest.raises(ValueError, match=r"bn1\.bias has shape \(4,\) .* and \(6,\) .* with the width"):
         from_torch(given, ResNet(18, width=6, rngs=nnx.Rngs(0)))
     for name, array in to_torch(resnet).items():
         np.testing.assert_array_equal(array, before[name])  # nothing was written
