@@ -139,25 +139,29 @@ class TestExported:
 
     def test_hub_id(self, exported, model, scan, monkeypatch):
         import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
 
         asked = []
 
-        def snapshot(name, *, allow_patterns):
-            asked.append((name, allow_patterns))
-            return str(exported)
+        def download(name, file, revision=None):
+            assert name == "owner/clip-heart.v1"
+            asked.append(file)
+            if not (exported / file).exists():
+                raise EntryNotFoundError(file)
+            return str(exported / file)
 
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
         found = medclip_jax.load("owner/clip-heart.v1", progress=False)
         np.testing.assert_allclose(found.embed_volumes(scan), model.embed_volumes(scan), atol=1e-6)
-        ((name, patterns),) = asked
-        assert name == "owner/clip-heart.v1"
-        assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(asked)
+        assert not any(file.endswith((".py", ".bin")) for file in asked)
 
     def test_hub_out_of_reach(self, monkeypatch):
         from huggingface_hub import constants
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(FileNotFoundError, match=r"no folder runs/clip here.*hf download runs/clip --loc"):
+        with pytest.raises(FileNotFoundError, match=r"no folder runs/clip of.*hf download runs/clip --loc"):
             medclip_jax.load("runs/clip")
 
     def test_neither_folder_nor_id(self, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
     from medclip_jax.reports.tokenizer import Tokenizer
     from medclip_jax.shards.read import PreparedInfo
-
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.md")
-"""Files of a hub repository that are fetched: no code."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +125,14 @@ def _find(source: str | os.PathLike) -> Path:
             f"no config.json in {folder}: give the --workdir of a `medclip train` run (not its checkpoints), "
             "or a folder that `medclip export` wrote"
         )
-    name = os.fspath(source)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise FileNotFoundError(
-            f"no folder {name}: give the --workdir of a `medclip train` run, a folder that `medclip export` "
-            'wrote, or a hub id "owner/name"'
-        )
-    from huggingface_hub import snapshot_download
+    from medclip_jax.interop.folder import TOKENIZER_FILES
+    from medclip_jax.interop.hub import locate
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model.bin"]))
-        return folder
-    # The client raises errors of its own, of its HTTP library, and of the system.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return locate(os.fspath(source), more=TOKENIZER_FILES)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no folder {name} here, and the Hugging Face hub gave no model of that name "
-            f"({type(error).__name__}: {reason}). Check the path; for a private model, log in with `hf auth "
-            f"login`; or, on a machine that reaches the hub, run `hf download {name} --local-dir FOLDER`, "
-            "copy FOLDER here, and give its path"
+            f"no folder {source} of a `medclip train` run or of `medclip export`: {error}"
         ) from error
 
 

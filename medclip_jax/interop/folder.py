@@ -27,8 +27,8 @@ CONFIG, SAFETENSORS, PYTORCH, CARD = "config.json", "model.safetensors", "pytorc
 MODELING = "modeling_medclip.py"
 MODEL_TYPE = "medclip"
 _PREPROCESSOR = "preprocessor_config.json"
-_TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-_OWN = {CONFIG, SAFETENSORS, PYTORCH, CARD, MODELING, _PREPROCESSOR, *_TOKENIZER, "__pycache__"}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+_OWN = {CONFIG, SAFETENSORS, PYTORCH, CARD, MODELING, _PREPROCESSOR, *TOKENIZER_FILES, "__pycache__"}
 _OWN_SUFFIXES = (".stablehlo", ".onnx")
 AIR_HU = -1024
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 WEIGHT_FILES = (
@@ -14,7 +15,7 @@ WEIGHT_FILES = (
 """What a model folder may keep its weights in; the first that exists is read."""
 
 
-def locate(name: str | Path, *, weights: bool = True) -> Path:
+def locate(name: str | Path, *, weights: bool = True, more: Sequence[str] = ()) -> Path:
     """Turn a folder or a hub id into a local folder.
 
     What lies in the hub client's cache is taken from there without asking the network, so that a run starts
@@ -23,6 +24,7 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
     Args:
         name: a folder, or "owner/name" on the Hugging Face hub.
         weights: whether its weights are needed, too; else `config.json` is enough.
+        more: further files to fetch, of those that the model has.
 
     Returns:
         The folder.
@@ -43,6 +45,8 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
         raise FileNotFoundError(f"{name} on the hub holds no config.json: it is no model of transformers")
     if weights:
         _download_weights(name, config.parent)
+    for file in more:
+        _download(name, file, config.parent.name)
     return config.parent
 
 
