@@ -174,7 +174,7 @@ class Bert(nnx.Module):
                 " shorten the token length or choose a tower with more"
             )
         mask = tokens != self.config.pad_token if mask is None else mask.astype(bool)
-        places = self.positions(jnp.arange(length)) + self.types(jnp.zeros((), jnp.int32))
+        places = self.positions(jnp.arange(length)) + self.types.embedding[...][0].astype(self.types.dtype)
         states = batch_sharded(self.norm(batch_sharded(self.words(batch_sharded(tokens))) + places))
         return blocks.run(self.blocks, states, mask, remat=self.remat, scan=self.scan)
 

@@ -85,7 +85,7 @@ TEXT = {
     "highest id": {"pooling": "highest_id", "activation": "gelu_new"},
     "relu, three segments, spare entries": {
         "activation": "relu",
-        "type_vocabulary": 3,
+        "type_vocabulary": 1,
         "vocabulary": 64,
         "layer_norm_epsilon": 1e-5,
         "mlp_ratio": 71 / 24,
