@@ -44,6 +44,12 @@ def _parents() -> dict[Key, tuple[Key, ...]]:
 
 
 _PARENTS = _parents()
+_APART = frozenset(
+    (key_of(region.name) | side, key_of(parent))
+    for region in REGIONS
+    for parent in region.apart
+    for side in (frozenset(), *(frozenset((side,)) for side in SIDES))
+)
 
 
 def is_known(organ: str) -> bool:
@@ -177,22 +183,41 @@ def _by_organ(said: Mapping[str, frozenset[Key]], organs: Sequence[str], contain
         own = [text for text, keys in said.items() if any(key == k or key in containers(k) for k in keys)]
         level = {key}
         while containing and not own and level:
-            level = {parent for one in level for parent in _PARENTS.get(one, ())}
+            level = {
+                parent for one in level for parent in _PARENTS.get(one, ()) if (one, parent) not in _APART
+            }
             own = [text for text, keys in said.items() if keys & level]
         if own:
             found[organ] = " ".join(own)
     return found
 
 
-_MEASURED = re.compile(r"\b\d+(?:[.,]\d+)?(?: ?x ?\d+(?:[.,]\d+)?)* ?(?:mm|cm|millimet\w+|centimet\w+)\b")
+_MEASURED = r"\b\d+(?:[.,]\d+)?(?: ?x ?\d+(?:[.,]\d+)?)* ?(?:mm|cm|millimet\w+|centimet\w+)\b"
+_ABNORMAL = re.compile(
+    rf"{_MEASURED}|\b(?:lesions?|mass(?:es)?|nod(?:ul|os)\w+|cysts?|cystic|stones?|calcul(?:us|i)|fractur\w+"
+    r"|\w*scoliosis|kyphosis|osteophyt\w+|osteopor\w+|osteopen\w+|degenerat\w+|herni\w+|thicken\w+"
+    r"|\w*dilat\w+|ecta\w+|enlarg\w+|increas\w+|decreas\w+|loss|\w*steatosis|fatty|cirrho\w+|metasta\w+"
+    r"|fluid|edema\w*|calcific\w+|plaques?|sclero\w+|lytic|atroph\w+|operated|\w*ectomy|diverticul\w+"
+    r"|hypodens\w+|hyperdens\w+|collapse\w*|deviat\w+|infiltrat\w+|scar\w*|sequela\w*|adenoma\w*"
+    r"|hemangioma\w*|stenosis|narrow\w+|occlu\w+|catheters?|prosthe\w+|sutures?|stents?|pacemaker"
+    r"|pneumothorax|aneurysm\w*|thromb\w+|emboli\w*|tumou?r\w*|malignan\w+|carcinom\w+|suspicious)\b"
+)
 
 
 def states_normal(text: str) -> bool:
-    """Whether a text states no present finding and measures no lesion."""
+    """Whether a text states nothing abnormal.
+
+    It does where any known finding is present or possible (`medclip_jax.reports.findings`), where a length
+    is given, because what is measured is mostly a lesion, and where any other abnormal word is not denied.
+
+    Args:
+        text: sentences about one organ.
+    """
     if any(status == 1 for status in extract(text, tuple(FINDINGS)).values()):
         return False
-    for sentence in map(Sentence, split_sentences(text)):
-        for match in _MEASURED.finditer(sentence.text):
-            if sentence.judge(*match.span()).assertion is not Assertion.NEGATED:
-                return False
-    return True
+    denied = (Assertion.NEGATED, Assertion.HYPOTHESIS)
+    return not any(
+        sentence.judge(*match.span()).assertion not in denied
+        for sentence in map(Sentence, split_sentences(text))
+        for match in _ABNORMAL.finditer(sentence.text)
+    )

@@ -64,12 +64,15 @@ class Region:
         mentions: regular expression over lower-case text, "" where the region is only ever named by what
             it contains.
         paired: there is one on the left and one on the right, and both are regions as well.
+        apart: those of `parents` of which a general statement says nothing about this one: "the upper
+            abdominal organs are normal" does not mean the aorta.
     """
 
     name: str
     parents: tuple[str, ...] = ()
     mentions: str = ""
     paired: bool = False
+    apart: tuple[str, ...] = ()
 
 
 def key_of(name: str) -> Key:
@@ -122,13 +125,13 @@ REGIONS: tuple[Region, ...] = (
         "heart",
         (),
         r"\bheart\b|\bcardi(?:ac|omegaly|othoracic)\b(?! failure)|\bct[or]\b|\bpacemaker\b"
-        r"|\b(?:mitral|tricuspid|aortic|pulmonary) valve",
+        r"|\b(?:mitral|tricuspid|aortic|pulmonary) (?:valve|annul)",
     ),
     Region("heart atrium", ("heart",), r"\batri(?:um|a|al)\b", paired=True),
     Region("atrium appendage", ("heart atrium",), r"\batrial appendages?\b", paired=True),
     Region("heart ventricle", ("heart",), r"\bventric(?:le|les|ular)\b", paired=True),
     Region("heart myocardium", ("heart",), r"\bmyocard\w+"),
-    Region("pericardium", ("heart",), r"\bpericard\w+"),
+    Region("pericardium", ("heart",), r"\bpericard\w+", apart=("heart",)),
     Region("coronary arteries", ("heart",), r"\bcoronar(?:y|ies)\b|\b(?:lad|rca|lcx|lmca)\b|\bcircumflex\b"),
     Region("mediastinum", (), r"\bmediastin\w+"),
     Region(
@@ -137,10 +140,15 @@ REGIONS: tuple[Region, ...] = (
         rf"\b(?:{_STATIONS})\b|\bmediastin\w+(?=[^.;]*\b(?:{_LYMPH_NODES}))"
         rf"|\b(?:{_LYMPH_NODES})(?=[^.;]*\bmediastin\w+)",
     ),
-    Region("aorta", ("mediastinum", "abdomen"), r"\bpara-?aortic\b|\baort(?:a|ic)\b(?! valv)"),
+    Region(
+        "aorta",
+        ("mediastinum", "abdomen"),
+        r"\b(?:para-?)?aort(?:a|ic)\b(?! valv)",
+        apart=("abdomen",),
+    ),
     Region("heart ascending aorta", ("heart", "aorta"), r"\bascending (?:thoracic )?aorta\b"),
     Region(
-        "pulmonary artery", ("mediastinum",), r"\bpulmonary (?:arter(?:y|ies)|trunk|conus)\b", paired=True
+        "pulmonary artery", ("mediastinum",), r"\bpulmonary (?:arter(?:y|ies|ial)|trunk|conus)\b", paired=True
     ),
     Region("pulmonary vein", ("mediastinum",), r"\bpulmonary veins?\b"),
     Region("superior vena cava", ("mediastinum",), r"\bsuperior ven[ae] cava\b|\bsvc\b|\bvena cava\b"),
@@ -162,7 +170,7 @@ REGIONS: tuple[Region, ...] = (
         "thoracic vertebrae", ("vertebrae",), r"\b(?:thoracic|dorsal) (?:vertebra\w*|spine)|\bdorsal region"
     ),
     Region("lumbar vertebrae", ("vertebrae",), r"\blumbar (?:vertebra\w*|spine)"),
-    Region("spinal canal", ("vertebrae",), r"\bspinal canal\b"),
+    Region("spinal canal", ("vertebrae",), r"\bspinal canal\b", apart=("vertebrae",)),
     Region("spinal cord", ("spinal canal",), r"\bspinal cord\b|\bmyel(?:um|on)\b"),
     Region("sacrum", ("bone",), r"\bsacr(?:um|al)\b"),
     Region("rib", ("bone",), r"\bribs?\b|\bcost(?:ae|al arch\w*|overtebral)\b", paired=True),
@@ -184,16 +192,16 @@ REGIONS: tuple[Region, ...] = (
     Region("pancreas", ("abdomen",), r"\bpancrea\w+"),
     Region("kidney", ("abdomen",), r"\bkidneys?\b|\brenal (?!arter|vein)|\b(?:hydro)?nephr\w+", paired=True),
     Region("kidney cyst", ("kidney",), r"\b(?:renal|kidney) (?:cortical )?cysts?\b", paired=True),
-    Region("renal artery", ("abdomen",), r"\brenal arter(?:y|ies)\b", paired=True),
+    Region("renal artery", ("abdomen",), r"\brenal arter(?:y|ies)\b", paired=True, apart=("abdomen",)),
     Region("adrenal gland", ("abdomen",), r"\b(?:adrenals?|surrenal)\b", paired=True),
     Region("stomach", ("abdomen",), r"\bstomach\b|\bgastric\b"),
     Region("intestine", ("abdomen",), r"\bintestin\w+|\bbowel\b"),
     Region("small bowel", ("intestine",), r"\bsmall bowel\b|\bjejun\w+|\bile(?:um|al)\b"),
     Region("duodenum", ("small bowel",), r"\bduoden\w+"),
     Region("colon", ("intestine",), r"\bcol(?:on|onic)\b|\bdiverticul\w+"),
-    Region("inferior vena cava", ("abdomen",), r"\binferior vena cava\b|\bivc\b"),
-    Region("iliac artery", ("abdomen",), r"\biliac arter(?:y|ies)\b", paired=True),
-    Region("iliac vein", ("abdomen",), r"\biliac veins?\b", paired=True),
+    Region("inferior vena cava", ("abdomen",), r"\binferior vena cava\b|\bivc\b", apart=("abdomen",)),
+    Region("iliac artery", ("abdomen",), r"\biliac arter(?:y|ies)\b", paired=True, apart=("abdomen",)),
+    Region("iliac vein", ("abdomen",), r"\biliac veins?\b", paired=True, apart=("abdomen",)),
     Region("others"),
     Region("urinary bladder", ("others",), r"\burinary bladder\b"),
     Region("prostate", ("others",), r"\bprostat\w+"),
@@ -211,6 +219,7 @@ IMPLIED: tuple[tuple[str, str], ...] = (
     (r"\bhil(?:ar|um|us)\b", "lung"),
     (rf"\b(?:{_LYMPH_NODES})", "mediastinal lymph nodes"),
     (r"\bthoracic (?:main |major )?vascular structures\b", "thoracic cavity"),
+    (r"\bathero\w+", "aorta"),
     (r"\bcatheter\b|\bport chamber\b|\bvascular structures\b", "mediastinum"),
     (r"\b(?:free (?:peritoneal )?fluids?|collections?|stones?|calcul\w+|steatosis|adiposity)\b", "abdomen"),
     (r"\blumens?\b", "trachea and bronchie"),

@@ -5,7 +5,10 @@ import re
 import numpy as np
 
 from medclip_jax.corpora.phantom import FINDINGS, phrases, reports
+from medclip_jax.corpora.phantom.organs import ORGANS
+from medclip_jax.reports.anatomy import assign_sentences, regions_of
 from medclip_jax.reports.findings import extract
+from medclip_jax.reports.sentences import split_sentences
 
 
 def _draw(rng):
@@ -102,3 +105,20 @@ def test_impression_never_calls_a_sick_chest_normal():
         impression = reports.write_report(labels, facts, rng)["impression"]
         if 1 in labels.values():
             assert not any(text in impression for text in phrases.NOTHING)
+
+
+def test_reports_talk_of_the_organs_that_phantoms_have():
+    """So that a system that needs text about organs trains on phantoms."""
+    rng = np.random.default_rng(2)
+    count, sentences, unplaced, described = 100, 0, 0, dict.fromkeys(ORGANS, 0)
+    for _ in range(count):
+        text = "\n".join(reports.write_report(*_draw(rng), rng).values())
+        parts = split_sentences(text)
+        sentences += len(parts)
+        unplaced += sum(not regions_of(part) for part in parts)
+        for organ in assign_sentences(text, tuple(ORGANS)):
+            described[organ] += 1
+    assert unplaced / sentences < 0.05
+    assert sum(described.values()) / count > 10
+    lobes = [organ for organ in ORGANS if organ.startswith("lung_")]
+    assert min(described[organ] for organ in ("heart", "aorta", *lobes)) > 0.6 * count
