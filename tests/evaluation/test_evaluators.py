@@ -178,6 +178,50 @@ class TestRetrieval:
         assert result.image_to_text.gallery == 30
         assert result.image_to_text.recall == pytest.approx({1: 1 / 30, 3: 1 / 10}, abs=1e-12)
 
+    def test_subsets_against_brute_force(self):
+        """Draws of whole pools of pairs, one volume of each study: equal to the plain evaluation of them."""
+        texts = [f"report of study {i}" for i in range(30)]
+        data = made_split()
+        result = evaluate_retrieval(data, encode_texts, subset=10, subset_draws=400, subset_ks=(1, 3))
+        generator = np.random.default_rng(9)
+        expected = []
+        for _ in range(400):
+            studies = generator.permutation(30)[:10]
+            rows = 2 * studies + generator.integers(0, 2, 10)
+            similarity = data.volumes[rows].astype(float) @ encode_texts([texts[s] for s in studies]).T
+            expected.append(metrics.recall_at_k(similarity, studies, studies, (3,))[3])
+        flat = result.metrics()
+        # Two independent sets of 400 draws: their means differ by their standard error, times 4.
+        error = 4 * np.std(expected) * np.sqrt(2 / 400)
+        assert flat["subset/image_to_text/R@3"] == pytest.approx(np.mean(expected), abs=error)
+        assert flat["subset/image_to_text/R@3_std"] == pytest.approx(np.std(expected), rel=0.2)
+        assert result.subsets.recall["text_to_image"][1].shape == (400,)
+        assert "one volume and its text of each of 10 studies, of 30" in str(result.subset_table())
+
+    def test_subset_of_all_pairs_has_no_spread(self):
+        data = made_split(studies=np.arange(60), texts={"report": [f"report {i}" for i in range(60)]})
+        result = evaluate_retrieval(data, encode_texts, ks=(5,), subset=60, subset_draws=3, subset_ks=(5,))
+        flat = result.metrics()
+        for direction in ("image_to_text", "text_to_image"):
+            assert flat[f"subset/{direction}/R@5"] == pytest.approx(flat[f"{direction}/R@5"], abs=1e-12)
+            assert flat[f"subset/{direction}/R@5_std"] == pytest.approx(0, abs=1e-12)
+
+    def test_equal_reports_tie_in_subsets(self):
+        result = evaluate_retrieval(
+            made_split(texts={"report": ["normal"] * 60}), encode_texts, subset=10, subset_ks=(1, 5)
+        )
+        for recall in result.subsets.recall.values():
+            np.testing.assert_allclose(recall[1], 0.1, atol=1e-12)
+            np.testing.assert_allclose(recall[5], 0.5, atol=1e-12)
+
+    def test_too_few_studies_for_a_subset(self):
+        result = evaluate_retrieval(made_split(), encode_texts)
+        assert np.isnan(result.metrics()["subset/image_to_text/R@1"])
+        assert "too few, set subset to at most 30" in result.subset_conditions["n"]
+        without = evaluate_retrieval(made_split(), encode_texts, subset=0)
+        assert without.subset_table() is None
+        assert not any(key.startswith("subset/") for key in without.metrics())
+
     def test_volumes_without_text_are_left_out(self):
         texts = {"impression": ["", " "] + [f"impression {i}" for i in range(58)]}
         result = evaluate_retrieval(made_split(texts=texts), encode_texts, text="impression")
