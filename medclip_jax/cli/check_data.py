@@ -50,7 +50,8 @@ def assume(config: Any, config_file: str | Path, args: argparse.Namespace) -> As
     """The data that a check is made for.
 
     In this order: flags; the shards of `config.data.shards`; `SETTINGS` of a `data.py` beside the config;
-    `--shape D H W` and `--spacing` in the config's docstring (the command that prepares its shards).
+    `--shape D H W`, `--spacing`, `--organ-cell` and `--organs` in the config's docstring (the command that
+    prepares its shards).
 
     Args:
         config: a full config.
@@ -117,9 +118,10 @@ def _beside(config_file: Path) -> AssumedData | None:
         tuple(settings.shape),
         tuple(settings.spacing),
         findings=tuple(settings.findings),
+        organs=tuple(settings.organs or ()) if settings.cell else (),
         vocabulary_size=settings.vocabulary_size,
     )
-    return AssumedData(spec, (), 0, str(file))
+    return AssumedData(spec, _organ_shape(spec, settings.cell), 0, str(file))
 
 
 def _of_docstring(config_file: Path) -> AssumedData | None:
@@ -131,11 +133,18 @@ def _of_docstring(config_file: Path) -> AssumedData | None:
         found = [file for file in others if re.search("--shape" + number, file.read_text())]
         return _of_docstring(found[0]) if found else None
     spacing = re.search("--spacing" + number, text)
+    cell, organs = re.search(r"--organ-cell\s+(\d+)", text), re.search(r"--organs[\s\\]+([\w,]+)", text)
     spec = DataSpec(
         tuple(int(size) for size in shape.groups()),
         tuple(float(size) for size in spacing.groups()) if spacing else (1.0, 1.0, 1.0),
+        organs=tuple(organs[1].split(",")) if cell and organs else (),
     )
-    return AssumedData(spec, (), 0, f"the docstring of {config_file}")
+    organ_shape = _organ_shape(spec, int(cell[1]) if cell else 0)
+    return AssumedData(spec, organ_shape, 0, f"the docstring of {config_file}")
+
+
+def _organ_shape(spec: DataSpec, cell: int) -> tuple[int, ...]:
+    return (len(spec.organs), *(size // cell for size in spec.shape)) if spec.organs else ()
 
 
 def _triple(text: str, flag: str, kind: type) -> tuple[Any, ...]:

@@ -70,7 +70,11 @@ class Tower:
 
 
 def batch_shapes(
-    spec: DataSpec, batch_size: int, text_length: int, organ_shape: tuple[int, ...] = ()
+    spec: DataSpec,
+    batch_size: int,
+    text_length: int,
+    organ_shape: tuple[int, ...] = (),
+    organ_text_length: int = 0,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch that the pipeline would yield, as shapes.
 
@@ -79,6 +83,7 @@ def batch_shapes(
         batch_size: samples.
         text_length: tokens.
         organ_shape: (O, d, h, w), () without organs.
+        organ_text_length: tokens of an organ's sentences, 0 without.
     """
     shapes = {
         "volume": (spec.shape, jnp.int16),
@@ -91,6 +96,10 @@ def batch_shapes(
         shapes["tokens"] = ((text_length,), jnp.int32)
     if organ_shape:
         shapes["organs"] = (tuple(organ_shape), jnp.uint8)
+    if organ_text_length:
+        shapes["organ"] = ((), jnp.int32)
+        shapes["organ_tokens"] = ((organ_text_length,), jnp.int32)
+        shapes["organ_normal"] = ((), jnp.int8)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for name, (shape, dtype) in shapes.items()
     }
@@ -117,7 +126,8 @@ def build(config: Any, spec: DataSpec, *, samples: int = 0, organ_shape: tuple[i
         params,
         variables,
     )
-    batch = batch_shapes(spec, config.batch_size, config.data.text_length, organ_shape)
+    lengths = config.data.text_length, config.data.organ_text_length
+    batch = batch_shapes(spec, config.batch_size, lengths[0], organ_shape, lengths[1])
     return Model(config, spec, graphdef, state, optimizer, batch, steps, samples, organ_shape)
 
 

@@ -155,13 +155,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
 def apply_override(config: ConfigDict, override: str) -> None:
     """Set one field in place from "--config.a.b=value" (the prefix may be left out).
 
+    Several fields of a section are set by a dict of them: `--config.mesh={'data': 2, 'fsdp': 4}`.
+
     Evaluators are no fixed fields: `--config.evaluation.evaluators={}` replaces all of them,
     `--config.evaluation.evaluators.retrieval={}` one, and `--config.evaluation.evaluators.zero_shot.draws=0`
     sets one setting; an evaluator that was not there is added.
 
     Raises:
-        ValueError: no "=", an unknown key (the message names the nearest), a whole section, or a value
-            that is not of the field's type.
+        ValueError: no "=", an unknown key (the message names the nearest), a section without its fields, or a
+            value that is not of the field's type.
     """
     name, separator, text = override.partition("=")
     name = name.removeprefix("--").removeprefix("config.")
@@ -180,7 +182,14 @@ def apply_override(config: ConfigDict, override: str) -> None:
         raise _unknown(config, name)
     current = section[last]
     if isinstance(current, ConfigDict):
-        raise ValueError(f"config.{name} is a section: override one of its fields ({', '.join(current)})")
+        if not text.startswith("{"):
+            raise ValueError(
+                f"config.{name} is a section: override one of its fields ({', '.join(current)}), or several "
+                f"as {{'{next(iter(current), 'field')}': value, ...}}"
+            )
+        for field, value in _parse(text, {}, name).items():
+            apply_override(config, f"{name}.{field}={value}")
+        return
     section[last] = _parse(text, current, name)
 
 
@@ -256,7 +265,7 @@ def _parse(text: str, current: Any, name: str) -> Any:
             f"config.{name} is a {kind.__name__} (now {current!r}) and cannot be set to {text!r}"
         ) from None
     if kind is dict and not isinstance(value, dict):
-        raise ValueError(f"config.{name} is a section: write for example {{'zero_shot': {{}}}}, not {text!r}")
+        raise ValueError(f"config.{name} is a section: write {{'name': value, ...}}, not {text!r}")
     if kind in (tuple, list):
         if not isinstance(value, tuple | list):
             raise ValueError(f"config.{name} is a {kind.__name__}: write for example ('a','b'), not {text!r}")

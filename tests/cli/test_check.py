@@ -88,3 +88,24 @@ def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ValueError, match="medclip_jax\\[tpu\\]"):
         ahead._devices("v5e:2x2", 0)
+
+
+ORGANS = CONFIG.replace("32 32 --spacing", "32 32 --organ-cell 4 --organs heart,aorta --spacing")
+
+
+def test_organs_are_read_from_the_docstring(tmp_path, capsys):
+    file, out = tmp_path / "organs.py", tmp_path / "figures.json"
+    text = ORGANS.replace("mae", "hipro_ct").replace(
+        "config.objective.decoder.update(width=32, depth=1, heads=2)", ""
+    )
+    text = text.replace("batch_size = 64", "batch_size = 4\n    config.data.organ_text_length = 7")
+    file.write_text(text)
+    small = ["--config.objective.text={'width': 32, 'depth': 1, 'heads': 2}", "--json", str(out)]
+    assert main(["check", "--config", str(file), *small]) == 0
+    batch = json.loads(out.read_text())["batch"]
+    assert batch["organs"] == [[4, 2, 4, 8, 8], "uint8"]
+    assert batch["organ_tokens"] == [[4, 7], "int32"]
+    assert batch["organ"] == [[4], "int32"]
+    file.write_text(text.replace("--organs heart,aorta", ""))
+    assert main(["check", "--config", str(file), *small]) == 2
+    assert "hold no organs" in capsys.readouterr().err

@@ -144,3 +144,17 @@ def test_a_unit_with_a_checkpoint_is_not_turned_into_another_run(file, tmp_path)
     with pytest.raises(ValueError, match=r"config\.seed: 9 there, 0 now"):
         write(longer, tmp_path / "out")
     write(expand(file, tmp_path / "out", ["batch_size=4"], settings=["seed=9", "steps=9"]), tmp_path / "out")
+
+
+def test_fields_of_a_section_are_swept_together(file, tmp_path):
+    """Settings that are no product, such as the rows of an ablation."""
+    grid = ["objective.vision={'width': 8},{'width': 16, 'patch': (8, 8, 8)}"]
+    units = expand(file, tmp_path / "out", grid)
+    assert [unit.values["objective.vision"] for unit in units] == [
+        {"width": 8, "patch": [4, 4, 4]},
+        {"width": 16, "patch": [8, 8, 8]},
+    ]
+    assert len({unit.name for unit in units}) == 2
+    assert load_config(file, units[1].command[6:]).objective.vision.width == 16
+    with pytest.raises(ValueError, match="stands twice"):
+        expand(file, tmp_path / "out", ["objective.vision={'width': 8},{}"])

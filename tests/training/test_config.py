@@ -42,8 +42,11 @@ def test_overrides_take_the_type_of_their_field(file):
             "--config.objective.vision.patch=(8,8,8)",
             "--config.optimizer.frozen=('text/.*',)",
             "objective.vision.width=16",
+            "--config.mesh={'data': 2, 'rules': (('a', ()),)}",
+            "--config.evaluation={}",
         ],
     )
+    assert (config.mesh.data, config.mesh.fsdp, config.mesh.rules) == (2, 1, (("a", ()),))
     assert config.optimizer.learning_rate == 1.0
     assert isinstance(config.optimizer.learning_rate, float)
     assert (config.steps, type(config.steps)) == (2000, int)
@@ -75,7 +78,9 @@ def test_a_typo_names_the_nearest_key(file, override, nearest):
         ("--config.steps=1.5", "is a int"),
         ("--config.log.tensorboard=maybe", "is a bool"),
         ("--config.optimizer.frozen=text", "is a tuple"),
-        ("--config.optimizer=adam", "is a section"),
+        ("--config.optimizer=adam", r"is a section.*\{'accumulate': value"),
+        ("--config.optimizer={'learning_rat': 1}", "Did you mean config.optimizer.learning_rate"),
+        ("--config.optimizer={'learning_rate'}", "is a section: write"),
         ("--config.steps", "section.field=value"),
     ],
 )
