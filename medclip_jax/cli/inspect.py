@@ -9,13 +9,15 @@ HELP = """\
 Verify prepared shards and draw a contact sheet.
 
 Every record is read and compared with its checksum. Then come counts, HU percentiles and a page with
-axial, coronal and sagittal slices, organ outlines, reports and findings. Look at it before you train:
+axial, coronal and sagittal slices, organ outlines, organ occupancy on the patch grid, reports and
+findings. Look at it before you train:
 a flipped axis, a wrong window or reports that belong to other scans show at a glance. The page holds
 report texts and images of patients; keep it as private as the scans."""
 
 EPILOG = """\
 example:
   medclip inspect shards --count 24 --out sheet.html
+  medclip inspect shards --patch 8 24 24     # organ occupancy as a model with these patches sees it
 
 The exit status is 1 when something is damaged.
 """
@@ -26,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("folder", type=Path, help="written by medclip prepare")
     parser.add_argument("--count", type=int, default=12, help="volumes to draw (%(default)s)")
+    parser.add_argument(
+        "--patch",
+        nargs=3,
+        type=int,
+        metavar=("D", "H", "W"),
+        help="also draw organ occupancy on the grid of a model's patches of this size",
+    )
     parser.add_argument("--out", type=Path, help="page to write (FOLDER.html, beside the folder)")
 
 
@@ -49,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print(summary.text())
     smaller = f"{raw / max(found.bytes, 1):.2f}x smaller than int16"
     print(f"{found.records} records verified, {found.bytes / 1e6:.1f} MB, {smaller}")
-    for rows in (percentiles, counts):
+    organs = _organ_counts(info.organs, found)
+    for rows in (percentiles, counts, *([organs] if info.organs else [])):
         print(_aligned(rows))
     for problem in found.problems:
         print(f"DAMAGED: {problem}")
@@ -66,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         },
     }
     tables = {"Findings in reports, and labels": counts, f"{unit} percentiles": percentiles}
+    if info.organs:
+        tables["Organs"] = organs
     if summary.notes or summary.reasons:
         kinds = [[f"note {name}", str(count)] for name, count in summary.notes.items()]
         kinds += [[f"rejected {name}", str(len(rows))] for name, rows in summary.reasons.items()]
@@ -81,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         organs=info.organs,
         cell=info.cell,
         modality=modality,
+        patch=tuple(args.patch) if args.patch else None,
     )
     out.write_text(page, encoding="utf-8")
     print(f"contact sheet: {out}")
@@ -115,6 +128,13 @@ def _counts(findings: tuple[str, ...], found) -> list[list[str]]:
     return [header] + [
         [name.replace("_", " "), str(said[2]), str(said[0]), str(said[1]), str(label[2]), str(label[0])]
         for name, said, label in zip(findings, found.findings, found.labels, strict=True)
+    ]
+
+
+def _organ_counts(organs: tuple[str, ...], found) -> list[list[str]]:
+    header = ["organ", "shown", "described", "both", "said to be normal"]
+    return [header] + [
+        [name, *map(str, counts)] for name, counts in zip(organs, found.organs.tolist(), strict=True)
     ]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int16, UInt8
 
+from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
+
 WINDOW_HU = (-160.0, 240.0)
 """Soft tissue: center 40, width 400."""
 
@@ -68,7 +70,7 @@ th { font-weight: 600; color: var(--soft); }
 .study { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .views { display: flex; justify-content: center; gap: 4px; background: #000; padding: 8px 8px 4px; }
 .views figure { margin: 0; flex: 0 1 auto; min-width: 0; }
-.views svg { display: block; max-width: 100%; height: auto; }
+.views svg, .views img { display: block; max-width: 100%; height: auto; }
 figcaption { color: #9aa5b4; font-size: 11px; text-align: center; padding-top: 3px; }
 .text { padding: 10px 14px 14px; }
 .text p { margin: 6px 0 8px; white-space: pre-line; max-height: 15em; overflow-y: auto; }
@@ -80,6 +82,9 @@ figcaption { color: #9aa5b4; font-size: 11px; text-align: center; padding-top: 3
 }
 .tag.yes { background: var(--mark); color: var(--mark-ink); }
 .tag.no { color: var(--soft); }
+details { margin-top: 8px; }
+summary { cursor: pointer; color: var(--soft); }
+td.said { text-align: left; white-space: normal; }
 code { font-size: 12px; }
 """
 
@@ -96,6 +101,7 @@ def contact_sheet(
     organs: Sequence[str],
     cell: int,
     modality: str = "CT",
+    patch: tuple[int, int, int] | None = None,
 ) -> str:
     """Draw the page. It needs no other file and no network.
 
@@ -110,9 +116,14 @@ def contact_sheet(
         organs: names of the channels of `organs`.
         cell: voxels per organ cell.
         modality: "CT" draws fixed windows, "MR" each volume's 1st to 99th percentile.
+        patch: voxels per patch of a model along depth, height, width, on whose grid organ occupancy is
+            drawn as well; None leaves it out.
 
     Returns:
         HTML.
+
+    Raises:
+        ValueError: cells do not divide the patch, or it does not divide the volume.
     """
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -135,9 +146,14 @@ def contact_sheet(
     legend = (
         f"Middle slices; {windows}; the patient's right on the left. + stated, − denied, ? not mentioned."
     )
+    if organs and patch:
+        legend += (
+            f" Below them: the layer of patches ({'×'.join(map(str, patch))} voxels) with most of the "
+            "organs, each patch as deep in an organ's color as the organ fills it."
+        )
     parts.append(f"<h2>Volumes</h2><p class='soft'>{legend}</p><div class='sheet'>")
     for sample in samples:
-        parts.append(_study(sample, spacing, findings, organs, cell, modality))
+        parts.append(_study(sample, spacing, findings, organs, cell, modality, patch))
     parts.append("</div></body></html>")
     return "".join(parts)
 
@@ -156,12 +172,18 @@ def _study(
     organs: Sequence[str],
     cell: int,
     modality: str,
+    patch: tuple[int, int, int] | None,
 ) -> str:
     volume = sample["volume"]
     window = WINDOW_HU if modality == "CT" else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
     extent = np.array(volume.shape) * np.array(spacing)
     scale = _IMAGE_HEIGHT / max(extent[1], extent[0])
-    shown: dict[str, str] = {}
+    # All that the volume shows: the middle slices and the layers of patches meet different ones.
+    shown = {
+        organ: COLORS[index % len(COLORS)]
+        for index, organ in enumerate(organs)
+        if "organs" in sample and np.any(sample["organs"][index])
+    }
     figures = []
     for name, axis, top, left in _VIEWS:
         height, width = (extent[other] * scale for other in range(3) if other != axis)
@@ -172,9 +194,8 @@ def _study(
             for index, organ in enumerate(organs):
                 path = _outline(sample["organs"][index], axis, middle, cell, volume.shape, (height, width))
                 if path:
-                    shown[organ] = color = COLORS[index % len(COLORS)]
                     outlines.append(
-                        f"<path d='{path}' fill='none' stroke='{color}' stroke-width='1.3'>"
+                        f"<path d='{path}' fill='none' stroke='{shown[organ]}' stroke-width='1.3'>"
                         f"<title>{html.escape(organ)}</title></path>"
                     )
         figures.append(
@@ -205,12 +226,52 @@ def _study(
         )
     )
     report = html.escape(str(sample["report"])) or "<span class='bad'>no report</span>"
+    grid = _occupancy(sample, spacing, organs, cell, patch, window)
     text = (
         f"<div class='soft'>{heading}</div><div class='legend'>{legend}</div><p>{report}</p>{''.join(tags)}"
+        f"{_organ_texts(sample, organs)}"
     )
-    return (
-        f"<div class='study'><div class='views'>{''.join(figures)}</div><div class='text'>{text}</div></div>"
+    views = f"<div class='views'>{''.join(figures)}</div>{grid}"
+    return f"<div class='study'>{views}<div class='text'>{text}</div></div>"
+
+
+def _occupancy(
+    sample: Mapping[str, object],
+    spacing: tuple[float, float, float],
+    organs: Sequence[str],
+    cell: int,
+    patch: tuple[int, int, int] | None,
+    window: tuple[float, float],
+) -> str:
+    """The row of views with organ occupancy on the patch grid, "" without a patch or any organ."""
+    if patch is None or "organs" not in sample or not np.any(sample["organs"]):
+        return ""
+    shares = patch_shares(sample["organs"], cell, patch)
+    colors = [COLORS[index % len(COLORS)] for index in range(len(organs))]
+    views = draw_occupancy(
+        sample["volume"], shares, colors, spacing=spacing, window=window, height=_IMAGE_HEIGHT
     )
+    figures = "".join(
+        f"<figure><img alt='organ occupancy, {view.name}' width='{view.image.shape[1]}' "
+        f"height='{view.image.shape[0]}' src='data:image/png;base64,{_png(view.image)}'>"
+        f"<figcaption>patches, {view.name} layer {view.layer + 1} of {view.layers}</figcaption></figure>"
+        for view in views
+    )
+    return f"<div class='views'>{figures}</div>"
+
+
+def _organ_texts(sample: Mapping[str, object], organs: Sequence[str]) -> str:
+    """What is said of each organ, folded away."""
+    said = sample.get("organ_sentences") or {}
+    if not said:
+        return ""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class='said'>{html.escape(said[name]['text'])}</td>"
+        f"<td>{'normal' if said[name]['normal'] else ''}</td></tr>"
+        for name in organs
+        if name in said
+    )
+    return f"<details><summary>text about {len(said)} organs</summary><table>{rows}</table></details>"
 
 
 def _tag(name: str, value: int, label: int) -> str:
@@ -231,7 +292,7 @@ def _window(plane: Int16[np.ndarray, "A B"], window: tuple[float, float]) -> UIn
     return (np.clip((plane - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
 
 
-def _png(image: UInt8[np.ndarray, "A B"]) -> str:
+def _png(image: UInt8[np.ndarray, "A B *channels"]) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -31,6 +31,7 @@ class Check:
         findings: (F, 3) how many reports deny, do not mention and state each finding.
         labels: (F, 3) how many volumes are labeled absent, unknown and present.
         bytes: of all shards.
+        organs: (O, 4) how many volumes show each organ, describe it, do both, and say it is normal.
     """
 
     records: int
@@ -39,6 +40,7 @@ class Check:
     findings: Int[np.ndarray, "F 3"]
     labels: Int[np.ndarray, "F 3"]
     bytes: int
+    organs: Int[np.ndarray, "O 4"]
 
 
 def check(info: PreparedInfo, *, progress: bool = True) -> Check:
@@ -61,6 +63,7 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     histogram = np.zeros(_HIGHEST - _LOWEST + 1, np.int64)
     findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
     columns = np.arange(len(info.findings))
+    organs = np.zeros((len(info.organs), 4), np.int64)
     records = 0
     bar = tqdm(
         total=sum(map(len, expected.values())),
@@ -104,8 +107,13 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                 histogram += np.bincount(thin.astype(np.int32) - _LOWEST, minlength=len(histogram))
                 findings[columns, np.sign(sample["findings"]) + 1] += 1
                 labels[columns, np.sign(sample["labels"]) + 1] += 1
+                for place, name in enumerate(info.organs):
+                    shown = "organs" in sample and sample["organs"][place].any()
+                    said = sample["organ_sentences"].get(name)
+                    normal = said is not None and said["normal"]
+                    organs[place] += (shown, said is not None, shown and said is not None, normal)
     share = np.cumsum(histogram) / max(histogram.sum(), 1)
     percentiles = (
         {p: float(np.searchsorted(share, p / 100) + _LOWEST) for p in PERCENTILES} if records else {}
     )
-    return Check(records, tuple(problems), percentiles, findings, labels, sum(info.files.values()))
+    return Check(records, tuple(problems), percentiles, findings, labels, sum(info.files.values()), organs)
