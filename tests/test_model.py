@@ -161,7 +161,7 @@ class TestExported:
         from huggingface_hub import constants
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(FileNotFoundError, match=r"no folder runs/clip of.*hf download runs/clip --loc"):
+        with pytest.raises(FileNotFoundError, match=r"no folder runs/clip: .*hf download runs/clip --loc"):
             medclip_jax.load("runs/clip")
 
     def test_neither_folder_nor_id(self, tmp_path):

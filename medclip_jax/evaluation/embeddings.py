@@ -393,7 +393,7 @@ def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Em
 
 def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
     scale = getattr(nnx.merge(graph, state), "logit_scale", None)
-    return jnp.asarray(scale() if callable(scale) else 1.0, jnp.float32)
+    return jnp.asarray(scale() if isinstance(scale, nnx.Module) else 1.0, jnp.float32)
 
 
 def _organ_inclusion(

@@ -55,7 +55,8 @@ def test_tokens_and_pooled_mean():
     assert maps.shape == (2, 2, 2, 3, 32)
     assert resnet.grid((20, 40, 70)) == (2, 2, 3)
     tokens = nnx.jit(lambda resnet, volume: resnet.tokens(volume))(resnet, volume)
-    np.testing.assert_array_equal(tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2])
+    # Two programs of the compiler, so not to the last bit; neighbors are thousands of times farther apart.
+    np.testing.assert_allclose(tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2], atol=2e-6)
     np.testing.assert_allclose(resnet.pool(tokens), maps.mean((1, 2, 3)), atol=1e-6)
 
 
