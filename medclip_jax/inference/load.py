@@ -132,8 +132,8 @@ def _find(source: str | os.PathLike) -> Path:
         return locate(os.fspath(source), more=TOKENIZER_FILES)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no folder {source}: give the --workdir of a `medclip train` run, a folder that `medclip export` "
-            f"wrote, or a hub id ({error})"
+            f"no folder {source}: give the --workdir of a `medclip train` run, a folder that `medclip "
+            f"export` wrote, or a hub id ({error})"
         ) from error
 
 
