@@ -94,7 +94,7 @@ def base_config() -> ConfigDict:
                 "resume": "",  # workdir or checkpoint to go on from while this workdir has none of its own
             },
             "initial_weights": {
-                "workdir": "",  # an earlier stage, an exported folder or its hub id; for a run without a checkpoint
+                "workdir": "",  # an earlier stage, an exported folder or its hub id; for fresh runs
                 "include": (r".*",),  # regexes on the names there
                 "rename": (),  # ((regex, replacement), ...) from names there to names here
                 "ema": False,  # take the averaged weights
