@@ -101,6 +101,7 @@ _BONE = (
     r"\bbon(?:e|es|y)\b|\bosseous\b|\bosteo\w+|\bfractures?\b|\b(?:lytic|sclerotic)\b|\bdegenerative\b"
     r"|\bskelet\w+|\bcort(?:ex|ical) irregular\w+|\bglenohumeral\b|\bhumer\w+|\bendplates?\b|\bmyeloma\b"
 )
+_FREE = r"\b(?:free fluid|free air|fluid|collections?|loculated)\b"
 _LYMPH_NODES = r"lymph nodes?|lymphadenopath\w+|laps?\b|adenopath\w+"
 _STATIONS = r"prevascular|(?:pre|para|retro|pretra\w+-para|pre-para)-?tracheal|subcarinal|aorto?-?pulmonary"
 
@@ -183,7 +184,11 @@ REGIONS: tuple[Region, ...] = (
     Region("hip", ("bone",), r"\bhip\b|\biliac bones?\b|\bpelvic bones?\b", paired=True),
     Region("skull", ("bone",), r"\bskull\b|\bcalvari\w+"),
     Region("abdomen", (), r"\b(?:intra-?)?abdom\w+"),
-    Region("peritoneum", ("abdomen",), r"\bperitone\w+|\bascites\b|\bomentum\b"),
+    Region(
+        "peritoneum",
+        ("abdomen",),
+        rf"\bperitone\w+|\bascites\b|\bomentum\b|\b\w*abdom\w+(?=.*{_FREE})|{_FREE}(?=.*\babdom)",
+    ),
     Region("liver", ("abdomen",), r"\bliver\b|\b(?:peri|sub|intra)?hepat\w+|\bperiportal\b|\bcirrho\w+"),
     Region("caudate lobe", ("liver",), r"\bcaudate lobe\b"),
     Region("gallbladder", ("abdomen",), r"\bgall ?bladder\b|\bcholecyst\w+|\bcholelith\w+|\bbile\b"),
@@ -221,7 +226,8 @@ IMPLIED: tuple[tuple[str, str], ...] = (
     (r"\bthoracic (?:main |major )?vascular structures\b", "thoracic cavity"),
     (r"\bathero\w+", "aorta"),
     (r"\bcatheter\b|\bport chamber\b|\bvascular structures\b", "mediastinum"),
-    (r"\b(?:free (?:peritoneal )?fluids?|collections?|stones?|calcul\w+|steatosis|adiposity)\b", "abdomen"),
+    (r"\b(?:free fluids?|collections?)\b", "peritoneum"),
+    (r"\b(?:stones?|calcul\w+|steatosis|adiposity)\b", "abdomen"),
     (r"\blumens?\b", "trachea and bronchie"),
     (r"\bwall thick\w+", "esophagus"),
     (r"\b(?:skin|subcutaneous|muscles?|chest wall|axill\w+|intercostal|supra-?clavic\w+)\b", "chest wall"),

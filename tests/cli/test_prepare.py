@@ -1,6 +1,7 @@
 """The commands as a user runs them."""
 
 import csv
+import re
 import subprocess
 import sys
 
@@ -77,6 +78,35 @@ def test_prepare_then_inspect(table, tmp_path, capsys):
     assert "There is cardiomegaly. No pericardial effusion." in page
     assert "Every record agrees with its checksum" in page
     assert "http" not in page.replace("http-equiv", "")
+
+    assert main(["inspect", str(out), "--out", str(sheet), "--count", "4", "--patch", "4", "4", "8"]) == 0
+    assert sheet.read_text().count("data:image/png;base64,") == 24
+    printed = capsys.readouterr().out
+    assert re.search(r"organ +shown +described +both +said to be normal\nheart +6 +6 +6 +0\n", printed)
+    assert main(["inspect", str(out), "--out", str(sheet), "--patch", "6", "4", "8"]) == 2
+    assert "organ cells of 4 voxels do not divide the patch (6, 4, 8)" in capsys.readouterr().err
+
+
+def test_region_sentences(table, tmp_path, capsys):
+    (tmp_path / "said.csv").write_text(
+        "VOLUMENAME,anatomy,Sentence\n"
+        "0.nii.gz,heart/heart,It is tiny.\n0.nii.gz,heart/heart,It is tiny.\n9.nii.gz,heart,Nobody's.\n"
+    )
+    arguments = ["prepare", "--table", str(table), "--sentences", str(tmp_path / "said.csv"), *SMALL]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--organ-cell", "4"]) == 0
+    printed = capsys.readouterr().err
+    assert "region sentences for 1 of 6 volumes; 1 rows of 1 volumes that are not among" in printed
+    texts = []
+    info = open_shards(tmp_path / "a")
+    for split in info.splits:
+        source = open_split(info, split)
+        texts += [source[index]["organ_sentences"]["heart"]["text"] for index in range(len(source))]
+    report = "There is cardiomegaly. No pericardial effusion."
+    assert sorted(texts) == ["It is tiny.", *[report] * 5]
+    assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
+    assert "without --organ-cell no organ maps are prepared" in capsys.readouterr().err
+    assert main([*arguments[:4], str(table), *SMALL, "--out", str(tmp_path / "c")]) == 2
+    assert "lacks the column volumename" in capsys.readouterr().err
 
 
 def test_inspect_names_what_is_damaged(table, tmp_path, capsys):

@@ -65,6 +65,8 @@ def test_names_of_both_archives_mean_one_region(ours, theirs):
         ("Compression fractures of the T5 and L1 vertebrae.", ("vertebrae_T5", "vertebrae_L1")),
         ("Fracture line in the 6th and 7th ribs on the left.", ("left rib 6", "left rib 7")),
         ("Upper abdominal organs are normal.", ("abdomen",)),
+        ("No free fluid in the abdomen.", ("peritoneum",)),
+        ("No free fluid or collection.", ("peritoneum",)),
         ("It is stable.", ()),
     ],
 )

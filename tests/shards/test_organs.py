@@ -207,12 +207,12 @@ def test_sentences_by_rules_and_by_the_archive(tmp_path):
         "heart": {"text": "Heart size is normal.", "normal": True},
         "liver": {"text": "No lesion in the liver.", "normal": True},
     }
-    said = {"heart/heart": "It is enlarged.", "mediastinum/aorta": "Nan", "abdomen": "No free fluid."}
+    said = {"heart/heart": "It is enlarged.", "mediastinum/aorta": "Nan", "abdomen": "Organs are normal."}
     sample, _ = prepared(tmp_path / "table", masks, sentences=said)
     assert sample["organ_sentences"] == {
         "heart": {"text": "It is enlarged.", "normal": False},
-        "liver": {"text": "No free fluid.", "normal": True},
-        "spleen": {"text": "No free fluid.", "normal": True},
+        "liver": {"text": "Organs are normal.", "normal": True},
+        "spleen": {"text": "Organs are normal.", "normal": True},
     }
     own = dataclasses.replace(SETTINGS, organ_text="own")
     sample, _ = prepared(tmp_path / "own", masks, own, sentences=said)
