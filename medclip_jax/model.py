@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int16
+from jaxtyping import Int16
 
 from medclip_jax.evaluation.embeddings import Embedder
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, similarity
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Scan
 from medclip_jax.objectives.base import DataSpec, Objective
@@ -35,7 +36,10 @@ Prompts = tuple[str, str]
 
 
 class Hit(NamedTuple):
-    """One volume found for a text: its place in the list that was given, and the cosine."""
+    """One volume found for a text: its place in the list that was given, and the cosine.
+
+    Of Gaussians it is ``1 - CSD / 2`` instead, see `medclip_jax.evaluation.similarity`.
+    """
 
     index: int
     cosine: float
@@ -128,7 +132,7 @@ class Model:
 
     def embed_volumes(
         self, volumes: Scan | Sequence[Scan], *, center: Center | Sequence[Center] = None
-    ) -> Float32[np.ndarray, "N E"]:
+    ) -> Embeddings:
         """Vectors of scans, read and decoded by threads ahead of the device.
 
         A scan's vector does not depend on the other scans nor on the batch size, beyond 1e-6 in float32. For
@@ -139,7 +143,8 @@ class Model:
             center: as in `prepare`, one for every scan, or a list with one (or None) for each.
 
         Returns:
-            (N, E) float32, L2-normalised; N is 1 for a single scan.
+            (N, E) float32, L2-normalised; N is 1 for a single scan. Of a model with variances, N `Gaussians`,
+            with `mean` (N, E), `log_variance` (N, E), and the uncertainty `trace` (N,).
 
         Raises:
             medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
@@ -151,14 +156,14 @@ class Model:
             len(scans), lambda index: self.prepare(scans[index], center=centers[index])
         )
 
-    def embed_texts(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "N E"]:
+    def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
         """Vectors of texts.
 
         Args:
             texts: one text or several.
 
         Returns:
-            (N, E) float32, L2-normalised; N is 1 for a single text.
+            (N, E) float32, L2-normalised, or N `Gaussians`; N is 1 for a single text.
 
         Raises:
             medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.
@@ -175,7 +180,8 @@ class Model:
     ) -> dict[str, float] | list[dict[str, float]]:
         """Probability of each finding, from its prompt pair.
 
-        The softmax over the cosines to "There is X." and "There is no X.", times the learned logit scale.
+        The softmax over the similarities (cosines, of points) to "There is X." and "There is no X.", times
+        the learned logit scale.
         It ranks scans; it is calibrated only as well as the training makes it.
 
         Args:
@@ -203,7 +209,7 @@ class Model:
         found = self.scores(self.embed_volumes(volumes, center=center), pairs)
         return found[0] if _is_single(volumes) else found
 
-    def embed_pair(self, finding: str | Prompts, template: str = "there_is") -> Float32[np.ndarray, "2 E"]:
+    def embed_pair(self, finding: str | Prompts, template: str = "there_is") -> Embeddings:
         """Vectors of a positive and a negative prompt.
 
         Args:
@@ -223,13 +229,11 @@ class Model:
             )
         return self.embed_texts(sentences)
 
-    def scores(
-        self, vectors: Float[np.ndarray, "N E"], pairs: Mapping[str, Float[np.ndarray, "2 E"]]
-    ) -> list[dict[str, float]]:
+    def scores(self, vectors: Embeddings, pairs: Mapping[str, Embeddings]) -> list[dict[str, float]]:
         """Probability of each finding for volumes that are embedded.
 
         Args:
-            vectors: (N, E) from `embed_volumes`.
+            vectors: from `embed_volumes`; of Gaussians the means are enough.
             pairs: finding to the vectors of its pair, from `embed_pair`.
 
         Returns:
@@ -244,7 +248,7 @@ class Model:
     def retrieve(
         self,
         text: str,
-        volumes: Sequence[Scan] | Float[np.ndarray, "N E"],
+        volumes: Sequence[Scan] | Embeddings,
         *,
         count: int = 10,
         center: Center | Sequence[Center] = None,
@@ -253,18 +257,20 @@ class Model:
 
         Args:
             text: report, sentence or prompt.
-            volumes: scans to search, see `prepare`, or their (N, E) float vectors from `embed_volumes`.
+            volumes: scans to search, see `prepare`, or their vectors or Gaussians from `embed_volumes`.
             count: how many to return.
             center: as in `embed_volumes`; for scans.
 
         Returns:
             At most `count` hits.
         """
-        is_vectors = isinstance(volumes, np.ndarray) and volumes.ndim == 2
-        vectors = volumes if is_vectors else self.embed_volumes(volumes, center=center)
-        cosines = vectors.astype(np.float64) @ self.embed_texts(text)[0].astype(np.float64)
-        order = np.argsort(-cosines, kind="stable")[:count]
-        return [Hit(int(index), float(cosines[index])) for index in order]
+        is_embedded = isinstance(volumes, Gaussians) or (
+            isinstance(volumes, np.ndarray) and volumes.ndim == 2
+        )
+        vectors = volumes if is_embedded else self.embed_volumes(volumes, center=center)
+        found = similarity(vectors, self.embed_texts(text))[:, 0]
+        order = np.argsort(-found, kind="stable")[:count]
+        return [Hit(int(index), float(found[index])) for index in order]
 
     def explain(
         self,

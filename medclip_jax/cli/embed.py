@@ -148,11 +148,12 @@ class _Columns:
 
     def __init__(self, model: Model, args: argparse.Namespace):
         from medclip_jax.evaluation.results import NotEvaluable
+        from medclip_jax.evaluation.similarity import means
 
         self.model, self.sentences = model, args.text
         self.texts, self.pairs = None, {}
         try:
-            self.texts = model.embed_texts(args.text) if args.text else None
+            self.texts = means(model.embed_texts(args.text)) if args.text else None
             self.pairs = {name: model.embed_pair(name) for name in _findings(args.findings, model)}
         except KeyError as error:
             raise ValueError(error.args[0]) from None

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from medclip_jax.evaluation.similarity import means
 from medclip_jax.inference.preparation import Preparation, Prepared
 from medclip_jax.inference.scans import Entry
 from medclip_jax.inference.table import Failure, Row
@@ -82,7 +83,7 @@ def embed_scans(
         for vectors in model.embedder.stream(batches()):
             for index, outcome in waiting.popleft():
                 if isinstance(outcome, Prepared):
-                    yield Row(entries[index], vectors[index % size], outcome.notes)
+                    yield Row(entries[index], means(vectors)[index % size], outcome.notes)
                 else:
                     yield Failure(entries[index], outcome.code, outcome.text)
         for index, outcome in found:
