@@ -236,7 +236,8 @@ def train_batches(
         A batch of `batch_size // process_count` samples; see `docs/architecture.md`.
 
     Raises:
-        ValueError: empty split, a batch that the hosts cannot share, unknown or no text weights.
+        ValueError: empty split, a batch that the hosts cannot share, unknown or no text weights, or organ
+            text is wanted of shards that have none, or without a tokenizer.
     """
     if len(source) == 0:
         raise ValueError("the training split is empty: check config.data.train_split")
@@ -257,6 +258,11 @@ def train_batches(
             f"config.data.organ_text_length={organ_length} needs "
             + ("a tokenizer" if tokenizer is None else "shards prepared with --organ-cell")
             + ", or must be 0"
+        )
+    if organ_length and _is_older_than_organ_text(source):
+        raise ValueError(
+            f"config.data.organ_text_length={organ_length}: these shards were prepared by a version that "
+            "kept no sentences about organs. Prepare them again into a new folder, or set it to 0"
         )
     return _iterate(source, config, tokenizer, seed, batch_size, start_step, process_index, process_count)
 
@@ -339,6 +345,11 @@ def organ_names(source: Source) -> tuple[str, ...]:
     """Names of the channels of a source's organ maps, () where it has none or does not say."""
     info = getattr(source, "info", None)
     return tuple(info.organs) if info is not None else ()
+
+
+def _is_older_than_organ_text(source: Source) -> bool:
+    settings = getattr(getattr(source, "info", None), "settings", None)
+    return bool(settings) and "organ_text" not in settings
 
 
 def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:

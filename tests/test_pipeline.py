@@ -265,5 +265,11 @@ def test_organ_text_is_the_same_on_any_number_of_hosts(hosts):
 def test_organ_text_without_organs_or_tokenizer_is_refused():
     with pytest.raises(ValueError, match="needs shards prepared with --organ-cell"):
         batches(1, settings(organ_text_length=4))
+    old = Described(20)
+    old.info = SimpleNamespace(**vars(Described.info), settings={"cell": 4})
+    with pytest.raises(ValueError, match=r"kept no sentences about organs\. Prepare them again"):
+        batches(1, settings(organ_text_length=4), source=old)
+    old.info.settings["organ_text"] = "own"
+    assert "organ" in batches(1, settings(organ_text_length=4), source=old)[0]
     with pytest.raises(ValueError, match="needs a tokenizer"):
         train_batches(Described(20), settings(organ_text_length=4), None, seed=0, batch_size=2)
