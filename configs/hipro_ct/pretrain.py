@@ -29,5 +29,5 @@ def get_config():
     config.optimizer.learning_rate = 1e-5
     config.optimizer.weight_decay = 0.01  # the paper does not say; AdamW's default
     config.evaluation.split = "validation"
-    config.evaluation.evaluators = {"zero_shot": {}, "retrieval": {}}
+    config.evaluation.evaluators = {"zero_shot": {"template": "is_present"}, "retrieval": {}}
     return config

@@ -100,7 +100,7 @@ class MedclipOutput(NamedTuple):
     volumes: Embedding | None
     texts: Embedding | None
     logits: Tensor | None
-    """(volumes, texts): cosines times the learned scale, plus the learned bias where there is one."""
+    """(volumes, texts): `similarity` times the learned scale, plus the learned bias where there is one."""
 
 
 class Reconstruction(NamedTuple):
@@ -324,8 +324,15 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids (B, L) to (B, `width`)."""
+        return self.pool(*self.states(tokens), tokens)
+
+    def states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) to states (B, L, `width`), and (B, L) False on padding."""
         real = tokens != self.pad
-        states = self.encoder(tokens, real)
+        return self.encoder(tokens, real), real
+
+    def pool(self, states: Tensor, real: Tensor, tokens: Tensor) -> Tensor:
+        """States (B, L, `width`) to one vector a text, (B, `width`)."""
         if self.pooling == "cls":
             return states[:, 0]
         if (
@@ -334,6 +341,36 @@ class TextTower(nn.Module):
             return states.take_along_dim(tokens.argmax(dim=1)[:, None, None], dim=1)[:, 0]
         share = real / real.sum(dim=1, keepdim=True).clamp(min=1)
         return (share[..., None] * states.float()).sum(dim=1).to(states.dtype)
+
+
+class GaussianHead(nn.Module):
+    """Pooled vectors to means, and tokens, by what a learned query finds among them, to log-variances.
+
+    Args:
+        pooled: features of a pooled vector.
+        width: features of a token.
+        out: dimensions of the joint space.
+        heads: of the query's attention.
+    """
+
+    def __init__(self, pooled: int, width: int, out: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.mean = nn.ModuleDict({"linear": nn.Linear(pooled, out, bias=False)})
+        maps = {name: nn.Linear(width, width) for name in ("to_query", "to_key", "to_value", "output")}
+        self.variance = nn.ModuleDict({**maps, "log_variance": nn.Linear(width, out)})
+        self.variance.query = nn.Parameter(torch.zeros(width))
+
+    def forward(self, pooled: Tensor, tokens: Tensor, inside: Tensor | None = None) -> Embedding:
+        """(B, F) and (B, N, W) to (B, E) each; `inside` (B, N): where the query may look, by default all."""
+        found, linear = self.variance, self.mean["linear"]
+        if inside is not None:  # nowhere is everywhere, as nothing else is finite
+            inside = (inside | ~inside.any(dim=1, keepdim=True))[:, None, None, :]
+        query = found["to_query"](found.query).expand(len(tokens), 1, -1)
+        parts = query, found["to_key"](tokens), found["to_value"](tokens)
+        parts = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
+        mixed = F.scaled_dot_product_attention(*parts, attn_mask=inside)[:, :, 0].flatten(1)
+        return Embedding(linear(pooled), found["log_variance"](found["output"](mixed)).float())
 
 
 class MaskedDecoder(nn.Module):
@@ -364,8 +401,11 @@ class MaskedDecoder(nn.Module):
 # --- the model ------------------------------------------------------------------------------------------
 
 
+OBJECTIVES = "clip", "cardiac_clip", "hipro_ct", "mae"
+
+
 class MedclipModel(PreTrainedModel):
-    """Towers, and the preparation their input needs, of objective "clip", "cardiac_clip" or "mae".
+    """Towers, and the preparation their input needs, of one of `OBJECTIVES`.
 
     Wherever a method takes `volumes`: prepared (B, D, H, W) or (D, H, W) HU, or one scan as a tuple of the
     arguments of `prepare`, or a list of either. `texts`: strings, or their ids (B, L).
@@ -377,7 +417,7 @@ class MedclipModel(PreTrainedModel):
     def __init__(self, config: MedclipConfig):
         super().__init__(config)
         objective, data = config.objective, config.data
-        if objective["name"] not in ("clip", "cardiac_clip", "mae"):
+        if objective["name"] not in OBJECTIVES:
             raise ValueError(
                 f"objective {objective['name']!r} is newer than this file: export the model again"
             )
@@ -387,13 +427,24 @@ class MedclipModel(PreTrainedModel):
             self.decoder = MaskedDecoder(objective["decoder"], self.vision.transformer)
         else:
             self.text = TextTower(objective["text"], data)
-            bias = objective["centered"] or objective["projection_bias"]
-            for tower in ("vision", "text"):
-                linear = nn.Linear(getattr(self, tower).width, objective["embedding_width"], bias=bias)
-                setattr(self, f"{tower}_projection", nn.ModuleDict({"linear": linear}))
-            names = ("log_scale", "bias") if objective.get("loss") == "sigmoid" else ("log_scale",)
-            self.logit_scale = nn.ParameterDict({name: torch.zeros(()) for name in names})
+            self._add_heads(objective)
         self.post_init()
+
+    def _add_heads(self, objective: dict) -> None:
+        """What follows the two towers: Gaussian heads or projections, and the scale of the logits."""
+        width, vision, text = objective["embedding_width"], self.vision, self.text
+        if objective["name"] == "hipro_ct":
+            tokens = vision.transformer.width
+            self.volume_head = GaussianHead(vision.width, tokens, width, objective["vision"]["heads"])
+            self.text_head = GaussianHead(text.width, text.width, width, objective["text"]["heads"])
+        else:
+            bias = objective["centered"] or objective["projection_bias"]
+            for name, tower in (("vision", vision), ("text", text)):
+                linear = nn.Linear(tower.width, width, bias=bias)
+                setattr(self, f"{name}_projection", nn.ModuleDict({"linear": linear}))
+        biased = objective["name"] == "hipro_ct" or objective.get("loss") == "sigmoid"
+        names = ("log_scale", "bias") if biased else ("log_scale",)
+        self.logit_scale = nn.ParameterDict({name: torch.zeros(()) for name in names})
 
     @classmethod
     def from_pretrained(cls, folder, *args, **options) -> MedclipModel:
@@ -494,29 +545,41 @@ class MedclipModel(PreTrainedModel):
 
     def forward(self, volumes=None, texts=None) -> MedclipOutput:
         """Embed volumes, texts, or both and compare them. With gradients."""
-        seen = read = logits = None
-        if volumes is not None:
-            seen = self.vision(self._prepared(volumes))
-            seen = seen if not hasattr(self, "text") else self.vision_projection["linear"](seen)
-            seen = F.normalize(seen.float(), dim=-1, eps=1e-6)
+        seen = None if volumes is None else self._see(self._prepared(volumes))
+        read = None
         if texts is not None:
             tokens = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-            read = self.text_projection["linear"](self.text(tokens.to(self.text.encoder.words.weight.device)))
-            read = F.normalize(read.float(), dim=-1, eps=1e-6)
+            read = self._read(tokens.to(self.text.encoder.words.weight.device))
+        logits = None
         if seen is not None and read is not None:
-            logits = self.scale() * (seen @ read.T)
+            logits = self.scale() * similarity(seen, read)
             logits = logits + self.logit_scale["bias"] if "bias" in self.logit_scale else logits
-        volumes, texts = (None if mean is None else Embedding(mean) for mean in (seen, read))
-        return MedclipOutput(volumes, texts, logits)
+        return MedclipOutput(seen, read, logits)
+
+    def _see(self, volumes: Tensor) -> Embedding:
+        tokens = self.vision.transformer(self.vision.to_voxels(volumes))
+        pooled = self.vision.transformer.pool(tokens)
+        if hasattr(self, "volume_head"):
+            return normalized(self.volume_head(pooled, tokens[:, 1:]))
+        return normalized(
+            Embedding(self.vision_projection["linear"](pooled) if hasattr(self, "text") else pooled)
+        )
+
+    def _read(self, tokens: Tensor) -> Embedding:
+        states, real = self.text.states(tokens)
+        pooled = self.text.pool(states, real, tokens)
+        if hasattr(self, "text_head"):
+            return normalized(self.text_head(pooled, states, real))
+        return normalized(Embedding(self.text_projection["linear"](pooled)))
 
     @torch.no_grad()
     def embed_volumes(self, volumes) -> Embedding:
-        """Vectors of volumes, mean (B, E)."""
+        """Vectors of volumes, mean (B, E); log_variance (B, E) where the model has one."""
         return self(volumes=volumes).volumes
 
     @torch.no_grad()
     def embed_texts(self, texts) -> Embedding:
-        """Vectors of texts, mean (B, E)."""
+        """Vectors of texts, mean (B, E); log_variance (B, E) where the model has one."""
         return self(texts=texts).texts
 
     @torch.no_grad()
@@ -537,9 +600,9 @@ class MedclipModel(PreTrainedModel):
                 raise KeyError(f"give names among {[*known]}, or {{name: (positive, negative)}}; not {names}")
             findings = {name: known[name] for name in names}
         texts = [text for pair in findings.values() for text in pair]
-        positive, negative = self.embed_texts(texts).mean.cpu().double().unflatten(0, (-1, 2)).unbind(1)
-        seen = self.embed_volumes(volumes).mean.cpu().double()
-        scores = torch.sigmoid(self.scale().item() * (seen @ (positive - negative).T))
+        alike = similarity(*map(doubled, (self.embed_volumes(volumes), self.embed_texts(texts))))
+        positive, negative = alike.unflatten(1, (-1, 2)).unbind(2)
+        scores = torch.sigmoid(self.scale().item() * (positive - negative))
         single = isinstance(volumes, tuple) or getattr(volumes, "ndim", 0) == 3
         return dict(zip(findings, scores[0].tolist(), strict=True)) if single else scores
 
@@ -564,6 +627,25 @@ class MedclipModel(PreTrainedModel):
         kinds = target, target.masked_fill(hidden, math.nan), torch.where(hidden, painted, target)
         grids = (unpatchify(patches, vit.grid, vit.patch) for patches in kinds)
         return Reconstruction(*(self.vision.to_windows(grid) for grid in grids))
+
+
+def normalized(embedding: Embedding) -> Embedding:
+    """Means of length 1, in float32."""
+    return embedding._replace(mean=F.normalize(embedding.mean.float(), dim=-1, eps=1e-6))
+
+
+def doubled(embedding: Embedding) -> Embedding:
+    """In float64 on the CPU."""
+    return Embedding(*(None if part is None else part.cpu().double() for part in embedding))
+
+
+def similarity(volumes: Embedding, texts: Embedding) -> Tensor:
+    """(volumes, texts): cosines; of Gaussians less half of both traces, 1 - CSD / 2."""
+    alike = volumes.mean @ texts.mean.T
+    if volumes.log_variance is None:
+        return alike
+    seen, read = (embedding.log_variance.exp().sum(dim=-1) for embedding in (volumes, texts))
+    return alike - 0.5 * (seen[:, None] + read[None, :])
 
 
 # --- from scans as they come to the model's grid --------------------------------------------------------

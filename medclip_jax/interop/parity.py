@@ -19,7 +19,7 @@ from medclip_jax.objectives.base import Objective
 from medclip_jax.training.state import flatten, split
 
 TOLERANCE = 1e-5
-"""Largest difference of a number in a vector of length 1, in float32."""
+"""Largest difference of a number in a vector of length 1, in float32; of a log-variance as a share of it."""
 
 SENTENCES = ("There is cardiomegaly.", "No pericardial effusion; lungs are clear.")
 
@@ -33,7 +33,8 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
 
     Returns:
         "PyTorch" and, where there are ONNX files, "ONNX" to the largest difference from JAX over the vectors
-        of one made-up volume and two sentences, float32 throughout. Without what is not installed.
+        of one made-up volume and two sentences, float32 throughout; for PyTorch also over their
+        log-variances, where the model has some. Without what is not installed.
 
     Raises:
         ValueError: a parameter does not come back as it went.
@@ -51,19 +52,19 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
     volume = made_up_volume(exported.spec.shape)[None]
     ours = exported.objective(dtype="float32")
     with portable(), jax.default_matmul_precision("highest"):
-        expected = {"volumes": np.asarray(jax.jit(lambda v: ours.embed_volumes(v).mean)(volume))}
+        expected = _named("volumes", jax.jit(lambda v: tuple(ours.embed_volumes(v)))(volume))
         if hasattr(ours, "text"):
             tokens = _tokens(folder, exported.config["text_length"])
-            expected["texts"] = np.asarray(jax.jit(lambda t: ours.embed_texts(t).mean)(tokens))
-    vectors = {"PyTorch": {"volumes": model.embed_volumes(volume).mean.numpy()}}
+            expected |= _named("texts", jax.jit(lambda t: tuple(ours.embed_texts(t)))(tokens))
+    vectors = {"PyTorch": _named("volumes", model.embed_volumes(volume))}
     if "texts" in expected:
-        vectors["PyTorch"]["texts"] = model.embed_texts(list(SENTENCES)).mean.numpy()
+        vectors["PyTorch"] |= _named("texts", model.embed_texts(list(SENTENCES)))
     if (Path(folder) / onnx.VOLUMES).is_file() and importlib.util.find_spec("onnxruntime"):
         vectors["ONNX"] = {"volumes": _run_onnx(folder, onnx.VOLUMES, volume)}
         if "texts" in expected:
             vectors["ONNX"]["texts"] = _run_onnx(folder, onnx.TEXTS, tokens.astype(np.int64))
     return {
-        name: max(float(np.abs(expected[kind] - given[kind]).max()) for kind in expected)
+        name: max(_difference(expected[kind], given[kind]) for kind in given)
         for name, given in vectors.items()
     }
 
@@ -96,6 +97,17 @@ def made_up_volume(shape: tuple[int, int, int], seed: int = 0) -> Int16[np.ndarr
     coarse = generator.uniform(-1000, 600, [-(-size // 8) for size in shape])
     blocks = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)[: shape[0], : shape[1], : shape[2]]
     return np.round(blocks + generator.normal(0, 30, shape)).astype(np.int16)
+
+
+def _named(kind: str, embedding: Any) -> dict[str, np.ndarray]:
+    """Mean and, where there is one, log-variance, of either library."""
+    mean, log_variance = (None if part is None else np.asarray(part) for part in embedding)
+    return {kind: mean} if log_variance is None else {kind: mean, f"log_variance of {kind}": log_variance}
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    # Numbers of a mean are below 1; log-variances start at -10, and float32 keeps digits, not places.
+    return float((np.abs(one - other) / np.maximum(np.abs(one), 1.0)).max())
 
 
 def _tokens(folder: str | os.PathLike, length: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax import export
 from medclip_jax.interop import onnx
 from medclip_jax.interop.folder import check_out, folder_config, is_export, read_folder, write_folder
 from medclip_jax.interop.model_card import model_card
-from medclip_jax.interop.parity import TOLERANCE, largest_difference, load_torch
+from medclip_jax.interop.parity import TOLERANCE, largest_difference, load_torch, made_up_volume
 from medclip_jax.interop.stablehlo import TEXTS, VOLUMES, write_stablehlo
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.reports.prompts import pair
@@ -65,7 +65,7 @@ def assert_same_params(found, expected):
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip"])
+    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip", "hipro_ct"])
     @pytest.mark.parametrize("file", ["safetensors", "pytorch"])
     def test_every_objective_comes_back(self, name, file, tokenizer, tmp_path):
         model = made(tokenizer, name)
@@ -79,13 +79,15 @@ class TestRoundTrip:
         assert (found.crop, found.modality) == ("center", "CT")
         assert_same_params(flatten(found.params), params_of(model.objective))
 
-    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip"])
+    @pytest.mark.parametrize("name", ["mae", "clip", "cardiac_clip", "hipro_ct"])
     def test_torch_gives_the_same_vectors(self, name, tokenizer, tmp_path):
         model = made(tokenizer, name)
         write_folder(model, tmp_path / "out")
         found = largest_difference(tmp_path / "out", model.objective)
         assert found.keys() == {"PyTorch"}
         assert found["PyTorch"] <= TOLERANCE
+        embedding = load_torch(tmp_path / "out").embed_volumes(made_up_volume(model.spec.shape))
+        assert (embedding.log_variance is not None) == (name == "hipro_ct")
         assert not (tmp_path / "out" / "__pycache__").exists()
 
     def test_a_model_trained_in_bfloat16_is_compared_in_float32(self, tokenizer, tmp_path):

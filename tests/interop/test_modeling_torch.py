@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from medclip_jax.losses.probabilistic import pair_logits
 from medclip_jax.models.mae import random_keep
 from medclip_jax.reports.findings import FINDINGS
 from medclip_jax.reports.prompts import pair
@@ -145,6 +146,55 @@ def test_contrastive_objectives(name, entries):
         logits = logits + objective.logit_scale.bias[...]
     # Cosines to 1e-5, times a scale of up to 100.
     assert_same(output.logits, logits, 1e-5 * float(objective.logit_scale()))
+
+
+GAUSSIANS = {
+    "defaults": {},
+    "mean of the text": {
+        "text": {"pooling": "mean"},
+        "vision": {"skip": True, "cell": (1, 1, 2), "patch": (3, 5, 2)},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", GAUSSIANS.values(), ids=GAUSSIANS)
+def test_gaussian_objective(changes):
+    objective, twin = twins("hipro_ct", **changes)
+    volumes, tokens = made_volumes(3), made_tokens(4, 12)
+    tokens[3] = 0  # a text of padding alone
+
+    def embed(objective, volumes, tokens):
+        seen, read = objective.embed_volumes(volumes), objective.embed_texts(tokens)
+        scale, bias = objective.logit_scale(), objective.logit_scale.bias[...]
+        return (*seen, *read, pair_logits(*seen, *read, scale, bias))
+
+    *expected, logits = compiled(objective, embed, volumes, tokens)
+    output = twin(torch.from_numpy(volumes), torch.from_numpy(tokens))
+    found = *output.volumes, *output.texts
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+    assert np.std(expected[1]) > 0.1, "log-variances that do not vary prove nothing"
+    # Similarities to 1e-5, relative for traces of 10 and more, times the scale.
+    assert_same(output.logits, logits, 1e-5 * float(np.abs(logits).max()))
+
+
+def test_zero_shot_of_gaussians_follows_the_evaluators(tmp_path):
+    from medclip_jax.evaluation.similarity import Gaussians, preference
+
+    objective, twin = twins("hipro_ct")
+    volumes, prompts = made_volumes(3), made_tokens(2, 12)
+
+    def embed(objective, volumes, tokens):
+        return objective.embed_volumes(volumes), objective.embed_texts(tokens)
+
+    seen, read = compiled(objective, embed, volumes, prompts)
+    seen, read = (Gaussians(np.asarray(x.mean), np.asarray(x.log_variance)) for x in (seen, read))
+    expected = 1 / (1 + np.exp(-float(objective.logit_scale()) * preference(seen, read[0], read[1])))
+    twin.tokenizer = lambda texts: torch.from_numpy(prompts)
+    found = twin.zero_shot(torch.from_numpy(volumes), {"own": ("There is one.", "There is none.")})
+    np.testing.assert_allclose(found[:, 0].numpy(), expected, atol=2e-5)
+    by_cosine = (seen.mean @ (read.mean[0] - read.mean[1])) * float(objective.logit_scale())
+    assert np.abs(1 / (1 + np.exp(-by_cosine)) - expected).max() > 1e-3, "the variances play no part"
 
 
 def test_logit_scale_stays_within_its_limits():

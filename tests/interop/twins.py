@@ -14,7 +14,7 @@ from medclip_jax.interop.folder import folder_config, write_folder
 from medclip_jax.interop.modeling_medclip import MedclipConfig, MedclipModel
 from medclip_jax.interop.names import to_torch
 from medclip_jax.model import Model
-from medclip_jax.objectives import cardiac_clip, clip, mae
+from medclip_jax.objectives import cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.reports.findings import FINDINGS
 from medclip_jax.reports.prompts import pair
@@ -27,6 +27,7 @@ DEFAULTS = {
     "mae": mae.default_config,
     "clip": clip.default_config,
     "cardiac_clip": cardiac_clip.default_config,
+    "hipro_ct": hipro_ct.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 SHAPE = (6, 20, 12)
@@ -35,7 +36,12 @@ SHAPE = (6, 20, 12)
 
 def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
     return DataSpec(
-        shape=shape, spacing=(4.0, 3.0, 2.5), findings=NAMES, vocabulary_size=vocabulary_size, mask_token=4
+        shape=shape,
+        spacing=(4.0, 3.0, 2.5),
+        findings=NAMES,
+        organs=("heart", "aorta"),
+        vocabulary_size=vocabulary_size,
+        mask_token=4,
     )
 
 
