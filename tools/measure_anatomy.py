@@ -56,6 +56,30 @@ def heads_of(sentence: str) -> set[str]:
     return {head for head in HEADS if any(key_of(head) in {key, *containers(key)} for key in named)}
 
 
+def measure(sentences: Sequence[tuple[str, set[str]]]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Count by head.
+
+    Args:
+        sentences: with the heads of the table.
+
+    Returns:
+        How often rules and table agree, the rules alone, and the table alone give each head.
+    """
+    right, wrong, missed = Counter(), Counter(), Counter()
+    for sentence, heads in sentences:
+        found = heads_of(sentence)
+        right.update(found & heads)
+        wrong.update(found - heads)
+        missed.update(heads - found)
+    return right, wrong, missed
+
+
+def read_half(table: Path, half: str, seed: int = 0) -> list[tuple[str, set[str]]]:
+    """Sentences of one half of the table's volumes, with their heads."""
+    paths = read_sentences(table).paths
+    return [pair for volume in halves(list(paths), half, seed) for pair in reference(paths[volume]).items()]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -63,18 +87,8 @@ def main() -> None:
     parser.add_argument("--half", choices=("tune", "report", "all"), default="report")
     parser.add_argument("--seed", type=int, default=0, help="of the split into halves (%(default)s)")
     args = parser.parse_args()
-    table = read_sentences(args.table)
-    sentences = [
-        pair
-        for volume in halves(list(table.paths), args.half, args.seed)
-        for pair in reference(table.paths[volume]).items()
-    ]
-    right, wrong, missed = Counter(), Counter(), Counter()
-    for sentence, heads in sentences:
-        found = heads_of(sentence)
-        right.update(found & heads)
-        wrong.update(found - heads)
-        missed.update(heads - found)
+    sentences = read_half(args.table, args.half, args.seed)
+    right, wrong, missed = measure(sentences)
     print(f"{len(sentences)} sentences of the {args.half} half")
     print(f"{'':22}{'sentences':>10}{'precision':>10}{'recall':>8}{'F1':>7}")
     for head in sorted(HEADS, key=lambda head: -right[head] - missed[head]):
