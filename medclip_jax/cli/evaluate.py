@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades"
+HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades, uncertainty"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluators",
         metavar="NAMES",
-        help="comma-separated: zero_shot,retrieval,ordinal (default: those of the run's config, else all)",
+        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty "
+        "(default: those of the run's config, else all)",
     )
     parser.add_argument(
         "--set",

@@ -122,7 +122,7 @@ class UncertaintyResult:
             intervals["inclusion_share"] = self.inclusion.interval
         rows = tuple((key, with_interval(value, intervals.get(key))) for key, value in self.metrics().items())
         missing = {f"no {part}": reason for part, reason in self.missing.items()}
-        return Table("Uncertainty", ("", "value"), rows, {**self.conditions, **missing})
+        return Table("Uncertainty", ("number", "value"), rows, {**self.conditions, **missing})
 
     def __str__(self) -> str:
         return str(self.table())

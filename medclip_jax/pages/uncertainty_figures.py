@@ -96,6 +96,7 @@ def reliability(answers: Answers) -> Figure:
     below.set_xlim(-0.02, 1.02)
     below.set_xlabel("predicted probability that it is present", fontsize=8)
     below.set_ylabel("answers", fontsize=8)
+    below.yaxis.get_major_locator().set_params(integer=True)
     plain(below)
     return figure
 
@@ -109,15 +110,16 @@ def inclusion(found: Inclusion) -> Figure:
     scores = found.scores[found.present]
     figure = new_figure(5.4, 2.7)
     panel = figure.subplots()
-    # A bin edge at 0: no bar has both colors.
-    reach = max(float(np.abs(scores).max()), 1e-12)
-    step = (float(scores.max()) - float(scores.min()) or reach) / 30
-    edges = step * np.arange(np.floor(min(scores.min(), 0) / step), np.ceil(max(scores.max(), 0) / step) + 1)
+    low, high = min(float(scores.min()), 0.0), max(float(scores.max()), 0.0)
+    step = (high - low or 1.0) / 30
+    # A bin edge at 0: no bar has both colors. One bin more at either end, for what rounding puts there.
+    edges = step * np.arange(np.floor(low / step) - 1, np.ceil(high / step) + 2)
     for chosen, color, name in ((scores > 0, BLUE, "inside"), (scores <= 0, ORANGE, "not inside")):
         panel.hist(scores[chosen], bins=edges, color=color, alpha=0.85, label=f"{name}: {int(chosen.sum())}")
     panel.axvline(0, color=INK, linewidth=1)
     panel.set_xlabel("inclusion of the organ in its volume, summed over dimensions", fontsize=8)
     panel.set_ylabel("pairs", fontsize=8)
+    panel.yaxis.get_major_locator().set_params(integer=True)
     panel.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     plain(panel)
     return figure
