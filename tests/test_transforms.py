@@ -127,3 +127,32 @@ def test_projection_errors_say_what_to_do():
         transforms.project(volume, (2, 4, 3), "mean")
     with pytest.raises(ValueError, match="'mean', 'max' or 'min'"):
         transforms.project(volume, (2, 3, 3), "median")
+
+
+def test_maps_of_cells_move_with_the_volume():
+    """Shifts by whole cells move cells; others split them evenly, as a filled box would be."""
+    draw = np.random.default_rng(0)
+    filled = draw.random((2, 3, 4, 3, 5)) < 0.4
+    cell = 4
+    cells = jnp.asarray(filled * 255, jnp.uint8)
+    offsets = np.array([[4, -8, 0], [-3, 2, 5]])
+    voxels = np.asarray(filled).repeat(cell, 2).repeat(cell, 3).repeat(cell, 4)
+    wide = np.pad(voxels, ((0, 0), (0, 0), (8, 8), (8, 8), (8, 8)))
+    expected = []
+    for n, (d, h, w) in enumerate(offsets):
+        moved = wide[n, :, 8 + d : 24 + d, 8 + h : 20 + h, 8 + w : 28 + w]
+        expected.append(moved.reshape(3, 4, cell, 3, cell, 5, cell).mean(axis=(2, 4, 6)))
+    got = transforms.shift_cells(cells, jnp.asarray(offsets), cell)
+    assert got.dtype == jnp.uint8
+    np.testing.assert_allclose(np.asarray(got) / 255, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_offsets_are_those_of_the_augmentation():
+    volume = jnp.broadcast_to(volumes(1), (20, *SHAPE))
+    limits = (1, 0, 2)
+    got = np.asarray(transforms.augment(volume, keys(20), shift_voxels=limits))
+    offsets = np.asarray(transforms.shift_offsets(keys(20), limits))
+    assert len({tuple(offset) for offset in offsets}) > 5
+    wide = np.pad(np.asarray(volume[0]), ((1, 1), (0, 0), (2, 2)), constant_values=AIR_HU)
+    for one, (d, _, w) in zip(got, offsets, strict=True):
+        np.testing.assert_array_equal(one, wide[1 + d : 5 + d, :, 2 + w : 7 + w])

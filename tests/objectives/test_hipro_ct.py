@@ -336,3 +336,47 @@ def test_errors_say_what_to_do():
     batch = on_device(make_batch(2)) | {"organs": jnp.zeros((2, 3, 1, 2, 1), jnp.uint8)}
     with pytest.raises(ValueError, match="do not divide the patch"):
         build().encode(batch, jax.random.key(0), train=True)
+
+
+def test_it_learns_a_toy_batch_through_the_training_step():
+    """Eight volumes, each of its own brightness and words: both contrasts fall well below their start."""
+    from medclip_jax.training import mesh as meshes
+    from medclip_jax.training.config import base_config
+    from medclip_jax.training.optimizer import make_optimizer
+    from medclip_jax.training.state import initial_state, split
+    from medclip_jax.training.step import make_train_step
+
+    config = base_config()
+    config.optimizer.learning_rate = 1e-2
+    batch = make_batch(8)
+    batch["study"] = np.stack([np.arange(8)] * 2, axis=1).astype(np.int32)
+    batch["volume"] = np.broadcast_to(np.linspace(-900, 900, 8)[:, None, None, None], batch["volume"].shape)
+    batch["volume"] = batch["volume"].astype(np.int16)
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
+    graphdef, params, variables = split(build())
+    optimizer = make_optimizer(config.optimizer, params, 100)
+    state = meshes.put_state(initial_state(params, variables, optimizer, ema=False), meshes.replicated(mesh))
+    step = make_train_step(graphdef, optimizer, mesh, seed=0)
+    history = []
+    for _ in range(60):
+        state, metrics = step(state, meshes.put_batch(batch, mesh))
+        history.append(jax.device_get(metrics))
+    for name in ("terms/contrast", "terms/local_contrast", "loss"):
+        assert history[-1][name] < 0.7 * history[0][name], name
+    assert all(np.isfinite(metrics["loss"]) for metrics in history)
+
+
+def test_centered_heads_open_the_cone():
+    """At the start all means of a tower point the same way; with their mean at the origin they do not."""
+    batch = make_batch(6)
+    alike = {}
+    for centered in (False, True):
+        model = build(centered=centered)
+        model.calibrate(batch, jax.random.key(0))
+        features = model.encode(batch, jax.random.key(0), train=False)
+        for kind in ("volume", "text"):
+            mean = np.asarray(features[f"{kind}_mean"])
+            alike[kind, centered] = (mean @ mean.T)[~np.eye(6, dtype=bool)].mean()
+    for kind in ("volume", "text"):
+        assert alike[kind, False] > 0.5
+        assert alike[kind, True] < 0.1
