@@ -351,12 +351,13 @@ class GaussianHead(nn.Module):
         width: features of a token.
         out: dimensions of the joint space.
         heads: of the query's attention.
+        bias: of the means' linear map.
     """
 
-    def __init__(self, pooled: int, width: int, out: int, heads: int):
+    def __init__(self, pooled: int, width: int, out: int, heads: int, bias: bool):
         super().__init__()
         self.heads = heads
-        self.mean = nn.ModuleDict({"linear": nn.Linear(pooled, out, bias=False)})
+        self.mean = nn.ModuleDict({"linear": nn.Linear(pooled, out, bias=bias)})
         maps = {name: nn.Linear(width, width) for name in ("to_query", "to_key", "to_value", "output")}
         self.variance = nn.ModuleDict({**maps, "log_variance": nn.Linear(width, out)})
         self.variance.query = nn.Parameter(torch.zeros(width))
@@ -434,9 +435,9 @@ class MedclipModel(PreTrainedModel):
         """What follows the two towers: Gaussian heads or projections, and the scale of the logits."""
         width, vision, text = objective["embedding_width"], self.vision, self.text
         if objective["name"] == "hipro_ct":
-            tokens = vision.transformer.width
-            self.volume_head = GaussianHead(vision.width, tokens, width, objective["vision"]["heads"])
-            self.text_head = GaussianHead(text.width, text.width, width, objective["text"]["heads"])
+            seen, bias = vision.transformer.width, objective["centered"]
+            self.volume_head = GaussianHead(vision.width, seen, width, objective["vision"]["heads"], bias)
+            self.text_head = GaussianHead(text.width, text.width, width, objective["text"]["heads"], bias)
         else:
             bias = objective["centered"] or objective["projection_bias"]
             for name, tower in (("vision", vision), ("text", text)):

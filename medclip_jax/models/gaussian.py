@@ -119,6 +119,7 @@ class GaussianHead(nnx.Module):
         width: features of a token.
         out_features: dimensions of the joint space.
         heads: of the variance query's attention.
+        bias: whether the mean's linear map has one.
         dtype: compute type of the attention.
         rngs: draws the initial parameters.
 
@@ -133,10 +134,11 @@ class GaussianHead(nnx.Module):
         out_features: int,
         heads: int,
         *,
+        bias: bool = False,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.mean = Projection(pooled_width, out_features, rngs=rngs)
+        self.mean = Projection(pooled_width, out_features, bias=bias, rngs=rngs)
         self.variance = VarianceQuery(width, out_features, heads, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -157,3 +159,8 @@ class GaussianHead(nnx.Module):
         """
         mean = normalize(self.mean(pooled.astype(jnp.float32)))
         return Gaussian(mean, self.variance(tokens, masks))
+
+    def center(self, pooled: Float[Array, "batch pooled"]) -> None:
+        """Bring what the linear map makes of a batch of pooled vectors to mean 0, by its bias."""
+        bias = self.mean.linear.bias
+        bias[...] = bias[...] - self.mean(pooled.astype(jnp.float32)).mean(axis=0)

@@ -37,7 +37,7 @@ def default_config() -> Any:
     `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one of `vib`. `same_study` says what two
     volumes of one study are to each other's report: "positive" or "ignore". With `ignore_normal_pairs`, two
     normal organs of the same name in different patients are not asked whether they belong together.
-    `chunk_rows` as in `objectives.clip`.
+    `centered` and `chunk_rows` as in `objectives.clip`.
     """
     from ml_collections import ConfigDict
 
@@ -47,6 +47,7 @@ def default_config() -> Any:
             "vision": vision_defaults() | {"patch": (8, 24, 24), "depth": 6, "pooling": "mean"},
             "text": text_defaults(),
             "embedding_width": 512,
+            "centered": False,
             "logit_scale": 10.0,
             "logit_bias": -10.0,
             "weights": {"local": 1.0, "hierarchy": 0.1, "cross": 1e-4, "bottleneck": 0.1},
@@ -132,6 +133,7 @@ class HiProCt(Objective):
             vision.width,
             config.embedding_width,
             config.vision.heads,
+            bias=config.centered,
             dtype=jnp.dtype(config.vision.dtype),
             rngs=rngs,
         )
@@ -140,9 +142,11 @@ class HiProCt(Objective):
             self.text.width,
             config.embedding_width,
             self.text.encoder.config.heads,
+            bias=config.centered,
             dtype=jnp.dtype(config.text.dtype),
             rngs=rngs,
         )
+        self.centered = config.centered
         self.logit_scale = LogitScale(config.logit_scale, bias=config.logit_bias)
         self.inclusion = Inclusion(**config.inclusion)
         self.direction = config.direction
@@ -150,6 +154,13 @@ class HiProCt(Objective):
         self.same_study = config.same_study
         self.bottleneck_reduce = config.bottleneck_reduce
         self.chunk_rows = config.chunk_rows
+
+    def calibrate(self, batch: Batch, key: jax.Array) -> None:
+        """With `centered`, open the cone in which all means lie at the start, see `objectives.clip`."""
+        if self.centered:
+            tokens = self._patches(batch["volume"])
+            self.volume_head.center(soft_masked_mean(tokens, _everything(tokens))[:, 0])
+            self.text_head.center(self._states(batch["tokens"])[0])
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Means and log-variances (B, D) of volume and text; with local terms, of organ and sentence, too.
@@ -298,10 +309,16 @@ class HiProCt(Objective):
         return self.volume_head(soft_masked_mean(tokens, weights), tokens, weights > 0)
 
     def _texts(self, tokens: Int[Array, "B L"]) -> Gaussian:
+        pooled, states, mask = self._states(tokens)
+        return Gaussian(*(x[:, 0] for x in self.text_head(pooled[:, None], states, mask[:, None])))
+
+    def _states(
+        self, tokens: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B width"], Float[Array, "B L width"], Bool[Array, "B L"]]:
+        """Pooled vector, states and what is no padding."""
         mask = tokens != self.text.pad_token
         states = self.text.encoder(tokens, mask)
-        pooled = self.text.encoder.pool(states, tokens, mask, self.text.pooling)
-        return Gaussian(*(x[:, 0] for x in self.text_head(pooled[:, None], states, mask[:, None])))
+        return self.text.encoder.pool(states, tokens, mask, self.text.pooling), states, mask
 
     def _drawn_organ(self, batch: Batch, keys: jax.Array | None) -> Float[Array, "B N"]:
         """Occupancy of the organ that the pipeline drew; 0 everywhere where it drew none."""

@@ -153,6 +153,7 @@ GAUSSIANS = {
     "mean of the text": {
         "text": {"pooling": "mean"},
         "vision": {"skip": True, "cell": (1, 1, 2), "patch": (3, 5, 2)},
+        "centered": True,
     },
 }
 
