@@ -26,6 +26,9 @@ from medclip_jax.evaluation.uncertainty_metrics import Calibration, RiskCoverage
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.reports import prompts
 
+_ROUNDING = 1e-6
+"""Inclusion a dimension that is none: float32 leaves it where an organ has the variance of its volume."""
+
 _POINTS = "the model gives points without variance: evaluate one with Gaussian embeddings, such as hipro_ct"
 
 
@@ -54,8 +57,9 @@ class Inclusion:
 
     Attributes:
         organs: names of the columns.
-        scores: (n, O) `losses.probabilistic.inclusion` over all dimensions; positive is inside.
+        scores: (n, O) `losses.probabilistic.inclusion` over all dimensions.
         present: (n, O) whether the organ shows.
+        inside: (n, O) whether the score is positive, beyond rounding.
         share: of the present ones that are inside.
         interval: None when none was asked for.
     """
@@ -63,6 +67,7 @@ class Inclusion:
     organs: Sequence[str]
     scores: Float[np.ndarray, "n O"]
     present: Bool[np.ndarray, "n O"]
+    inside: Bool[np.ndarray, "n O"]
     share: float
     interval: Interval | None
 
@@ -105,7 +110,7 @@ class UncertaintyResult:
             found = self.inclusion
             flat["inclusion_share"] = found.share
             flat |= {
-                f"inclusion_share/{organ}": _share(found.scores[:, i], found.present[:, i])
+                f"inclusion_share/{organ}": _share(found.inside[:, i], found.present[:, i])
                 for i, organ in enumerate(found.organs)
             }
         return flat
@@ -311,10 +316,11 @@ def _inclusion(
     scores, present = embedder.organ_inclusion(len(chosen), read)
     if not present.any():
         raise NotEvaluable("no organ shows in any of the volumes: check the organ masks with medclip inspect")
-    interval = bootstrap(lambda rows: _share(scores[rows], present[rows]), data.patients[chosen])
-    return Inclusion(tuple(organs), scores, present, _share(scores, present), interval)
+    inside = scores > _ROUNDING * data.volumes.mean.shape[1]
+    interval = bootstrap(lambda rows: _share(inside[rows], present[rows]), data.patients[chosen])
+    return Inclusion(tuple(organs), scores, present, inside, _share(inside, present), interval)
 
 
-def _share(scores: np.ndarray, present: np.ndarray) -> float:
-    """Share of the present ones above 0; NaN where none is present."""
-    return float(np.mean(scores[present] > 0)) if present.any() else float("nan")
+def _share(inside: np.ndarray, present: np.ndarray) -> float:
+    """Of the present ones; NaN where none is."""
+    return float(np.mean(inside[present])) if present.any() else float("nan")

@@ -102,19 +102,19 @@ def reliability(answers: Answers) -> Figure:
 
 
 def inclusion(found: Inclusion) -> Figure:
-    """Histogram of how far organs lie inside their volume; positive is inside.
+    """Histogram of how far organs lie inside their volume; what is inside is positive.
 
     Args:
         found: of the evaluator.
     """
-    scores = found.scores[found.present]
+    scores, inside = found.scores[found.present], found.inside[found.present]
     figure = new_figure(5.4, 2.7)
     panel = figure.subplots()
     low, high = min(float(scores.min()), 0.0), max(float(scores.max()), 0.0)
     step = (high - low or 1.0) / 30
     # A bin edge at 0: no bar has both colors. One bin more at either end, for what rounding puts there.
     edges = step * np.arange(np.floor(low / step) - 1, np.ceil(high / step) + 2)
-    for chosen, color, name in ((scores > 0, BLUE, "inside"), (scores <= 0, ORANGE, "not inside")):
+    for chosen, color, name in ((inside, BLUE, "inside"), (~inside, ORANGE, "not inside")):
         panel.hist(scores[chosen], bins=edges, color=color, alpha=0.85, label=f"{name}: {int(chosen.sum())}")
     panel.axvline(0, color=INK, linewidth=1)
     panel.set_xlabel("inclusion of the organ in its volume, summed over dimensions", fontsize=8)

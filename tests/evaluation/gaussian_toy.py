@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax.evaluation.embeddings import Embedder
+from medclip_jax.models.heads import LogitScale
 from medclip_jax.objectives.base import Embedding, Objective
 
 SHAPE = (8, 4, 4)
@@ -28,12 +29,11 @@ def unit(vectors):
 class ToyGaussian(Objective):
     """Every dimension of a volume has the variance of its voxels (in 100 HU); of a text, 1 / its words."""
 
-    def __init__(self, constant: bool = False):
+    def __init__(self, constant: bool = False, organs: tuple[float, float] = (-1.0, 1.0)):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (int(np.prod(SHAPE)), WIDTH)))
+        self.logit_scale = LogitScale(20.0, learnable=False)
         self.constant = constant
-
-    def logit_scale(self):
-        return jnp.float32(20.0)
+        self.organs = organs
 
     def embed_volumes(self, volumes):
         flat = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) / 100.0
@@ -48,10 +48,10 @@ class ToyGaussian(Objective):
         return Embedding(unit(found), jnp.broadcast_to(spread[:, None], (len(tokens), WIDTH)))
 
     def embed_organs(self, volumes, organs):
-        """The first organ is narrower than the volume, the second wider; present where occupied."""
+        """The first organ is narrower than its volume, the second wider; present where occupied."""
         whole = self.embed_volumes(volumes)
         mean = jnp.stack([whole.mean] * organs.shape[1], axis=1)
-        steps = jnp.array([-1.0, 1.0])[None, :, None]
+        steps = jnp.array(self.organs)[None, :, None]
         return Organs(mean, whole.log_variance[:, None] + steps, organs.any(axis=(2, 3, 4)))
 
 

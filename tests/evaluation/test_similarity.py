@@ -150,7 +150,7 @@ class TestEmbedder:
         expected = objective.embed_volumes(jnp.asarray(np.stack([row["volume"] for row in rows])))
         np.testing.assert_allclose(data.volumes.mean, expected.mean, atol=1e-5)
         np.testing.assert_allclose(data.volumes.log_variance, expected.log_variance, atol=1e-5)
-        assert data.logit_scale == 20.0
+        assert data.logit_scale == pytest.approx(20.0, rel=1e-6)
         texts = ["one two", "three", "one two"]
         found = embedder.texts(texts)
         expected = objective.embed_texts(jnp.asarray(tokenize(texts, 32)))
@@ -173,6 +173,6 @@ class TestEmbedder:
         batch = np.stack([row["volume"] for row in rows[:8]])
         (streamed,) = embedder.stream([batch])
         np.testing.assert_array_equal(streamed.mean, found.mean[:8])
-        assert embedder.logit_scale() == 20.0
+        assert embedder.logit_scale() == pytest.approx(20.0, rel=1e-6)
         scores, present = embedder.organ_inclusion(3, lambda i: (rows[i]["volume"], rows[i]["organs"]))
         assert scores.shape == present.shape == (3, 2)

@@ -133,7 +133,7 @@ class TestAnswers:
         wrong, doubt, truth, p = [], [], [], []
         for finding in FINDINGS:
             scores = pair_scores(
-                data.volumes, *embedder.texts(pair(finding)), score="probability", scale=20.0
+                data.volumes, *embedder.texts(pair(finding)), score="probability", scale=data.logit_scale
             )
             truth.append(data.labels[finding] == 1)
             p.append(scores)
@@ -180,6 +180,11 @@ class TestInclusion:
         assert flat["inclusion_share/lung"] == 1
         assert flat["inclusion_share/heart"] == 0
         assert flat["inclusion_share"] == 0.5
+
+    def test_equal_but_for_rounding_is_not_inside(self):
+        found = evaluated(ToyGaussian(organs=(0.0, -1e-6)), draws=0).inclusion
+        assert np.abs(found.scores).max() < 6e-6
+        assert found.share == 0
 
     def test_shards_without_organs(self):
         found = evaluated(organs=())

@@ -32,7 +32,7 @@ def made_result(**changes):
             "vague": Degradation(np.array([0.0, 1.0]), uncertainty[:, :2], float("nan"), float("nan"), {}),
         },
         "answers": made_answers(),
-        "inclusion": Inclusion(("lung", "heart"), scores, present, np.mean(scores[present] > 0), None),
+        "inclusion": Inclusion(("lung", "heart"), scores, present, scores > 0, 0.5, None),
         "missing": {},
         "conditions": {"n": "90 <b>"},
     }
@@ -86,7 +86,7 @@ def test_reliability_leaves_empty_bins_out():
 def test_histogram_is_cut_at_zero(scores):
     found = made_result().inclusion
     if scores is not None:
-        found = Inclusion(("lung",), scores, np.ones((3, 1), bool), 0.0, None)
+        found = Inclusion(("lung",), scores, np.ones((3, 1), bool), scores > 0, 0.0, None)
     panel = uncertainty_figures.inclusion(found).axes[0]
     shown = found.scores[found.present]
     for bar in panel.patches:
