@@ -1,4 +1,17 @@
-"""HiPro-CT on phantoms: volumes and impressions, organs and their sentences, in a few minutes."""
+"""HiPro-CT on phantoms: volumes and impressions, organs and their sentences.
+
+Shards:    medclip prepare --table PHANTOMS/studies.csv --out SHARDS --crop heart --shape 64 60 72 \
+               --spacing 4.2 3.3 3.7 --findings phantom --vocabulary-size 1024 --organ-cell 4 --organs \
+               heart,aorta,coronary_arteries,pulmonary_artery,lung_upper_lobe_left,lung_lower_lobe_left,\
+lung_upper_lobe_right,lung_middle_lobe_right,lung_lower_lobe_right,esophagus,trachea,vertebrae
+           (PHANTOMS: medclip-demo/phantoms after `medclip demo`, which writes 1500)
+Command:   medclip train --config configs/hipro_ct/demo.py --workdir runs/hipro_ct_demo \
+               --config.data.shards=SHARDS
+Hardware:  2 CPU cores.
+Time:      700 steps: 0.5 s a step at best, 1.1 s in the median, beside much other work (measured).
+Expected:  not measured at this size. On 288 phantoms only, without `centered`: mean zero-shot AUROC of eleven
+           findings on 49 phantoms 0.62 after 175 steps, 0.63 after 525, one seed (measured).
+"""
 
 import runpy
 from pathlib import Path
@@ -18,6 +31,7 @@ def get_config():
     config.objective.vision.augment.shift_voxels = (1, 2, 2)
     config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
     config.objective.embedding_width = 128
+    config.objective.centered = True
     # As in configs/demo: short texts, as short as the prompts of zero-shot use.
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.text_length = 80

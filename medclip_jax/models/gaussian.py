@@ -155,7 +155,8 @@ class GaussianHead(nnx.Module):
             masks: (B, P, N), True on the tokens of a part.
 
         Returns:
-            Means (B, P, D) of length 1 (0 where `pooled` is 0) and log-variances (B, P, D), float32.
+            Means (B, P, D) of length 1 (without bias 0 where `pooled` is 0) and log-variances (B, P, D),
+            float32.
         """
         mean = normalize(self.mean(pooled.astype(jnp.float32)))
         return Gaussian(mean, self.variance(tokens, masks))
