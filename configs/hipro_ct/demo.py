@@ -10,7 +10,7 @@ Command:   medclip train --config configs/hipro_ct/demo.py --workdir runs/hipro_
 Hardware:  2 CPU cores.
 Time:      700 steps: 0.5 s a step at best, 1.1 s in the median, beside much other work (measured).
 Expected:  not measured at this size. On 288 phantoms only, without `centered`: mean zero-shot AUROC of eleven
-           findings on 49 phantoms 0.62 after 175 steps, 0.63 after 525, one seed (measured).
+           findings on 49 phantoms 0.62 after 175 steps, 0.65 after 700, one seed (measured).
 """
 
 import runpy
