@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from medclip_jax.evaluation.similarity import means
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means
 from medclip_jax.inference.preparation import Preparation, Prepared
 from medclip_jax.inference.scans import Entry
 from medclip_jax.inference.table import Failure, Row
@@ -83,7 +83,7 @@ def embed_scans(
         for vectors in model.embedder.stream(batches()):
             for index, outcome in waiting.popleft():
                 if isinstance(outcome, Prepared):
-                    yield Row(entries[index], means(vectors)[index % size], outcome.notes)
+                    yield _row(entries[index], vectors[index % size], outcome.notes)
                 else:
                     yield Failure(entries[index], outcome.code, outcome.text)
         for index, outcome in found:
@@ -124,6 +124,11 @@ def _attempt(task: tuple[Any, Center], preparation: Preparation) -> Prepared | _
         return preparation.read(*task)
     except VolumeRejected as rejection:
         return _Reason(rejection.code, str(rejection))
+
+
+def _row(entry: Entry, embedding: Embeddings, notes: tuple[str, ...]) -> Row:
+    uncertainty = float(embedding.trace) if isinstance(embedding, Gaussians) else None
+    return Row(entry, means(embedding), notes, uncertainty)
 
 
 def _died(task: tuple[Any, Center]) -> _Reason:

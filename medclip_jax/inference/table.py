@@ -31,17 +31,19 @@ ROW_GROUP = 4096
 _KEY = b"medclip"
 _CENTER = ("center_x", "center_y", "center_z")
 _KEYS = ("scan", "id", *_CENTER)
+_UNCERTAINTY = "uncertainty"
 
 Derive = Callable[[Float32[np.ndarray, "N E"]], Mapping[str, Float[np.ndarray, " N"]]]
 """Further columns from vectors."""
 
 
 class Row(NamedTuple):
-    """A scan that was embedded."""
+    """A scan that was embedded; `uncertainty` is the trace of its covariance where the model has one."""
 
     entry: Entry
     vector: Float32[np.ndarray, " E"]
     notes: tuple[str, ...]
+    uncertainty: float | None = None
 
 
 class Failure(NamedTuple):
@@ -132,7 +134,7 @@ class Table:
         if not wanted:
             return 0
         table = table.take(pa.array(wanted)).combine_chunks()
-        empty = [name for name in _KEYS[1:] if table.column(name).null_count == len(wanted)]
+        empty = [name for name in (*_KEYS[1:], _UNCERTAINTY) if table.column(name).null_count == len(wanted)]
         partial = self.parts / "merged.partial"
         writer = None
         try:
@@ -240,6 +242,7 @@ def _table(rows: Sequence[Row], metadata: Mapping[bytes, str]) -> pa.Table:
         "id": pa.array([row.entry.id for row in rows], pa.string()),
         **{name: pa.array([c[i] for c in centers], pa.float64()) for i, name in enumerate(_CENTER)},
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width),
+        _UNCERTAINTY: pa.array([row.uncertainty for row in rows], pa.float32()),
         "notes": pa.array(["; ".join(row.notes) for row in rows], pa.string()),
     }
     return pa.table(columns).replace_schema_metadata(metadata)
@@ -249,7 +252,8 @@ def _completed(table: pa.Table, width: int) -> pa.Table:
     """The columns of a part from a table that may lack optional ones or have more."""
     types = {"scan": pa.string(), "id": pa.string(), **dict.fromkeys(_CENTER, pa.float64())}
     if width:
-        types |= {"embedding": pa.list_(pa.float32(), width), "notes": pa.string()}
+        vector = {"embedding": pa.list_(pa.float32(), width), _UNCERTAINTY: pa.float32()}
+        types |= {**vector, "notes": pa.string()}
     return pa.table(
         {
             name: table.column(name).cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
