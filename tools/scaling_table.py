@@ -32,6 +32,7 @@ MACHINES = (
 SYSTEMS = (
     ("Cardiac-CLIP stage 1 (MAE), batch 128", "configs/cardiac_clip/mae.py", 128),
     ("Cardiac-CLIP stage 2 (contrast), batch 128", "configs/cardiac_clip/contrastive.py", 128),
+    ("HiPro-CT, batch 128", "configs/hipro_ct/pretrain.py", 128),
     ("Demo stage 1 (MAE), batch 128", "configs/demo/mae.py", 128),
     ("Demo stage 2 (contrast), batch 128", "configs/demo/contrastive.py", 128),
 )
@@ -46,7 +47,7 @@ def rows(title: str, file: str, batch: int) -> list[str]:
     parser = argparse.ArgumentParser()
     check_data.add_arguments(parser)
     data = check_data.assume(config, file, parser.parse_args([]))
-    model = build(config, data.spec, samples=10**6)
+    model = build(config, data.spec, samples=10**6, organ_shape=data.organ_shape)
     parameters = sum(tower.parameters for tower in towers(model)) / 1e6
     shape = "×".join(map(str, data.spec.shape))
     lines = [
