@@ -47,3 +47,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_run")
     make_run(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NIfTI of 48 x 100 x 96 mm with air, soft tissue and noise."""
+    import nibabel as nib
+    import numpy as np
+
+    voxels = np.full((24, 25, 12), -1000.0)
+    voxels[4:20, 4:20] = 40
+    voxels += np.random.default_rng(0).normal(0, 10, voxels.shape)
+    path = tmp_path_factory.mktemp("scan") / "chest.nii.gz"
+    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1])), path)
+    return path

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -18,17 +17,6 @@ from tests.tiny_run import SHAPE, SPACING, made_records
 @pytest.fixture(scope="module")
 def model(tiny_run):
     return medclip_jax.load(tiny_run / "workdir", progress=False)
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    """A NIfTI of 48 x 100 x 96 mm with air, soft tissue and noise."""
-    voxels = np.full((24, 25, 12), -1000.0)
-    voxels[4:20, 4:20] = 40
-    voxels += np.random.default_rng(0).normal(0, 10, voxels.shape)
-    path = tmp_path_factory.mktemp("scan") / "chest.nii.gz"
-    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1])), path)
-    return path
 
 
 def test_import_is_light():

@@ -316,6 +316,9 @@ def trace(log_variance: Float[Array, "*batch features"]) -> Float[Array, "*batch
 
     Args:
         log_variance: (..., D).
+
+    Returns:
+        (...).
     """
     return jnp.exp(log_variance.astype(jnp.float32)).sum(axis=-1)
 

@@ -31,16 +31,6 @@ def exported(tiny_run, tmp_path_factory):
     return folder / "tiny"
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    voxels = np.full((24, 25, 12), -1000.0)
-    voxels[4:20, 4:20] = 40
-    voxels += np.random.default_rng(0).normal(0, 10, voxels.shape)
-    path = tmp_path_factory.mktemp("scan") / "chest.nii.gz"
-    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1])), path)
-    return path
-
-
 def test_what_lies_in_the_folder(exported):
     assert {path.name for path in exported.iterdir()} == FILES
     assert [path.name for path in exported.parent.iterdir() if path.name.startswith(".")] == []

@@ -191,8 +191,7 @@ def test_text_of_padding_alone(looped):
     nothing = jnp.arange(7)[None] < jnp.array([[4], [0]])
 
     def graded(form):
-        score = lambda q, k, v: (form(q, k, v, nothing) ** 2).sum()  # noqa: E731
-        return jax.value_and_grad(score, argnums=(0, 1, 2))(*sample())
+        return jax.value_and_grad(lambda *qkv: (form(*qkv, nothing) ** 2).sum(), argnums=(0, 1, 2))(*sample())
 
     value, gradient = graded(partial(attend_in_chunks, looped=looped, chunk=2))
     expected, plain = graded(attention.attend_plain)
