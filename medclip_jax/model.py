@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Int16
 
 from medclip_jax.evaluation.embeddings import Embedder
@@ -36,13 +37,13 @@ Prompts = tuple[str, str]
 
 
 class Hit(NamedTuple):
-    """One volume found for a text: its place in the list that was given, and the cosine.
+    """One volume found for a text: its place in the list that was given, and how similar it is.
 
-    Of Gaussians it is ``1 - CSD / 2`` instead, see `medclip_jax.evaluation.similarity`.
+    The similarity is a cosine; of Gaussians ``1 - CSD / 2``, see `medclip_jax.evaluation.similarity`.
     """
 
     index: int
-    cosine: float
+    similarity: float
 
 
 class Model:
@@ -104,7 +105,7 @@ class Model:
     def logit_scale(self) -> float:
         """The learned multiplier of cosines; 1 where the objective has none."""
         scale = getattr(self.objective, "logit_scale", None)
-        return float(scale()) if callable(scale) else 1.0
+        return float(scale()) if isinstance(scale, nnx.Module) else 1.0
 
     def prepare(self, scan: Scan, *, center: Center = None) -> Int16[np.ndarray, "D H W"]:
         """Bring a scan to the form the model was trained on, as `medclip prepare` does.

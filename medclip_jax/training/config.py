@@ -21,7 +21,7 @@ DEFAULT_NO_DECAY: tuple[str, ...] = (
     r"(^|/)(bias|scale)$",
     r"(^|/)[a-z_]*positions?(_embeddings?)?(/|$)",
     r"(^|/)[a-z_]*token$",
-    r"(^|/)(logit_scale|logit_bias|log_temperature|query)$",
+    r"(^|/)(log_scale|query)$",
 )
 """Biases, norms, positions, class and mask tokens, temperature: pulled to zero they only lose."""
 

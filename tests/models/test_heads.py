@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from medclip_jax.models.heads import LogitScale, Projection
+from medclip_jax.training.config import DEFAULT_NO_DECAY
+from medclip_jax.training.optimizer import matching
 
 
 def test_projection_is_linear():
@@ -42,6 +44,11 @@ def test_fixed_scale_has_no_parameter():
     scale = LogitScale(20.0, learnable=False)
     assert float(scale()) == pytest.approx(20.0, rel=1e-6)
     assert not jax.tree.leaves(nnx.state(scale, nnx.Param))
+
+
+def test_weight_decay_leaves_scale_and_bias_alone():
+    names = ["logit_scale/log_scale", "logit_scale/bias", "projection/linear/kernel"]
+    assert matching(DEFAULT_NO_DECAY, names, "no_decay", may_miss=DEFAULT_NO_DECAY) == set(names[:2])
 
 
 @pytest.mark.parametrize("initial", [0.07, 101.0])
