@@ -1,4 +1,4 @@
-"""On the device, inside the step: Hounsfield units to intensities, and augmentation."""
+"""On the device, inside the step: Hounsfield units to intensities, augmentation, and damage to learn from."""
 
 from __future__ import annotations
 
@@ -158,3 +158,25 @@ def shift_cells(
 def _shift_offset(key, shift_voxels):
     largest = jnp.asarray(shift_voxels)
     return jax.random.randint(jax.random.split(key, 5)[0], (3,), 0, 2 * largest + 1) - largest
+
+
+def cut_texts(
+    tokens: Int[Array, "batch length"], keys: jax.Array, *, share: float, pad_token: int
+) -> Int[Array, "batch length"]:
+    """Cut off a random part of each text's end; its last token, which closes it, closes what is left.
+
+    Args:
+        tokens: (B, L), padded at the end.
+        keys: (B,) one random key a text.
+        share: largest share of a text's tokens that is cut; each text draws its own below it.
+        pad_token: id of the padding.
+
+    Returns:
+        (B, L). Of a text with any token at least one stays.
+    """
+    length = (tokens != pad_token).sum(axis=1)
+    drawn = jax.vmap(jax.random.uniform)(keys)
+    kept = jnp.ceil((1.0 - share * drawn) * length).astype(jnp.int32)[:, None]
+    closing = jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
+    places = jnp.arange(tokens.shape[1])
+    return jnp.where(places < kept - 1, tokens, jnp.where(places == kept - 1, closing, pad_token))

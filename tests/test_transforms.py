@@ -156,3 +156,30 @@ def test_offsets_are_those_of_the_augmentation():
     wide = np.pad(np.asarray(volume[0]), ((1, 1), (0, 0), (2, 2)), constant_values=AIR_HU)
     for one, (d, _, w) in zip(got, offsets, strict=True):
         np.testing.assert_array_equal(one, wide[1 + d : 5 + d, :, 2 + w : 7 + w])
+
+
+def test_cut_texts_lose_their_end_and_stay_closed():
+    """Texts [1, 2, ..., 99]: what is left is a start of them and the closing 99; all lengths occur."""
+    whole = np.zeros((400, 12), np.int32)
+    length = np.arange(400) % 11
+    for row, n in zip(whole, length, strict=True):
+        row[:n] = [*range(1, n), 99][:n]
+    keys = jax.random.split(jax.random.key(0), 400)
+    found = np.asarray(transforms.cut_texts(jnp.asarray(whole), keys, share=0.6, pad_token=0))
+    kept = (found != 0).sum(axis=1)
+    for row, n in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(row[:n], [*range(1, n), 99][:n])
+        assert not row[n:].any()
+    assert (kept >= np.ceil(0.4 * length - 1e-6)).all()
+    assert (kept <= length).all()
+    assert set(kept[length == 10]) == set(range(4, 11))
+    # A text's cut is that of its key, wherever it lies in the batch.
+    np.testing.assert_array_equal(
+        transforms.cut_texts(jnp.asarray(whole[5:9]), keys[5:9], share=0.6, pad_token=0), found[5:9]
+    )
+
+
+def test_nothing_to_cut_leaves_texts_as_they_are():
+    texts = jnp.asarray([[4, 5, 6, 0], [0, 0, 0, 0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    np.testing.assert_array_equal(transforms.cut_texts(texts, keys, share=0.0, pad_token=0), texts)

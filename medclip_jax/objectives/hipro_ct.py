@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from medclip_jax import transforms
 from medclip_jax.losses import chunked, probabilistic
@@ -26,18 +26,20 @@ from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults,
 DIRECTIONS = ("global_contains_local", "local_contains_global")
 """Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
 
-WHOLES, PARTS = ("volume", "text"), ("organ", "sentence")
+WHOLES, PARTS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
 
 
 def default_config() -> Any:
     """The paper's values: a ViT of 6 layers, a BERT-base text tower, 512 dimensions, scale 10, bias -10.
 
     `weights` are those of the terms beside the global contrast; 0 leaves a term out, and what only it needs:
-    with `local` and `hierarchy` at 0 the data need no organs. `inclusion` are the options of
-    `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one of `vib`. `same_study` says what two
-    volumes of one study are to each other's report: "positive" or "ignore". With `ignore_normal_pairs`, two
-    normal organs of the same name in different patients are not asked whether they belong together.
-    `centered` and `chunk_rows` as in `objectives.clip`.
+    with `local` and `hierarchy` at 0 the data need no organs. The term `damage` is not in the paper: it
+    includes volume and report in a damaged view of themselves, so that the variance learns to grow with
+    damage: white noise of up to `damage.noise_hu`, a text without up to a share `damage.cut_text` of its
+    tokens. `inclusion` are the options of `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one
+    of `vib`. `same_study` says what two volumes of one study are to each other's report: "positive" or
+    "ignore". With `ignore_normal_pairs`, two normal organs of the same name in different patients are not
+    asked whether they belong together. `centered` and `chunk_rows` as in `objectives.clip`.
     """
     from ml_collections import ConfigDict
 
@@ -50,7 +52,8 @@ def default_config() -> Any:
             "centered": False,
             "logit_scale": 10.0,
             "logit_bias": -10.0,
-            "weights": {"local": 1.0, "hierarchy": 0.1, "cross": 1e-4, "bottleneck": 0.1},
+            "weights": {"local": 1.0, "hierarchy": 0.1, "cross": 1e-4, "bottleneck": 0.1, "damage": 0.0},
+            "damage": {"noise_hu": 200.0, "cut_text": 0.75},
             "inclusion": {"form": "exact", "reduce": "per_dim", "scale": 1.0, "eps": 1e-6},
             "direction": "global_contains_local",
             "ignore_normal_pairs": True,
@@ -69,6 +72,7 @@ class Weights:
     hierarchy: float
     cross: float
     bottleneck: float
+    damage: float
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class HiProCt(Objective):
         self.centered = config.centered
         self.logit_scale = LogitScale(config.logit_scale, bias=config.logit_bias)
         self.inclusion = Inclusion(**config.inclusion)
+        self.damage = dict(config.damage)
         self.direction = config.direction
         self.ignore_normal_pairs = config.ignore_normal_pairs
         self.same_study = config.same_study
@@ -165,7 +170,8 @@ class HiProCt(Objective):
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Means and log-variances (B, D) of volume and text; with local terms, of organ and sentence, too.
 
-        `valid` (B,) then says whether the sample has both.
+        `valid` (B,) then says whether the sample has both. In training with `weights.damage`, of damaged
+        volume and text, too.
         """
         keys = sample_keys(key, batch["sample"]) if train else None
         tokens = self._patches(batch["volume"], keys)
@@ -181,6 +187,8 @@ class HiProCt(Objective):
         found["volume"] = Gaussian(*(x[:, 0] for x in parts))
         if self.local:
             found["organ"] = Gaussian(*(x[:, 1] for x in parts))
+        if train and self.weights.damage:
+            found["damaged_volume"], found["damaged_text"] = self._damaged(batch, keys)
         for kind, gaussian in found.items():
             features[f"{kind}_mean"] = gaussian.mean
             features[f"{kind}_log_variance"] = gaussian.log_variance
@@ -196,7 +204,8 @@ class HiProCt(Objective):
         """
         gaussians = {
             kind: Gaussian(features[f"{kind}_mean"], features[f"{kind}_log_variance"])
-            for kind in (*WHOLES, *(PARTS if self.local else ()))
+            for kind in (*WHOLES, *PARTS, *DAMAGED)
+            if f"{kind}_mean" in features
         }
         everyone = jnp.ones(features["volume_mean"].shape[0], bool)
         valid = {kind: features["valid"] if kind in PARTS else everyone for kind in gaussians}
@@ -244,6 +253,9 @@ class HiProCt(Objective):
                 asked.append((f"{whole}_hierarchy", inside, outside, self.weights.hierarchy))
         if self.weights.cross:
             asked.append(("cross", "volume", "text", self.weights.cross))
+        for whole, damaged in zip(WHOLES, DAMAGED, strict=True):
+            if damaged in gaussians:
+                asked.append((f"{whole}_damage", whole, damaged, self.weights.damage))
         terms = {}
         for name, inside, outside, weight in asked:
             both = (*gaussians[inside], *gaussians[outside])
@@ -299,8 +311,19 @@ class HiProCt(Objective):
         weights = self._occupancy(organs)
         return OrganEmbeddings(*self._parts(self._patches(volumes), weights), jnp.any(weights > 0, axis=-1))
 
+    def _damaged(self, batch: Batch, keys: jax.Array) -> tuple[Gaussian, Gaussian]:
+        """The volumes, augmented as in this step, under noise, and the texts without their end."""
+        drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1)))(keys)
+        noisy = transforms.augment(batch["volume"], drawn[:, 0], noise_hu=self.damage["noise_hu"])
+        tokens = self._patches(noisy, keys)
+        volume = Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
+        cut = transforms.cut_texts(
+            batch["tokens"], drawn[:, 1], share=self.damage["cut_text"], pad_token=self.text.pad_token
+        )
+        return volume, self._texts(cut)
+
     def _patches(
-        self, volumes: Int[Array, "B D H W"], keys: jax.Array | None = None
+        self, volumes: Num[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B N width"]:
         """Tokens of the patches, without the class token."""
         return self.vision.transformer(self.vision.to_voxels(volumes, keys))[:, 1:]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from medclip_jax import transforms
 from medclip_jax.models.bert import Bert, BertConfig
@@ -135,9 +135,9 @@ class VisionTower(nnx.Module):
         )
 
     def to_voxels(
-        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
+        self, volume: Num[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B D H W C"]:
-        """HU integers to floats, one channel a window; augmented when keys (B,) are given."""
+        """HU to floats, one channel a window; augmented when keys (B,) are given."""
         if keys is not None:
             volume = transforms.augment(
                 volume,

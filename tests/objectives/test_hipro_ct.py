@@ -19,6 +19,7 @@ SPEC = base.DataSpec(
     pad_token=0,
 )
 KINDS = ("volume", "text", "organ", "sentence")
+DAMAGED = ("damaged_volume", "damaged_text")
 WIDTH = 5
 
 
@@ -36,11 +37,11 @@ def build(**changes):
     return objectives.create(config, SPEC, rngs=nnx.Rngs(0))
 
 
-def make_features(size, seed=0):
+def make_features(size, seed=0, kinds=KINDS):
     """Gaussians such as training meets; some samples without organ."""
     draw = np.random.default_rng(seed)
     features = {}
-    for kind in KINDS:
+    for kind in kinds:
         mean = draw.normal(size=(size, WIDTH))
         features[f"{kind}_mean"] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         features[f"{kind}_log_variance"] = draw.uniform(-4, -1, (size, WIDTH))
@@ -76,9 +77,10 @@ def on_device(arrays):
 def reference(features, batch, config):
     """All terms from the equations, pair by pair and sample by sample: name to (mean, count)."""
     size = len(features["valid"])
-    valid = {kind: np.ones(size, bool) for kind in KINDS[:2]} | dict.fromkeys(KINDS[2:], features["valid"])
-    mean = {kind: features[f"{kind}_mean"] for kind in KINDS}
-    variance = {kind: np.exp(features[f"{kind}_log_variance"]) for kind in KINDS}
+    kinds = [name.removesuffix("_mean") for name in features if name.endswith("_mean")]
+    valid = {kind: np.ones(size, bool) for kind in kinds} | dict.fromkeys(KINDS[2:], features["valid"])
+    mean = {kind: features[f"{kind}_mean"] for kind in kinds}
+    variance = {kind: np.exp(features[f"{kind}_log_variance"]) for kind in kinds}
     study, organ, normal = batch["study"], batch["organ"], batch["organ_normal"]
 
     def contrast(one, other, is_local):
@@ -128,14 +130,17 @@ def reference(features, batch, config):
         "text_hierarchy": nested("sentence", "text") if down else nested("text", "sentence"),
         "cross": nested("volume", "text"),
     }
+    if config.weights.damage:
+        terms["volume_damage"] = nested("volume", "damaged_volume")
+        terms["text_damage"] = nested("text", "damaged_text")
     divergences = [
         0.5 * (mean[kind][n] ** 2 + variance[kind][n] - 1 - np.log(variance[kind][n]))
-        for kind in KINDS
+        for kind in kinds
         for n in np.flatnonzero(valid[kind])
     ]
     combine = np.mean if config.bottleneck_reduce == "mean" else np.sum
     terms["bottleneck"] = np.mean([combine(x) for x in divergences]), np.array(len(divergences))
-    for kind in KINDS:
+    for kind in kinds:
         terms[f"{kind}_variance"] = averaged(variance[kind][valid[kind]], valid[kind])
     for part, whole in (("organ", "volume"), ("sentence", "text")):
         inside = [score(part, whole, n).sum() > 0 for n in np.flatnonzero(valid[part])]
@@ -160,6 +165,7 @@ SWITCHES = {
     },
     "all pairs": {"ignore_normal_pairs": False, "same_study": "ignore", "bottleneck_reduce": "sum"},
     "in chunks": {"chunk_rows": 3},
+    "damaged views": {"weights.damage": 0.2},
 }
 
 
@@ -170,7 +176,9 @@ def test_terms_against_the_equations(switches, size):
     config.update_from_flattened_dict(SWITCHES[switches])
     config.inclusion.eps = 1e-12
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
-    features, batch = make_features(size), make_batch(size)
+    with_damage = config.weights.damage > 0
+    features = make_features(size, kinds=(*KINDS, *DAMAGED) if with_damage else KINDS)
+    batch = make_batch(size)
     features["valid"][0] = True
     # All that is ignored by a switch occurs: equal normal organs in two patients.
     batch["organ"][-2:], batch["organ_normal"][-2:] = 1, 1
@@ -182,6 +190,8 @@ def test_terms_against_the_equations(switches, size):
         "text_hierarchy": 0.1,
         "cross": 1e-4,
         "bottleneck": 0.1,
+        "volume_damage": 0.2,
+        "text_damage": 0.2,
     }
     expected = reference(features, batch, config)
     for name, (value, count) in expected.items():
@@ -189,10 +199,9 @@ def test_terms_against_the_equations(switches, size):
         assert float(terms[name].count) == count, name
         np.testing.assert_allclose(terms[name].sum / max(count, 1), value, rtol=2e-5, atol=2e-6, err_msg=name)
     rest = terms.keys() - expected.keys()
-    assert rest == {f"{name}_pressed" for name in ("volume_hierarchy", "text_hierarchy", "cross")} | {
-        "logit_scale",
-        "logit_bias",
-    }
+    nested = {"volume_hierarchy", "text_hierarchy", "cross"}
+    nested |= {"volume_damage", "text_damage"} if with_damage else set()
+    assert rest == {f"{name}_pressed" for name in nested} | {"logit_scale", "logit_bias"}
     assert all(float(terms[name].sum) == 0 for name in rest if name.endswith("pressed"))
     total = sum(weights[name] * value for name, (value, _) in expected.items() if name in weights)
     np.testing.assert_allclose(base.total(terms), total, rtol=2e-5)
@@ -311,6 +320,36 @@ def test_organ_maps_move_with_the_augmented_volume():
     np.testing.assert_allclose(model._drawn_organ(data, keys), shares, atol=2 / 255)
 
 
+def test_damaged_views_are_those_of_damaged_inputs():
+    """Noise in the volume, no end to the text, and nothing of it outside training."""
+    batch = on_device(make_batch(4))
+    key = jax.random.key(0)
+
+    def features(noise_hu, cut_text, train=True):
+        changes = {"weights.damage": 0.1, "damage.noise_hu": noise_hu, "damage.cut_text": cut_text}
+        model = build(**changes)
+        return jax.jit(lambda batch: model.encode(batch, key, train=train))(batch)
+
+    def apart(found, kind):
+        return {
+            n
+            for n in range(4)
+            if np.abs(found[f"damaged_{kind}_log_variance"][n] - found[f"{kind}_log_variance"][n]).max()
+            > 1e-4
+        }
+
+    intact = features(0.0, 0.0)
+    assert apart(intact, "volume") == apart(intact, "text") == set()
+    noisy = features(400.0, 0.0)
+    assert apart(noisy, "volume") == {0, 1, 2, 3}
+    assert apart(noisy, "text") == set()
+    # Of four tokens up to three are cut; a draw may cut none.
+    assert len(apart(features(0.0, 0.75), "text")) >= 2
+    for kind in KINDS:
+        np.testing.assert_allclose(noisy[f"{kind}_mean"], intact[f"{kind}_mean"], atol=1e-6)
+    assert not any("damaged" in name for name in features(400.0, 0.75, train=False))
+
+
 def test_without_local_terms_no_organ_is_needed():
     spec = base.DataSpec(shape=SPEC.shape, spacing=SPEC.spacing, vocabulary_size=50)
     config = small()
@@ -339,7 +378,10 @@ def test_errors_say_what_to_do():
 
 
 def test_it_learns_a_toy_batch_through_the_training_step():
-    """Eight volumes, each of its own brightness and words: both contrasts fall well below their start."""
+    """Eight volumes, each of its own brightness and words: both contrasts fall well below their start.
+
+    And noisy volumes come to include the intact ones.
+    """
     from medclip_jax.training import mesh as meshes
     from medclip_jax.training.config import base_config
     from medclip_jax.training.optimizer import make_optimizer
@@ -353,7 +395,7 @@ def test_it_learns_a_toy_batch_through_the_training_step():
     batch["volume"] = np.broadcast_to(np.linspace(-900, 900, 8)[:, None, None, None], batch["volume"].shape)
     batch["volume"] = batch["volume"].astype(np.int16)
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
-    graphdef, params, variables = split(build())
+    graphdef, params, variables = split(build(**{"weights.damage": 0.5}))
     optimizer = make_optimizer(config.optimizer, params, 100)
     state = meshes.put_state(initial_state(params, variables, optimizer, ema=False), meshes.replicated(mesh))
     step = make_train_step(graphdef, optimizer, mesh, seed=0)
@@ -363,6 +405,7 @@ def test_it_learns_a_toy_batch_through_the_training_step():
         history.append(jax.device_get(metrics))
     for name in ("terms/contrast", "terms/local_contrast", "loss"):
         assert history[-1][name] < 0.7 * history[0][name], name
+    assert history[-1]["terms/volume_damage"] < history[0]["terms/volume_damage"] - 0.1
     assert all(np.isfinite(metrics["loss"]) for metrics in history)
 
 
