@@ -66,15 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo. Returns 0, or raises an error that says what to do."""
-    configs = find_configs()
     size = SHORT if args.short else FULL
     if args.restart:
         shutil.rmtree(args.out, ignore_errors=True)
     clock = _Stages(args.out / "seconds.json", args.workers)
-    shards = _make_shards(args, size, configs, clock)
+    shards = _make_shards(args, size, clock)
     for stage in ("mae", "contrastive"):
         with clock.stage(f"train {stage}"):
-            _train(stage, args.out, shards, configs, size)
+            _train(stage, args.out, shards, size)
     with clock.stage("evaluate"):
         results = _evaluate(args.out, shards)
     with clock.stage("pictures"):
@@ -88,29 +87,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_configs() -> Path:
-    """The folder `configs` of the checkout that this package was installed from.
-
-    Raises:
-        FileNotFoundError: the package was installed without its checkout.
-    """
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    if not (folder / "demo").is_dir():
-        raise FileNotFoundError(
-            "the demo reads configs/demo of the source checkout: clone the repository and install it with "
-            "`pip install -e .`"
-        )
-    return folder
-
-
-def _make_shards(args: argparse.Namespace, size: Size, configs: Path, clock: _Stages) -> Path:
+def _make_shards(args: argparse.Namespace, size: Size, clock: _Stages) -> Path:
     import runpy
 
     from medclip_jax.corpora import phantom
     from medclip_jax.corpora.folder import folder
     from medclip_jax.shards.prepare import default_key, prepare
+    from medclip_jax.training.config import shipped_configs
 
-    recipe = runpy.run_path(str(configs / "demo" / "data.py"))
+    recipe = runpy.run_path(str(shipped_configs() / "demo" / "data.py"))
     out = args.out / "shards"
     table = args.out / "phantoms" / "studies.csv"
     if not table.exists():  # written last
@@ -133,14 +118,14 @@ def _make_shards(args: argparse.Namespace, size: Size, configs: Path, clock: _St
     return out
 
 
-def _train(stage: str, out: Path, shards: Path, configs: Path, size: Size) -> None:
-    from medclip_jax.training.config import load_config
+def _train(stage: str, out: Path, shards: Path, size: Size) -> None:
+    from medclip_jax.training.config import load_config, shipped_configs
     from medclip_jax.training.loop import train
 
     overrides = [f"--config.data.shards={shards}", *size.overrides]
     if stage == "contrastive":
         overrides.append(f"--config.initial_weights.workdir={out / 'mae'}")
-    train(load_config(configs / "demo" / f"{stage}.py", overrides), out / stage)
+    train(load_config(shipped_configs() / "demo" / f"{stage}.py", overrides), out / stage)
 
 
 def _evaluate(out: Path, shards: Path) -> Any:

@@ -119,11 +119,19 @@ def base_config() -> ConfigDict:
     return config
 
 
+def shipped_configs() -> Path:
+    """The folder of the configs that came with this package: inside it, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file and apply `--config.a.b=value` overrides.
 
     Args:
-        path: Python file that defines `get_config()`.
+        path: Python file that defines `get_config()`. Where there is no file "configs/...", the one of that
+            name that came with the package is taken.
         overrides: "--config.optimizer.learning_rate=3e-4" and the like; the type is the field's.
 
     Returns:
@@ -135,11 +143,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
             nearest), or a value that is not of its field's type.
     """
     path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.py")], n=3)
+    shipped = shipped_configs()
+    file = shipped.parent / path if path.parts[:1] == ("configs",) and not path.is_file() else path
+    if not file.is_file():
+        names = [str(p.relative_to(shipped.parent)) for p in shipped.rglob("*.py")]
+        near = difflib.get_close_matches(str(path), names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise FileNotFoundError(f"no config file {path}.{hint}")
-    namespace = runpy.run_path(str(path))
+    namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise ValueError(f"{path} must define get_config() -> ConfigDict; start from base_config()")
     try:

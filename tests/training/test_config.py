@@ -132,6 +132,17 @@ def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
         load_config(path)
 
 
+def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
+    """In a folder of one's own; a file of that name there comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/hipro_ct/pretrain.py").objective.name == "hipro_ct"
+    with pytest.raises(FileNotFoundError, match=r"pretrian\.py\. Did you mean configs/hipro_ct/pretrain\.py"):
+        load_config("configs/hipro_ct/pretrian.py")
+    (tmp_path / "configs/hipro_ct").mkdir(parents=True)
+    (tmp_path / "configs/hipro_ct/pretrain.py").write_text(FILE)
+    assert load_config("configs/hipro_ct/pretrain.py").objective.name != "hipro_ct"
+
+
 def test_a_missing_file_and_a_file_without_config_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         load_config(tmp_path / "nothing.py")
