@@ -34,11 +34,11 @@ def test_public_face():
 
 class TestLoad:
     def test_takes_the_averaged_weights_of_the_newest_checkpoint(self, tiny_run, model):
-        from medclip_jax.training.checkpoints import restore_params
+        from medclip_jax.training.checkpoints import restore_weights
         from medclip_jax.training.state import flatten, split
 
-        expected = flatten(restore_params(tiny_run / "workdir", ema=True))
-        plain = flatten(restore_params(tiny_run / "workdir", ema=False))
+        expected = flatten(restore_weights(tiny_run / "workdir", ema=True))
+        plain = flatten(restore_weights(tiny_run / "workdir", ema=False))
         found = flatten(split(model.objective)[1])
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -101,7 +101,7 @@ class TestLoad:
         config = json.loads((workdir / "config.json").read_text())
         config["objective"]["embedding_width"] = 8
         (workdir / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"does not fit its config\.json \(parameter '\w*projection"):
+        with pytest.raises(ValueError, match=r"does not fit its config\.json \('\w*projection"):
             medclip_jax.load(workdir)
 
 

@@ -28,7 +28,7 @@ class _Trained:
     config: ConfigDict
     spec: DataSpec
     tokenizer: Tokenizer | None
-    params: Mapping[str, Any]
+    weights: Mapping[str, Any]
     crop: str
     modality: str
 
@@ -73,7 +73,7 @@ def load(
 
     from medclip_jax import objectives
     from medclip_jax.interop.folder import is_export
-    from medclip_jax.training.state import flatten, merge, split
+    from medclip_jax.training.state import combine, flatten, merge, split
 
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
@@ -90,21 +90,24 @@ def load(
         trained = _read_workdir(folder, step, shards)
     if dtype is not None:
         _set_dtype(trained.config.objective, dtype)
-    graphdef, fresh, variables = split(
-        objectives.create(trained.config.objective, trained.spec, rngs=nnx.Rngs(0))
-    )
-    expected, found = flatten(fresh), flatten(trained.params)
-    wrong = [n for n in expected if n not in found or np.shape(found[n]) != expected[n].shape]
-    if wrong or len(found) != len(expected):
-        where = wrong[0] if wrong else next(n for n in found if n not in expected)
+    graphdef, *fresh = split(objectives.create(trained.config.objective, trained.spec, rngs=nnx.Rngs(0)))
+    expected, found = flatten(combine(*fresh)), flatten(trained.weights)
+    wrong = [f"{n!r} is missing there" for n in expected if n not in found]
+    wrong += [f"{n!r} is unknown here" for n in found if n not in expected]
+    wrong += [
+        f"{n!r} is {np.shape(found[n])} there, {leaf.shape} here"
+        for n, leaf in expected.items()
+        if n in found and np.shape(found[n]) != leaf.shape
+    ]
+    if wrong:
         raise ValueError(
-            f"the checkpoint in {folder} does not fit its config.json (parameter {where!r}): the shards or "
-            "the tokenizer are not those it was trained with; pass shards=..., or restore the original "
+            f"the checkpoint in {folder} does not fit its config.json ({wrong[0]}): the shards or the "
+            "tokenizer are not those it was trained with; pass shards=..., or restore the original "
             "config.json"
         )
     return Model(
         # Once: host arrays would be sent to the device again with every batch.
-        merge(graphdef, jax.device_put(trained.params), variables),
+        merge(graphdef, jax.device_put(trained.weights)),
         trained.spec,
         trained.tokenizer,
         trained.config.to_dict(),
@@ -143,6 +146,7 @@ def _read_exported(folder: Path) -> _Trained:
     from medclip_jax.interop.folder import read_folder
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.config import complete
+    from medclip_jax.training.state import combine
 
     exported = read_folder(folder)
     written = json.loads((folder / "config.json").read_text())
@@ -152,7 +156,7 @@ def _read_exported(folder: Path) -> _Trained:
         config=ConfigDict(complete(run)),
         spec=exported.spec,
         tokenizer=load_tokenizer(folder) if has_tokenizer else None,
-        params=exported.params,
+        weights=combine(exported.params, exported.variables),
         crop=exported.crop,
         modality=exported.modality,
     )
@@ -162,7 +166,7 @@ def _read_workdir(workdir: Path, step: int | None, shards: str | os.PathLike | N
     from ml_collections import ConfigDict
 
     from medclip_jax.reports.tokenizer import load_tokenizer
-    from medclip_jax.training.checkpoints import restore_params
+    from medclip_jax.training.checkpoints import restore_weights
     from medclip_jax.training.config import complete
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
@@ -178,7 +182,7 @@ def _read_workdir(workdir: Path, step: int | None, shards: str | os.PathLike | N
         config=config,
         spec=DataSpec.of(info, tokenizer),
         tokenizer=tokenizer,
-        params=restore_params(workdir, ema=True, step=step),
+        weights=restore_weights(workdir, ema=True, step=step),
         crop=str(info.settings.get("crop", "center")),
         modality=str(info.settings.get("modality", "CT")),
     )

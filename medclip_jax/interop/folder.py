@@ -18,7 +18,7 @@ from flax import nnx
 
 from medclip_jax.interop.names import from_torch, to_torch
 from medclip_jax.objectives.base import DataSpec, Objective
-from medclip_jax.training.state import Tree, flatten, merge, split, unflatten
+from medclip_jax.training.state import Tree, combine, flatten, merge, select, split, unflatten
 
 if TYPE_CHECKING:
     from medclip_jax.model import Model
@@ -43,6 +43,7 @@ class Exported:
         crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
         params: nested parameters, float32 host arrays, as `training.state.split` gives them.
+        variables: likewise what is no parameter, such as the running statistics of batch norm.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Exported:
     crop: str
     modality: str
     params: Tree
+    variables: Tree
 
     def objective(self, *, dtype: str | None = None) -> Objective:
         """Build the objective with these weights.
@@ -57,8 +59,8 @@ class Exported:
         Args:
             dtype: compute type of both towers instead of that of the training.
         """
-        graphdef, _, variables = split(_build(self.config["objective"], self.spec, dtype=dtype))
-        return merge(graphdef, jax.device_put(self.params), variables)
+        graphdef, _, _ = split(_build(self.config["objective"], self.spec, dtype=dtype))
+        return merge(graphdef, *jax.device_put((self.params, self.variables)))
 
 
 def read_folder(path: str | os.PathLike) -> Exported:
@@ -68,7 +70,7 @@ def read_folder(path: str | os.PathLike) -> Exported:
         path: the folder; with model.safetensors or pytorch_model.bin.
 
     Returns:
-        Its config and parameters.
+        Its config and weights.
 
     Raises:
         FileNotFoundError: no such folder, or no config or weights in it.
@@ -95,9 +97,11 @@ def read_folder(path: str | os.PathLike) -> Exported:
         ) from error
     # Shapes only: nothing is drawn that the file overwrites.
     fresh = nnx.eval_shape(lambda: _build(objective, spec))
-    shapes = {name: leaf.shape for name, leaf in flatten(split(fresh)[1]).items()}
-    flat = from_torch(read_weights(path), shapes, source=f"the weights in {path}")
-    return Exported(config, spec, crop, modality, unflatten(flat))
+    _, params, variables = split(fresh)
+    shapes = {name: leaf.shape for name, leaf in flatten(combine(params, variables)).items()}
+    weights = unflatten(from_torch(read_weights(path), shapes, source=f"the weights in {path}"))
+    params, variables = (select(weights, flatten(tree)) for tree in (params, variables))
+    return Exported(config, spec, crop, modality, params, variables)
 
 
 def _build(objective: Mapping[str, Any], spec: DataSpec, *, dtype: str | None = None) -> Objective:
@@ -137,16 +141,12 @@ def write_folder(
         The folder.
 
     Raises:
-        ValueError: `out` holds something else; the objective has state besides its parameters.
+        ValueError: `out` holds something else.
         ImportError: "pytorch" without PyTorch.
     """
     out = Path(out)
-    _, params, variables = split(model.objective)
-    if kept := flatten(variables):
-        raise ValueError(
-            f"this objective keeps {next(iter(kept))} besides its parameters, which an export does not hold"
-        )
-    weights = to_torch(jax.device_get(flatten(params)))
+    _, *trees = split(model.objective)
+    weights = to_torch(jax.device_get(flatten(combine(*trees))))
     with replaced_when_whole(out) as folder:
         (folder / CONFIG).write_text(_as_json(folder_config(model)), encoding="utf-8")
         (folder / _PREPROCESSOR).write_text(_as_json(_preprocessor(model)), encoding="utf-8")

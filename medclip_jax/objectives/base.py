@@ -79,7 +79,10 @@ class Objective(nnx.Module):
     """
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
-        """Map each sample on its own to small features. Nothing here may look across the batch.
+        """Map each sample on its own to small features.
+
+        Nothing here may look across the batch, but for batch norm in training: with microbatches its batch
+        is the slice.
 
         Args:
             batch: the slice to encode.

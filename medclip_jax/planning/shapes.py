@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,16 @@ from medclip_jax.planning.footprint import Footprint, footprint
 from medclip_jax.training.config import total_steps
 from medclip_jax.training.flops import count_flops
 from medclip_jax.training.optimizer import Optimizer, make_optimizer
-from medclip_jax.training.state import TrainState, combine, flatten, initial_state, merge, select, split
+from medclip_jax.training.state import (
+    TrainState,
+    combine,
+    flatten,
+    initial_state,
+    merge,
+    select,
+    split,
+    statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -121,11 +131,13 @@ def build(config: Any, spec: DataSpec, *, samples: int = 0, organ_shape: tuple[i
     graphdef, params, variables = split(objective)
     steps = None if config.epochs > 0 and not samples else total_steps(config, samples)
     optimizer = make_optimizer(config.optimizer, params, steps or 10**6)
-    state = jax.eval_shape(
-        lambda params, variables: initial_state(params, variables, optimizer, ema=config.ema.decay > 0),
-        params,
-        variables,
+    create = partial(
+        initial_state,
+        optimizer=optimizer,
+        ema=config.ema.decay > 0,
+        statistics=statistics(graphdef, params, variables),
     )
+    state = jax.eval_shape(create, params, variables)
     lengths = config.data.text_length, config.data.organ_text_length
     batch = batch_shapes(spec, config.batch_size, lengths[0], organ_shape, lengths[1])
     return Model(config, spec, graphdef, state, optimizer, batch, steps, samples, organ_shape)

@@ -357,14 +357,14 @@ def _replace(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def restore_params(
+def restore_weights(
     workdir: str | Path, *, include: Iterable[str] = (r".*",), ema: bool = False, step: int | None = None
 ) -> Tree:
-    """Parameters of an earlier run as host arrays, without building its model.
+    """Parameters and other variables of an earlier run as one tree of host arrays, without its model.
 
     Args:
         workdir: of that run.
-        include: regexes, searched in "path/to/parameter"; only what matches is read.
+        include: regexes, searched in "path/to/array"; only what matches is read.
         ema: take the moving average where there is one.
         step: which checkpoint; default the newest that can be read.
 
@@ -382,13 +382,7 @@ def restore_params(
     for candidate in [step] if step is not None else steps:
         try:
             _verify(folder / str(candidate))
-            params = _read_tree(folder / str(candidate) / "params", tuple(include))
-            if ema and (folder / str(candidate) / "ema").is_dir():
-                averaged = _read_tree(folder / str(candidate) / "ema", None)
-                params = combine(params, unflatten({
-                    path: leaf for path, leaf in flatten(averaged).items() if path in flatten(params)
-                }))  # fmt: skip
-            return params
+            return _read_weights(folder / str(candidate), tuple(include), ema=ema)
         except LookupError as error:
             raise ValueError(error.args[0]) from None
         except Exception as error:
@@ -407,26 +401,23 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
     return json.loads((Path(workdir) / FOLDER / str(step) / "run" / "metadata").read_text())
 
 
-def _read_tree(folder: Path, include: tuple[str, ...] | None) -> Tree:
+def _read_weights(folder: Path, include: tuple[str, ...], *, ema: bool) -> Tree:
     # The handler and not a checkpointer: that one looks for files which only a whole checkpoint has.
     reader = ocp.PyTreeCheckpointHandler()
-    names = flatten(reader.metadata(folder).tree)
-    wanted = set(names)
-    if include is not None:
-        wanted = set()
-        for pattern in include:
-            hits = {name for name in names if re.search(pattern, name)}
-            if not hits:
-                raise LookupError(
-                    f"{pattern!r} matches no parameter of {folder}; it has {list(names)[:8]}..."
-                )
-            wanted |= hits
-    target = unflatten({
-        name: jax.ShapeDtypeStruct(meta.shape, meta.dtype)
-        for name, meta in names.items() if name in wanted
-    })  # fmt: skip
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    return reader.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True),
-    )
+    # A tree without leaves was not written. Of two trees that hold the same array, the later one counts.
+    trees = [name for name in ("params", "variables", *(["ema"] if ema else [])) if (folder / name).is_dir()]
+    held = {name: flatten(reader.metadata(folder / name).tree) for name in trees}
+    names = list(dict.fromkeys(path for tree in held.values() for path in tree))
+    for pattern in include:
+        if not any(re.search(pattern, name) for name in names):
+            raise LookupError(f"{pattern!r} matches no parameter of {folder}; it has {names[:8]}...")
+    found = []
+    for name, tree in held.items():
+        target = unflatten({
+            path: jax.ShapeDtypeStruct(meta.shape, meta.dtype)
+            for path, meta in tree.items() if any(re.search(pattern, path) for pattern in include)
+        })  # fmt: skip
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        arguments = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+        found.append(reader.restore(folder / name, args=arguments) if target else {})
+    return combine(*found)

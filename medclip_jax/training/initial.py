@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from medclip_jax.training.checkpoints import restore_params
+from medclip_jax.training.checkpoints import restore_weights
 from medclip_jax.training.state import Tree, combine, flatten, unflatten
 
 
-def load_initial_weights(config: Any, params: Tree) -> Tree:
-    """Replace parameters by those of an earlier run or of an exported model.
+def load_initial_weights(config: Any, weights: Tree) -> Tree:
+    """Replace weights by those of an earlier run or of an exported model.
 
     Args:
         config: `config.initial_weights`. Its `workdir` is that of a run, a folder that `medclip export`
             wrote, or the hub id "owner/name" of such a folder. An export holds one set of weights, whatever
             `ema` says: the averaged ones where the run kept them.
-        params: freshly initialised.
+        weights: freshly initialised parameters and other variables, such as running statistics, as one tree.
 
     Returns:
-        `params` with everything that was included replaced, as host arrays.
+        `weights` with everything that was included replaced, as host arrays.
 
     Raises:
         FileNotFoundError: no checkpoint there; or neither such a folder nor a way to such a hub id.
-        ValueError: a regex matches nothing, an included parameter has no place here or another shape.
+        ValueError: a regex matches nothing, an included parameter has no place here or another shape, or
+            only a part of a batch norm would be replaced.
     """
     where = f"config.initial_weights.workdir={config.workdir!r}"
     loaded = {}
@@ -36,7 +37,7 @@ def load_initial_weights(config: Any, params: Tree) -> Tree:
         for pattern, replacement in config.rename:
             name = re.sub(pattern, replacement, name)
         loaded[name] = value
-    own = flatten(params)
+    own = flatten(weights)
     homeless = [name for name in loaded if name not in own]
     if homeless:
         near = difflib.get_close_matches(homeless[0], own, n=1, cutoff=0.3)
@@ -53,13 +54,13 @@ def load_initial_weights(config: Any, params: Tree) -> Tree:
             )
     fresh = sorted({name.split("/")[0] for name in own if name not in loaded})
     logging.info(
-        "%d of %d parameters from %s; fresh: %s",
+        "%d of %d arrays from %s; fresh: %s",
         len(loaded),
         len(own),
         config.workdir,
         ", ".join(fresh) or "none",
     )
-    return combine(params, unflatten({k: v.astype(own[k].dtype) for k, v in loaded.items()}))
+    return combine(weights, unflatten({k: v.astype(own[k].dtype) for k, v in loaded.items()}))
 
 
 def _read(config: Any, where: str) -> dict[str, np.ndarray]:
@@ -77,8 +78,9 @@ def _read(config: Any, where: str) -> dict[str, np.ndarray]:
                 f"wrote, nor the hub id of one: {error}"
             ) from error
     elif not is_export(folder):
-        return flatten(restore_params(folder, include=config.include, ema=config.ema))
-    given = flatten(read_folder(folder).params)
+        return flatten(restore_weights(folder, include=config.include, ema=config.ema))
+    exported = read_folder(folder)
+    given = flatten(combine(exported.params, exported.variables))
     for pattern in config.include:
         if not any(re.search(pattern, name) for name in given):
             raise ValueError(

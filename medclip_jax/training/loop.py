@@ -289,7 +289,7 @@ class _Run:
 
         begin = time.perf_counter()
         with self.clock.spend("evaluation"):
-            objective = merge(self.model.graphdef, averaged(state), state["variables"])
+            objective = merge(self.model.graphdef, averaged(state))
             found = evaluate(
                 objective,
                 self.config.evaluation.evaluators,

@@ -58,7 +58,8 @@ def loss_and_gradients(
     A microbatch is a part of every device's share, so that all devices work on each. A sample's randomness
     comes from its id, so it is the same in both passes and for every k. Variables that are no parameters
     pass from slice to slice, in both passes alike: a running statistic is updated k times a batch, each time
-    from B / k samples over all devices, and batch norm normalises by those of its slice.
+    from B / k samples over all devices, and batch norm normalises by those of its slice, so that with it
+    loss and gradient are not those of the whole batch.
 
     Args:
         graphdef: from `training.state.split`.

@@ -35,8 +35,8 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
     """Where each array of a state lies.
 
     Parameters follow the first rules below. Optimizer state and moving average lie as the parameter that
-    they belong to, which is found by the end of their path; scalars and the other variables are whole on
-    every device.
+    they belong to, which is found by the end of their path; scalars, the other variables and their average
+    are whole on every device.
 
     Args:
         state: a `TrainState` of arrays or of shapes (`jax.eval_shape`).
@@ -56,13 +56,15 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
     shardings = param_shardings(params, mesh, rules)
     whole = NamedSharding(mesh, PartitionSpec())
 
+    variables = flatten(state["variables"])
+
     def follow(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [_key_name(key) for key in path]
         for start in range(len(names)):
             name = "/".join(names[start:])
             if name in params and params[name].shape == leaf.shape:
                 return shardings[name]
-        if leaf.ndim == 0:
+        if leaf.ndim == 0 or "/".join(names) in variables:
             return whole
         raise ValueError(
             f"the optimizer's state {'/'.join(names)} {tuple(leaf.shape)} is neither a scalar nor shaped "

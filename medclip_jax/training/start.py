@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,17 @@ from medclip_jax.training.distributed import Processes
 from medclip_jax.training.initial import load_initial_weights
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import TrainState, Tree, flatten, initial_state, merge, split
+from medclip_jax.training.state import (
+    TrainState,
+    Tree,
+    combine,
+    flatten,
+    initial_state,
+    merge,
+    select,
+    split,
+    statistics,
+)
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
 
@@ -31,7 +41,7 @@ class Beginning(Enum):
 
     OWN = "the workdir's own newest checkpoint"
     RESUME = "the checkpoint that config.checkpoint.resume names"
-    WEIGHTS = "parameters that config.initial_weights names, the rest fresh"
+    WEIGHTS = "weights that config.initial_weights names, the rest fresh"
     SCRATCH = "config.seed"
 
     @property
@@ -195,7 +205,8 @@ def make_model(
     # Nothing is drawn where a checkpoint follows: shapes are enough.
     graphdef, params, variables = split(nnx.eval_shape(draw) if beginning.whole else draw())
     optimizer = make_optimizer(config.optimizer, params, steps)
-    create = partial(initial_state, optimizer=optimizer, ema=config.ema.decay > 0)
+    running = statistics(graphdef, params, variables)
+    create = partial(initial_state, optimizer=optimizer, ema=config.ema.decay > 0, statistics=running)
     shapes = jax.eval_shape(create, params, variables)
     shardings = state_shardings(shapes, mesh, config.mesh.rules)
     if beginning.whole:
@@ -205,10 +216,11 @@ def make_model(
             shardings,
         )
     else:
-        params = _with_weights(config, data.spec, params, beginning)
-        params = meshes.put_state(params, shardings["params"])
-        variables = meshes.put_state(variables, shardings["variables"])
-        params = _calibrated(graphdef, params, variables, shardings["params"], config, data, mesh, processes)
+        drawn = (params, variables)
+        params, variables = _with_weights(config, data.spec, drawn, running, beginning)
+        places = shardings["params"], shardings["variables"]
+        drawn = meshes.put_state((params, variables), places)
+        params, variables = _calibrated(graphdef, drawn, places, config, data, mesh, processes)
         # Jitted, so that optimizer state and average are never whole on one device.
         state = jax.jit(create, out_shardings=shardings)(params, variables)
     step = make_train_step(
@@ -224,35 +236,54 @@ def make_model(
     return Model(graphdef, mesh, step, trained_paths(optimizer, shapes["params"])), TrainState(**state)
 
 
-def _with_weights(config: Any, spec: DataSpec, drawn: Tree, beginning: Beginning) -> Tree:
-    """Drawn parameters, replaced by those of an earlier run or else of a published model where there are."""
+def _with_weights(
+    config: Any, spec: DataSpec, drawn: tuple[Tree, Tree], statistics: Collection[str], beginning: Beginning
+) -> tuple[Tree, Tree]:
+    """Drawn parameters and variables, replaced by an earlier run's or else a published model's, if any."""
     from medclip_jax.interop.pretrained import load_pretrained
 
-    params = drawn
+    weights = combine(*drawn)
+    before = flatten(weights)
     if beginning is Beginning.WEIGHTS:
-        params = load_initial_weights(config.initial_weights, drawn)
-    before = flatten(drawn)
-    settled = [name for name, value in flatten(params).items() if value is not before[name]]
-    return load_pretrained(config.objective, params, spec, settled=settled)
+        weights = load_initial_weights(config.initial_weights, weights)
+    settled = {name for name, value in flatten(weights).items() if value is not before[name]}
+    _check_statistics(settled, statistics, config.initial_weights.workdir)
+    weights = load_pretrained(config.objective, weights, spec, settled=settled)
+    return tuple(select(weights, flatten(tree)) for tree in drawn)
+
+
+def _check_statistics(taken: Collection[str], statistics: Collection[str], workdir: str) -> None:
+    """Check that no norm has the parameters of another run and fresh statistics.
+
+    Raises:
+        ValueError: one has.
+    """
+    modules = {name.rpartition("/")[0]: name for name in taken}
+    for name in sorted(set(statistics) - set(taken)):
+        if name.rpartition("/")[0] in modules:
+            raise ValueError(
+                f"config.initial_weights.workdir={workdir!r} gives {modules[name.rpartition('/')[0]]!r}, but "
+                f"not the running statistic {name!r} that belongs to it: widen config.initial_weights."
+                "include, or leave out both"
+            )
 
 
 def _calibrated(
     graphdef: Any,
-    params: Tree,
-    variables: Tree,
-    shardings: Any,
+    drawn: tuple[Tree, Tree],
+    shardings: tuple[Any, Any],
     config: Any,
     data: Data,
     mesh: Mesh,
     processes: Processes,
-) -> Tree:
+) -> tuple[Tree, Tree]:
     """Initial values that depend on data; see `Objective.calibrate`.
 
     From the first samples of the run: as many as are encoded at once, which is the first batch unless
     there are microbatches.
     """
-    if merge(graphdef, params, variables).calibrate.__func__ is Objective.calibrate:
-        return params
+    if merge(graphdef, *drawn).calibrate.__func__ is Objective.calibrate:
+        return drawn
     from medclip_jax.pipeline import train_batches
 
     batches = train_batches(
@@ -267,13 +298,13 @@ def _calibrated(
     batch = next(batches)
     batches.close()
 
-    def calibrate(params: Tree, batch: Batch) -> Tree:
+    def calibrate(drawn: tuple[Tree, Tree], batch: Batch) -> tuple[Tree, Tree]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            objective = merge(graphdef, params, variables)
+            objective = merge(graphdef, *drawn)
             objective.calibrate(batch, jax.random.key(config.seed))
-            return split(objective)[1]
+            return split(objective)[1:]
 
-    return jax.jit(calibrate, out_shardings=shardings)(params, meshes.put_batch(batch, mesh))
+    return jax.jit(calibrate, out_shardings=shardings)(drawn, meshes.put_batch(batch, mesh))
 
 
 def restored(

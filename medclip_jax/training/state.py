@@ -23,7 +23,7 @@ class TrainState(TypedDict):
         params: every parameter of the objective.
         variables: what is no parameter but changes, such as batch statistics.
         optimizer: optax's state, for the parameters that are trained.
-        ema: moving average of the parameters that are trained; {} when off.
+        ema: moving average of the parameters that are trained and of the running statistics; {} when off.
         step: batches seen so far.
     """
 
@@ -101,17 +101,34 @@ def split(objective: Objective) -> tuple[Any, Tree, Tree]:
     return graphdef, params, variables
 
 
-def merge(graphdef: Any, params: Tree, variables: Tree) -> Objective:
-    """Put an objective together again; usable inside and outside of `jax.jit`."""
-    return nnx.merge(graphdef, params, {}, variables)
+def merge(graphdef: Any, *trees: Tree) -> Objective:
+    """Put an objective together again; usable inside and outside of `jax.jit`.
+
+    Args:
+        graphdef: from `split`.
+        trees: one or several that hold each parameter and other variable once.
+    """
+    return nnx.merge(graphdef, *trees)
+
+
+def statistics(graphdef: Any, *trees: Tree) -> list[str]:
+    """Names ("path/to/array") of the running statistics: the variables of type `nnx.BatchStat`.
+
+    Args:
+        graphdef: from `split`.
+        trees: as in `merge`; shapes are enough.
+    """
+    return list(flatten(nnx.to_pure_dict(nnx.state(merge(graphdef, *trees), nnx.BatchStat))))
 
 
 def averaged(state: TrainState) -> Tree:
-    """The parameters for evaluation: the moving average where there is one."""
-    return combine(state["params"], state["ema"]) if state["ema"] else state["params"]
+    """Parameters and other variables for evaluation: the moving average where there is one."""
+    return combine(state["params"], state["variables"], state["ema"])
 
 
-def initial_state(params: Tree, variables: Tree, optimizer: Any, *, ema: bool) -> TrainState:
+def initial_state(
+    params: Tree, variables: Tree, optimizer: Any, *, ema: bool, statistics: Collection[str] = ()
+) -> TrainState:
     """The state before the first step.
 
     Args:
@@ -119,6 +136,8 @@ def initial_state(params: Tree, variables: Tree, optimizer: Any, *, ema: bool) -
         variables: from `split`.
         optimizer: from `training.optimizer.make_optimizer`.
         ema: whether to keep a moving average.
+        statistics: names of the variables that are averaged too, from `statistics`. Those of the latest
+            parameters are not those of averaged ones.
     """
     trained = select(params, optimizer.trained)
     return TrainState(
@@ -126,6 +145,6 @@ def initial_state(params: Tree, variables: Tree, optimizer: Any, *, ema: bool) -
         variables=variables,
         optimizer=optimizer.transformation.init(trained),
         # A copy: the step is given its input buffers to overwrite, and none may be given twice.
-        ema=jax.tree.map(jnp.copy, trained) if ema else {},
+        ema=jax.tree.map(jnp.copy, combine(trained, select(variables, statistics))) if ema else {},
         step=jnp.zeros((), jnp.int32),
     )

@@ -94,7 +94,8 @@ def make_train_step(
         if ema_decay:
             count = state["step"].astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, moved)
+            newest = select(combine(moved, variables), flatten(ema))
+            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, newest)
         new = TrainState(
             params=combine(fixed, moved),
             variables=variables,

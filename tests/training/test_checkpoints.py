@@ -19,7 +19,7 @@ from medclip_jax.training.checkpoints import (
     latest_step,
     read_run,
     restore_from,
-    restore_params,
+    restore_weights,
 )
 from medclip_jax.training.config import base_config
 from medclip_jax.training.state import flatten
@@ -70,21 +70,21 @@ def test_the_newest_comes_back_on_another_mesh(saved):
 
 
 def test_parameters_alone_can_be_read(saved):
-    whole = flatten(restore_params(saved))
+    whole = flatten(restore_weights(saved))
     assert set(whole) == {"vision/kernel", "text/bias"}
     assert whole["vision/kernel"][0, 0] == 3
-    averaged = flatten(restore_params(saved, include=(r"^vision/",), ema=True))
+    averaged = flatten(restore_weights(saved, include=(r"^vision/",), ema=True))
     assert set(averaged) == {"vision/kernel"}
     assert (averaged["vision/kernel"] == -1).all()
-    assert flatten(restore_params(saved, step=2))["vision/kernel"][0, 0] == 2
+    assert flatten(restore_weights(saved, step=2))["vision/kernel"][0, 0] == 2
     with pytest.raises(ValueError, match="'visoin' matches no parameter"):
-        restore_params(saved, include=("visoin",))
+        restore_weights(saved, include=("visoin",))
 
 
 def test_no_checkpoint_says_so(tmp_path):
     assert latest_step(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        restore_params(tmp_path)
+        restore_weights(tmp_path)
 
 
 def damage(folder, how):
@@ -103,7 +103,7 @@ def damage(folder, how):
 @pytest.mark.parametrize("how", ["truncated", "flipped", "gone"])
 def test_a_damaged_newest_falls_back_to_the_one_before_loudly(copy, caplog, how):
     damage(copy / "checkpoints" / "3", how)
-    assert flatten(restore_params(copy))["vision/kernel"][0, 0] == 2
+    assert flatten(restore_weights(copy))["vision/kernel"][0, 0] == 2
     with caplog.at_level(logging.ERROR), Checkpoints(copy) as checkpoints:
         state, _ = checkpoints.restore(make_state(0))
         assert int(state["step"]) == 2
@@ -112,7 +112,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_loudly(copy, caplog, how)
         checkpoints.save(make_state(3), {})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 3]
-    assert flatten(restore_params(copy))["vision/kernel"][0, 0] == 3
+    assert flatten(restore_weights(copy))["vision/kernel"][0, 0] == 3
 
 
 def test_nothing_readable_is_an_error(copy):
@@ -124,7 +124,7 @@ def test_nothing_readable_is_an_error(copy):
     ):
         checkpoints.restore(make_state(0))
     with pytest.raises(CheckpointError, match="copy one back from a backup"):
-        restore_params(copy)
+        restore_weights(copy)
 
 
 def test_a_full_disk_says_so_and_leaves_the_last_good_one(copy, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_good_one(copy, monkeypatch):
         monkeypatch.setattr(checkpoints._manager, "save", full)
         with pytest.raises(CheckpointError, match="no space left"):
             checkpoints.save(make_state(4), {})
-    assert flatten(restore_params(copy))["vision/kernel"][0, 0] == 3
+    assert flatten(restore_weights(copy))["vision/kernel"][0, 0] == 3
 
 
 def test_leftovers_of_a_kill_are_no_checkpoint(copy):
@@ -183,7 +183,7 @@ def test_another_run_is_read_and_left_as_it_is(copy, caplog):
 def test_nothing_is_warned_of(saved, caplog):
     target = make_state(0, devices=8)
     caplog.clear()
-    restore_params(saved)
+    restore_weights(saved)
     restore_from(saved, target)
     with Checkpoints(saved) as checkpoints:
         checkpoints.restore(target)
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_for_real_keeps_the_last_good_one(small_disk, caplog
     ):
         checkpoints.save(state(2), {})
     assert latest_step(small_disk) == 1
-    np.testing.assert_array_equal(restore_params(small_disk)["noise"], state(1)["params"]["noise"])
+    np.testing.assert_array_equal(restore_weights(small_disk)["noise"], state(1)["params"]["noise"])
     # With space again, the half-written one is cleared away and the run goes on.
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
     with Checkpoints(small_disk) as checkpoints:

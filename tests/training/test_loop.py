@@ -11,7 +11,7 @@ from toy import SPEC, Toy, Words, make_config, make_data, make_records
 
 from medclip_jax.evaluation import run as evaluation_run
 from medclip_jax.pipeline import train_batches
-from medclip_jax.training.checkpoints import latest_step, restore_params
+from medclip_jax.training.checkpoints import latest_step, restore_weights
 from medclip_jax.training.loop import Data, train
 from medclip_jax.training.nonfinite import NonFiniteError
 from medclip_jax.training.state import flatten
@@ -29,7 +29,7 @@ def metrics(workdir, exact=True):
 def assert_equal_runs(a, b):
     assert metrics(a) == metrics(b)
     for ema in (False, True):
-        one, two = (flatten(restore_params(workdir, ema=ema)) for workdir in (a, b))
+        one, two = (flatten(restore_weights(workdir, ema=ema)) for workdir in (a, b))
         assert one.keys() == two.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], two[name], err_msg=name)
@@ -116,7 +116,7 @@ def test_a_second_stage_starts_from_the_first(finished, tmp_path):
     config = make_config(steps=1, optimizer__learning_rate=0.0, optimizer__weight_decay=0.0)
     config.initial_weights.update({"workdir": str(workdir), "include": (r"^vision/",)})
     train(config, tmp_path, data=make_data(), objective_factory=Toy)
-    first, second = flatten(restore_params(workdir)), flatten(restore_params(tmp_path))
+    first, second = flatten(restore_weights(workdir)), flatten(restore_weights(tmp_path))
     for name in first:
         assert (
             np.array_equal(first[name], second[name]) == name.startswith("vision/") or not first[name].any()
@@ -130,7 +130,7 @@ def test_names_can_be_mapped_between_stages(finished, tmp_path):
         {"workdir": str(workdir), "include": (r"^vision/out/",), "rename": ((r"^vision/", "text/"),)}
     )
     train(config, tmp_path, data=make_data(), objective_factory=Toy)
-    first, second = flatten(restore_params(workdir)), flatten(restore_params(tmp_path))
+    first, second = flatten(restore_weights(workdir)), flatten(restore_weights(tmp_path))
     np.testing.assert_array_equal(first["vision/out/kernel"], second["text/out/kernel"])
 
 
@@ -167,7 +167,7 @@ def test_a_nan_names_its_origin_and_samples_and_keeps_the_last_good_checkpoint(t
     assert "logit_scale" in message
     assert f"record indices): {order[3][0]}, {order[3][1]}; not finite after encode: {order[3][0]}" in message
     assert latest_step(tmp_path) == 2
-    assert all(np.isfinite(leaf).all() for leaf in flatten(restore_params(tmp_path)).values())
+    assert all(np.isfinite(leaf).all() for leaf in flatten(restore_weights(tmp_path)).values())
     assert metrics(tmp_path)[-1]["loss"] is None
 
 

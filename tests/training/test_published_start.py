@@ -11,7 +11,7 @@ from test_distributed import end_all, start_all
 
 from medclip_jax.interop import text_weights, vision_weights, weight_files
 from medclip_jax.interop.pretrained import load_pretrained
-from medclip_jax.training.checkpoints import restore_params
+from medclip_jax.training.checkpoints import restore_weights
 from medclip_jax.training.state import flatten, split, unflatten
 
 
@@ -52,7 +52,7 @@ def expected(encoder):
 
 
 def saved(workdir):
-    return flatten(restore_params(workdir))
+    return flatten(restore_weights(workdir))
 
 
 def test_a_fresh_run_begins_with_the_weights_of_the_folder(encoder, fresh):

@@ -10,7 +10,7 @@ from test_loop import metrics
 from toy import Toy, Words, make_config, make_data, make_records
 
 from medclip_jax.pipeline import train_batches
-from medclip_jax.training.checkpoints import latest_step, restore_params
+from medclip_jax.training.checkpoints import latest_step, restore_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.loop import train
 from medclip_jax.training.state import flatten
@@ -25,7 +25,7 @@ def start(workdir, steps, *, resume="", weights="", **changes):
 
 
 def same_parameters(one, two):
-    one, two = flatten(restore_params(one)), flatten(restore_params(two))
+    one, two = flatten(restore_weights(one)), flatten(restore_weights(two))
     return all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -86,7 +86,7 @@ def test_calibration_sees_what_is_encoded_at_once(tmp_path):
     def first_bias(workdir, microbatches):
         config = together.config(mesh__data=1, microbatches=microbatches, steps=1, optimizer__learning_rate=0)
         together.run(workdir, config)
-        return flatten(restore_params(workdir))["vision/hidden/bias"]
+        return flatten(restore_weights(workdir))["vision/hidden/bias"]
 
     config = together.config()
     for microbatches in (1, 2):
