@@ -28,6 +28,7 @@ OBJECTIVES = {
     "mae": "a masked autoencoder: its vectors describe a scan, it reads no text",
     "clip": "volumes and reports in one space, by contrast of the two (CLIP)",
     "cardiac_clip": "volumes and reports in one space, by contrast over shared findings (Cardiac-CLIP)",
+    "hipro_ct": "volumes, reports, organs and sentences as Gaussians of one space (HiPro-CT)",
 }
 
 _TORCH = """\
@@ -85,6 +86,7 @@ def model_card(
         "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
         + _JAX.format(call=_jax_call(model, has_text)),
         _input(model),
+        _output(model, has_text),
         _data(info, manifest, phantoms),
         _training(model, step),
         _evaluation(metrics),
@@ -164,6 +166,25 @@ def _input(model: Model) -> str:
         )
     if hasattr(model.objective, "text"):
         lines.append(f"* Texts of up to {model.config['data']['text_length']} tokens; longer ones are cut.")
+    return "\n".join(lines)
+
+
+def _output(model: Model, has_text: bool) -> str:
+    import jax
+
+    volume = jax.ShapeDtypeStruct((1, *model.spec.shape), np.int16)
+    mean, log_variance = jax.eval_shape(model.objective.embed_volumes, volume)
+    of = "Of a volume, and of a text" if has_text else "Of a volume"
+    lines = ["## Output", ""]
+    if log_variance is None:
+        lines.append(f"{of}, a point: {mean.shape[1]} numbers of length 1, compared by the cosine.")
+    else:
+        lines += [
+            f"{of}, a Gaussian: `mean`, {mean.shape[1]} numbers of length 1, and `log_variance`, the natural "
+            "logarithms of as many variances. Two are compared by the cosine of the means less half of all "
+            "variances of both (1 - CSD / 2); the sum of its variances says how uncertain one is. ONNX and "
+            "StableHLO files, where there are some, give both in this order.",
+        ]
     return "\n".join(lines)
 
 

@@ -367,7 +367,8 @@ class GaussianHead(nn.Module):
         found, linear = self.variance, self.mean["linear"]
         if inside is not None:  # nowhere is everywhere, as nothing else is finite
             inside = (inside | ~inside.any(dim=1, keepdim=True))[:, None, None, :]
-        query = found["to_query"](found.query).expand(len(tokens), 1, -1)
+        # Not len(tokens): an exporter would take it for a constant.
+        query = found["to_query"](found.query).expand(tokens.shape[0], 1, -1)
         parts = query, found["to_key"](tokens), found["to_value"](tokens)
         parts = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
         mixed = F.scaled_dot_product_attention(*parts, attn_mask=inside)[:, :, 0].flatten(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Int16
 
-from medclip_jax.interop import onnx
-from medclip_jax.interop.folder import MODELING, read_folder
-from medclip_jax.interop.stablehlo import portable
-from medclip_jax.objectives.base import Objective
+from medclip_jax.interop import onnx, stablehlo
+from medclip_jax.interop.folder import MODELING, Exported, read_folder
+from medclip_jax.objectives.base import Embedding, Objective
 from medclip_jax.training.state import flatten, split
 
 TOLERANCE = 1e-5
@@ -32,9 +32,10 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
         objective: with its weights.
 
     Returns:
-        "PyTorch" and, where there are ONNX files, "ONNX" to the largest difference from JAX over the vectors
-        of one made-up volume and two sentences, float32 throughout; for PyTorch also over their
-        log-variances, where the model has some. Without what is not installed.
+        "PyTorch" and, where there are such files, "ONNX" and "StableHLO" to the largest difference from JAX
+        over the vectors of one made-up volume and two sentences and, where the model has some, their
+        log-variances, float32 throughout. Without what is not installed; without StableHLO where a model
+        was trained in another type, in which its programs compute, or JAX has no CPU to run them.
 
     Raises:
         ValueError: a parameter does not come back as it went.
@@ -46,27 +47,22 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
         raise ValueError(
             f"{changed or 'parameters'} did not come back from {folder} as written: a damaged disk?"
         )
-    if importlib.util.find_spec("torch") is None:
+    runnable = _runnable(Path(folder), exported)
+    if not runnable:
         return {}
-    model = load_torch(folder)
-    volume = made_up_volume(exported.spec.shape)[None]
     ours = exported.objective(dtype="float32")
-    with portable(), jax.default_matmul_precision("highest"):
-        expected = _named("volumes", jax.jit(lambda v: tuple(ours.embed_volumes(v)))(volume))
-        if hasattr(ours, "text"):
-            tokens = _tokens(folder, exported.config["text_length"])
-            expected |= _named("texts", jax.jit(lambda t: tuple(ours.embed_texts(t)))(tokens))
-    vectors = {"PyTorch": _named("volumes", model.embed_volumes(volume))}
-    if "texts" in expected:
-        vectors["PyTorch"] |= _named("texts", model.embed_texts(list(SENTENCES)))
-    if (Path(folder) / onnx.VOLUMES).is_file() and importlib.util.find_spec("onnxruntime"):
-        vectors["ONNX"] = {"volumes": _run_onnx(folder, onnx.VOLUMES, volume)}
-        if "texts" in expected:
-            vectors["ONNX"]["texts"] = _run_onnx(folder, onnx.TEXTS, tokens.astype(np.int64))
-    return {
-        name: max(_difference(expected[kind], given[kind]) for kind in given)
-        for name, given in vectors.items()
-    }
+    samples = {"volumes": made_up_volume(exported.spec.shape)[None]}
+    functions = {"volumes": lambda volumes: tuple(ours.embed_volumes(volumes))}
+    if hasattr(ours, "text"):
+        samples["texts"] = _tokens(folder, exported.config["text_length"])
+        functions["texts"] = lambda tokens: tuple(ours.embed_texts(tokens))
+    differences = {name: [] for name in runnable}
+    for kind, function in functions.items():
+        with stablehlo.portable(), jax.default_matmul_precision("highest"):
+            expected = jax.jit(function)(samples[kind])
+        for name, embed in runnable.items():
+            differences[name].append(_difference(expected, embed(kind, samples[kind])))
+    return {name: float(np.max(found)) for name, found in differences.items()}  # NaN, if there is one
 
 
 def load_torch(folder: str | os.PathLike) -> Any:
@@ -99,15 +95,43 @@ def made_up_volume(shape: tuple[int, int, int], seed: int = 0) -> Int16[np.ndarr
     return np.round(blocks + generator.normal(0, 30, shape)).astype(np.int16)
 
 
-def _named(kind: str, embedding: Any) -> dict[str, np.ndarray]:
-    """Mean and, where there is one, log-variance, of either library."""
-    mean, log_variance = (None if part is None else np.asarray(part) for part in embedding)
-    return {kind: mean} if log_variance is None else {kind: mean, f"log_variance of {kind}": log_variance}
+def _runnable(folder: Path, exported: Exported) -> dict[str, Callable[[str, np.ndarray], tuple]]:
+    """What can be run of the folder: name to a function of "volumes" or "texts" and an array of them."""
+    functions = {}
+    if importlib.util.find_spec("torch"):
+        model = load_torch(folder)
+        functions["PyTorch"] = lambda kind, samples: (
+            # Sentences as they are: its tokenizer is part of what is compared.
+            model.embed_volumes(samples) if kind == "volumes" else model.embed_texts(list(SENTENCES))
+        )
+    if (folder / onnx.VOLUMES).is_file() and importlib.util.find_spec("onnxruntime"):
+        files = {"volumes": onnx.VOLUMES, "texts": onnx.TEXTS}
+        functions["ONNX"] = lambda kind, samples: _run_onnx(folder / files[kind], samples)
+    towers = [exported.config["objective"].get(name) for name in ("vision", "text")]
+    comparable = all(tower["dtype"] == "float32" for tower in towers if tower) and _has_cpu()
+    if (folder / stablehlo.VOLUMES).is_file() and importlib.util.find_spec("flatbuffers") and comparable:
+        programs = {"volumes": stablehlo.VOLUMES, "texts": stablehlo.TEXTS}
+        functions["StableHLO"] = lambda kind, samples: _run_stablehlo(folder / programs[kind], samples)
+    return functions
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    # Numbers of a mean are below 1; log-variances start at -10, and float32 keeps digits, not places.
-    return float((np.abs(one - other) / np.maximum(np.abs(one), 1.0)).max())
+def _has_cpu() -> bool:
+    """Whether JAX may compute on the CPU; JAX_PLATFORMS=cuda leaves it out."""
+    try:
+        return bool(jax.devices("cpu"))
+    except RuntimeError:
+        return False
+
+
+def _difference(expected: tuple, given: tuple) -> float:
+    """Largest one over means and, where there are some, log-variances, of whichever library."""
+    found = []
+    for one, other in zip(expected, given, strict=True):
+        if one is not None or other is not None:
+            one, other = np.asarray(one), np.asarray(other)
+            # Numbers of a mean are below 1; log-variances start at -10: float32 keeps digits, not places.
+            found.append((np.abs(one - other) / np.maximum(np.abs(one), 1.0)).max())
+    return float(np.max(found))
 
 
 def _tokens(folder: str | os.PathLike, length: int) -> np.ndarray:
@@ -116,8 +140,20 @@ def _tokens(folder: str | os.PathLike, length: int) -> np.ndarray:
     return load_tokenizer(folder)(list(SENTENCES), length)
 
 
-def _run_onnx(folder: str | os.PathLike, file: str, samples: np.ndarray) -> np.ndarray:
+def _run_onnx(file: Path, samples: np.ndarray) -> Embedding:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(Path(folder) / file), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: samples})[0]
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    taken = session.get_inputs()[0]
+    wider = samples.astype(np.int64) if taken.type == "tensor(int64)" else samples
+    return Embedding(*session.run(None, {taken.name: wider}))
+
+
+def _run_stablehlo(file: Path, samples: np.ndarray) -> Embedding:
+    from jax import export
+
+    program = export.deserialize(bytearray(file.read_bytes()))
+    # Programs leave it to the platform with how many digits it multiplies: the CPU takes all.
+    with jax.default_device(jax.devices("cpu")[0]):
+        found = program.call(samples)
+    return Embedding(*found) if isinstance(found, tuple) else Embedding(found)

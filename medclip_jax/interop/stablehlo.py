@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from medclip_jax.objectives.base import Embedding
+
 if TYPE_CHECKING:
     from medclip_jax.model import Model
 
@@ -24,7 +26,8 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
 
     ``jax.export.deserialize(bytearray(file.read_bytes())).call(array)`` runs them, without Flax and this
     package, on any of `PLATFORMS`. Volumes are int16 HU (B, D, H, W), prepared; texts int32 token ids
-    (B, text_length). Both return (B, E) float32, L2-normalised; B is free.
+    (B, text_length). Both return (B, E) float32, L2-normalised; of Gaussians the tuple (mean, log_variance),
+    each (B, E) float32. B is free.
 
     Args:
         model: from `medclip_jax.load`.
@@ -50,9 +53,9 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
 
 
 def serialized(
-    embed: Callable[[jax.Array], object], shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    embed: Callable[[jax.Array], Embedding], shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> bytearray:
-    """The means that an embedding function of an objective returns, as a program of its own.
+    """An embedding function of an objective as a program of its own: points, or (mean, log_variance).
 
     Args:
         embed: (B, *shape) to an `objectives.base.Embedding`; what it closes over becomes constants.
@@ -65,8 +68,15 @@ def serialized(
     (batch,) = export.symbolic_shape("batch")
     argument = jax.ShapeDtypeStruct((batch, *shape), dtype)
     with portable(), _without_source_lines():
-        exported = export.export(jax.jit(lambda samples: embed(samples).mean), platforms=PLATFORMS)(argument)
+        exported = export.export(jax.jit(lambda samples: _plain(embed(samples))), platforms=PLATFORMS)(
+            argument
+        )
     return exported.serialize()
+
+
+def _plain(embedding: Embedding) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Without this package's types, which whoever reads the file need not have."""
+    return embedding.mean if embedding.log_variance is None else tuple(embedding)
 
 
 def portable():

@@ -142,7 +142,9 @@ def test_formats_add_up_and_replace(exported, tiny_run, tmp_path, capsys):
     names |= {"embed_volumes.stablehlo", "embed_texts.stablehlo"}
     assert {path.name for path in out.iterdir()} == names
     assert "# named\n" in (out / "README.md").read_text()
-    assert re.search(r"checked: PyTorch and JAX differ by \d\.\de-\d\d at most", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    for name in ("PyTorch", "StableHLO"):
+        assert re.search(rf"checked: {name} and JAX differ by \d\.\de[-+]\d\d at most", printed)
 
 
 class TestErrors:

@@ -86,6 +86,15 @@ def test_a_masked_autoencoder_reads_no_text():
     assert "tokens" not in card
 
 
+def test_what_comes_out():
+    point = model_card(make_model(small("mae"), spec_of()), name="m")
+    assert "Of a volume, a point: 24 numbers" in point
+    assert "log_variance" not in point
+    gaussian = model_card(make_model(small("hipro_ct"), spec_of()), name="m")
+    assert "Of a volume, and of a text, a Gaussian: `mean`, 10 numbers" in gaussian
+    assert "`log_variance`" in gaussian
+
+
 def test_last_evaluation(tmp_path):
     file = tmp_path / "metrics.jsonl"
     assert last_evaluation(file, ["zero_shot"]) is None

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -12,11 +13,11 @@ import pytest
 import torch
 from jax import export
 
-from medclip_jax.interop import onnx
+from medclip_jax.interop import onnx, stablehlo
 from medclip_jax.interop.folder import check_out, folder_config, is_export, read_folder, write_folder
 from medclip_jax.interop.model_card import model_card
 from medclip_jax.interop.parity import TOLERANCE, largest_difference, load_torch, made_up_volume
-from medclip_jax.interop.stablehlo import TEXTS, VOLUMES, write_stablehlo
+from medclip_jax.interop.stablehlo import write_stablehlo
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
@@ -95,6 +96,8 @@ class TestRoundTrip:
         write_folder(model, tmp_path / "out")
         assert largest_difference(tmp_path / "out", model.objective)["PyTorch"] <= TOLERANCE
         assert read_folder(tmp_path / "out").config["objective"]["vision"]["dtype"] == "bfloat16"
+        write_stablehlo(model, tmp_path / "out")  # it computes in bfloat16: nothing to compare in float32
+        assert largest_difference(tmp_path / "out", model.objective).keys() == {"PyTorch"}
 
     def test_a_wrong_weight_shows(self, tokenizer, tmp_path):
         model = made(tokenizer)
@@ -196,8 +199,8 @@ class TestFolder:
         model, folder = exported
         volumes = made_volumes(3)
         for name, samples, embed in (
-            (VOLUMES, volumes, model.objective.embed_volumes),
-            (TEXTS, model.tokenizer(TEXT[:5], 32), model.objective.embed_texts),
+            (stablehlo.VOLUMES, volumes, model.objective.embed_volumes),
+            (stablehlo.TEXTS, model.tokenizer(TEXT[:5], 32), model.objective.embed_texts),
         ):
             content = (folder / name).read_bytes()
             assert b".py" not in content  # source lines of this machine
@@ -235,6 +238,84 @@ class TestFolder:
                 given = samples[:count].astype(np.int64 if is_text else np.int16)
                 found = session.run(None, {session.get_inputs()[0].name: given})[0]
                 np.testing.assert_allclose(found, expected[:count], atol=TOLERANCE)
+
+
+class TestGaussians:
+    """Programs of a model whose vectors are Gaussians return means and log-variances."""
+
+    @pytest.fixture(scope="class")
+    def gaussian(self, tokenizer, tmp_path_factory):
+        pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+        model = made(tokenizer, "hipro_ct")
+
+        def finish(folder):
+            write_stablehlo(model, folder)
+            onnx.write_onnx(load_torch(folder), folder)
+
+        return model, write_folder(model, tmp_path_factory.mktemp("gaussian") / "out", finish=finish)
+
+    @pytest.fixture(scope="class")
+    def expected(self, gaussian):
+        """Kind to samples and their mean and log-variance."""
+        model = gaussian[0]
+        samples = {"volumes": made_volumes(3), "texts": model.tokenizer(TEXT[:3], 32)}
+        functions = {"volumes": model.objective.embed_volumes, "texts": model.objective.embed_texts}
+        return {
+            kind: (given, jax.jit(lambda x, embed=functions[kind]: tuple(embed(x)))(given))
+            for kind, given in samples.items()
+        }
+
+    @pytest.mark.parametrize("kind", ["volumes", "texts"])
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_stablehlo(self, kind, count, gaussian, expected):
+        samples, wanted = expected[kind]
+        program = export.deserialize(bytearray((gaussian[1] / f"embed_{kind}.stablehlo").read_bytes()))
+        found = program.call(samples[:count])
+        assert isinstance(found, tuple)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other[:count], rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("kind", ["volumes", "texts"])
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_onnx(self, kind, count, gaussian, expected):
+        import onnxruntime
+
+        samples, wanted = expected[kind]
+        file = gaussian[1] / f"embed_{kind}.onnx"
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        assert [output.name for output in session.get_outputs()] == ["mean", "log_variance"]
+        name = {"volumes": "volumes", "texts": "tokens"}[kind]
+        given = samples[:count].astype(np.int16 if kind == "volumes" else np.int64)
+        found = session.run(["mean", "log_variance"], {name: given})
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other[:count], rtol=TOLERANCE, atol=TOLERANCE)
+
+    def test_all_are_compared(self, gaussian):
+        model, folder = gaussian
+        found = largest_difference(folder, model.objective)
+        assert found.keys() == {"PyTorch", "ONNX", "StableHLO"}
+        assert max(found.values()) <= TOLERANCE
+
+    @pytest.mark.parametrize("kind", ["volume", "text"])
+    def test_a_wrong_variance_shows(self, kind, gaussian, tmp_path):
+        """In either head and every format, with right means."""
+        import onnx as files
+
+        folder = shutil.copytree(gaussian[1], tmp_path / "out")
+        program = files.load(folder / f"embed_{kind}s.onnx")
+        (bias,) = (x for x in program.graph.initializer if x.name.endswith("variance.log_variance.bias"))
+        changed = files.numpy_helper.to_array(bias) + np.float32(0.1)
+        bias.CopyFrom(files.numpy_helper.from_array(changed, bias.name))
+        files.save(program, folder / f"embed_{kind}s.onnx")
+        model = make_model(small("hipro_ct"), gaussian[0].spec, gaussian[0].tokenizer)
+        layer = getattr(model.objective, f"{kind}_head").variance.log_variance
+        layer.bias[...] = layer.bias[...] + 0.1
+        write_stablehlo(model, folder)
+        found = largest_difference(folder, gaussian[0].objective)
+        assert found["PyTorch"] <= TOLERANCE
+        assert found["ONNX"] > 1e-3
+        assert found["StableHLO"] > 1e-3
 
 
 class TestWholeOrNotAtAll:
