@@ -9,10 +9,13 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
+from medclip_jax import objectives
 from medclip_jax.evaluation import heatmaps
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.similarity import Gaussians
 from medclip_jax.models.vit import VisionTransformer
-from medclip_jax.objectives.base import Objective
+from medclip_jax.objectives import hipro_ct
+from medclip_jax.objectives.base import DataSpec, Objective
 
 SHAPE, PATCH, WIDTH, HEADS, DEPTH = (4, 6, 4), (2, 3, 2), 12, 2, 3
 
@@ -43,9 +46,26 @@ class Model(Objective):
         self.vision_projection = nnx.Linear(pooled, 5, use_bias=False, rngs=nnx.Rngs(2))
 
 
+def gaussian_model():
+    """HiPro-CT on the same grid, in two windows, with variances that are not all alike."""
+    config = hipro_ct.default_config()
+    config.vision.update(patch=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dtype="float32")
+    config.vision.update(windows=((-1000.0, 1000.0), (-100.0, 300.0)))
+    config.text.update(width=8, depth=1, heads=2, max_positions=8, pooling="mean", dtype="float32")
+    config.update(embedding_width=5, centered=True)
+    config.weights.update(local=0.0, hierarchy=0.0)
+    spec = DataSpec(shape=SHAPE, spacing=(4.0, 3.0, 3.0), vocabulary_size=50)
+    return objectives.create(config, spec, rngs=nnx.Rngs(1))
+
+
 def unit(seed):
     vector = np.random.default_rng(seed).normal(size=5)
     return vector / np.linalg.norm(vector)
+
+
+def gaussian(seed):
+    """A wide one with the mean of `unit`."""
+    return Gaussians(unit(seed), np.random.default_rng(seed + 100).normal(size=5))
 
 
 def numpy_score(model, volume, direction, offsets, scales=1.0):
@@ -67,8 +87,8 @@ def numpy_score(model, volume, direction, offsets, scales=1.0):
     t = model.vision.transformer
     d, h, w = t.grid
     pd, ph, pw = PATCH
-    x = volume.astype(np.float64) / 1000
-    x = x.reshape(d, pd, h, ph, w, pw).transpose(0, 2, 4, 1, 3, 5).reshape(d * h * w, -1)
+    x = np.asarray(model.vision.to_voxels(volume[None])[0], np.float64)
+    x = x.reshape(d, pd, h, ph, w, pw, -1).transpose(0, 2, 4, 1, 3, 5, 6).reshape(d * h * w, -1)
     from medclip_jax.models.positions import sincos_3d
 
     x = linear(x, t.embed.projection) + np.asarray(sincos_3d(t.grid, WIDTH), np.float64)
@@ -94,17 +114,18 @@ def numpy_score(model, volume, direction, offsets, scales=1.0):
         pooled = linear(x[1:], t.grid_pool).ravel()
     else:
         pooled = x[0] if t.pooling == "cls" else x[1:].mean(0)
-    embedding = linear(pooled, model.vision_projection)
+    projection = model.volume_head.mean.linear if hasattr(model, "volume_head") else model.vision_projection
+    embedding = linear(pooled, projection)
     return embedding @ direction / np.linalg.norm(embedding), maps
 
 
 @pytest.mark.parametrize(
     ("pooling", "first", "budget"),
-    [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1), ("grid", 2, 1)],
+    [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1), ("grid", 2, 1), ("gaussian", 2, 1)],
 )
 def test_equals_finite_differences(pooling, first, budget, monkeypatch):
     monkeypatch.setattr(heatmaps, "MAP_BYTES", budget)
-    model = Model(pooling)
+    model = gaussian_model() if pooling == "gaussian" else Model(pooling)
     volume = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
     positive, negative = unit(3), unit(4)
     direction = positive - negative
@@ -135,7 +156,8 @@ def test_equals_finite_differences(pooling, first, budget, monkeypatch):
     else:
         relevance -= np.eye(tokens)
         expected = relevance[0, 1:] if pooling == "cls" else relevance[1:, 1:].mean(0)
-    found = heatmaps.heat_map(model, volume, positive, negative, first_layer=first)
+    prompts = (gaussian(3), gaussian(4)) if pooling == "gaussian" else (positive, negative)
+    found = heatmaps.heat_map(model, volume, *prompts, first_layer=first)
     assert found.score == pytest.approx(score, abs=1e-5)
     # float32 forward and backward against float64.
     np.testing.assert_allclose(found.patches.ravel(), expected, atol=2e-4 * expected.max())
@@ -167,6 +189,31 @@ def test_planted_patch_lights_up(place):
     assert found.patches[place] > 0.99 * found.patches.sum()
     peak = np.unravel_index(found.voxels.argmax(), shape)
     assert tuple(i // p for i, p in zip(peak, PATCH, strict=True)) == place
+
+
+def test_of_gaussians_the_means_are_explained():
+    """A whole HiPro-CT: its own texts as prompts; variances change nothing."""
+    model = gaussian_model()
+    volume = np.random.default_rng(5).integers(-1000, 1000, SHAPE).astype(np.int16)
+    tokens = np.array([[2, 7, 8, 3, 0], [2, 30, 41, 12, 3]], np.int32)
+    embed = jax.jit(lambda volume, tokens: (model.embed_volumes(volume), model.embed_texts(tokens)))
+    seen, read = embed(volume[None], tokens)
+    texts = Gaussians(*map(np.asarray, read))
+    maps = [heatmaps.heat_map(model, volume, text) for text in texts]
+    for found, mean in zip(maps, texts.mean, strict=True):
+        assert found.score == pytest.approx(float(np.asarray(seen.mean)[0] @ mean), abs=1e-5)
+        assert found.patches.shape == model.vision.transformer.grid
+        assert found.voxels.shape == SHAPE
+        assert np.isfinite(found.patches).all()
+        assert np.isfinite(found.voxels).all()
+        assert found.patches.min() >= 0
+        assert found.patches.std() > 1e-3 * found.patches.mean()
+    shares = [found.patches / found.patches.sum() for found in maps]
+    assert np.abs(shares[0] - shares[1]).max() > 1e-3
+    wider = heatmaps.heat_map(model, volume, Gaussians(texts.mean[0], texts.log_variance[0] + 9))
+    np.testing.assert_array_equal(wider.patches, maps[0].patches)
+    against = heatmaps.heat_map(model, volume, texts[0], texts[1])
+    assert against.score == pytest.approx(maps[0].score - maps[1].score, abs=1e-5)
 
 
 def test_middle_layer_is_the_default():
