@@ -32,6 +32,23 @@ def made_records(n: int, seed: int) -> Iterator:
         )
 
 
+def make_shards(folder: Path) -> None:
+    """Write 16 records to train on and 12 to test on, with a tokenizer.
+
+    Args:
+        folder: to write to.
+    """
+    from medclip_jax.reports.tokenizer import train_wordpiece
+    from medclip_jax.shards.record import Schema
+    from medclip_jax.shards.write import write_shards
+
+    splits = {
+        name: list(made_records(n, seed)) for seed, (name, n) in enumerate({"train": 16, "test": 12}.items())
+    }
+    write_shards(folder, Schema(SHAPE, SPACING, FINDINGS, (), ("cac_grade",)), splits)
+    train_wordpiece([record.report for record in splits["train"]] * 3, folder / "tokenizer", 200)
+
+
 def make_run(folder: Path) -> None:
     """Write `shards` and the `workdir` of a contrastive model after two steps.
 
@@ -39,18 +56,10 @@ def make_run(folder: Path) -> None:
         folder: to write to.
     """
     from medclip_jax.objectives import clip
-    from medclip_jax.reports.tokenizer import train_wordpiece
-    from medclip_jax.shards.record import Schema
-    from medclip_jax.shards.write import write_shards
     from medclip_jax.training.config import base_config
     from medclip_jax.training.loop import train
 
-    splits = {
-        name: list(made_records(n, seed)) for seed, (name, n) in enumerate({"train": 16, "test": 12}.items())
-    }
-    write_shards(folder / "shards", Schema(SHAPE, SPACING, FINDINGS, (), ("cac_grade",)), splits)
-    texts = [record.report for record in splits["train"]]
-    train_wordpiece(texts * 3, folder / "shards" / "tokenizer", 200)
+    make_shards(folder / "shards")
     config = base_config()
     config.objective = clip.default_config()
     config.objective.vision.update(

@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from medclip_jax.cli.main import main
+from tests.tiny_run import make_shards
 
-FINDINGS = ("cardiomegaly", "pericardial_effusion")
-SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
 FILE = """
 from medclip_jax.objectives import clip
 from medclip_jax.training.config import base_config
@@ -35,39 +33,11 @@ def get_config():
 """
 
 
-def made_records(count, seed):
-    from medclip_jax.shards.record import Record
-
-    generator = np.random.default_rng(seed)
-    for index in range(count):
-        labels = np.where(np.arange(len(FINDINGS)) == index % len(FINDINGS), 1, -1).astype(np.int8)
-        report = f"Report {index}. There is {'' if labels[0] > 0 else 'no '}cardiomegaly."
-        yield Record(
-            id=f"{seed}-{index}",
-            study=1000 * seed + index,
-            patient=1000 * seed + index,
-            volume=generator.integers(-1000, 300, SHAPE).astype(np.int16),
-            report=report,
-            findings_text=report,
-            impression="",
-            statements=report,
-            findings=labels,
-            labels=labels,
-            measurements=np.zeros(0, np.float32),
-        )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Shards and a config."""
-    from medclip_jax.reports.tokenizer import train_wordpiece
-    from medclip_jax.shards.record import Schema
-    from medclip_jax.shards.write import write_shards
-
     folder = tmp_path_factory.mktemp("sweep")
-    splits = {"train": list(made_records(16, 0)), "test": list(made_records(8, 1))}
-    write_shards(folder / "shards", Schema(SHAPE, SPACING, FINDINGS, (), ()), splits)
-    train_wordpiece([record.report for record in splits["train"]] * 3, folder / "shards/tokenizer", 200)
+    make_shards(folder / "shards")
     (folder / "run.py").write_text(FILE)
     return folder
 

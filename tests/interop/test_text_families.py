@@ -11,16 +11,8 @@ from transformers import BertConfig, BertModel
 
 from medclip_jax.interop.text_weights import load_bert
 from medclip_jax.reports.tokenizer import load_tokenizer
+from tests.interop.tiny_bert import IDS, SIZES
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 20,
-}
-IDS = np.random.default_rng(0).integers(1, 60, size=(2, 9))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "pleural", "effusion", "Effusion", "##s", "."]
 
 

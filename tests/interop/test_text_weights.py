@@ -10,17 +10,9 @@ from transformers import BertConfig as TorchConfig
 
 from medclip_jax.interop import text_weights
 from medclip_jax.models.bert import Bert, BertConfig
+from tests.interop.tiny_bert import IDS, SIZES
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 20,
-}
 OURS = {"vocabulary_size": 60, "width": 24, "depth": 2, "heads": 4, "mlp_width": 40, "max_positions": 20}
-IDS = np.random.default_rng(0).integers(1, 60, size=(2, 9))
 
 
 @pytest.fixture(scope="module")

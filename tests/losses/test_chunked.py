@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from medclip_jax.losses import chunked, contrastive
+from tests.losses.comparing import assert_equal
 
 
 def sample(batch, width=6):
@@ -79,15 +80,6 @@ def graded(names, chunk_rows):
         }
 
     return jax.jit(run)
-
-
-def assert_equal(some, others):
-    """Values to 1e-6 relative, gradients to 1e-5 of the largest."""
-    for name, (value, gradient) in others.items():
-        np.testing.assert_allclose(some[name][0], value, rtol=1e-6, err_msg=name)
-        for part, want in gradient.items():
-            atol = 1e-5 * float(jnp.abs(want).max())
-            np.testing.assert_allclose(some[name][1][part], want, rtol=0, atol=atol, err_msg=f"{name} {part}")
 
 
 @pytest.mark.parametrize("chunk_rows", [4, 12])

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import expit
 
 from medclip_jax.losses import probabilistic
+from tests.losses.comparing import assert_equal
 
 VALUE = {"rtol": 3e-6, "atol": 3e-6}
 GRADIENT = {"rtol": 2e-4, "atol": 2e-5}
@@ -119,15 +120,6 @@ def test_nobody_valid_is_no_loss_and_no_gradient():
 def test_group_options_are_checked():
     with pytest.raises(ValueError, match="same_group='both' is unknown"):
         probabilistic.pair_contrast(*[jnp.ones((2, 3))] * 4, 1.0, 0.0, same_group="both")
-
-
-def assert_equal(some, others):
-    """Values to 1e-6 relative, gradients to 1e-5 of the largest."""
-    for name, (value, gradient) in others.items():
-        np.testing.assert_allclose(some[name][0], value, rtol=1e-6, err_msg=name)
-        for part, want in gradient.items():
-            atol = 1e-5 * float(jnp.abs(want).max())
-            np.testing.assert_allclose(some[name][1][part], want, rtol=0, atol=atol, err_msg=f"{name} {part}")
 
 
 @pytest.mark.parametrize("chunk_rows", [4, 12])

@@ -50,10 +50,6 @@ def write_table(path: Path, rows: list[dict], delimiter: str = ",") -> Path:
     return path
 
 
-SECRET = ("DOE^JANE", "MRN4711", "ACC90210", "secretward")
-"""Parts of every raw id, file name and folder in these trees: none may be found in any output."""
-
-
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory) -> Path:
     """Ten good studies of six patients with masks; returns the table."""

@@ -1,6 +1,5 @@
 """One set made by many machines: the same bytes as by one, whatever happens to any of them."""
 
-import hashlib
 import json
 import os
 import random
@@ -31,31 +30,12 @@ from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import prepare_study
 from medclip_jax.shards.settings import PrepareSettings, resolve
 from medclip_jax.shards.work import Rejections
-
-KEY = bytes(range(32))
-SECRET = ("DOE^JANE", "MRN4711", "ACC90210", "secretward")
-SETTINGS = PrepareSettings(
-    shape=(12, 16, 16),
-    spacing=(8.0, 5.0, 5.0),
-    cell=4,
-    vocabulary_size=200,
-    per_shard=2,
-    findings=("cardiomegaly", "pericardial_effusion"),
-)
-QUIET = {"key": KEY, "workers": 1, "progress": False}
+from tests.shards.small_set import KEY, QUIET, SECRET, SETTINGS, digest
 
 
 def run_part(text: str, table: Path, out: Path, settings: PrepareSettings = SETTINGS, **more):
     index, count = map(int, text.split("/"))
     return prepare_part(Part(index, count), read_table(table), out, settings, **(QUIET | more))
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """The whole way from a table of files to shards, in good and in bad weather."""
 
 import csv
+import dataclasses
 import errno
 import fnmatch
-import hashlib
 import json
 import os
 import signal
@@ -23,29 +23,14 @@ from medclip_jax.shards.prepare import prepare
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.settings import PrepareSettings
+from tests.shards import small_set
+from tests.shards.small_set import KEY, QUIET, SECRET, digest
 
-KEY = bytes(range(32))
-SECRET = ("DOE^JANE", "MRN4711", "ACC90210", "secretward")
-SETTINGS = PrepareSettings(
-    shape=(12, 16, 16),
-    spacing=(8.0, 5.0, 5.0),
-    cell=4,
-    vocabulary_size=200,
-    per_shard=3,
-    findings=("cardiomegaly", "pericardial_effusion"),
-)
+SETTINGS = dataclasses.replace(small_set.SETTINGS, per_shard=3)
 
 
 def run(table: Path, out: Path, settings: PrepareSettings = SETTINGS, **more):
-    return prepare(read_table(table), out, settings, **({"key": KEY, "workers": 1, "progress": False} | more))
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return prepare(read_table(table), out, settings, **(QUIET | more))
 
 
 @pytest.fixture(scope="module")
