@@ -85,6 +85,19 @@ class Inclusion:
     eps: float
 
 
+@dataclass(frozen=True)
+class Damage:
+    """How far the damaged views go, at most.
+
+    Attributes:
+        noise_hu: standard deviation of white noise.
+        cut_text: share of a text's tokens that is cut off its end.
+    """
+
+    noise_hu: float
+    cut_text: float
+
+
 class OrganEmbeddings(NamedTuple):
     """Gaussians of the organs of volumes.
 
@@ -153,7 +166,7 @@ class HiProCt(Objective):
         self.centered = config.centered
         self.logit_scale = LogitScale(config.logit_scale, bias=config.logit_bias)
         self.inclusion = Inclusion(**config.inclusion)
-        self.damage = dict(config.damage)
+        self.damage = Damage(**config.damage)
         self.direction = config.direction
         self.ignore_normal_pairs = config.ignore_normal_pairs
         self.same_study = config.same_study
@@ -314,11 +327,11 @@ class HiProCt(Objective):
     def _damaged(self, batch: Batch, keys: jax.Array) -> tuple[Gaussian, Gaussian]:
         """The volumes, augmented as in this step, under noise, and the texts without their end."""
         drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1)))(keys)
-        noisy = transforms.augment(batch["volume"], drawn[:, 0], noise_hu=self.damage["noise_hu"])
+        noisy = transforms.augment(batch["volume"], drawn[:, 0], noise_hu=self.damage.noise_hu)
         tokens = self._patches(noisy, keys)
         volume = Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
         cut = transforms.cut_texts(
-            batch["tokens"], drawn[:, 1], share=self.damage["cut_text"], pad_token=self.text.pad_token
+            batch["tokens"], drawn[:, 1], share=self.damage.cut_text, pad_token=self.text.pad_token
         )
         return volume, self._texts(cut)
 

@@ -405,8 +405,8 @@ def _read_weights(folder: Path, include: tuple[str, ...], *, ema: bool) -> Tree:
     # The handler and not a checkpointer: that one looks for files which only a whole checkpoint has.
     reader = ocp.PyTreeCheckpointHandler()
     # A tree without leaves was not written. Of two trees that hold the same array, the later one counts.
-    trees = [name for name in ("params", "variables", *(["ema"] if ema else [])) if (folder / name).is_dir()]
-    held = {name: flatten(reader.metadata(folder / name).tree) for name in trees}
+    optional = [name for name in ("variables", *(["ema"] if ema else [])) if (folder / name).is_dir()]
+    held = {name: flatten(reader.metadata(folder / name).tree) for name in ("params", *optional)}
     names = list(dict.fromkeys(path for tree in held.values() for path in tree))
     for pattern in include:
         if not any(re.search(pattern, name) for name in names):
