@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections import defaultdict, deque
+from functools import partial
 
 import numpy as np
 
@@ -12,8 +13,9 @@ _POOLED_BYTES = 1 << 18
 _KEPT = 16
 """Free buffers kept for each size; more are given back to the system."""
 
-_free: dict[int, list[np.ndarray]] = {}
-_lock = threading.Lock()
+_free: dict[int, deque[np.ndarray]] = defaultdict(partial(deque, maxlen=_KEPT))
+"""Size in bytes to free buffers. Without a lock: the end of a lease may come at any moment, also while this
+thread is in `borrow`, and each use of a deque is atomic."""
 
 
 class _Lease:
@@ -23,11 +25,8 @@ class _Lease:
         self._buffer = buffer
         self.__array_interface__ = buffer.__array_interface__
 
-    def __del__(self):
-        with _lock:
-            kept = _free.setdefault(self._buffer.nbytes, [])
-            if len(kept) < _KEPT:
-                kept.append(self._buffer)
+    def __del__(self, free=_free):  # bound: the last arrays outlive the module's names
+        free[self._buffer.nbytes].append(self._buffer)
 
 
 def borrow(shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
@@ -43,9 +42,8 @@ def borrow(shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size < _POOLED_BYTES:
         return np.empty(shape, dtype)
-    with _lock:
-        kept = _free.get(size)
-        buffer = kept.pop() if kept else None
-    if buffer is None:
+    try:
+        buffer = _free[size].pop()
+    except IndexError:
         buffer = np.empty(size, np.uint8)
     return np.asarray(_Lease(buffer)).view(dtype).reshape(shape)
