@@ -68,6 +68,8 @@ def build(name):
         config.embedding_width = 8
     if name == "sigmoid":
         config.loss = "sigmoid"
+    if name == "hipro_ct":
+        config.weights.damage = 0.1
     return objectives.create(config, SPEC, rngs=nnx.Rngs(0))
 
 
