@@ -16,7 +16,7 @@ from jaxtyping import Int16
 from medclip_jax.interop import onnx, stablehlo
 from medclip_jax.interop.folder import MODELING, Exported, read_folder
 from medclip_jax.objectives.base import Embedding, Objective
-from medclip_jax.training.state import flatten, split
+from medclip_jax.training.state import combine, flatten, split
 
 TOLERANCE = 1e-5
 """Largest difference of a number in a vector of length 1, in float32; of a log-variance as a share of it."""
@@ -38,10 +38,11 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
         was trained in another type, in which its programs compute, or JAX has no CPU to run them.
 
     Raises:
-        ValueError: a parameter does not come back as it went.
+        ValueError: a parameter or a running statistic does not come back as it went.
     """
     exported = read_folder(folder)
-    written, found = flatten(split(objective)[1]), flatten(exported.params)
+    written = flatten(combine(*split(objective)[1:]))
+    found = flatten(combine(exported.params, exported.variables))
     changed = [name for name in written if not np.array_equal(np.asarray(written[name]), found.get(name))]
     if changed or len(written) != len(found):
         raise ValueError(

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import medclip_jax
 from medclip_jax import objectives
 from medclip_jax.interop.folder import read_folder, write_folder
+from medclip_jax.interop.parity import largest_difference
 from medclip_jax.models.resnet import BatchNorm
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Term
 from medclip_jax.pipeline import train_batches
@@ -268,3 +269,10 @@ def test_a_file_without_them_is_refused(workdir, exported, tmp_path):
         shutil.rmtree(step / "ema")
     with pytest.raises(ValueError, match=f"{MEAN!r} is missing there"):
         medclip_jax.load(run)
+
+
+def test_an_export_with_other_statistics_is_found_out(workdir, exported):
+    objective = medclip_jax.load(workdir, progress=False).objective
+    objective.tower.norm.running_var[...] = jnp.ones(8)
+    with pytest.raises(ValueError, match=rf"\['{VARIANCE}'\] did not come back"):
+        largest_difference(exported, objective)
