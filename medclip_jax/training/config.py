@@ -74,7 +74,7 @@ def base_config() -> ConfigDict:
                 "frozen": (),  # regexes; no gradient, no optimizer state
                 "accumulate": 1,  # batches averaged into one update
             },
-            "ema": {"decay": 0.0},  # moving average of the parameters, used by evaluators; 0 = off
+            "ema": {"decay": 0.0},  # moving average of weights and statistics, used by evaluators; 0 = off
             "microbatches": 1,  # encode the batch in this many slices: less memory, the same gradient
             "mesh": {
                 "data": -1,  # devices that share a batch; -1 = all that `fsdp` leaves
