@@ -39,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scan", type=Path, help="a .nii.gz; default: a synthetic chest")
-    parser.add_argument("--count", type=int, default=8, help="copies of it to prepare (%(default)s)")
+    parser.add_argument("--count", type=int, default=48, help="copies of it to prepare (%(default)s)")
     parser.add_argument("--shape", nargs=3, type=int, default=(112, 224, 224))
     parser.add_argument("--spacing", nargs=3, type=float, default=(3.0, 1.5, 1.5))
     parser.add_argument("--workers", nargs="*", type=int, default=(1, 2))

@@ -8,8 +8,9 @@ lung_upper_lobe_right,lung_middle_lobe_right,lung_lower_lobe_right,esophagus,tra
 Command:   medclip train --config configs/hipro_ct/demo.py --workdir runs/hipro_ct_demo \
                --config.data.shards=SHARDS
 Hardware:  2 CPU cores.
-Time:      290 s for 700 steps, beside other work (measured).
-Expected:  mean zero-shot AUROC of eleven findings 0.71 on 413 unseen phantoms, 1628 to train on (measured).
+Time:      8 minutes for 700 steps, 0.67 s each (measured).
+Expected:  on 413 unseen phantoms, 1628 to train on: mean zero-shot AUROC of eleven findings 0.74, Spearman
+           correlation of the variance with noise 0.92 (measured, 3 seeds).
 """
 
 import runpy
@@ -31,6 +32,10 @@ def get_config():
     config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
     config.objective.embedding_width = 128
     config.objective.centered = True
+    # A pair belongs together in one of 48 cases; at -10 a batch this small never says that one does.
+    config.objective.logit_bias = -4.0
+    # Not in the paper: without it the variance shrinks with noise (docs/hipro-ct.md).
+    config.objective.weights.damage = 0.1
     # As in configs/demo: short texts, as short as the prompts of zero-shot use.
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.text_length = 80

@@ -13,6 +13,8 @@ Time:      not published; 50 000 steps.
 Expected:  from the paper, RadGenome-ChestCT's test set: zero-shot AUROC 0.729, F1 0.716, accuracy 0.684;
            R@1/5/10 on 100 pairs 9.65/35.6/54.4 % image to text, 10.1/35.7/54.5 % text to image. Its ablation:
            AUROC 0.702 with the global contrast alone, 0.712 with the local one. Not reproduced here.
+           --config.objective.weights.damage=0.1 (not the paper's) makes the variance grow with damage, for
+           twice the encoding: docs/hipro-ct.md.
 """
 
 from medclip_jax.objectives import hipro_ct
