@@ -17,7 +17,7 @@ PARAMS = {
         "out": {"kernel": RNG.normal(size=(4, 4)), "bias": RNG.normal(size=4)},
     },
     "text": {"word_embedding": RNG.normal(size=(6, 4)), "out": {"kernel": RNG.normal(size=(4, 4))}},
-    "logit_scale": RNG.normal(size=()),
+    "logit_scale": {"log_scale": RNG.normal(size=())},
 }
 PARAMS = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), PARAMS)
 DECAYED = {"vision/out/kernel", "text/word_embedding", "text/out/kernel"}
