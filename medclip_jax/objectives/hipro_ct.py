@@ -121,7 +121,8 @@ class HiProCt(Objective):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: an unknown option, or shards without organs where the weights ask for local terms.
+        ValueError: an unknown option, a damage out of range, or shards without organs where the weights ask
+            for local terms.
     """
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
@@ -167,6 +168,11 @@ class HiProCt(Objective):
         self.logit_scale = LogitScale(config.logit_scale, bias=config.logit_bias)
         self.inclusion = Inclusion(**config.inclusion)
         self.damage = Damage(**config.damage)
+        if self.damage.noise_hu < 0 or not 0 <= self.damage.cut_text <= 1:
+            raise ValueError(
+                f"config.objective.damage is {dict(config.damage)}: noise_hu is 0 or more, cut_text a share up "
+                "to 1"
+            )
         self.direction = config.direction
         self.ignore_normal_pairs = config.ignore_normal_pairs
         self.same_study = config.same_study
@@ -302,8 +308,7 @@ class HiProCt(Objective):
 
     def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
         """Gaussians of volumes."""
-        tokens = self._patches(volumes)
-        return Embedding(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
+        return Embedding(*self._whole(self._patches(volumes)))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Gaussians of texts: reports, sentences, prompts."""
@@ -325,21 +330,25 @@ class HiProCt(Objective):
         return OrganEmbeddings(*self._parts(self._patches(volumes), weights), jnp.any(weights > 0, axis=-1))
 
     def _damaged(self, batch: Batch, keys: jax.Array) -> tuple[Gaussian, Gaussian]:
-        """The volumes, augmented as in this step, under noise, and the texts without their end."""
+        """The volumes, augmented as in this step, under noise, and the texts without their end.
+
+        Chun et al. 2024, "Probabilistic language-image pre-training", section 3.3, do so with masked inputs.
+        """
         drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1)))(keys)
         noisy = transforms.augment(batch["volume"], drawn[:, 0], noise_hu=self.damage.noise_hu)
-        tokens = self._patches(noisy, keys)
-        volume = Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
         cut = transforms.cut_texts(
             batch["tokens"], drawn[:, 1], share=self.damage.cut_text, pad_token=self.text.pad_token
         )
-        return volume, self._texts(cut)
+        return self._whole(self._patches(noisy, keys)), self._texts(cut)
 
     def _patches(
         self, volumes: Num[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B N width"]:
         """Tokens of the patches, without the class token."""
         return self.vision.transformer(self.vision.to_voxels(volumes, keys))[:, 1:]
+
+    def _whole(self, tokens: Float[Array, "B N width"]) -> Gaussian:
+        return Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
 
     def _parts(self, tokens: Float[Array, "B N width"], weights: Float[Array, "B P N"]) -> Gaussian:
         return self.volume_head(soft_masked_mean(tokens, weights), tokens, weights > 0)

@@ -367,6 +367,9 @@ def test_without_local_terms_no_organ_is_needed():
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="choose 'global_contains_local' or 'local_contains_global'"):
         build(direction="up")
+    for wrong in ({"damage.cut_text": 1.5}, {"damage.noise_hu": -1.0}):
+        with pytest.raises(ValueError, match="noise_hu is 0 or more, cut_text a share up to 1"):
+            build(**wrong)
     with pytest.raises(ValueError, match="set it to 'mean'"):
         build(**{"vision.pooling": "cls"})
     batch = on_device({name: x for name, x in make_batch(2).items() if name != "organ_tokens"})
