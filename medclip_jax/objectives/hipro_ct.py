@@ -170,8 +170,8 @@ class HiProCt(Objective):
         self.damage = Damage(**config.damage)
         if self.damage.noise_hu < 0 or not 0 <= self.damage.cut_text <= 1:
             raise ValueError(
-                f"config.objective.damage is {dict(config.damage)}: noise_hu is 0 or more, cut_text a share up "
-                "to 1"
+                f"config.objective.damage is {dict(config.damage)}: noise_hu is 0 or more, "
+                "cut_text a share up to 1"
             )
         self.direction = config.direction
         self.ignore_normal_pairs = config.ignore_normal_pairs
