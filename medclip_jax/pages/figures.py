@@ -388,7 +388,7 @@ def plain(panel: Any) -> None:
         panel: matplotlib axes.
     """
     panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=7.5, colors=INK)
+    panel.tick_params(which="both", labelsize=7.5, colors=INK)
     panel.grid(color="#e8eaec", linewidth=0.7)
     panel.set_axisbelow(True)
 
