@@ -33,8 +33,8 @@ class RiskCoverage(NamedTuple):
 
         NaN where all losses are equal: then no order is better than another.
         """
-        room = self.random - self.oracle
-        return (self.area - self.oracle) / room if room > 0 else float("nan")
+        spread = self.random - self.oracle
+        return (self.area - self.oracle) / spread if spread > 0 else float("nan")
 
 
 class Calibration(NamedTuple):
