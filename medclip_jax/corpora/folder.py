@@ -37,6 +37,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "organ_classes": ("organ_classes", "mask_classes", "class_map"),
     "modality": ("modality",),
     "box": ("box", "crop_box"),
+    "rescale_slope": ("rescale_slope", "rescaleslope", "slope"),
+    "rescale_intercept": ("rescale_intercept", "rescaleintercept", "intercept"),
+    "spacing": ("spacing", "spacing_mm"),
 }
 """Column to the header names that are understood, in any case, with spaces or dashes for underscores."""
 
@@ -169,6 +172,13 @@ def _study(
         elif kind == "measurement" and text:
             measurements[rest] = _number(text, lambda what, name=name: fail(name, what))
     measurements |= _box(cell("box"), lambda what: fail("box", what))
+    slope, intercept = (
+        _number(cell(name), lambda what, name=name: fail(name, what)) if cell(name) else None
+        for name in ("rescale_slope", "rescale_intercept")
+    )
+    if slope == 0:
+        raise fail("rescale_slope", "0 would make every voxel the same: write 1, or leave it empty")
+    rescaled = slope is not None or intercept is not None
     split = cell("split").lower()
     if split and split not in _SPLITS:
         raise fail("split", f"must be one of {', '.join(sorted(_SPLITS))}, or empty")
@@ -194,7 +204,9 @@ def _study(
         organs=organs,
         organ_classes=organ_classes,
         split=_SPLITS[split] if split else None,
+        rescale=(1.0 if slope is None else slope, intercept or 0.0) if rescaled else None,
         modality=modality[:2],
+        spacing=_spacing(cell("spacing"), lambda what: fail("spacing", what)),
     )
 
 
@@ -206,6 +218,15 @@ def _number(text: str, fail) -> float:
     if not math.isfinite(number):
         raise fail("must be a number, with a point for the decimals, or empty")
     return number
+
+
+def _spacing(text: str, fail) -> tuple[float, float, float] | None:
+    if not text:
+        return None
+    numbers = [_number(part, fail) for part in re.split(r"[\s,;x]+", text.strip("[]() "))]
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise fail("must be three positive numbers, the mm of a voxel along depth, height and width")
+    return tuple(numbers)
 
 
 def _box(text: str, fail) -> dict[str, float]:

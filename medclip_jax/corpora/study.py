@@ -29,6 +29,7 @@ class Study:
         split: "train", "validation" or "test" when the archive fixes it, else None.
         rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
         modality: "CT" or "MR", as the corpus knows it.
+        spacing: mm along depth, height, width when a table holds it, for files whose header does not.
     """
 
     volume: Path
@@ -45,3 +46,4 @@ class Study:
     split: str | None = None
     rescale: tuple[float, float] | None = None
     modality: str = "CT"
+    spacing: tuple[float, float, float] | None = field(default=None, repr=False)

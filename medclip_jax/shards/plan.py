@@ -188,19 +188,20 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
     parts = [_written(settings)]
     for item, size in zip(items, sizes, strict=True):
         parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, size)))
-        parts.extend(_sentences(item.study))
+        parts.extend(_added_fields(item.study))
     return Examined(found, _hash_all(key, "part", parts))
 
 
 def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
     parts = [repr((item.row, item.split, item.notes, item.rejection, item.study)) for item in items]
-    parts += [part for item in items for part in _sentences(item.study)]
+    parts += [part for item in items for part in _added_fields(item.study)]
     return _hash_all(key, "shard", [_written(settings), *parts])
 
 
-def _sentences(study: Study) -> list[str]:
-    """Not in a study's repr, so that sets made before there were any keep their fingerprint."""
-    return [repr(sorted(study.sentences.items()))] if study.sentences else []
+def _added_fields(study: Study) -> list[str]:
+    """What is not in a study's repr, so that sets made before these fields existed keep their fingerprint."""
+    fields = [repr(sorted(study.sentences.items()))] if study.sentences else []
+    return fields + ([f"spacing {study.spacing}"] if study.spacing else [])
 
 
 def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:

@@ -91,6 +91,33 @@ def test_multilabel_masks(tmp_path, classes):
     assert study.organ_classes == {1: "heart", 2: "aorta"}
 
 
+@pytest.mark.parametrize(
+    ("cells", "rescale"),
+    [
+        ("0.5,-1024", (0.5, -1024.0)),
+        ("1,-8192.0", (1.0, -8192.0)),
+        (",-1024", (1.0, -1024.0)),
+        ("2,", (2.0, 0.0)),
+        (",", None),
+        ("NaN,nan", None),
+    ],
+)
+@pytest.mark.parametrize(
+    "names",
+    ["rescale_slope,rescale_intercept", "RescaleSlope,RescaleIntercept", "Rescale Slope,rescale-intercept"],
+)
+def test_rescale_columns(tmp_path, names, cells, rescale):
+    (study,) = folder(table(tmp_path, f"volume,report,{names}\na,r,{cells}\n"))
+    assert study.rescale == rescale
+
+
+@pytest.mark.parametrize("text", ["3 0.75 0.7", '"3, 0.75, 0.7"', '"[3.0,0.75,0.70]"', "3x0.75x0.7"])
+def test_spacing_column(tmp_path, text):
+    first, second = folder(table(tmp_path, f"volume,report,spacing\na,r,{text}\nb,r,\n"))
+    assert first.spacing == (3.0, 0.75, 0.7)
+    assert second.spacing is None
+
+
 def test_long_reports(tmp_path):
     (study,) = folder(table(tmp_path, "volume,report\na," + "long " * 100_000 + "\n"))
     assert len(study.report) == 499_999
@@ -111,6 +138,10 @@ def test_long_reports(tmp_path):
         ("volume,report,measurement:score\na,b,high\n", "must be a number"),
         ("volume,report,measurement:score\na,b,inf\n", "must be a number"),
         ("volume,report,box\na,b,1 2 3\n", "six numbers"),
+        ("volume,report,rescale_slope\na,b,0\n", "'rescale_slope'.*write 1"),
+        ("volume,report,rescale_intercept\na,b,low\n", "'rescale_intercept'.*must be a number"),
+        ("volume,report,spacing\na,b,3 1\n", "three positive numbers.*depth, height and width"),
+        ("volume,report,spacing\na,b,3 1 0\n", "three positive numbers"),
         ("volume,report,box\na,b,2 1 0 1 0 1\n", "six numbers"),
         ("volume,report,organs\na,b,absent\n", "no such file or folder"),
         ("volume,report,organs\na,b,empty\n", "holds no .nii"),
