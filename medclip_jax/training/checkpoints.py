@@ -369,7 +369,7 @@ def restore_weights(
         step: which checkpoint; default the newest that can be read.
 
     Raises:
-        FileNotFoundError: no run or no checkpoint there.
+        FileNotFoundError: no run or no checkpoint there, or none of this step; the message lists those there.
         CheckpointError: none of its checkpoints can be read.
         ValueError: a regex matches nothing.
     """
@@ -378,8 +378,13 @@ def restore_weights(
         raise FileNotFoundError(
             f"no checkpoint in {workdir}: give the --workdir of a finished or running run"
         )
-    steps = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
-    for candidate in [step] if step is not None else steps:
+    steps = _steps(folder)
+    if step is not None and step not in steps:
+        raise FileNotFoundError(
+            f"no checkpoint of step {step} in {workdir}: there {'is' if len(steps) == 1 else 'are'} "
+            f"{', '.join(map(str, steps))}"
+        )
+    for candidate in [step] if step is not None else reversed(steps):
         try:
             _verify(folder / str(candidate))
             return _read_weights(folder / str(candidate), tuple(include), ema=ema)

@@ -36,6 +36,7 @@ class Clock:
     Use: make it first thing (it counts from there), as a context; call `resume` when the state is restored,
     `started` after the first step, `at` after every step. With a `workdir`, a thread keeps `heartbeat.json`
     there: buckets, step, time and state ("running", then "finished" or "stopped"), for `medclip status`.
+    A start that ends before `resume`, because it was refused, leaves the heartbeat as it found it.
     A restarted run takes its buckets from there; they miss at most `BEAT_SECONDS` before a kill.
 
     Args:
@@ -61,7 +62,8 @@ class Clock:
         self._thread: threading.Thread | None = None
         self._step, self._steps, self._step_time = 0, steps, 0.0
         self._interrupted = False
-        before = read_heartbeat(workdir) if workdir is not None else None
+        self._before = before = read_heartbeat(workdir) if workdir is not None else None
+        self._begun = False
         self._total = _totals(before["counters"] if before else {})
         self._total["starts"] += 1
         if counters is not None:
@@ -80,6 +82,10 @@ class Clock:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+            if not self._begun and self._before is not None:
+                # Refused before it touched the run, such as for another config: the run is as it was.
+                self._write(self._before)
+                return
             whole = error is None and self._step >= self._steps and not self._interrupted
             self._beat("finished" if whole else "stopped")
 
@@ -91,6 +97,7 @@ class Clock:
             step: of that checkpoint.
         """
         saved = _totals(counters)
+        self._begun = True
         with self._lock:
             for bucket in ("input", "step"):
                 beyond = self._total[bucket] - saved[bucket]
@@ -123,6 +130,7 @@ class Clock:
     def started(self) -> None:
         """The first step is done: from here on, what is nothing else is training."""
         self._settle()
+        self._begun = True
         self._running[0] = "step"
         self._reset()
 
@@ -190,6 +198,9 @@ class Clock:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+        self._write(beat)
+
+    def _write(self, beat: Mapping[str, Any]) -> None:
         partial = self._file.with_name(HEARTBEAT + ".partial")
         try:
             partial.write_text(json.dumps(beat))

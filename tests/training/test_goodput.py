@@ -142,7 +142,12 @@ def test_the_heartbeat_tells_how_it_ended(time, tmp_path):
     beat = read_heartbeat(tmp_path)
     assert (beat["state"], beat["step"], beat["steps"]) == ("finished", 2, 2)
     assert goodput(beat["counters"]) == pytest.approx(1.5 / 32)
-    with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=2):
+    # Refused, for example for its config: the run is as finished as before.
+    with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=9):
+        raise ValueError("boom")
+    assert read_heartbeat(tmp_path) == beat
+    with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=2) as clock:
+        clock.resume({}, step=1)
         raise ValueError("boom")
     assert read_heartbeat(tmp_path)["state"] == "stopped"
     with Clock(workdir=tmp_path, steps=2) as clock:
