@@ -77,7 +77,7 @@ def test_parameters_alone_can_be_read(saved):
     assert set(averaged) == {"vision/kernel"}
     assert (averaged["vision/kernel"] == -1).all()
     assert flatten(restore_weights(saved, step=2))["vision/kernel"][0, 0] == 2
-    with pytest.raises(FileNotFoundError, match="no checkpoint of step 99 in .*: there are 2, 3"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 99 in .*: there are 2, 3"):
         restore_weights(saved, step=99)
     with pytest.raises(ValueError, match="'visoin' matches no parameter"):
         restore_weights(saved, include=("visoin",))

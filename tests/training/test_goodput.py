@@ -146,8 +146,9 @@ def test_the_heartbeat_tells_how_it_ended(time, tmp_path):
     with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=9):
         raise ValueError("boom")
     assert read_heartbeat(tmp_path) == beat
-    with pytest.raises(ValueError, match="boom"), Clock(workdir=tmp_path, steps=2) as clock:
-        clock.resume({}, step=1)
+    clock = Clock(workdir=tmp_path, steps=2)
+    clock.resume({}, step=1)
+    with pytest.raises(ValueError, match="boom"), clock:
         raise ValueError("boom")
     assert read_heartbeat(tmp_path)["state"] == "stopped"
     with Clock(workdir=tmp_path, steps=2) as clock:
