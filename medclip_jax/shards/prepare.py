@@ -30,6 +30,7 @@ from medclip_jax.shards.parts import Part, PlanFile, describe_plan, join_plan, w
 from medclip_jax.shards.plan import Examined, examine, make_plan
 from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, open_shards
 from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.rejected import rejected_file, write_rejected
 from medclip_jax.shards.scan import NOTED, REJECTED
 from medclip_jax.shards.settings import PrepareSettings, resolve
 from medclip_jax.shards.work import Rejections, available_cores, make_shards
@@ -63,7 +64,8 @@ def prepare(
         settings: default: the shape of ASAP.
         workers: processes; default: one for each core that this process may use.
         key: key of the hashed ids, or its file, which is made if needed. It must lie outside `out` and
-            stays with the owner of the data. Default: ``<out>.key``.
+            stays with the owner of the data. Default: ``<out>.key``. Beside it, ``<out>.rejected.csv``
+            lists what was left out, with paths.
         max_rejected: share of the studies that may be rejected before the run stops.
         engine: one of `ENGINES`.
         progress: show a bar with rate and time left, and print the summary.
@@ -145,6 +147,8 @@ def _prepare(
         if not finished and out.is_dir() and not (out / PARTS_FOLDER).is_dir() and any(out.iterdir()):
             raise ShardError(f"'{out}' exists and holds other files: give --out a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
+        key_file = default_key(out) if key is None or isinstance(key, bytes) else Path(key)
+        private = rejected_file(out, key_file, part)
         key = _key(key, out, say)
         shards = make_plan(studies, settings, key)
         own = [
@@ -171,7 +175,10 @@ def _prepare(
                 max_rejected, sum(len(e.shard.items) for _, e in own), sample=part is not None
             )
             examined = [found for _, found in own]
-            done = _run(examined, out, plan, workers, rejections, engine, part, progress)
+            try:
+                done = _run(examined, out, plan, workers, rejections, engine, part, progress)
+            finally:
+                _list_rejected(private, studies, examined, rejections, say)
             if part is None:
                 info, summary = assemble(out, plan, [done[name] for name in plan.shards])
                 say(summary.text(time.monotonic() - start))
@@ -179,6 +186,19 @@ def _prepare(
         summary = summarize(entry for commit in done.values() for entry in commit.entries)
         say(f"part {part}: {summary.text(time.monotonic() - start)}")
         return _merge_if_last(out, plan, locks, max_rejected, start, say)
+
+
+def _list_rejected(
+    file: Path, studies: Sequence[Study], examined: Sequence[Examined], rejections: Rejections, say
+) -> None:
+    """Also of a run that stops because there are too many: what to mend stands in it."""
+    items = (item for found in examined for item in found.shard.items)
+    known = {(*item.rejection, item.row) for item in items if item.rejection is not None}
+    try:
+        if write_rejected(file, studies, known | set(rejections.found)):
+            say(f"what was rejected, with paths and what to do: {file} (private, as the key is)")
+    except OSError as error:  # a key may lie where nothing can be written
+        say(f"the private list of rejections '{file}' could not be written: {error.strerror}")
 
 
 def _merge_if_last(

@@ -77,13 +77,16 @@ class Rejections:
         limit: share of the studies that may be rejected.
         total: studies of this machine.
         sample: they are a random sample of the whole, for which the limit is meant: chance is allowed for.
+
+    Attributes:
+        found: code, message and row of each so far.
     """
 
     def __init__(self, limit: float, total: int, *, sample: bool = False):
         self.limit, self.total = limit, total
         slack = CHANCE * math.sqrt(total * limit * (1 - limit)) if sample and 0 <= limit <= 1 else 0.0
         self._allowed = limit * total + slack
-        self._found: list[tuple[str, str, int]] = []
+        self.found: list[tuple[str, str, int]] = []
 
     def add(self, *rejections: tuple[str, str, int]) -> None:
         """Count some: code, message and row of each.
@@ -91,18 +94,18 @@ class Rejections:
         Raises:
             ShardError: there are too many; the message tells what to mend.
         """
-        self._found += rejections
-        if len(self._found) <= self._allowed:
+        self.found += rejections
+        if len(self.found) <= self._allowed:
             return
         # The manifest is written at the end only, so this must tell what to mend.
         reasons = []
-        for reason, count in Counter(code for code, _, _ in self._found).most_common(5):
-            found = sorted((row, message) for other, message, row in self._found if other == reason)
+        for reason, count in Counter(code for code, _, _ in self.found).most_common(5):
+            found = sorted((row, message) for other, message, row in self.found if other == reason)
             rows = ", ".join(str(row) for row, _ in found[:8]) + (", ..." if count > 8 else "")
             text = found[0][1].rstrip(".")
             reasons.append(f"{reason} ({count}, {'row' if count == 1 else 'rows'} {rows}): {text}")
         raise ShardError(
-            f"stopped: {len(self._found)} of {self.total} studies rejected so far, more than --max-rejected "
+            f"stopped: {len(self.found)} of {self.total} studies rejected so far, more than --max-rejected "
             f"{self.limit:g} allows. Reasons: {'; '.join(reasons)}. If that is right for these data, run "
             "again with a higher --max-rejected (1 allows all); finished shards are kept"
         )
