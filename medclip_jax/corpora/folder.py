@@ -27,6 +27,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "file",
         "nifti",
     ),
+    "series": ("series", "series_uid", "series_instance_uid", "seriesinstanceuid", "series_number"),
     "study": ("study", "study_id", "accession", "accession_number", "exam", "exam_id"),
     "patient": ("patient", "patient_id", "subject", "subject_id"),
     "report": ("report", "report_text", "text", "report_en", "caption"),
@@ -154,9 +155,10 @@ def _study(
     def fail(column: str, what: str) -> TableError:
         return TableError(f"row {row} of '{table}', column '{columns[column]}': {what}")
 
-    volume = cell("volume")
+    volume, series = cell("volume"), cell("series")
+    volume_id = f"{volume}#{series}" if volume and series else volume
     # A table without patients is accepted, every study its own patient; one with gaps is a mistake.
-    study = cell("study") or volume or f"row {row}"
+    study = cell("study") or volume_id or f"row {row}"
     patient = cell("patient")
     if "patient" in columns and not patient:
         raise fail("patient", "empty; fill it in, because splits go by patient")
@@ -194,7 +196,7 @@ def _study(
             raise fail(error.column if error.column in columns else "organs", str(error)) from None
     return Study(
         volume=root / volume if volume else Path(),
-        volume_id=volume or f"row {row}",
+        volume_id=volume_id or f"row {row}",
         study_id=study,
         patient_id=patient or study,
         report=cell("report"),
@@ -207,6 +209,7 @@ def _study(
         rescale=(1.0 if slope is None else slope, intercept or 0.0) if rescaled else None,
         modality=modality[:2],
         spacing=_spacing(cell("spacing"), lambda what: fail("spacing", what)),
+        series=series,
     )
 
 

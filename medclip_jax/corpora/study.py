@@ -13,6 +13,8 @@ class Study:
 
     Attributes:
         volume: NIfTI, NRRD, MHA file, or a folder with a DICOM series.
+        series: which DICOM series of the folder is meant: SeriesInstanceUID or SeriesNumber; "" leaves the
+            choice to `volumes.read_volume`.
         volume_id: unique name of this reconstruction in the archive.
         study_id: groups reconstructions that share one report.
         patient_id: groups studies of one person; splits never cut through it.
@@ -47,3 +49,4 @@ class Study:
     rescale: tuple[float, float] | None = None
     modality: str = "CT"
     spacing: tuple[float, float, float] | None = field(default=None, repr=False)
+    series: str = field(default="", repr=False)
