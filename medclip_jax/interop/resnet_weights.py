@@ -153,8 +153,10 @@ def _fit_kernel(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def _ill_shaped(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> ValueError:
+    if name == "conv1.weight" and found[2:] != expected[2:] and len(found) == 5:
+        remedy = f"with stem_size={found[2:]}"
+    else:
+        remedy = "with the width of the checkpoint (64 in published ones)"
     return ValueError(
-        f"{name} has shape {found} in the checkpoint and {expected} in the network: build the ResNet "
-        "with the width of the checkpoint (64 in published ones); its first kernel must be 7 x 7 x 7, "
-        "or 7 x 7 of a 2D network"
+        f"{name} has shape {found} in the checkpoint and {expected} in the network: build the ResNet {remedy}"
     )

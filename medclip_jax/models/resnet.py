@@ -1,4 +1,4 @@
-"""3D residual networks (18, 34, 50 layers) with batch norm.
+"""3D residual networks (18, 34, 50, 101, 152 layers) with batch norm.
 
 Attributes are named as in PyTorch's ResNet (conv1, bn1, layer1 to layer4, downsample), so that a parameter's
 path is the name that published checkpoints give it; see `medclip_jax.interop.resnet_weights`.
@@ -68,15 +68,16 @@ class BatchNorm(nnx.Module):
 
 
 def _convolution(
-    inputs: int, outputs: int, size: int, strides: Sequence[int], *, dtype, rngs: nnx.Rngs
+    inputs: int, outputs: int, size: int | Sequence[int], strides: Sequence[int], *, dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """Without bias, padded alike on both sides so that stride 1 keeps the size."""
+    sizes = (size,) * 3 if isinstance(size, int) else tuple(size)
     return nnx.Conv(
         inputs,
         outputs,
-        kernel_size=(size,) * 3,
+        kernel_size=sizes,
         strides=tuple(strides),
-        padding=[(size // 2, size // 2)] * 3,
+        padding=[(size // 2, size // 2) for size in sizes],
         use_bias=False,
         dtype=dtype,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -145,6 +146,8 @@ LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 """Depth to kind of block and blocks in each stage."""
 
@@ -153,9 +156,11 @@ class ResNet(nnx.Module):
     """Volume to a feature map that is 32 times smaller along each axis, rounded up.
 
     Args:
-        depth: 18, 34 or 50 layers.
+        depth: 18, 34, 50, 101 or 152 layers.
         channels: C of the volume.
-        width: channels of the stem; the map has 8 times as many, 32 times with depth 50.
+        width: channels of the stem; the map has 8 times as many, 32 times with depth 50 and more.
+        stem_size: voxels of the first kernel along depth, height, width, all odd. (3, 7, 7) is that of
+            networks inflated from 2D.
         stem_stride: of the first convolution along depth, height, width. (1, 2, 2) keeps twice the depth,
             for volumes of few slices.
         dtype: compute type; parameters and statistics are float32.
@@ -163,7 +168,7 @@ class ResNet(nnx.Module):
         rngs: draws the kernels (He normal by fan-out).
 
     Raises:
-        ValueError: no such depth, unknown `remat`.
+        ValueError: no such depth, a stem of even size, unknown `remat`.
 
     References:
         He et al. 2016, "Deep residual learning for image recognition"; Hara et al. 2018, "Can spatiotemporal
@@ -176,6 +181,7 @@ class ResNet(nnx.Module):
         *,
         channels: int = 1,
         width: int = 64,
+        stem_size: Sequence[int] = (7, 7, 7),
         stem_stride: Sequence[int] = (2, 2, 2),
         dtype=jnp.float32,
         remat: str = "none",
@@ -183,6 +189,8 @@ class ResNet(nnx.Module):
     ):
         if depth not in LAYERS:
             raise ValueError(f"no ResNet of {depth} layers: choose one of {tuple(LAYERS)}")
+        if len(stem_size) != 3 or any(size < 1 or size % 2 == 0 for size in stem_size):
+            raise ValueError(f"stem_size={tuple(stem_size)}: three odd numbers, (7, 7, 7) or (3, 7, 7)")
         if remat not in REMAT:
             raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
         self.depth = depth
@@ -191,7 +199,7 @@ class ResNet(nnx.Module):
         self.dtype = dtype
         kind, counts = LAYERS[depth]
         self.width = 8 * width * kind.expansion
-        self.conv1 = _convolution(channels, width, 7, self.stem_stride, dtype=dtype, rngs=rngs)
+        self.conv1 = _convolution(channels, width, stem_size, self.stem_stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width)
         inputs = width
         for stage, (name, count) in enumerate(zip(STAGES, counts, strict=True)):

@@ -11,7 +11,13 @@ from torch import nn
 from medclip_jax.interop.resnet_weights import from_torch, load_resnet_weights, to_torch
 from medclip_jax.models.resnet import ResNet
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 WIDTH = 4
 SHAPE = (33, 40, 37)
 """Odd maps at every stage: (17, 20, 19), (9, 10, 10), (5, 5, 5), (3, 3, 3), (2, 2, 2)."""
@@ -44,17 +50,18 @@ class Block(nn.Module):
 class Twin(nn.Module):
     """The names of published checkpoints, classifier included."""
 
-    def __init__(self, depth, channels=1, stem_stride=2, dims=3):
+    def __init__(self, depth, channels=1, stem_stride=2, dims=3, stem_size=7):
         super().__init__()
         conv, norm, pool = (
             (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
             if dims == 3
             else (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
         )
-        self.conv1 = conv(channels, WIDTH, 7, stem_stride, 3, bias=False)
+        around = stem_size // 2 if isinstance(stem_size, int) else tuple(size // 2 for size in stem_size)
+        self.conv1 = conv(channels, WIDTH, stem_size, stem_stride, around, bias=False)
         self.bn1 = norm(WIDTH)
         self.maxpool = pool(3, 2, 1)
-        inputs, deep = WIDTH, depth == 50
+        inputs, deep = WIDTH, depth >= 50
         for stage, count in enumerate(BLOCKS[depth]):
             blocks, width = [], WIDTH * 2**stage
             for index in range(count):
@@ -86,11 +93,10 @@ def arrays(twin):
     return {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
 
 
-def pair(depth, channels=1, stem_stride=(2, 2, 2), **options):
-    twin = Twin(depth, channels, stem_stride)
-    resnet = ResNet(
-        depth, channels=channels, width=WIDTH, stem_stride=stem_stride, rngs=nnx.Rngs(0), **options
-    )
+def pair(depth, channels=1, stem_stride=(2, 2, 2), stem_size=(7, 7, 7), **options):
+    twin = Twin(depth, channels, stem_stride, stem_size=stem_size)
+    stem = {"stem_size": stem_size, "stem_stride": stem_stride}
+    resnet = ResNet(depth, channels=channels, width=WIDTH, **stem, rngs=nnx.Rngs(0), **options)
     from_torch(arrays(twin), resnet)
     return twin, resnet
 
@@ -135,6 +141,18 @@ def test_maps_and_statistics_equal_pytorch(depth, channels, stem_stride):
     moved = to_torch(resnet)
     for name, buffer in buffers(twin).items():
         assert np.abs(moved[name] - buffer).max() <= 1e-5, name
+
+
+@pytest.mark.parametrize("depth", [101, 152])
+def test_deep_networks_with_a_flat_stem_equal_pytorch(depth):
+    """As published backbones of 117 million parameters, inflated from 2D: 3 x 7 x 7, full depth."""
+    twin, resnet = pair(depth, stem_stride=(1, 2, 2), stem_size=(3, 7, 7))
+    x = volumes(1, shape=(17, 40, 37))
+    with torch.no_grad():
+        expected = to_ours(twin.eval()(to_theirs(x)))
+    assert expected.shape[1:4] == resnet.grid(x.shape[1:4])
+    assert scaled(resnet(x), expected) <= 1e-5  # not compiled: 50 blocks take longer to compile than to run
+    assert to_torch(resnet)["conv1.weight"].shape == (WIDTH, 1, 3, 7, 7)
 
 
 @pytest.mark.parametrize(("depth", "remat"), [(18, "none"), (34, "stage"), (50, "none")])
@@ -245,5 +263,9 @@ def test_what_does_not_fit_is_named():
     given = arrays(Twin(18))
     with pytest.raises(ValueError, match=r"bn1\.bias has shape \(4,\) .* and \(6,\) .* with the width"):
         from_torch(given, ResNet(18, width=6, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"conv1\.weight .*: build the ResNet with stem_size=\(3, 7, 7\)"):
+        from_torch(arrays(Twin(18, stem_size=(3, 7, 7))), resnet)
     for name, array in to_torch(resnet).items():
         np.testing.assert_array_equal(array, before[name])  # nothing was written
+    with pytest.raises(ValueError, match=r"stem_size=\(4, 7, 7\): three odd numbers"):
+        ResNet(18, width=WIDTH, stem_size=(4, 7, 7), rngs=nnx.Rngs(0))

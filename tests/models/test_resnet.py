@@ -61,8 +61,8 @@ def test_tokens_and_pooled_mean():
 
 
 def test_settings_that_do_not_exist():
-    with pytest.raises(ValueError, match=r"no ResNet of 101 layers: choose one of \(18, 34, 50\)"):
-        ResNet(101, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"no ResNet of 77 layers: choose one of \(18, 34, 50, 101, 152\)"):
+        ResNet(77, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="remat='block' is unknown"):
         ResNet(18, remat="block", rngs=nnx.Rngs(0))
 
