@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from medclip_jax.evaluation.metrics import Interval
+from medclip_jax.reports.names import UnknownFinding, finding_name
 
 
 class NotEvaluable(ValueError):
     """The shards or the model lack what an evaluator needs; the message says what to do."""
+
+
+def chosen_findings(findings: str | Sequence[str], columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns of the shards that are meant.
+
+    Args:
+        findings: names as `reports.names.finding_name` understands them, or one text of them with commas
+            between; () for all.
+        columns: that there are.
+
+    Raises:
+        ValueError: there is no such column; the message says which there are.
+    """
+    columns = tuple(columns)
+    given = [name for name in findings.split(",") if name.strip()] if isinstance(findings, str) else findings
+    names, missing = [], []
+    for name in given or columns:
+        try:
+            names.append(finding_name(name, columns))
+        except UnknownFinding:
+            missing.append(name)
+    if missing:
+        raise ValueError(f"no column for {', '.join(missing)}; the shards have {', '.join(columns)}")
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
-from medclip_jax.evaluation.results import NotEvaluable, Table, number
+from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, number
 from medclip_jax.evaluation.similarity import Embeddings, describe, similarity
 from medclip_jax.reports import prompts
 
@@ -317,9 +317,7 @@ def _keywords(
             raise
         return {}
     keywords = {}
-    for finding in tuple(findings) or tuple(columns):
-        if finding not in columns:
-            raise ValueError(f"no column for {finding}; the shards have {', '.join(columns)}")
+    for finding in chosen_findings(findings, columns):
         known = columns[finding] != 0
         prompt = prompts.pair(finding, template)[0]
         scores = similarity(data.volumes[known], encode_texts([prompt]))[:, 0]

@@ -20,7 +20,7 @@ from medclip_jax.evaluation.degradation import (
 )
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, Embedder, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval
-from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
+from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, with_interval
 from medclip_jax.evaluation.similarity import Gaussians, describe
 from medclip_jax.evaluation.uncertainty_metrics import Calibration, RiskCoverage, calibration, risk_coverage
 from medclip_jax.evaluation.zero_shot import pair_scores
@@ -254,10 +254,7 @@ def _answers(
     bootstrap: Bootstrap,
 ) -> Answers:
     columns = data.findings(labels)
-    names = tuple(findings) or tuple(columns)
-    unknown = [name for name in names if name not in columns]
-    if unknown:
-        raise ValueError(f"no column for {', '.join(unknown)}; the shards have {', '.join(columns)}")
+    names = chosen_findings(findings, columns)
     probabilities = np.stack(
         [
             pair_scores(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int8
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
-from medclip_jax.evaluation.results import Table, number, with_interval
+from medclip_jax.evaluation.results import Table, chosen_findings, number, with_interval
 from medclip_jax.evaluation.similarity import Embeddings, describe, preference
 from medclip_jax.reports import prompts
 
@@ -163,10 +163,7 @@ def evaluate_zero_shot(
     columns = data.findings(labels)
     whose = "" if scale else ", the model's own"
     scale = scale or data.logit_scale
-    names = tuple(findings) or tuple(columns)
-    unknown = [name for name in names if name not in columns]
-    if unknown:
-        raise ValueError(f"no column for {', '.join(unknown)}; the shards have {', '.join(columns)}")
+    names = chosen_findings(findings, columns)
     chosen_on = None
     if threshold != "argmax":
         if threshold == data.name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medclip_jax.reports.names import finding_name
 from medclip_jax.reports.vocabulary import FINDINGS
 
 TEMPLATES: dict[str, tuple[str, str]] = {
@@ -15,17 +16,17 @@ def pair(name: str, template: str = "there_is") -> tuple[str, str]:
     """Positive and negative prompt of a finding.
 
     Args:
-        name: a name in `FINDINGS`.
+        name: of a finding, as `finding_name` understands it.
         template: a key of `TEMPLATES`.
 
     Returns:
         (positive, negative), e.g. ("There is cardiomegaly.", "There is no cardiomegaly.").
 
     Raises:
-        KeyError: an unknown finding or template; the message lists the known ones.
+        UnknownFinding: an unknown finding; the message lists the known ones.
+        KeyError: an unknown template, likewise.
     """
-    if name not in FINDINGS:
-        raise KeyError(f"unknown finding {name!r}; known: {', '.join(sorted(FINDINGS))}")
+    name = finding_name(name)
     if template not in TEMPLATES:
         raise KeyError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
     positive, negative = TEMPLATES[template]

@@ -71,7 +71,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     Raises:
         ShardError: a setting makes no sense; the message says which and what would.
     """
-    from medclip_jax.reports.findings import CARDIAC_FINDINGS, FINDINGS
+    from medclip_jax.reports.findings import CARDIAC_FINDINGS
+    from medclip_jax.reports.names import UnknownFinding, finding_name
 
     shape, spacing = tuple(map(int, settings.shape)), tuple(map(float, settings.spacing))
     if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
@@ -79,9 +80,11 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
             f"shape {settings.shape} and spacing {settings.spacing} must each be three positive numbers in "
             "the order depth, height, width"
         )
-    findings = tuple(CARDIAC_FINDINGS) if settings.findings is None else tuple(settings.findings)
-    if unknown := [name for name in findings if name not in FINDINGS]:
-        raise ShardError(f"unknown findings {', '.join(unknown)}; known are {', '.join(sorted(FINDINGS))}")
+    given = CARDIAC_FINDINGS if settings.findings is None else settings.findings
+    try:
+        findings = tuple(dict.fromkeys(map(finding_name, given)))
+    except UnknownFinding as error:
+        raise ShardError(str(error)) from None
     if settings.cell < 0 or (settings.cell and any(size % settings.cell for size in shape)):
         raise ShardError(
             f"organ cells of {settings.cell} voxels do not divide the shape {shape}: choose a cell that does "

@@ -410,7 +410,7 @@ def test_summary_names_rows(messy, tmp_path):
     [
         ({"shape": (12, 16)}, "three positive numbers"),
         ({"cell": 5}, "do not divide the shape"),
-        ({"findings": ("broken_heart",)}, "unknown findings broken_heart; known are"),
+        ({"findings": ("broken_heart",)}, "unknown finding 'broken_heart'; known: "),
         ({"crop": "spleen"}, "no study has such an organ mask.*aorta, heart"),
         ({"organs": ("spleen",)}, "no study has a mask of spleen"),
         ({"fractions": (0.5, 0.1, 0.1)}, "add up to 1"),
