@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medclip_jax.corpora.folder import StudyTable
     from medclip_jax.shards.read import PreparedInfo
 
 HELP = """\
@@ -67,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CSV",
         help="sentences by region: columns Volumename, Anatomy, Sentence (RadGenome-ChestCT's)",
+    )
+    source.add_argument(
+        "--encoding",
+        help="of the tables, where it is neither UTF-8 nor told by a byte order mark: cp1252, utf-16, ...",
     )
     source.add_argument("--limit", type=int, help="take only the first LIMIT rows")
     phantom = parser.add_argument_group("--corpus phantom")
@@ -221,7 +225,7 @@ def _command() -> list[str]:
     return ["medclip", *kept]
 
 
-def _table(args: argparse.Namespace) -> Iterable:
+def _table(args: argparse.Namespace) -> StudyTable:
     from medclip_jax.corpora.folder import TableError, folder
 
     if args.table is None:
@@ -229,26 +233,26 @@ def _table(args: argparse.Namespace) -> Iterable:
             "--corpus folder needs --table: a CSV with the columns volume and report, see docs/data.md"
         )
     if args.sentences is None:
-        return itertools.islice(folder(args.table, root=args.root), args.limit)
+        return folder(args.table, root=args.root, encoding=args.encoding).first(args.limit)
     from medclip_jax.corpora.sentences import join_sentences, read_sentences
 
-    studies = folder(args.table, root=args.root, reports_elsewhere=True)
+    table = folder(args.table, root=args.root, reports_elsewhere=True, encoding=args.encoding)
     # All rows are joined, also with --limit: what is left out of the sentences is a fact of the archive.
-    joined = join_sentences(studies, read_sentences(args.sentences))
+    joined = join_sentences(table, read_sentences(args.sentences, encoding=args.encoding))
     print(joined.text(), file=sys.stderr)
     if not args.organ_cell:
         print("without --organ-cell no organ maps are prepared, nor sentences about organs", file=sys.stderr)
-    return itertools.islice(joined.studies, args.limit)
+    return replace(table, studies=tuple(joined.studies)).first(args.limit)
 
 
-def _phantoms(args: argparse.Namespace) -> Iterable:
+def _phantoms(args: argparse.Namespace) -> StudyTable:
     from medclip_jax.corpora import phantom
     from medclip_jax.corpora.folder import folder
     from medclip_jax.shards.work import available_cores
 
     where = args.phantom_folder or args.out.with_name(args.out.name + ".phantoms")
     phantom.write(where, args.count, seed=args.seed, workers=args.workers or available_cores())
-    return itertools.islice(folder(where / "studies.csv"), args.limit)
+    return folder(where / "studies.csv").first(args.limit)
 
 
 def _phantom_key(args: argparse.Namespace) -> bytes:

@@ -2,91 +2,84 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medclip_jax.corpora.cells import (
+    MISSING,
+    SPLITS,
+    ZeroMeaning,
+    is_windows_path,
+    looks_like_scan,
+    read_box,
+    read_label,
+    read_number,
+    read_path,
+    read_rescale,
+    read_spacing,
+    zero_meaning,
+)
+from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES, Columns, find_columns
 from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
 from medclip_jax.corpora.study import Study
-from medclip_jax.corpora.tables import TableError, open_table
+from medclip_jax.corpora.table_ids import clean_ids
+from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
 
-__all__ = ["COLUMNS", "TableError", "folder"]
+__all__ = ["COLUMNS", "StudyTable", "TableError", "folder"]
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "volume": (
-        "volume",
-        "volume_path",
-        "volumename",
-        "image",
-        "image_path",
-        "img_path",
-        "scan",
-        "path",
-        "file",
-        "nifti",
-    ),
-    "series": ("series", "series_uid", "series_instance_uid", "seriesinstanceuid", "series_number"),
-    "study": ("study", "study_id", "accession", "accession_number", "exam", "exam_id"),
-    "patient": ("patient", "patient_id", "subject", "subject_id"),
-    "report": ("report", "report_text", "text", "report_en", "caption"),
-    "findings": ("findings", "findings_text", "findings_en"),
-    "impression": ("impression", "impressions", "impression_text", "impressions_en", "conclusion"),
-    "split": ("split", "subset", "fold"),
-    "organs": ("organs", "masks", "mask", "segmentation"),
-    "organ_classes": ("organ_classes", "mask_classes", "class_map"),
-    "modality": ("modality",),
-    "box": ("box", "crop_box"),
-    "rescale_slope": ("rescale_slope", "rescaleslope", "slope"),
-    "rescale_intercept": ("rescale_intercept", "rescaleintercept", "intercept"),
-    "spacing": ("spacing", "spacing_mm"),
-}
-"""Column to the header names that are understood, in any case, with spaces or dashes for underscores."""
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-_VALUES = {
-    "1": 1,
-    "true": 1,
-    "yes": 1,
-    "present": 1,
-    "-1": -1,
-    "0": 0,
-    "": 0,
-    "unknown": 0,
-    "absent": -1,
-    "no": -1,
-    "false": -1,
-}
-_MISSING = ("", "nan", "none", "null", "n/a", "na")
+@dataclass(frozen=True)
+class StudyTable:
+    """The studies of a table, in its order; iterate over it.
+
+    Attributes:
+        studies: one for each row that is not empty.
+        remarks: what the user should know, one sentence or two each. They name columns, rows and files of
+            masks: for the screen, not for anything that is passed on.
+        zero_label: what 0 means in its label columns, None where there is no 0.
+    """
+
+    studies: tuple[Study, ...]
+    remarks: tuple[str, ...] = ()
+    zero_label: ZeroMeaning | None = None
+
+    def __iter__(self) -> Iterator[Study]:
+        return iter(self.studies)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def first(self, count: int | None) -> StudyTable:
+        """The same with the first studies alone; None means all."""
+        return replace(self, studies=self.studies[:count])
 
 
 def folder(
-    csv_path: str | os.PathLike, *, root: str | os.PathLike | None = None, reports_elsewhere: bool = False
-) -> Iterator[Study]:
+    csv_path: str | os.PathLike,
+    *,
+    root: str | os.PathLike | None = None,
+    reports_elsewhere: bool = False,
+    encoding: str | None = None,
+) -> StudyTable:
     """Read a table of studies.
 
     Args:
-        csv_path: CSV or TSV (by its first line), UTF-8, with a header. ``volume`` and one of ``report``,
-            ``findings``, ``impression`` are needed; `docs/data.md` describes every column.
+        csv_path: CSV or TSV with a header. ``volume`` and one of ``report``, ``findings``, ``impression``
+            are needed; `docs/data.md` describes every column.
         root: folder that relative paths start from; default: the table's folder.
         reports_elsewhere: the table need not have reports.
+        encoding: of the table; default: UTF-8, or what its byte order mark says.
 
-    Yields:
-        One study for each row, in order. A row without a volume yields ``volume=Path()``.
+    Returns:
+        One study for each row, in order. A row without a volume gives ``volume=Path()``.
 
     Raises:
-        TableError: no table, a column is missing, or a cell cannot be understood. Cells of patients are
-            not quoted.
+        TableError: no table, a column is missing or stands twice, a stray quote, ids that a spreadsheet has
+            changed, or a cell that cannot be understood. Cells of patients are not quoted.
     """
     path = Path(csv_path)
     if not path.is_file():
@@ -94,150 +87,212 @@ def folder(
     root = Path(root) if root is not None else path.parent
     if not root.is_dir():
         raise TableError(f"no folder '{root}': --root must be the folder that the table's paths start from")
-    classes: ClassCache = {}
-    with open_table(path) as (header, rows):
-        columns = _columns(header, path, reports_elsewhere)
-        for row, cells in enumerate(rows, start=1):
-            yield _study(row, cells, columns, root, path, classes)
+    table = open_table(path, encoding=encoding, known=KNOWN_NAMES)
+    return _Reader(table, find_columns(table.header, path, reports_elsewhere), root).read()
 
 
-def _columns(header: list[str], path: Path, reports_elsewhere: bool) -> dict[str, str]:
-    """Our name of a column to the table's."""
-    plain = {re.sub(r"[\s\-]+", "_", name.strip().lower()): name for name in header}
-    columns: dict[str, str] = {}
-    for name, known in COLUMNS.items():
-        for candidate in known:
-            if candidate in plain and plain[candidate] not in columns.values():
-                columns[name] = plain[candidate]
-                break
-    missing = []
-    if "volume" not in columns:
-        missing.append("volume (or " + ", ".join(COLUMNS["volume"][1:]) + ")")
-    if not reports_elsewhere and not {"report", "findings", "impression"} & set(columns):
-        missing.append("report (or findings, impression)")
-    if missing:
-        raise TableError(
-            f"'{path}' lacks the column {' and the column '.join(missing)}. It has: "
-            f"{', '.join(repr(name) for name in header) or 'nothing'}. Rename a column, see docs/data.md"
+class _Reader:
+    """Reads one table of studies and gathers what is worth a remark."""
+
+    def __init__(self, table: Table, columns: Columns, root: Path):
+        self._table, self._columns, self._root = table, columns, root
+        self._remarks: list[str] = []
+        self._classes: ClassCache = {}
+        self._labels: dict[int, dict[str, int | None]] = {}
+        self._mask_errors: dict[int, MaskError] = {}
+        self._masks = 0
+
+    def read(self) -> StudyTable:
+        volume = self._columns.places["volume"]
+        rows = list(self._table.rows(lambda inside, row: looks_like_scan(inside[volume], row[volume])))
+        self._remark_on_columns(rows)
+        ids = {name: self._ids(name, rows) for name in ("patient", "study")}
+        studies = [self._study(row, ids) for row in rows]
+        self._check_masks()
+        meaning = zero_meaning(label for labels in self._labels.values() for label in labels.values())
+        if meaning is not None:
+            zero = -1 if meaning == "absent" else 0
+            for place, study in enumerate(studies):
+                labels = self._labels[study.row]
+                read = {name: zero if value is None else value for name, value in labels.items()}
+                studies[place] = replace(study, labels=read)
+            self._remark_on_zeros(meaning)
+        self._check_reports(studies)
+        return StudyTable(tuple(studies), tuple(self._remarks), meaning)
+
+    def _remark(self, text: str) -> None:
+        self._remarks.append(text)
+
+    def _cell(self, row: Row, column: str) -> str:
+        place = self._columns.places.get(column)
+        return "" if place is None else _said(row.cells[place])
+
+    def _fail(self, row: Row, column: str, what: str) -> TableError:
+        where = f"row {row.number} (line {row.line})"
+        name = self._columns.names.get(column, column)
+        return TableError(f"{where} of '{self._table.path}', column '{name}': {what}")
+
+    def _ids(self, column: str, rows: Sequence[Row]) -> dict[int, str]:
+        """Row to id; of patients, none may be missing."""
+        if column not in self._columns.places:
+            return {}
+        ids = {row.number: self._cell(row, column) for row in rows}
+        if column == "patient" and (empty := [row for row in rows if not ids[row.number]]):
+            # A table without patients is accepted, every study its own patient; one with gaps is a mistake.
+            raise self._fail(empty[0], column, "empty; fill it in, because splits go by patient")
+        given = {row: text for row, text in ids.items() if text}
+        return clean_ids(given, self._columns.names[column], str(self._table.path), self._remark)
+
+    def _study(self, row: Row, ids: dict[str, dict[int, str]]) -> Study:
+        def fail(column: str):
+            return lambda what: self._fail(row, column, what)
+
+        volume, series = self._cell(row, "volume"), self._cell(row, "series")
+        volume = volume and read_path(volume, self._root)
+        volume_id = f"{volume}#{series}" if volume and series else volume or f"row {row.number}"
+        study = ids["study"].get(row.number) or volume_id
+        columns = self._columns
+        self._labels[row.number] = {
+            name: read_label(_said(row.cells[place]), fail(f"label:{name}"))
+            for name, place in columns.labels.items()
+        }
+        measured = {
+            name: read_number(text, fail(f"measurement:{name}"))
+            for name, place in columns.measurements.items()
+            if (text := _said(row.cells[place]))
+        }
+        split = self._cell(row, "split").lower()
+        if split and split not in SPLITS:
+            raise self._fail(row, "split", f"must be one of {', '.join(sorted(SPLITS))}, or empty")
+        modality = self._cell(row, "modality").upper() or "CT"
+        if modality not in ("CT", "MR", "MRI"):
+            raise self._fail(row, "modality", "must be CT or MR")
+        organs, organ_classes, notes = self._find_masks(row)
+        slope, intercept = self._cell(row, "rescale_slope"), self._cell(row, "rescale_intercept")
+        return Study(
+            volume=self._root / volume if volume else Path(),
+            volume_id=volume_id,
+            study_id=study,
+            patient_id=ids["patient"].get(row.number) or study,
+            report=self._cell(row, "report"),
+            sections={name: text for name in ("findings", "impression") if (text := self._cell(row, name))},
+            labels={name: value or 0 for name, value in self._labels[row.number].items()},
+            measurements=measured | read_box(self._cell(row, "box"), fail("box")),
+            organs=organs,
+            organ_classes=organ_classes,
+            split=SPLITS[split] if split else None,
+            rescale=read_rescale(slope, intercept, lambda column, what: self._fail(row, column, what)),
+            modality=modality[:2],
+            spacing=read_spacing(self._cell(row, "spacing"), fail("spacing")),
+            series=series,
+            row=row.number,
+            notes=notes,
         )
-    for name in header:
-        kind, _, rest = name.strip().partition(":")
-        if kind.lower() in ("label", "measurement") and rest.strip():
-            columns[f"{kind.lower()}:{rest.strip()}"] = name
-    _check_labels([name.partition(":")[2] for name in columns if name.startswith("label:")], path)
-    return columns
 
-
-def _check_labels(names: list[str], path: Path) -> None:
-    if not names:
-        return
-    from medclip_jax.reports.findings import FINDINGS
-
-    if unknown := [name for name in names if name not in FINDINGS]:
-        raise TableError(
-            f"'{path}' has labels of unknown findings: {', '.join(unknown)}. Known are "
-            f"{', '.join(sorted(FINDINGS))}"
-        )
-
-
-def _study(
-    row: int,
-    cells: Mapping[str, str | None],
-    columns: Mapping[str, str],
-    root: Path,
-    table: Path,
-    classes: ClassCache,
-) -> Study:
-    def cell(name: str) -> str:
-        text = (cells.get(columns[name]) or "").strip() if name in columns else ""
-        return "" if text.lower() in _MISSING else text
-
-    def fail(column: str, what: str) -> TableError:
-        return TableError(f"row {row} of '{table}', column '{columns[column]}': {what}")
-
-    volume, series = cell("volume"), cell("series")
-    volume_id = f"{volume}#{series}" if volume and series else volume
-    # A table without patients is accepted, every study its own patient; one with gaps is a mistake.
-    study = cell("study") or volume_id or f"row {row}"
-    patient = cell("patient")
-    if "patient" in columns and not patient:
-        raise fail("patient", "empty; fill it in, because splits go by patient")
-    labels, measurements = {}, {}
-    for name in columns:
-        kind, _, rest = name.partition(":")
-        text = cell(name) if rest else ""
-        if kind == "label" and rest:
-            value = _VALUES.get(text.lower().removesuffix(".0"))
-            if value is None:
-                raise fail(name, "a label is 1 (present), -1 (absent) or 0 or empty (unknown)")
-            labels[rest] = value
-        elif kind == "measurement" and text:
-            measurements[rest] = _number(text, lambda what, name=name: fail(name, what))
-    measurements |= _box(cell("box"), lambda what: fail("box", what))
-    slope, intercept = (
-        _number(cell(name), lambda what, name=name: fail(name, what)) if cell(name) else None
-        for name in ("rescale_slope", "rescale_intercept")
-    )
-    if slope == 0:
-        raise fail("rescale_slope", "0 would make every voxel the same: write 1, or leave it empty")
-    rescaled = slope is not None or intercept is not None
-    split = cell("split").lower()
-    if split and split not in _SPLITS:
-        raise fail("split", f"must be one of {', '.join(sorted(_SPLITS))}, or empty")
-    modality = cell("modality").upper() or "CT"
-    if modality not in ("CT", "MR", "MRI"):
-        raise fail("modality", "must be CT or MR")
-    organs, organ_classes = {}, {}
-    if cell("organs"):
+    def _find_masks(self, row: Row) -> tuple[dict[str, Path], dict[int, str], tuple[str, ...]]:
+        text = self._cell(row, "organs")
+        if not text:
+            return {}, {}, ()
+        self._masks += 1
+        classes = self._cell(row, "organ_classes")
         try:
-            organs, organ_classes = find_masks(cell("organs"), cell("organ_classes"), root, classes)
+            organs, names = find_masks(read_path(text, self._root), classes, self._root, self._classes)
+            return organs, dict(names), ()
         except MaskError as error:
+            self._mask_errors[row.number] = error
+            return {}, {}, (error.code,)
+
+    def _check_masks(self) -> None:
+        """One row's masks that cannot be used are that row's loss; all of them are a mistake."""
+        if not self._mask_errors:
+            return
+        kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for row, error in self._mask_errors.items():
             # A fault of the class map is named even where its column is absent: `organs` then holds it.
-            raise fail(error.column if error.column in columns else "organs", str(error)) from None
-    return Study(
-        volume=root / volume if volume else Path(),
-        volume_id=volume_id or f"row {row}",
-        study_id=study,
-        patient_id=patient or study,
-        report=cell("report"),
-        sections={name: cell(name) for name in ("findings", "impression") if cell(name)},
-        labels=labels,
-        measurements=measurements,
-        organs=organs,
-        organ_classes=organ_classes,
-        split=_SPLITS[split] if split else None,
-        rescale=(1.0 if slope is None else slope, intercept or 0.0) if rescaled else None,
-        modality=modality[:2],
-        spacing=_spacing(cell("spacing"), lambda what: fail("spacing", what)),
-        series=series,
-    )
+            column = error.column if error.column in self._columns.places else "organs"
+            kinds[self._columns.names[column], str(error)].append(row)
+        for (column, message), rows in kinds.items():
+            text = f"{name_rows(rows)} of '{self._table.path}', column '{column}': {message}"
+            if len(self._mask_errors) == self._masks:
+                raise TableError(text)
+            self._remark(f"{text}. These studies are prepared without masks")
+
+    def _remark_on_columns(self, rows: Sequence[Row]) -> None:
+        table, columns = self._table, self._columns
+        for column, others in columns.alternatives.items():
+            place = columns.places[column]
+            name = columns.names[column]
+            unread = ", ".join(repr(table.header[other].strip()) for other in others)
+            differ = [
+                row.number
+                for row in rows
+                for other in others
+                if (text := _said(row.cells[other])) and text != _said(row.cells[place])
+            ]
+            if differ and name.lower() != column:
+                raise TableError(
+                    f"'{table.path}' has several columns that could mean {column!r}: {name!r}, {unread}, and "
+                    f"they differ in {name_rows(differ)}. Rename the right one to {column!r}"
+                )
+            self._remark(
+                f"column {name!r} is read as {column!r}; not read, though it could mean it: {unread}"
+            )
+        if columns.ignored:
+            self._remark(f"columns that are not read: {', '.join(columns.ignored)}")
+        if short := [row.number for row in rows if row.short]:
+            self._remark(
+                f"{name_rows(short)} have fewer cells than the header; the missing ones count as empty"
+            )
+        if table.empty_rows:
+            self._remark(f"{table.empty_rows} empty rows are passed over")
+        volumes = [(row.number, row.cells[columns.places["volume"]].strip()) for row in rows]
+        if windows := [number for number, text in volumes if is_windows_path(text)]:
+            self._remark(
+                f"{name_rows(windows)} name paths of a Windows drive or share, which this system does not "
+                "have: write paths relative to --root"
+            )
+        if "patient" not in columns.places and rows:
+            self._remark(
+                "there is no column 'patient': every study counts as a patient of its own, and scans of one "
+                "person can come into different splits"
+            )
+
+    def _remark_on_zeros(self, meaning: ZeroMeaning) -> None:
+        if meaning == "absent":
+            self._remark(
+                "labels: 0 is read as absent, because the label columns hold 1 and 0 and no -1. If it means "
+                "unknown, leave those cells empty"
+            )
+        else:
+            self._remark(
+                "labels: 0 is read as unknown, because absence is written as -1 (or nothing is ever "
+                "present). Where 0 means absent and -1 uncertain, as CheXpert writes it, write -1 for absent "
+                "and leave uncertain cells empty"
+            )
+
+    def _check_reports(self, studies: Sequence[Study]) -> None:
+        """Scans of one study share a report; where they do not, the ids may be those of several people."""
+        texts: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for study in studies:
+            text = " ".join((study.report, *study.sections.values()))
+            if plain := re.sub(r"\W+", " ", text).strip().lower():
+                texts[study.patient_id, study.study_id][plain].append(study.row)
+        rows = [row for said in texts.values() if len(said) > 1 for found in said.values() for row in found]
+        if not rows:
+            return
+        if "patient" not in self._columns.places:
+            raise TableError(
+                f"'{self._table.path}': {name_rows(rows)} have the study of another row and another "
+                "report. Give the table a column 'patient' if studies are numbered for each patient anew, or "
+                "correct the ids or the reports"
+            )
+        self._remark(
+            f"{name_rows(rows)} have patient and study of another row and another report: each keeps its "
+            "own, and is noted as 'study-with-several-reports'"
+        )
 
 
-def _number(text: str, fail) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise fail("must be a number, with a point for the decimals, or empty")
-    return number
-
-
-def _spacing(text: str, fail) -> tuple[float, float, float] | None:
-    if not text:
-        return None
-    numbers = [_number(part, fail) for part in re.split(r"[\s,;x]+", text.strip("[]() "))]
-    if len(numbers) != 3 or min(numbers) <= 0:
-        raise fail("must be three positive numbers, the mm of a voxel along depth, height and width")
-    return tuple(numbers)
-
-
-def _box(text: str, fail) -> dict[str, float]:
-    """Six numbers in RAS mm, as the measurements that `prepare` crops by."""
-    if not text:
-        return {}
-    numbers = [_number(part, fail) for part in re.split(r"[\s,;]+", text.strip("[]() "))]
-    if len(numbers) != 6 or any(low > high for low, high in zip(numbers[::2], numbers[1::2], strict=True)):
-        raise fail("must be six numbers, x_min x_max y_min y_max z_min z_max, in mm of RAS world coordinates")
-    names = [f"box_{axis}_{end}" for axis in "xyz" for end in ("min", "max")]
-    return dict(zip(names, numbers, strict=True))
+def _said(cell: str) -> str:
+    """A cell's text, "" for what stands for a missing value."""
+    text = cell.strip()
+    return "" if text.lower() in MISSING else text

@@ -20,11 +20,12 @@ class MaskError(ValueError):
 
     Attributes:
         column: of the table, "organs" or "organ_classes".
+        code: what the manifest notes.
     """
 
-    def __init__(self, column: str, message: str):
+    def __init__(self, column: str, code: str, message: str):
         super().__init__(message)
-        self.column = column
+        self.column, self.code = column, code
 
 
 def find_masks(
@@ -54,10 +55,16 @@ def find_masks(
             if mask.name.endswith((".nii", ".nii.gz")) and not mask.name.startswith(".")
         }
         if not masks:
-            raise MaskError("organs", "the folder holds no .nii or .nii.gz; one for each organ is expected")
+            raise MaskError(
+                "organs",
+                "organs-folder-empty",
+                "the folder holds no .nii or .nii.gz; one for each organ is expected",
+            )
         return masks, {}
     if not path.exists():
-        raise MaskError("organs", "no such file or folder; correct the path, or leave the cell empty")
+        raise MaskError(
+            "organs", "organs-not-found", "no such file or folder; correct the path, or leave the cell empty"
+        )
     if organ_classes:
         if organ_classes not in cache:
             cache[organ_classes] = _written_classes(organ_classes, root)
@@ -69,6 +76,7 @@ def find_masks(
     if classes is None:
         raise MaskError(
             "organs",
+            "organs-without-names",
             'a single mask file needs the column organ_classes: JSON such as {"1": "heart"}, or its file; '
             "unless the names stand in its NIfTI header (TotalSegmentator --ml writes them there) or in "
             "NAME.json beside it",
@@ -116,6 +124,7 @@ def _written_classes(text: str, root: Path) -> Mapping[int, str]:
     if not classes:
         raise MaskError(
             "organ_classes",
+            "organs-without-names",
             'must be JSON such as {"1": "heart", "2": "aorta"}, or the path of such a file',
         )
     return classes

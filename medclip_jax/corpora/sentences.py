@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medclip_jax.corpora.cells import looks_like_scan
 from medclip_jax.corpora.study import Study
-from medclip_jax.corpora.tables import TableError, open_table
+from medclip_jax.corpora.tables import TableError, open_table, plain_name
 from medclip_jax.reports.sections import clean
 
 COLUMNS = ("volumename", "anatomy", "sentence")
@@ -67,13 +68,14 @@ def volume_name(path: str) -> str:
     return re.sub(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npz|npy)$", "", name.lower())
 
 
-def read_sentences(path: str | os.PathLike) -> RegionSentences:
+def read_sentences(path: str | os.PathLike, *, encoding: str | None = None) -> RegionSentences:
     """Read a table of region sentences.
 
     A text that stands twice under one path of a volume counts once; different ones are put together.
 
     Args:
-        path: CSV or TSV, UTF-8, with the columns Volumename, Anatomy, Sentence in any case.
+        path: CSV or TSV with the columns Volumename, Anatomy, Sentence in any case.
+        encoding: of the table; default: UTF-8, or what its byte order mark says.
 
     Raises:
         TableError: no such table, a column is missing, or a row names no volume.
@@ -83,22 +85,25 @@ def read_sentences(path: str | os.PathLike) -> RegionSentences:
         raise TableError(f"no table '{path}': give the CSV with region sentences to --sentences")
     texts: dict[str, dict[str, dict[str, None]]] = {}
     rows: Counter[str] = Counter()
-    with open_table(path) as (header, lines):
-        columns = {name.strip().lower(): name for name in header}
-        if missing := [name for name in COLUMNS if name not in columns]:
+    table = open_table(path, encoding=encoding, known=COLUMNS)
+    places = {plain_name(name): place for place, name in enumerate(table.header)}
+    if missing := [name for name in COLUMNS if name not in places]:
+        raise TableError(
+            f"'{path}' lacks the column {' and the column '.join(missing)}. It has: "
+            f"{', '.join(map(repr, table.header)) or 'nothing'}. Region sentences stand in the columns "
+            "Volumename, Anatomy, Sentence"
+        )
+    volume_place = places[COLUMNS[0]]
+    for row in table.rows(lambda inside, row: looks_like_scan(inside[volume_place], row[volume_place])):
+        volume, anatomy, sentence = (row.cells[places[name]].strip() for name in COLUMNS)
+        if not volume:
             raise TableError(
-                f"'{path}' lacks the column {' and the column '.join(missing)}. It has: "
-                f"{', '.join(map(repr, header)) or 'nothing'}. Region sentences stand in the columns "
-                "Volumename, Anatomy, Sentence"
+                f"row {row.number} of '{path}' names no volume: fill it in, or leave the row out"
             )
-        for row, cells in enumerate(lines, start=1):
-            volume, anatomy, sentence = ((cells.get(columns[name]) or "").strip() for name in COLUMNS)
-            if not volume:
-                raise TableError(f"row {row} of '{path}' names no volume: fill it in, or leave the row out")
-            name = volume_name(volume)
-            rows[name] += 1
-            if clean(sentence):
-                texts.setdefault(name, {}).setdefault(clean(anatomy), {})[sentence] = None
+        name = volume_name(volume)
+        rows[name] += 1
+        if clean(sentence):
+            texts.setdefault(name, {}).setdefault(clean(anatomy), {})[sentence] = None
     paths = {
         volume: {anatomy: " ".join(said) for anatomy, said in regions.items()}
         for volume, regions in texts.items()

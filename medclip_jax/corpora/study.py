@@ -16,7 +16,8 @@ class Study:
         series: which DICOM series of the folder is meant: SeriesInstanceUID or SeriesNumber; "" leaves the
             choice to `volumes.read_volume`.
         volume_id: unique name of this reconstruction in the archive.
-        study_id: groups reconstructions that share one report.
+        study_id: groups reconstructions of one patient that share one report. Need not differ between
+            patients.
         patient_id: groups studies of one person; splits never cut through it.
         report: the whole report text, or "" when only sections are given.
         sections: lower-case section name ("findings", "impression", ...) to its text.
@@ -32,6 +33,8 @@ class Study:
         rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
         modality: "CT" or "MR", as the corpus knows it.
         spacing: mm along depth, height, width when a table holds it, for files whose header does not.
+        row: of the table, from 1; None where there is none, and then the place among the studies counts.
+        notes: codes of what the corpus found, for the manifest.
     """
 
     volume: Path
@@ -50,3 +53,5 @@ class Study:
     modality: str = "CT"
     spacing: tuple[float, float, float] | None = field(default=None, repr=False)
     series: str = field(default="", repr=False)
+    row: int | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()

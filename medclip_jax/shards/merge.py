@@ -119,7 +119,10 @@ def assemble(
                 os.replace(source, out / names[commit.name])
             lengths.setdefault(commit.split, []).append(commit.records)
     settings = plan.settings
-    written = settings.to_json() | {"fingerprints": [commit.fingerprint for commit in commits]}
+    written = settings.to_json() | {
+        "fingerprints": [commit.fingerprint for commit in commits],
+        "id_rule": plan.id_rule,
+    }
     return finish(out, settings.schema, lengths, written), summarize(entries)
 
 

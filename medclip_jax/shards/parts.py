@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from medclip_jax.shards.keys import hashed_text
-from medclip_jax.shards.plan import ShardPlan
+from medclip_jax.shards.plan import ID_RULE, ShardPlan
 from medclip_jax.shards.read import PARTS_FOLDER
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.settings import PrepareSettings
@@ -113,6 +113,7 @@ class PlanFile:
         parts: into how many parts the first machine was told to divide.
         max_rejected: what the first machine was told.
         command: with which the first machine was started, without its part; () if not from a command.
+        id_rule: how ids are hashed, see `medclip_jax.shards.plan.ID_RULE`.
     """
 
     version: str
@@ -124,6 +125,7 @@ class PlanFile:
     parts: int
     max_rejected: float
     command: tuple[str, ...] = ()
+    id_rule: int = 1
 
 
 def describe_plan(
@@ -159,6 +161,7 @@ def describe_plan(
         parts=parts,
         max_rejected=max_rejected,
         command=tuple(command),
+        id_rule=ID_RULE,
     )
 
 
@@ -208,6 +211,11 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
     """Why two plans make different sets; [] where they make the same."""
     if theirs.version != ours.version:
         return [f"medclip {theirs.version} there, {ours.version} here"]
+    if theirs.id_rule != ours.id_rule:
+        return [
+            f"ids are hashed by rule {theirs.id_rule} there and {ours.id_rule} here (an earlier version "
+            "of medclip began; since then studies are told apart by patient and study)"
+        ]
     if theirs.key != ours.key:
         return ["another key of the hashed ids (give all parts the same --key)"]
     found = [

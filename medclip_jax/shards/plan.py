@@ -21,6 +21,10 @@ from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.settings import SPLITS, PrepareSettings
 
+ID_RULE = 2
+"""How ids are hashed. In sets of rule 1, which do not name a rule, the hash of a study knew nothing of the
+patient: studies of one number were one study, whoever's they were."""
+
 _SAYS_NOTHING = re.compile(r"(not given|not available|none|nan|n/?a|null|nil|-+|\.+)?[\s.]*", re.IGNORECASE)
 
 
@@ -29,10 +33,11 @@ class Item:
     """One study on its way into the set.
 
     Attributes:
-        row: place of the study in the input, from 1: tells the user which one it was, and nobody else.
+        row: of the table, or place of the study in the input, from 1: tells the user which one it was, and
+            nobody else.
         study: raw; never written.
         id: keyed hash of the volume's id.
-        study_hash: keyed hash of the study's id.
+        study_hash: keyed hash of the patient's and the study's id.
         patient_hash: keyed hash of the patient's id.
         split: where it goes.
         notes: found without opening the volume.
@@ -100,20 +105,17 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         ShardError: a patient is in two splits, or a split has an unknown name.
     """
     splits = _patient_splits(studies, settings, key)
-    rows = Counter(study.volume_id for study in studies)
-    scans = Counter((study.patient_id, study.study_id) for study in studies)
-    owners: dict[str, set[str]] = defaultdict(set)
-    for study in studies:
-        owners[report_of(study)].add(study.study_id)
+    table = _Table.of(studies)
     seen: set[str] = set()
     # By keyed hash: random, so that train[:10%] is a fair sample, and not the order of the archive.
     groups: dict[str, dict[str, list[Item]]] = {name: defaultdict(list) for name in SPLITS}
-    for row, study in enumerate(studies, start=1):
+    for place, study in enumerate(studies, start=1):
+        owner = (study.patient_id, study.study_id)
         item = Item(
-            row=row,
+            row=study.row or place,
             study=study,
             id=hashed_text(key, "volume", study.volume_id),
-            study_hash=hashed_integer(key, "study", study.study_id),
+            study_hash=hashed_integer(key, "study", json.dumps(owner)),
             patient_hash=hashed_integer(key, "patient", study.patient_id),
             split=splits[study.patient_id],
         )
@@ -121,15 +123,20 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         notes = []
         if not report:
             notes.append("empty-report")
-        elif len(owners[report]) > 1:
+        elif len(table.owners[report]) > 1:
             notes.append("duplicate-report")
-        item = replace(item, notes=tuple(notes), rejection=_rejection(study, report, settings, seen))
+        if len(table.reports[owner]) > 1:
+            notes.append("study-with-several-reports")
+        if settings.uses_masks:
+            notes.extend(study.notes)
+        rejection = _rejection(study, report, settings, seen, table)
         seen.add(study.volume_id)
-        if rows[study.volume_id] > 1 and item.rejection is None:
-            item = replace(item, notes=(*item.notes, "duplicate-row-dropped"))
-        several = scans[study.patient_id, study.study_id] > 1
-        place = hashed_text(key, "study", f"{study.patient_id}/{study.study_id}") if several else item.id
-        groups[item.split][place].append(item)
+        if table.rows[study.volume_id] > 1 and rejection is None:
+            notes.append("duplicate-row-dropped")
+        item = replace(item, notes=tuple(notes), rejection=rejection)
+        several = table.scans[owner] > 1
+        group = hashed_text(key, "study", "/".join(owner)) if several else item.id
+        groups[item.split][group].append(item)
     shards = []
     for split in SPLITS:
         ordered = [
@@ -139,6 +146,42 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         for index, items in enumerate(_cut(ordered, settings.per_shard)):
             shards.append(ShardPlan(split, index, items, _digest(items, settings, key)))
     return shards
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What can only be told from all studies together.
+
+    Attributes:
+        rows: volume to its number of rows.
+        volume_owners: volume to the patients and studies that claim it.
+        scans: patient and study to the number of rows.
+        owners: report to the patients and studies that have it.
+        reports: patient and study to their different reports.
+    """
+
+    rows: Mapping[str, int]
+    volume_owners: Mapping[str, set[tuple[str, str]]]
+    scans: Mapping[tuple[str, str], int]
+    owners: Mapping[str, set[tuple[str, str]]]
+    reports: Mapping[tuple[str, str], set[str]]
+
+    @classmethod
+    def of(cls, studies: Sequence[Study]) -> _Table:
+        volume_owners, owners, reports = defaultdict(set), defaultdict(set), defaultdict(set)
+        for study in studies:
+            owner, report = (study.patient_id, study.study_id), report_of(study)
+            volume_owners[study.volume_id].add(owner)
+            owners[report].add(owner)
+            if report:
+                reports[owner].add(" ".join(report.lower().split()))
+        return cls(
+            Counter(study.volume_id for study in studies),
+            volume_owners,
+            Counter((study.patient_id, study.study_id) for study in studies),
+            owners,
+            reports,
+        )
 
 
 def _cut(groups: Iterable[Sequence[Item]], size: int) -> Iterator[tuple[Item, ...]]:
@@ -210,7 +253,7 @@ def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
 
 def _written(settings: PrepareSettings) -> str:
     """The settings that a record depends on."""
-    written = settings.to_json()
+    written = settings.to_json() | {"id_rule": ID_RULE}
     for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "per_shard"):
         del written[name]
     if not settings.schema.has_organs:
@@ -219,8 +262,14 @@ def _written(settings: PrepareSettings) -> str:
 
 
 def _rejection(
-    study: Study, report: str, settings: PrepareSettings, seen: set[str]
+    study: Study, report: str, settings: PrepareSettings, seen: set[str], table: _Table
 ) -> tuple[str, str] | None:
+    if len(table.volume_owners[study.volume_id]) > 1:
+        return (
+            "volume-in-several-studies",
+            "The volume stands in rows of different patients or studies, and nobody can tell which is right: "
+            "correct the table.",
+        )
     if study.volume_id in seen:
         return "duplicate-volume-id", "This volume stands in the input more than once: the first row is kept."
     if study.volume == Path():

@@ -17,17 +17,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from medclip_jax.corpora.folder import StudyTable
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.commit import Commit, Entry, committed, listed, sweep
 from medclip_jax.shards.keys import read_key
 from medclip_jax.shards.manifest import summarize
 from medclip_jax.shards.merge import assemble, lock, merge
 from medclip_jax.shards.parts import Part, PlanFile, describe_plan, join_plan, write_plan
-from medclip_jax.shards.plan import Examined, examine, make_plan
+from medclip_jax.shards.plan import ID_RULE, Examined, examine, make_plan
 from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, open_shards
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import rejected_file, write_rejected
@@ -133,14 +135,19 @@ def _prepare(
 
     if engine not in ENGINES:
         raise ShardError(f"no engine '{engine}': it is one of {', '.join(ENGINES)}")
+    say = functools.partial(print, file=sys.stderr, flush=True) if progress else lambda *_: None
+    settings = settings or PrepareSettings()
+    if isinstance(studies, StudyTable):
+        for remark in studies.remarks:
+            say(f"table: {remark}")
+        settings = replace(settings, zero_label=studies.zero_label)
     studies = list(studies)
     if not studies:
         raise ShardError("the corpus has no studies: check the table, --root and --limit")
     out = Path(out)
-    settings = resolve(settings or PrepareSettings(), studies)
+    settings = resolve(settings, studies)
     if settings.tokenizer not in ("train", None):
         load_tokenizer(settings.tokenizer)  # it is copied at the end, which is late to learn of a mistake
-    say = functools.partial(print, file=sys.stderr, flush=True) if progress else lambda *_: None
     start = time.monotonic()
     with _disk_errors(out):
         finished = (out / SETTINGS_FILE).exists()
@@ -241,6 +248,12 @@ def _key(key: bytes | str | os.PathLike | None, out: Path, say) -> bytes:
 
 def _already(out: Path, count: int, own: Sequence[tuple[int, Examined]], say) -> PreparedInfo:
     info = open_shards(out)
+    if info.settings.get("id_rule", 1) != ID_RULE:
+        raise ShardError(
+            f"'{out}' was prepared by an earlier version of medclip, which told studies apart by the study's "
+            "id alone: equal ones of different patients became one. It can still be read. To tell them apart "
+            "by patient and study, give --out a new folder"
+        )
     written = info.settings.get("fingerprints") or ()
     if len(written) != count or any(written[place] != found.fingerprint for place, found in own):
         raise ShardError(

@@ -41,6 +41,7 @@ def write_rejected(file: Path, studies: Sequence[Study], found: Iterable[tuple[s
     if not rows:
         file.unlink(missing_ok=True)
         return 0
+    by_row = {study.row or place: study for place, study in enumerate(studies, start=1)}
     partial = file.with_name(f"{file.name}.partial")
     partial.unlink(missing_ok=True)
     with open(
@@ -53,7 +54,7 @@ def write_rejected(file: Path, studies: Sequence[Study], found: Iterable[tuple[s
     ) as opened:
         table = csv.writer(opened, lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows((_path(studies[row - 1]), row, code, message) for row, code, message in rows)
+        table.writerows((_path(by_row[row]), row, code, message) for row, code, message in rows)
     os.replace(partial, file)
     return len(rows)
 

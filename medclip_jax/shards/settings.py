@@ -35,6 +35,8 @@ class PrepareSettings:
             compression.
         organ_text: "own" takes, for each organ, the sentences about it and its parts; "containing" gives
             an organ without any those about the region that contains it.
+        zero_label: "absent" or "unknown": what 0 meant in the table's label columns; None where there was
+            none. Told by the table, and written down here.
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
@@ -52,12 +54,18 @@ class PrepareSettings:
     empty_report: str = "reject"
     per_shard: int | None = None
     organ_text: str = "containing"
+    zero_label: str | None = None
 
     @property
     def schema(self) -> Schema:
         """What is the same for every record; only after `resolve`."""
         organs = self.organs if self.cell else ()
         return Schema(self.shape, self.spacing, self.findings, organs, self.measurements, self.cell)
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether organ masks are read at all."""
+        return bool(self.cell) or self.crop not in ("center", "box")
 
     def to_json(self) -> dict[str, object]:
         """As written to `prepare.json`: without folders of this machine."""

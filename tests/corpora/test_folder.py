@@ -134,7 +134,7 @@ def test_long_reports(tmp_path):
         ("volume,report,split\na,b,holdout\n", "row 1 .*'split'.*must be one of"),
         ("volume,report,modality\na,b,PET\n", "must be CT or MR"),
         ("volume,report,label:cardiomegaly\na,b,2\n", r"'label:cardiomegaly'.*1 \(present\)"),
-        ("volume,report,label:big heart\na,b,1\n", "labels of unknown findings: big heart.*cardiomegaly"),
+        ("volume,report,label:big heart\na,b,1\n", "label of an unknown finding 'big heart'.*cardiomegaly"),
         ("volume,report,measurement:score\na,b,high\n", "must be a number"),
         ("volume,report,measurement:score\na,b,inf\n", "must be a number"),
         ("volume,report,box\na,b,1 2 3\n", "six numbers"),
@@ -180,3 +180,110 @@ def test_files_that_are_no_table(tmp_path):
         list(folder(table(tmp_path, "volume,report\na,größe\n", encoding="latin-1")))
     with pytest.raises(TableError):
         list(folder(table(tmp_path, json.dumps([{"a": 1}]))))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("volume,report,report", r"several columns that mean 'report': columns 2 \('report'\) and 3"),
+        ("volume,report,Report ", "several columns that mean 'report'"),
+        ("Image Path,image-path,report", r"mean 'volume': columns 1 \('Image Path'\) and 2 \('image-path'\)"),
+        ("volume,report,label:cardiomegaly,Label: cardiomegaly", "several columns that mean 'cardiomegaly'"),
+        ("volume,report,measurement:a,measurement:a", "several columns that mean 'a'"),
+        ("volume,report,measurement:MRN 4711823", "name of a measurement is written into the prepared set"),
+        ("volume,text,caption", "could mean 'report': 'text', 'caption', and they differ in row 1. Rename"),
+    ],
+)
+def test_two_columns_of_one_meaning(tmp_path, header, message):
+    cells = ",".join(["a.nii", "Today's.", "Yesterday's.", "1", "2"][: header.count(",") + 1])
+    with pytest.raises(TableError, match=message) as error:
+        folder(table(tmp_path, f"{header}\n{cells}\n"))
+    assert "Today" not in str(error.value)
+
+
+def test_a_columns_own_name_goes_before_others(tmp_path):
+    read = folder(table(tmp_path, "volume,path,study_id,accession,report\na,b,s,s,r\n"))
+    (study,) = read
+    assert (study.volume_id, study.study_id) == ("a", "s")
+    assert "column 'volume' is read as 'volume'; not read, though it could mean it: 'path'" in read.remarks
+    assert any("'study_id' is read as 'study'; not read" in remark for remark in read.remarks)
+
+
+def test_columns_that_nobody_reads_are_named(tmp_path):
+    text = "volume,report,Pericardial effusion,label_emphysema,pateint,measurement_agatston,age,\na,r,1,1,p,3,60,\n"
+    (remark,) = (
+        r for r in folder(table(tmp_path, text)).remarks if r.startswith("columns that are not read")
+    )
+    assert "'Pericardial effusion' (for ground truth, name it 'label:pericardial_effusion')" in remark
+    assert "'label_emphysema' (for ground truth, name it 'label:emphysema')" in remark
+    assert "'pateint' (is it 'patient'?)" in remark
+    assert "'measurement_agatston' (for a measurement, name it 'measurement:agatston')" in remark
+    assert remark.endswith("'age'")
+
+
+@pytest.mark.parametrize(
+    ("cells", "meaning", "values"),
+    [
+        (["1", "0", "", "0.0"], "absent", [1, -1, 0, -1]),
+        (["1", "0", "-1", "0"], "unknown", [1, 0, -1, 0]),
+        (["yes", "0", "no", "unknown"], "unknown", [1, 0, -1, 0]),
+        (["0", "0", "", "0"], "unknown", [0, 0, 0, 0]),
+        (["1", "-1", "", "1"], None, [1, -1, 0, 1]),
+        (["TRUE", "positive", "neg", "FALSE"], None, [1, 1, -1, -1]),
+    ],
+)
+def test_what_zero_means_is_told_by_the_table(tmp_path, cells, meaning, values):
+    rows = "".join(f"{place}.nii,p,r,{text}\n" for place, text in enumerate(cells))
+    read = folder(table(tmp_path, f"volume,patient,report,label:emphysema\n{rows}"))
+    assert [study.labels["emphysema"] for study in read] == values
+    assert read.zero_label == meaning
+    said = [remark for remark in read.remarks if remark.startswith("labels: 0 is read as ")]
+    assert [remark.split()[5].strip(",") for remark in said] == ([meaning] if meaning else [])
+
+
+def test_label_columns_decide_together(tmp_path):
+    """A finding that is never denied does not make 0 mean absent in a table that writes -1."""
+    text = "volume,patient,report,label:Emphysema,label: cardiomegaly\n0.nii,p,r,1,-1\n1.nii,p,r,0,1\n"
+    first, second = folder(table(tmp_path, text))
+    assert (first.labels["emphysema"], second.labels["emphysema"]) == (1, 0)
+
+
+def test_one_rows_masks_do_not_refuse_the_table(tmp_path):
+    for name in ("a", "b", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name / "heart.nii.gz").touch()
+    rows = "".join(f"{n}.nii,p{n},r,{organs}\n" for n, organs in enumerate(("a", "empty", "no", "b", "")))
+    read = folder(table(tmp_path, f"volume,patient,report,organs\n{rows}"))
+    assert [sorted(study.organs) for study in read] == [["heart"], [], [], ["heart"], []]
+    assert [study.notes for study in read] == [(), ("organs-folder-empty",), ("organs-not-found",), (), ()]
+    assert sum("prepared without masks" in remark for remark in read.remarks) == 2
+    assert any("row 2 of" in remark and "holds no .nii" in remark for remark in read.remarks)
+
+
+def test_one_scan_has_one_name(tmp_path):
+    (tmp_path / "scans").mkdir()
+    names = ("scans/0.nii", "./scans//0.nii", "scans\\0.nii", f"{tmp_path}/scans/0.nii", "scans/x/../0.nii")
+    rows = "".join(f"{name},p{n},r\n" for n, name in enumerate(names))
+    studies = folder(table(tmp_path, f"volume,patient,report\n{rows}"))
+    assert {study.volume_id for study in studies} == {"scans/0.nii"}
+    assert {study.volume for study in studies} == {tmp_path / "scans/0.nii"}
+    read = folder(table(tmp_path, "volume,patient,report\nC:\\scans\\0.nii,p,r\n"))
+    assert any("row 1 name paths of a Windows drive" in remark for remark in read.remarks)
+
+
+def test_different_reports_of_one_study(tmp_path):
+    rows = "0.nii,p1,study1,Cardiomegaly.\n1.nii,p2,study1,Normal.\n2.nii,p2,study1,NORMAL\n"
+    read = folder(table(tmp_path, f"volume,patient,study,report\n{rows}"))
+    assert not read.remarks  # of different patients
+    text = "".join(row.replace(",p1", "").replace(",p2", "") + "\n" for row in rows.splitlines())
+    with pytest.raises(TableError, match="rows 1, 2, 3 have the study of another row and another report"):
+        folder(table(tmp_path, f"volume,study,report\n{text}"))
+    read = folder(table(tmp_path, f"volume,patient,study,report\n{rows.replace('p1', 'p2')}"))
+    assert any("rows 1, 2, 3 have patient and study of another row" in remark for remark in read.remarks)
+
+
+def test_a_table_without_a_header_is_not_quoted(tmp_path):
+    with pytest.raises(TableError, match="does the table begin with a header line") as error:
+        folder(table(tmp_path, "DOE^JANE.nii,DOE^JANE,Cardiomegaly.\n"))
+    assert "DOE" not in str(error.value)

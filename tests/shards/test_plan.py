@@ -149,3 +149,59 @@ def test_key_files(tmp_path):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(ShardError, match="not a key file"):
             read_key(tmp_path / "bad")
+
+
+def items_of(inputs, **changes):
+    """Row to item."""
+    shards = make_plan(inputs, resolve(PrepareSettings(**changes), inputs), KEY)
+    return {item.row: item for shard in shards for item in shard.items}
+
+
+def test_studies_are_told_apart_by_patient_and_study():
+    """Archives number the studies of each patient anew."""
+    inputs = [
+        Study(Path(os.devnull), f"v{n}", study, patient, report=f"Report {patient} {study}.")
+        for n, (patient, study) in enumerate(
+            (("p1", "1"), ("p2", "1"), ("p2", "1"), ("p2", "2"), ("p", "21"))
+        )
+    ]
+    hashes = [items_of(inputs)[row].study_hash for row in range(1, 6)]
+    assert hashes[1] == hashes[2]
+    assert len(set(hashes)) == 4
+    assert not any(item.notes for item in items_of(inputs).values())
+
+
+def test_different_reports_of_one_study_are_noted():
+    inputs = studies(2, each=3)
+    inputs[1] = replace(inputs[1], report=" report  0. ")
+    assert not any(item.notes for item in items_of(inputs).values())
+    inputs[1] = replace(inputs[1], report="Another.")
+    noted = [row for row, item in items_of(inputs).items() if "study-with-several-reports" in item.notes]
+    assert sorted(noted) == [1, 2, 3]
+
+
+def test_a_volume_of_two_studies_is_rejected_in_every_row():
+    inputs = studies(4, each=1)
+    inputs += [replace(inputs[0], study_id="s1", patient_id="p1"), inputs[2]]
+    items = items_of(inputs)
+    codes = {row: item.rejection and item.rejection[0] for row, item in items.items()}
+    assert codes == {
+        **dict.fromkeys((1, 5), "volume-in-several-studies"),
+        **dict.fromkeys((2, 3, 4)),
+        6: "duplicate-volume-id",
+    }
+    assert items[3].notes == ("duplicate-row-dropped",)
+
+
+def test_the_tables_row_is_kept():
+    inputs = [replace(study, row=10 * n) for n, study in enumerate(studies(3, each=1), start=1)]
+    assert set(items_of(inputs)) == {10, 20, 30}
+
+
+def test_notes_about_masks_count_where_masks_are_read():
+    inputs = studies(3, each=1)
+    inputs[0] = replace(inputs[0], notes=("organs-not-found",))
+    inputs[1] = replace(inputs[1], organs={"heart": Path(os.devnull)})
+    assert items_of(inputs)[1].notes == ()
+    assert items_of(inputs, cell=16)[1].notes == ("organs-not-found",)
+    assert items_of(inputs, crop="heart")[1].notes == ("organs-not-found",)

@@ -73,7 +73,7 @@ def test_what_readers_say_is_not_repeated(archive, monkeypatch, error, reason):
         raise error
 
     monkeypatch.setattr(scan, "read_volume", fail)
-    study = next(folder(archive))
+    study = next(iter(folder(archive)))
     settings = PrepareSettings(findings=("cardiomegaly",), organs=(), measurements=())
     outcome = scan.prepare_study(Item(4, study, "id", 1, 2, "train"), settings)
     assert outcome.record is None
@@ -88,7 +88,7 @@ def test_crops_follow_organ_and_box(archive, crop, center):
     from medclip_jax.corpora.folder import folder
     from medclip_jax.shards.record import decode
 
-    study = next(folder(archive))
+    study = next(iter(folder(archive)))
     # The mask spans voxels 8..13, 10..13, 5..8 of 4x4x6 mm, the box of the first row is the same region.
     settings = PrepareSettings(
         shape=(4, 4, 4),

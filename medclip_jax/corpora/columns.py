@@ -1,0 +1,174 @@
+"""Which column of a table means what, and which ones nobody reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medclip_jax.corpora.tables import TableError, plain_name
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "volume": (
+        "volume",
+        "volume_path",
+        "volumename",
+        "image",
+        "image_path",
+        "img_path",
+        "scan",
+        "path",
+        "file",
+        "nifti",
+    ),
+    "series": ("series", "series_uid", "series_instance_uid", "seriesinstanceuid", "series_number"),
+    "study": ("study", "study_id", "accession", "accession_number", "exam", "exam_id"),
+    "patient": ("patient", "patient_id", "subject", "subject_id"),
+    "report": ("report", "report_text", "text", "report_en", "caption"),
+    "findings": ("findings", "findings_text", "findings_en"),
+    "impression": ("impression", "impressions", "impression_text", "impressions_en", "conclusion"),
+    "split": ("split", "subset", "fold"),
+    "organs": ("organs", "masks", "mask", "segmentation"),
+    "organ_classes": ("organ_classes", "mask_classes", "class_map"),
+    "modality": ("modality",),
+    "box": ("box", "crop_box"),
+    "rescale_slope": ("rescale_slope", "rescaleslope", "slope"),
+    "rescale_intercept": ("rescale_intercept", "rescaleintercept", "intercept"),
+    "spacing": ("spacing", "spacing_mm"),
+}
+"""Column to the header names that are understood, in any case, with spaces or dashes for underscores."""
+
+KNOWN_NAMES = {name: column for column, names in COLUMNS.items() for name in names}
+"""Header name to column."""
+
+_MEASUREMENT = re.compile(r"[A-Za-z][A-Za-z0-9_ ./%()+-]{0,59}")
+_LONG_NUMBER = re.compile(r"\d{5,}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table holds what.
+
+    Attributes:
+        places: our name of a column to its index.
+        names: our name of a column to the table's; also of ``label:`` and ``measurement:`` columns.
+        labels: finding to index.
+        measurements: measurement to index.
+        alternatives: our name of a column to the indices of others that could mean it and are not read.
+        ignored: names of columns that mean nothing here, with what to do where that is known.
+    """
+
+    places: Mapping[str, int]
+    names: Mapping[str, str]
+    labels: Mapping[str, int]
+    measurements: Mapping[str, int]
+    alternatives: Mapping[str, tuple[int, ...]]
+    ignored: tuple[str, ...]
+
+
+def find_columns(header: Sequence[str], path: Path, reports_elsewhere: bool) -> Columns:
+    """Find out what the columns of a table mean.
+
+    Args:
+        header: names as the table writes them.
+        path: of the table, for messages.
+        reports_elsewhere: the table need not have reports.
+
+    Raises:
+        TableError: a column is missing or stands twice, or a label of an unknown finding.
+    """
+    found: dict[str, list[int]] = {}
+    labels: dict[str, list[int]] = {}
+    measurements: dict[str, list[int]] = {}
+    ignored = []
+    for place, name in enumerate(header):
+        kind, _, rest = name.partition(":")
+        kind, rest = plain_name(kind), rest.strip()
+        if kind == "label" and rest:
+            labels.setdefault(_finding(rest, path), []).append(place)
+        elif kind == "measurement" and rest:
+            measurements.setdefault(rest, []).append(place)
+        elif (column := KNOWN_NAMES.get(plain_name(name))) is not None:
+            found.setdefault(column, []).append(place)
+        elif name.strip():
+            ignored.append(_ignored(name.strip()))
+    for column, places in found.items():
+        # The column's own name before others that are understood, then in their order.
+        places.sort(key=lambda place, column=column: COLUMNS[column].index(plain_name(header[place])))
+    _check_missing(found, header, path, reports_elsewhere)
+    _check_measurements(measurements, header, path)
+    for column, places in (*found.items(), *labels.items(), *measurements.items()):
+        first = plain_name(header[places[0]])
+        same = [place for place in places if plain_name(header[place]) == first or column not in found]
+        if len(same) > 1:
+            where = " and ".join(f"{place + 1} ({header[place].strip()!r})" for place in same)
+            raise TableError(
+                f"'{path}' has several columns that mean {column!r}: columns {where}. Keep one, and take out "
+                "or rename the other"
+            )
+    return Columns(
+        places={column: places[0] for column, places in found.items()},
+        names={column: header[places[0]].strip() for column, places in found.items()}
+        | {f"label:{name}": header[places[0]].strip() for name, places in labels.items()}
+        | {f"measurement:{name}": header[places[0]].strip() for name, places in measurements.items()},
+        labels={name: places[0] for name, places in labels.items()},
+        measurements={name: places[0] for name, places in measurements.items()},
+        alternatives={column: tuple(places[1:]) for column, places in found.items() if len(places) > 1},
+        ignored=tuple(ignored),
+    )
+
+
+def _check_missing(
+    found: Mapping[str, Sequence[int]], header: Sequence[str], path: Path, reports_elsewhere: bool
+) -> None:
+    missing = []
+    if "volume" not in found:
+        missing.append("volume (or " + ", ".join(COLUMNS["volume"][1:]) + ")")
+    if not reports_elsewhere and not {"report", "findings", "impression"} & set(found):
+        missing.append("report (or findings, impression)")
+    if not missing:
+        return
+    if found or not header:
+        written = ", ".join(repr(name.strip()) for name in header) or "nothing"
+        fix = f"It has: {written}. Rename a column, see docs/data.md"
+    else:
+        # A table without a header: the line is a patient's, and must not be quoted.
+        fix = "None of the names in its first line is known: does the table begin with a header line?"
+    raise TableError(f"'{path}' lacks the column {' and the column '.join(missing)}. {fix}")
+
+
+def _finding(name: str, path: Path) -> str:
+    from medclip_jax.reports.names import UnknownFinding, finding_name
+
+    try:
+        return finding_name(name)
+    except UnknownFinding as error:
+        raise TableError(f"'{path}' has a label of an {error}") from None
+
+
+def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Sequence[str], path: Path) -> None:
+    for name, places in measurements.items():
+        if not _MEASUREMENT.fullmatch(name) or _LONG_NUMBER.search(name):
+            raise TableError(
+                f"column {places[0] + 1} of '{path}': the name of a measurement is written into the prepared "
+                "set. It must begin with a letter, hold letters, digits and _ . / % ( ) + - alone, no number "
+                "of five digits or more, and have at most 60 characters"
+            )
+
+
+def _ignored(name: str) -> str:
+    """A column's name, with what was perhaps meant."""
+    from medclip_jax.reports.names import FINDINGS, finding_name, is_finding
+
+    plain = plain_name(name)
+    rest = re.sub(r"^(labels?|findings?)[_:.]+", "", plain)
+    near = [finding_name(rest)] if is_finding(rest) else difflib.get_close_matches(rest, FINDINGS, 1, 0.84)
+    if near:
+        return f"{name!r} (for ground truth, name it 'label:{near[0]}')"
+    rest = re.sub(r"^(measurements?|measure)[_:.]+", "", plain)
+    if rest != plain:
+        return f"{name!r} (for a measurement, name it 'measurement:{rest}')"
+    near = difflib.get_close_matches(plain, KNOWN_NAMES, n=1, cutoff=0.8)
+    return f"{name!r} (is it {near[0]!r}?)" if near else repr(name)
