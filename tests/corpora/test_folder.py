@@ -210,7 +210,8 @@ def test_a_columns_own_name_goes_before_others(tmp_path):
 
 
 def test_columns_that_nobody_reads_are_named(tmp_path):
-    text = "volume,report,Pericardial effusion,label_emphysema,pateint,measurement_agatston,age,\na,r,1,1,p,3,60,\n"
+    header = "volume,report,Pericardial effusion,label_emphysema,pateint,measurement_agatston,age,"
+    text = f"{header}\na,r,1,1,p,3,60,\n"
     (remark,) = (
         r for r in folder(table(tmp_path, text)).remarks if r.startswith("columns that are not read")
     )
