@@ -55,7 +55,12 @@ class Checkpoints:
                 max_to_keep=keep,
                 # Also where each save is waited for, since only then there is a hook before the commit.
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_before_commit),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._seal_before_commit,
+                    # Made in the background, a folder that cannot be made leaves threads that wait for it
+                    # for five minutes, and keep the process.
+                    create_directories_asynchronously=False,
+                ),
                 cleanup_tmp_directories=True,
                 step_prefix=None,
             ),

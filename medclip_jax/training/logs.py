@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
+from medclip_jax.training.log_writers import Background, Lines, TensorBoard, WeightsAndBiases
 from medclip_jax.training.workdir import Workdir
 
 
 class Logs:
-    """Writes metrics by step.
+    """Writes metrics by step. Nothing that goes wrong here holds the run up or ends it.
 
     Args:
         workdir: of the run.
@@ -21,6 +22,9 @@ class Logs:
         start: steps done before.
         steps: of the whole run.
         writing: False in all processes but the first: then nothing is written anywhere.
+
+    Raises:
+        ImportError: the config names a wandb project, and wandb is not installed.
     """
 
     def __init__(self, workdir: Workdir, config: Any, *, start: int, steps: int, writing: bool = True):
@@ -32,23 +36,17 @@ class Logs:
             disable=not (config.log.progress and writing),
             dynamic_ncols=True,
         )
-        self._lines = self._board = self._wandb = None
+        self._writers: list[Lines | Background] = []
         if not writing:
             return
-        self._lines = workdir.metrics_file.open("a")
+        self._writers.append(Lines(workdir.metrics_file, self.say))
         if config.log.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=start + 1)
+            create = partial(TensorBoard, workdir.path / "tensorboard", start=start)
+            self._writers.append(Background("TensorBoard", create, self.say))
         if config.log.wandb:
-            try:
-                import wandb
-            except ImportError:
-                raise ImportError(
-                    "config.log.wandb is set but wandb is not installed: pip install 'medclip-jax[wandb]', "
-                    "or set it to ''"
-                ) from None
-            self._wandb = wandb.init(
+            create = partial(
+                WeightsAndBiases,
+                _wandb(),
                 project=config.log.wandb,
                 name=workdir.path.name,
                 id=workdir.path.name,
@@ -56,39 +54,44 @@ class Logs:
                 dir=str(workdir.path),
                 config=config.to_dict(),
             )
+            self._writers.append(Background("Weights & Biases", create, self.say))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write numbers that belong to `step` (steps completed)."""
-        if not self._writing:
-            return
         numbers = {name: float(value) for name, value in metrics.items()}
-        # JSON has no NaN: such a number becomes null.
-        line = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        self._lines.write(json.dumps({"step": step, **line}) + "\n")
-        self._lines.flush()
-        if self._board:
-            for name, number in numbers.items():
-                self._board.add_scalar(name, number, step)
-        if self._wandb:
-            self._wandb.log(numbers, step=step)
+        for writer in self._writers:
+            writer.write(step, numbers)
 
     def advance(self, **shown: str) -> None:
         """One step further on the bar."""
         if shown:
             self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        _print(self._bar.update)
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self._writing:
-            self._bar.write(message)
+            _print(lambda: self._bar.write(message))
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._bar.close()
-        if self._lines:
-            self._lines.close()
-        if self._board:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+        _print(self._bar.close)
+        for writer in self._writers:
+            writer.close()
+
+
+def _print(action: Callable[[], object]) -> None:
+    # The terminal may be gone, or the file that output goes to may lie on a full disk.
+    with suppress(OSError, ValueError):
+        action()
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError(
+            "config.log.wandb is set but wandb is not installed: pip install 'medclip-jax[wandb]', "
+            "or set it to ''"
+        ) from None
+    return wandb
