@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from jaxtyping import Float, Integer, Real
 
 from medclip_jax.volumes.checks import check_hu, fill_padding, resolve_rescale, to_int16
 from medclip_jax.volumes.dicom import read_dicom
+from medclip_jax.volumes.dicom_choice import Wanted
+from medclip_jax.volumes.dicom_files import is_dicom
+from medclip_jax.volumes.formats import explain
 from medclip_jax.volumes.geometry import canonical, straighten
 from medclip_jax.volumes.itk import read_itk
 from medclip_jax.volumes.nifti import read_nifti
@@ -22,21 +26,29 @@ SPACING_LIMITS_MM = (0.05, 25.0)
 
 
 def read_volume(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     rescale: tuple[float, float] | None = None,
     modality: str = "CT",
     spacing: Sequence[float] | None = None,
+    series: str | None = None,
+    kernel: str | None = None,
+    rule: str = "best",
 ) -> Volume:
     """Read a scan as int16 Hounsfield units in canonical orientation.
 
     Args:
-        path: NIfTI (.nii, .nii.gz), NRRD, MHA or MHD file, a DICOM file with many frames, or a folder with a
-            DICOM series.
+        path: NIfTI (.nii, .nii.gz), NRRD, MHA or MHD file, a DICOM file with many frames, a folder with a
+            DICOM series, or the files of one series.
         rescale: (slope, intercept) from a table, for archives whose files hold raw values. A file that is
             already in HU is noticed and left as it is, with a note.
         modality: "CT" or "MR". MR keeps the scanner's units.
         spacing: mm along depth, height, width from a table, where the file's header lacks it.
+        series: which DICOM series of the folder: SeriesInstanceUID or SeriesNumber.
+        kernel: only series of this reconstruction kernel: "soft", "medium", "sharp", or a ConvolutionKernel,
+            with wildcards ("B3*").
+        rule: how one of several series is chosen: "best", "largest", "thinnest" or "original", see
+            `docs/volumes.md`.
 
     Raises:
         VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.
@@ -44,7 +56,10 @@ def read_volume(
     """
     if modality not in ("CT", "MR"):
         raise ValueError(f'modality must be "CT" or "MR", got {modality!r}')
-    scan = _read(Path(path))
+    wanted = Wanted(series, kernel, rule, modality)
+    if not isinstance(path, str | os.PathLike):
+        path = [Path(file) for file in path]
+    scan = _read(path if isinstance(path, list) else Path(path), wanted)
     if scan.modality is not None and scan.modality != modality:
         raise VolumeRejected(
             "wrong-modality",
@@ -82,7 +97,7 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
         VolumeRejected: the file cannot be read, or its values are no labels: fractions, or
             numbers below 0 ("not-labels").
     """
-    voxels, affine, _, _ = _place(_read(Path(path)), None)
+    voxels, affine, _, _ = _place(_read(Path(path), Wanted()), None)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
         if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
@@ -107,22 +122,26 @@ def _axes(affine: Float[np.ndarray, "4 4"]) -> str:
     return "".join(letters[row][int(columns[row, axis] > 0)] for axis, row in enumerate(largest))
 
 
-def _read(path: Path) -> Scan:
-    name = path.name.lower()
+def _read(path: Path | list[Path], wanted: Wanted) -> Scan:
     try:
+        if isinstance(path, list):
+            return read_dicom(path, wanted)
+        name = path.name.lower()
         if not path.exists():
             raise VolumeRejected(
                 "missing-file", "There is no such file or folder: check the path in the table."
             )
         if path.is_dir():
-            return read_dicom(path)
+            return read_dicom(path, wanted)
         if path.stat().st_size == 0:
             raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
         if name.endswith((".nii", ".nii.gz")):
             return read_nifti(path)
         if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
             return read_itk(path)
-        return read_dicom(path)
+        if not is_dicom(path):
+            raise explain(path)
+        return read_dicom(path, wanted)
     except OSError as error:
         # The error's own text would quote the path.
         raise VolumeRejected(

@@ -289,7 +289,7 @@ def test_other_files_beside_the_series(tmp_path, voxels):
 def test_folder_without_dicom(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     assert rejected(tmp_path).code == "no-dicom-images"
-    assert rejected(tmp_path / "notes.txt").code == "no-dicom-images"
+    assert rejected(tmp_path / "notes.txt").code == "unsupported-format"
 
 
 def test_color_and_inverted(tmp_path, voxels):

@@ -1,0 +1,384 @@
+"""Which of the series that lie together is the scan: told by the caller, or chosen by a rule."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from medclip_jax.volumes.dicom_files import how_to_convert, name_syntax
+from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, digest
+from medclip_jax.volumes.dicom_stacks import Stack, check_positions, cut_into_stacks
+from medclip_jax.volumes.volume import VolumeRejected
+
+RULES = ("best", "largest", "thinnest", "original")
+"""How a series is chosen among several, see `docs/volumes.md`."""
+
+GAPS_MM = (0.6, 3.0)
+"""Distances between slices that "best" takes as thin enough and not too noisy; the thinnest of them wins."""
+
+_COVERAGE = 0.5
+"""Share of the longest stack's extent that another one must have to be a scan of the same region."""
+
+_NOT_SLICES = ("MIP", "MINIP", "PROJECTION", "VOLUME RENDERING", "VRT", "RENDERED", "3D", "PROJECTION IMAGE")
+_REFORMATTED = ("MPR", "REFORMATTED", "CSA MPR", "AVERAGE", "THICK")
+
+_SOFT, _MIDDLE, _SHARP = "soft", "medium", "sharp"
+_NAMED_KERNELS = {
+    _SOFT: ("SOFT", "STANDARD", "STND", "SMOOTH", "A", "B", "YA", "YB", "SA", "SB", "B_SOFT*", "BODY*"),
+    _MIDDLE: ("DETAIL", "CHEST", "C", "YC", "B_MEDIUM*"),
+    _SHARP: (
+        "LUNG", "BONE", "BONEPLUS", "EDGE", "ULTRA", "D", "E", "L", "F", "YD", "YE", "B_SHARP*", "B_VSHARP*",
+        "Y-SHARP", "HR*", "LUNG*", "BONE*",
+    ),
+}  # fmt: skip
+"""Reconstruction kernels by name: GE, Philips, United Imaging."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The files of one series of one patient.
+
+    Attributes:
+        files: those that have slices.
+        refused: those of the same series and kind that should have some and have not.
+        others: those of the series that never were slices of a scan, such as a scout.
+    """
+
+    files: tuple[DicomFile, ...]
+    refused: tuple[DicomFile, ...] = ()
+    others: tuple[DicomFile, ...] = ()
+
+    @property
+    def first(self) -> DicomFile:
+        """What stands for the whole series."""
+        return (*self.files, *self.refused, *self.others)[0]
+
+    @property
+    def key(self) -> str:
+        """A short name of its own that says nothing about the patient."""
+        return digest(f"{self.first.patient} {self.first.uid}")
+
+    @property
+    def slices(self) -> list[Slice]:
+        """Of all its files."""
+        return [item for file in self.files for item in file.slices]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller says about the series it means.
+
+    Attributes:
+        series: SeriesInstanceUID, SeriesNumber, or the key that `medclip embed` shows; None for any.
+        kernel: "soft", "medium", "sharp", or a ConvolutionKernel by name or pattern; None for any.
+        rule: one of `RULES`, where several are left.
+        modality: preferred.
+    """
+
+    series: str | None = None
+    kernel: str | None = None
+    rule: str = "best"
+    modality: str = "CT"
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
+
+
+def group_series(files: Iterable[DicomFile]) -> list[Series]:
+    """Files by patient and SeriesInstanceUID. An empty patient id goes with the only other one."""
+    by_uid = defaultdict(list)
+    for file in files:
+        by_uid[file.uid].append(file)
+    found = []
+    for same_uid in by_uid.values():
+        patients = {file.patient for file in same_uid} - {""}
+        by_patient = defaultdict(list)
+        for file in same_uid:
+            by_patient[file.patient if len(patients) > 1 else ""].append(file)
+        found += [_series(members) for members in by_patient.values()]
+    return found
+
+
+def _series(members: Sequence[DicomFile]) -> Series:
+    files = tuple(file for file in members if not file.refusal)
+    kinds = {file.kind for file in files}
+    failed = [file for file in members if file.refusal and not file.is_part_of_no_volume]
+    refused = tuple(
+        file for file in failed if not files or file.kind in kinds or file.refusal == "damaged-dicom"
+    )
+    others = tuple(file for file in members if file.refusal and file not in refused)
+    return Series(files, refused, others)
+
+
+def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]]:
+    """The stack of slices that is the scan, and notes.
+
+    Raises:
+        VolumeRejected: there is none, or more than one may be meant.
+    """
+    series = group_series(files)
+    named = _named(series, wanted)
+    notes = _unknown_damage(files, wanted)
+    usable = [item for item in named if item.files]
+    if not usable:
+        raise _nothing([file for item in named for file in (*item.refused, *item.others)])
+    stacks = [(stack, item) for item in usable for stack in cut_into_stacks(item.slices)]
+    _check_uids(usable, stacks, wanted)
+    stacks = [(stack, item) for stack, item in stacks if len(stack.slices) > 1]
+    if not stacks:
+        raise VolumeRejected(
+            "single-slice",
+            "There is only one slice: give the folder that holds the whole series, not one file.",
+        )
+    same = [pair for pair in stacks if pair[0].slices[0].modality == wanted.modality]
+    candidates = same or stacks
+    _check_owners(candidates, files)
+    if wanted.kernel is not None:
+        candidates = _with_kernel(candidates, wanted.kernel)
+    stack, owner = _best(candidates, wanted.rule)
+    if len(stacks) > 1:
+        notes.append(f"several-series:{len(stacks)}")
+    if not stack.is_axial:
+        notes.append("not-axial")
+    skipped = sum(file.refusal != "localizer" for item in series for file in item.others)
+    skipped += sum(len(item.refused) for item in series if item is not owner)
+    if skipped:
+        notes.append(f"other-objects:{skipped}")
+    if owner.refused:
+        raise _refusal(owner.refused, len(owner.files) + len(owner.refused))
+    check_positions(stack)
+    if stack.phase:
+        raise VolumeRejected(
+            "several-phases",
+            f"The series shows the same region more than once ({stack.phase} differs: phases, passes or time "
+            "points): split them into one folder each.",
+        )
+    return stack, notes + _left_out(stack)
+
+
+def kernel_class(name: str) -> str | None:
+    """Whether a reconstruction kernel is "soft", "medium" or "sharp"; None where that is not known.
+
+    Siemens counts sharpness in the number after a letter or two (B30f, Br40d, I70f), Canon after FC.
+    """
+    text = name.strip().upper().split("\\")[0].split(",")[0].strip("[]' ")
+    if match := re.fullmatch(r"FC0*(\d+)\w*", text):
+        number = int(match[1])
+        return _SOFT if number < 30 else _SHARP
+    if match := re.fullmatch(r"[A-Z]{1,2}(\d\d)\d?[A-Z]{0,2}(_.*)?", text):
+        number = int(match[1])
+        return _SOFT if number <= 45 else _MIDDLE if number < 55 else _SHARP
+    for kind, patterns in _NAMED_KERNELS.items():
+        if any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns):
+            return kind
+    return None
+
+
+def _named(series: list[Series], wanted: Wanted) -> list[Series]:
+    if wanted.series is None:
+        return series
+    text = wanted.series.strip()
+    number = re.sub(r"\.0+$", "", text)  # as spreadsheets write whole numbers
+    found = [item for item in series if text in (item.first.uid, item.key)]
+    if not found and number.lstrip("-").isdecimal():
+        found = [item for item in series if item.first.series_number == int(number)]
+        # De-identification that gives every file a UID of its own leaves the number that joins them.
+        if len(found) > 2 and all(len(item.files) < 2 for item in found):
+            found = _joined(found)
+    if not found:
+        raise VolumeRejected(
+            "no-such-series",
+            f"None of the {len(series)} series here has the UID or number that was asked for: look it up "
+            "with `medclip index`.",
+        )
+    return found
+
+
+def _joined(series: Sequence[Series]) -> list[Series]:
+    by_patient = defaultdict(list)
+    for item in series:
+        by_patient[item.first.patient].append(item)
+    return [
+        _series([file for item in items for file in (*item.files, *item.refused, *item.others)])
+        for items in by_patient.values()
+    ]
+
+
+def _unknown_damage(files: Sequence[DicomFile], wanted: Wanted) -> list[str]:
+    """A file whose series is unknown may be a slice of any: refused, or noted where the series was named."""
+    lost = [file for file in files if file.refusal == "damaged-dicom" and not file.uid]
+    if lost and wanted.series is None:
+        raise _refusal(lost, len(files))
+    return [f"damaged-files:{len(lost)}"] if lost else []
+
+
+def _nothing(files: Sequence[DicomFile]) -> VolumeRejected:
+    """Why there are no slices at all."""
+    failed = [file for file in files if file.refusal and not file.is_part_of_no_volume]
+    if failed:
+        return _refusal(failed, len(files))
+    if any(file.refusal == "localizer" for file in files):
+        return VolumeRejected(
+            "only-localizers", "The folder holds localizers only: point to the scan itself."
+        )
+    kinds = Counter(
+        file.modality if file.modality in MODALITIES else "another kind" for file in files if file.refusal
+    )
+    if not kinds:
+        return VolumeRejected(
+            "no-dicom-images", "The folder holds no DICOM file: point to the folder with the series."
+        )
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return VolumeRejected(
+        "no-dicom-images",
+        f"The DICOM files are no slices of a scan ({told}): point to the folder with the CT or MR series.",
+    )
+
+
+def _refusal(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
+    """The most frequent reason why files have no slices."""
+    code, count = Counter(file.refusal for file in failed).most_common(1)[0]
+    of = f"{count} of {total} files: " if count < total else ""
+    if code == "unsupported-compression":
+        syntax = next(file.transfer_syntax for file in failed if file.refusal == code)
+        return VolumeRejected(
+            code,
+            f"{of}The pixels are compressed as {name_syntax(syntax)}, which is not read; the files are not "
+            f"damaged. {how_to_convert(syntax).capitalize()}.",
+        )
+    texts = {
+        "damaged-dicom": f"{count} of {total} DICOM files are damaged or cut short: copy the series again.",
+        "color": of + "The DICOM images are in color, not HU: export the scan itself.",
+        "inverted": of
+        + "The gray values are stored inverted or through a palette: export the series as MONOCHROME2.",
+        "no-positions": of + "Slices without position and orientation: export the series again.",
+        "zero-spacing": of + "Slices without pixel spacing: export the original series.",
+        "unsupported-rescale": of
+        + "A table (Modality LUT) maps the values, not slope and intercept: export the original series.",
+        "not-hounsfield": of
+        + "The header says that the values are a map of another quantity, not HU: export the CT itself.",
+    }
+    return VolumeRejected(code, texts[code])
+
+
+def _check_uids(usable: Sequence[Series], stacks: Sequence[tuple[Stack, Series]], wanted: Wanted) -> None:
+    """Refuse slices that all carry a series UID of their own, for one stack cannot be told from another."""
+    lone = [item.slices[0] for item in usable if len(item.slices) == 1]
+    largest = max((len(stack.slices) for stack, _ in stacks), default=0)
+    if len(lone) < 3 or len(lone) <= largest:
+        return
+    joined = cut_into_stacks(lone)[0]
+    if len(joined.slices) < 3:
+        return
+    raise VolumeRejected(
+        "series-uid-per-slice",
+        f"{len(joined.slices)} slices carry a SeriesInstanceUID each of their own, as some de-identification "
+        "writes it: de-identify again with one UID for a series, or, if their SeriesNumber is the same, give "
+        "that number as the series.",
+    )
+
+
+def _check_owners(candidates: Sequence[tuple[Stack, Series]], files: Sequence[DicomFile]) -> None:
+    chosen = {item.first.uid for _, item in candidates}
+    mixed = defaultdict(set)
+    for file in files:
+        if not file.refusal and file.uid in chosen and file.patient:
+            mixed[file.uid].add(file.patient)
+    if any(len(patients) > 1 for patients in mixed.values()):
+        raise VolumeRejected(
+            "several-patients",
+            "One SeriesInstanceUID holds slices of several patients (PatientID differs): sort the files by "
+            "patient, one folder each.",
+        )
+    patients = {item.first.patient for _, item in candidates} - {""}
+    if len(patients) > 1:
+        raise VolumeRejected(
+            "several-patients",
+            f"The folder holds scans of {len(patients)} patients: name the series in the table's column "
+            "`series` (`medclip index` writes such a table), or give each scan its own folder.",
+        )
+    studies = {item.first.study for _, item in candidates} - {""}
+    if len(studies) > 1:
+        raise VolumeRejected(
+            "several-studies",
+            f"The folder holds {len(studies)} examinations of one patient: name the series in the table's "
+            "column `series` (`medclip index` writes such a table), or give each its own folder.",
+        )
+
+
+def _with_kernel(candidates: list[tuple[Stack, Series]], kernel: str) -> list[tuple[Stack, Series]]:
+    pattern = kernel.strip().upper()
+
+    def fits(stack: Stack) -> bool:
+        name = stack.mark("ConvolutionKernel").strip("[]' ").upper()
+        if pattern.lower() in (_SOFT, _MIDDLE, _SHARP):
+            return kernel_class(name) == pattern.lower()
+        return fnmatch.fnmatchcase(name, pattern)
+
+    found = [pair for pair in candidates if fits(pair[0])]
+    if not found:
+        kinds = Counter(kernel_class(stack.mark("ConvolutionKernel")) or "unknown" for stack, _ in candidates)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise VolumeRejected(
+            "no-such-kernel",
+            f"No series was reconstructed with the kernel that was asked for (there are: {told}): look the "
+            "kernels up with `medclip index`, or leave --kernel out.",
+        )
+    return found
+
+
+def _best(candidates: Sequence[tuple[Stack, Series]], rule: str) -> tuple[Stack, Series]:
+    axial = [stack.extent for stack, _ in candidates if stack.is_axial]
+    longest = max(axial or [stack.extent for stack, _ in candidates])
+
+    def rank(pair: tuple[Stack, Series]) -> tuple:
+        """Smaller is better."""
+        stack, owner = pair
+        size = len(stack.slices)
+        flat = (not stack.is_axial, _is_projection(stack))
+        whole = stack.extent < _COVERAGE * longest
+        last = (-size, owner.first.series_number or 0, owner.first.uid)
+        if rule == "largest":
+            return (*flat, *last)
+        if rule == "thinnest":
+            return (*flat, whole, stack.gap, *last)
+        if rule == "original":
+            return (*flat, whole, _processing(stack), *last)
+        sharpness = (_SOFT, None, _MIDDLE, _SHARP).index(kernel_class(stack.mark("ConvolutionKernel")))
+        low, high = GAPS_MM
+        outside = max(low - stack.gap, stack.gap - high, 0.0)
+        gap = round(stack.gap, 2)
+        return (*flat, whole, _processing(stack), sharpness, round(outside, 2), gap, *last)
+
+    return min(candidates, key=rank)
+
+
+def _is_projection(stack: Stack) -> bool:
+    return any(part in _NOT_SLICES for part in stack.mark("ImageType").split("\\"))
+
+
+def _processing(stack: Stack) -> int:
+    """0 as the scanner reconstructed it, 1 reformatted or derived."""
+    parts = stack.mark("ImageType").split("\\")
+    is_derived = "DERIVED" in parts[:1] or "SECONDARY" in parts[1:2]
+    return int(is_derived or any(part in _REFORMATTED for part in parts))
+
+
+def _left_out(stack: Stack) -> list[str]:
+    """Note slices beyond the ends that do not fit the others; refuse where they leave a hole, or are many."""
+    if not stack.deviating:
+        return []
+    along, normal = stack.along, stack.slices[0].normal
+    inside = sum(along[0] < item.position @ normal < along[-1] for item in stack.deviating)
+    count = len(stack.deviating)
+    if inside or count > max(2, 0.05 * len(stack.slices)):
+        raise VolumeRejected(
+            "deviating-slices",
+            f"{count} of {len(stack.slices) + count} slices of the series differ from the others in size, "
+            "orientation or pixel spacing: export the series again on one grid.",
+        )
+    return [f"slices-left-out:{count}"]
