@@ -112,6 +112,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what an organ without a sentence of its own takes: those about the region that contains it, or "
         "none (%(default)s)",
     )
+    volume.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="of DICOM folders, only series of this kernel: soft, medium, sharp, or a name such as 'B3*'",
+    )
+    volume.add_argument(
+        "--series-rule",
+        choices=("best", "largest", "thinnest", "original"),
+        default="best",
+        help="which of several series in a DICOM folder is taken where the table has no column series "
+        "(%(default)s: see docs/volumes.md)",
+    )
     text = parser.add_argument_group("reports")
     text.add_argument(
         "--findings",
@@ -182,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
         empty_report=args.empty_report,
         per_shard=args.per_shard,
         organ_text=args.organ_text,
+        kernel=args.kernel,
+        series_rule=args.series_rule,
     )
     studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
     options = {

@@ -244,7 +244,8 @@ def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str
 def _added_fields(study: Study) -> list[str]:
     """What is not in a study's repr, so that sets made before these fields existed keep their fingerprint."""
     fields = [repr(sorted(study.sentences.items()))] if study.sentences else []
-    return fields + ([f"spacing {study.spacing}"] if study.spacing else [])
+    fields += [f"spacing {study.spacing}"] if study.spacing else []
+    return fields + ([f"series {study.series}"] if study.series else [])
 
 
 def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
@@ -258,6 +259,9 @@ def _written(settings: PrepareSettings) -> str:
         del written[name]
     if not settings.schema.has_organs:
         del written["organ_text"]  # so that sets without organs keep the fingerprint they always had
+    for name in ("kernel", "series_rule"):  # and sets made before they could be told
+        if written[name] == getattr(PrepareSettings, name):
+            del written[name]
     return json.dumps(written, sort_keys=True)
 
 

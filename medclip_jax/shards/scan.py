@@ -89,7 +89,15 @@ def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[st
     from medclip_jax.reports.statements import statements
 
     study, schema = item.study, settings.schema
-    volume = read_volume(study.volume, rescale=study.rescale, modality=study.modality, spacing=study.spacing)
+    volume = read_volume(
+        study.volume,
+        rescale=study.rescale,
+        modality=study.modality,
+        spacing=study.spacing,
+        series=study.series or None,
+        kernel=settings.kernel,
+        rule=settings.series_rule,
+    )
     notes = [*item.notes, *volume.notes]
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
     masks = read_masks(study, wanted) if wanted else {}

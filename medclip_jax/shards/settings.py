@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.record import Schema, ShardError
+from medclip_jax.volumes import RULES
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,6 +38,8 @@ class PrepareSettings:
             an organ without any those about the region that contains it.
         zero_label: "absent" or "unknown": what 0 meant in the table's label columns; None where there was
             none. Told by the table, and written down here.
+        kernel: only DICOM series of this reconstruction kernel, see `volumes.read_volume`; None takes any.
+        series_rule: how one of several DICOM series is chosen where a study names none.
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
@@ -55,6 +58,8 @@ class PrepareSettings:
     per_shard: int | None = None
     organ_text: str = "containing"
     zero_label: str | None = None
+    kernel: str | None = None
+    series_rule: str = "best"
 
     @property
     def schema(self) -> Schema:
@@ -126,6 +131,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         raise ShardError(f"empty_report '{settings.empty_report}' is neither 'reject' nor 'note'")
     if settings.organ_text not in ("own", "containing"):
         raise ShardError(f"organ_text '{settings.organ_text}' is neither 'own' nor 'containing'")
+    if settings.series_rule not in RULES:
+        raise ShardError(f"series_rule '{settings.series_rule}' is none of {', '.join(RULES)}")
     measurements = settings.measurements
     if measurements is None:
         measurements = sorted(

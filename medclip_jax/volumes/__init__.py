@@ -1,6 +1,7 @@
 """CT and MR files in, canonical Hounsfield arrays out."""
 
 from medclip_jax.volumes.checks import check_hu, resolve_rescale
+from medclip_jax.volumes.dicom_choice import RULES
 from medclip_jax.volumes.geometry import (
     canonical,
     crop_or_pad,
@@ -14,6 +15,7 @@ from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
 
 __all__ = [
     "AIR_HU",
+    "RULES",
     "Volume",
     "VolumeRejected",
     "canonical",

@@ -247,8 +247,8 @@ def _refusal(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
         syntax = next(file.transfer_syntax for file in failed if file.refusal == code)
         return VolumeRejected(
             code,
-            f"{of}The pixels are compressed as {name_syntax(syntax)}, which is not read; the files are not "
-            f"damaged. {how_to_convert(syntax).capitalize()}.",
+            f"{of}The pixels are stored as {name_syntax(syntax)}, which is not read; the files are not "
+            f"damaged: {how_to_convert(syntax)}.",
         )
     texts = {
         "damaged-dicom": f"{count} of {total} DICOM files are damaged or cut short: copy the series again.",
