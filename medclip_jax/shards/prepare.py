@@ -34,7 +34,7 @@ from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, o
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import rejected_file, write_rejected
 from medclip_jax.shards.scan import NOTED, REJECTED
-from medclip_jax.shards.settings import PrepareSettings, resolve
+from medclip_jax.shards.settings import PrepareSettings, resolve, unknown_masks
 from medclip_jax.shards.work import Rejections, available_cores, make_shards
 
 WHOLE = Part(1, 1)
@@ -146,6 +146,13 @@ def _prepare(
         raise ShardError("the corpus has no studies: check the table, --root and --limit")
     out = Path(out)
     settings = resolve(settings, studies)
+    if settings.unknown_masks:
+        names = unknown_masks(studies)
+        shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+        say(
+            f"{len(names)} masks are left out, because their names are not known as organs: {shown}. Take "
+            "those that you want with --organs; what is named there is written into the set"
+        )
     if settings.tokenizer not in ("train", None):
         load_tokenizer(settings.tokenizer)  # it is copied at the end, which is late to learn of a mistake
     start = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from medclip_jax.corpora.organ_names import is_organ_name
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.record import Schema, ShardError
 from medclip_jax.volumes import RULES
@@ -22,7 +23,8 @@ class PrepareSettings:
         crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
             ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.
         findings: columns of `findings` and `labels`; None means Cardiac-CLIP's seven.
-        organs: channels of `organs` in this order; None means all that the studies name, sorted.
+        organs: channels of `organs` in this order; None means all that the studies name, sorted, as far as
+            the names are those of organs (`medclip_jax.corpora.organ_names`).
         measurements: columns of `measurements`; None means all that the studies name, sorted.
         cell: voxels per organ cell along each axis; 0 prepares no organs.
         tokenizer: "train" learns a WordPiece on the train split's texts; a folder is copied; None
@@ -40,6 +42,7 @@ class PrepareSettings:
             none. Told by the table, and written down here.
         kernel: only DICOM series of this reconstruction kernel, see `volumes.read_volume`; None takes any.
         series_rule: how one of several DICOM series is chosen where a study names none.
+        unknown_masks: how many other names the masks have, which were left out; found by `resolve`.
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
@@ -60,6 +63,7 @@ class PrepareSettings:
     zero_label: str | None = None
     kernel: str | None = None
     series_rule: str = "best"
+    unknown_masks: int = 0
 
     @property
     def schema(self) -> Schema:
@@ -103,19 +107,27 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
             f"organ cells of {settings.cell} voxels do not divide the shape {shape}: choose a cell that does "
             "(and that divides the patch size of the model), or 0 for no organs"
         )
-    named = sorted({name for study in studies for name in organ_names(study)})
-    organs = tuple(named) if settings.organs is None else tuple(settings.organs)
+    named = {name for study in studies for name in organ_names(study)}
+    unknown = unknown_masks(studies)
+    known = sorted(named - set(unknown))
+    organs = tuple(known) if settings.organs is None else tuple(settings.organs)
+    if settings.cell and not organs and unknown:
+        raise ShardError(
+            f"organ cells were asked for, but none of the {len(unknown)} mask names is known as an organ: "
+            "give those that you want with --organs, as the files or the class map name them"
+        )
     if settings.cell and not organs:
         raise ShardError(
             "organ cells were asked for, but no study has organ masks: give the table an 'organs' column, "
             "or prepare without --organ-cell"
         )
-    if settings.cell and not set(organs) & set(named):
-        raise ShardError(f"no study has a mask of {', '.join(organs)}; the masks name {', '.join(named)}")
+    there = f"{', '.join(known) or 'no known organ'}" + (f" and {len(unknown)} others" if unknown else "")
+    if settings.cell and not set(organs) & named:
+        raise ShardError(f"no study has a mask of {', '.join(organs)}; the masks name {there}")
     if settings.crop not in ("center", "box") and settings.crop not in named:
         raise ShardError(
             f"cannot crop around '{settings.crop}': no study has such an organ mask. Use 'center', 'box' or "
-            f"one of: {', '.join(named) or 'no organ at all'}"
+            f"one of: {there}"
         )
     if settings.crop == "box" and not any("box_x_min" in study.measurements for study in studies):
         raise ShardError("cannot crop around a box: the table has no 'box' column")
@@ -148,9 +160,16 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         measurements=tuple(measurements),
         fractions=tuple(settings.fractions),
         per_shard=per_shard,
+        unknown_masks=len(unknown) if settings.cell and settings.organs is None else 0,
     )
 
 
 def organ_names(study: Study) -> set[str]:
     """Names of the organs that a study's masks can show."""
     return set(study.organ_classes.values()) if "*" in study.organs else set(study.organs)
+
+
+def unknown_masks(studies: Sequence[Study]) -> list[str]:
+    """Names of masks that are no names of organs. They may be patients': for the user's screen alone."""
+    named = {name for study in studies for name in organ_names(study)}
+    return sorted(name for name in named if not is_organ_name(name))

@@ -14,6 +14,7 @@ from medclip_jax.shards.organs import occupancy, organ_texts
 from medclip_jax.shards.plan import examine, make_plan
 from medclip_jax.shards.prepare import prepare
 from medclip_jax.shards.read import open_split
+from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.settings import PrepareSettings, resolve
 from medclip_jax.volumes import Volume
 
@@ -253,3 +254,29 @@ def test_occupancy_of_thin_organs_rounds_to_the_nearest():
     cells, notes = occupancy({"heart": (mask, volume.affine)}, ("heart",), volume, volume, 4)
     assert cells.item() == 4
     assert notes == []
+
+
+def test_names_of_masks_that_may_be_patients_are_not_written(tmp_path, capsys):
+    """A mask is named after its file, and files are named after patients."""
+    secret = "PHI-778812_Mueller_heart"
+    masks = {"heart": (HEART, AFFINE), secret: (HEART, AFFINE)}
+    sample, _ = prepared(tmp_path, masks, dataclasses.replace(SETTINGS, organs=None))
+    assert len(sample["organs"]) == 1
+    written = {path: path.read_bytes() for path in (tmp_path / "shards").rglob("*") if path.is_file()}
+    assert not [path for path, content in written.items() if b"778812" in content or b"Mueller" in content]
+    assert json.loads(written[tmp_path / "shards/prepare.json"])["settings"]["unknown_masks"] == 1
+    studies = folder(tmp_path / "studies.csv")
+    assert not capsys.readouterr().err  # the first was told to say nothing
+    settings = dataclasses.replace(SETTINGS, organs=(secret,))
+    info = prepare(studies, tmp_path / "named", settings, workers=1, key=b"k")
+    assert info.organs == (secret,)
+    assert "masks are left out" not in capsys.readouterr().err
+    prepare(studies, tmp_path / "told", dataclasses.replace(SETTINGS, organs=None), workers=1, key=b"k")
+    assert f"1 masks are left out, because their names are not known as organs: '{secret}'" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "masks/heart.nii.gz").unlink()
+    settings = dataclasses.replace(SETTINGS, organs=None)
+    with pytest.raises(ShardError, match=r"none of the 1 mask names is known .*--organs") as error:
+        prepare(folder(tmp_path / "studies.csv"), tmp_path / "none", settings, key=b"k")
+    assert secret not in str(error.value)
