@@ -1,16 +1,22 @@
 """What a sentence says about a mention: affirmed, negated, uncertain, history or hypothesis.
 
-Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a trigger reaches forwards or backwards
-over its clause until a terminator or a finished predicate, and what it reaches takes its meaning. All text is
-lower case.
+Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a cue reaches forwards or backwards over
+its statement, and what it reaches takes its meaning. The cues are in `medclip_jax.reports.cues`; here is how
+far each reaches.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+
+from medclip_jax.reports.cleaning import normalize
+from medclip_jax.reports.cues import CUES, DEGREE
 
 
 class Assertion(Enum):
@@ -31,94 +37,13 @@ class Judgement:
     trigger: str
 
 
-_BE = r"(?:is|are|was|were|be|been|being|has been|have been)"
-_SEEN = (
-    r"(?:observed|detected|seen|noted|identified|found|present|visuali[sz]ed|distinguished|demonstrated|evident"
-    r"|encountered|monitored|followed|watched|available|selected|determined|noticed|recogni[sz]ed|appreciated"
-    r"|shown)"
-)
-_DEGREE = r"(?:mild|minimal|small|moderate|trace|stable|unchanged|mildly|minimally|moderately)"
-_EXTENT = (
-    r"(?:(?:significant|interval|obvious|relevant|appreciable|substantial|definite|marked|major|notable|clear"
-    r"|considerable|other|important|prominent|remarkable|size|dimensional) ){0,2}"
-)
+_COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in CUES)
 
-# In order of precedence: words taken by one kind are not looked at for the kinds below it.
-_TRIGGERS: tuple[tuple[str, str], ...] = (
-    # "no", "not", "without" that deny a change, a contrast medium or an assessment, not the finding.
-    (
-        "pseudo",
-        rf"\bno {_EXTENT}(?:changes?|difference|progression|regression)\b"
-        r"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
-        r"|\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b"
-        rf"|\bwithout (?:any )?{_EXTENT}(?:changes?|difference)\b"
-        r"|\bnot only\b|\bnot (?:\w+ )?(?:change|changed|differ)\b|\bnon-?contrast\w*"
-        r"|\bnot (?:be )?(?:given|administered|used)\b|\bnot (?:\w+ )?increased in size\b"
-        r"|\b(?:can|could|may|did|do|does) ?not (?:be )?(?:\w+ )?"
-        r"(?:evaluated|assessed|differentiated|change|distinguished from)\b",
-    ),
-    (
-        "uncertain_before",
-        r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious (?:for|of)|suspected|suspicion of|questionable"
-        r"|may (?:be|represent|belong|suggest|indicate)|might (?:be|represent)|could (?:be|represent)"
-        r"|equivocal|can ?not exclude|concerning for|differential diagnosis|doubtful)\b",
-    ),
-    (
-        "uncertain_after",
-        r"\?|\b(?:can ?not|could not|can't) be (?:\w+ )?(?:excluded|ruled out)\b|\bnot (?:be )?excluded\b"
-        r"|\b(?:is|are|was|were) (?:suspected|suspicious|questionable|possible|doubtful)\b",
-    ),
-    # What was there once and has gone, however long the sentence between.
-    (
-        "gone",
-        rf"\b(?:is|are|was|were) (?:not|no longer) {_SEEN} (?:in|on|at) (?:the |this )?"
-        r"(?:current|present|today)"
-        rf"|\b(?:previous|prior)\b[^.;]{{0,60}}?\b(?:is|are|was|were) (?:not|no longer) {_SEEN}\b"
-        r"|\b(?:is|are|was|were|has|have)? ?(?:completely |totally )?(?:resolved|disappeared|resorbed)\b"
-        r"|\b(?:complete|total|full) (?:regression|resolution|resorption)\b|\bregressed completely\b"
-        r"|\bcompletely regressed\b|\b(?:is|are|was|were|has been|have been) removed\b",
-    ),
-    # "Effusion - no thickening was detected": one denial for both sides of the dash.
-    (
-        "negated_both",
-        rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {_SEEN})",
-    ),
-    (
-        "negated_after",
-        rf"\b(?:{_BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{_BE} )?{_SEEN}\b"
-        rf"|\b(?:can|could) ?not be {_SEEN}\b"
-        r"|\b(?:is|are|was|were) (?:absent|negative(?! for)|excluded|ruled out)\b"
-        r"|\b(?:not|no longer) exists?\b|: ?(?:none|no|negative|absent)\b(?= ?(?:[.,;)]|$))|\(-\)",
-    ),
-    (
-        "negated_before",
-        r"\bno\b|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\bfree (?:of|from)\b|\bnegative for\b"
-        r"|\bneither\b|\bnor\b|\bdenies\b|\bfailed to (?:show|reveal|demonstrate)\b|\bnone of\b|\black of\b"
-        r"|\bruled out\b|\bcannot\b",
-    ),
-    (
-        "history",
-        r"\bhistory of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b|\bstatus post\b",
-    ),
-    (
-        "hypothesis",
-        r"\b(?:to|in order to) (?:rule out|exclude|assess for|evaluate for|look for)\b|\bin terms of\b"
-        r"|\bevaluate for\b|\br/o\b|\brule out\b|\bindication\b|\bif (?:there is|clinically)\b",
-    ),
-    (
-        "terminator",
-        r"\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bexcept(?: for)?\b|\bapart from\b|\baside from\b"
-        r"|\bother than\b|\bwhereas\b|\bwhile\b|\byet\b|\bnevertheless\b|\bon the other hand\b|;"
-        r"|\bthere (?:is|are|was|were)\b(?! no)|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b"
-        rf"|\botherwise\b|\bbesides\b|\bthen\b|(?:,|\band) (?=(?:an? )?{_DEGREE}\b)|\band (?=no\b|without\b)",
-    ),
-    ("predicate", rf"\b{_BE} (?:also |again |still |\w+ly )?{_SEEN}\b"),
-    # Uncertainty, history and hypothesis reach less far than negation does.
-    ("border", r"[,()]"),
-)
 _FORWARD = {
     "negated_before": Assertion.NEGATED,
     "negated_both": Assertion.NEGATED,
+    "unlikely_before": Assertion.NEGATED,
+    "gone_before": Assertion.NEGATED,
     "uncertain_before": Assertion.UNCERTAIN,
     "history": Assertion.HISTORY,
     "hypothesis": Assertion.HYPOTHESIS,
@@ -126,35 +51,99 @@ _FORWARD = {
 _BACKWARD = {
     "negated_after": Assertion.NEGATED,
     "negated_both": Assertion.NEGATED,
+    "unlikely_after": Assertion.NEGATED,
+    "answered_no": Assertion.NEGATED,
     "gone": Assertion.NEGATED,
     "uncertain_after": Assertion.UNCERTAIN,
+    "choice_open": Assertion.HYPOTHESIS,
+    "not_assessed": Assertion.HYPOTHESIS,
 }
-_ENDS = frozenset({"terminator", "predicate", "negated_after", "gone"})
 _ORDER = (Assertion.NEGATED, Assertion.HYPOTHESIS, Assertion.HISTORY, Assertion.UNCERTAIN)
-_COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in _TRIGGERS)
+_ENDS = frozenset(
+    "terminator except aside predicate negated_after unlikely_after answered_no answered_yes gone".split()
+)
+"""Kinds that no reach goes beyond."""
+_CLAUSES = frozenset({"terminator", "except", "aside"})
+"""Kinds at which a clause begins."""
+_STOPS = {
+    # What has gone is named anywhere before in the statement: "the effusion, which was large, has resolved".
+    "gone": frozenset({"terminator", "answered_no", "answered_yes"}),
+    # Uncertainty and history stay within their commas and brackets.
+    "uncertain_before": _ENDS | {"border"},
+    "uncertain_after": _ENDS | {"border"},
+    "history": _ENDS | {"border"},
+}
 
 
 @dataclass(frozen=True)
-class _Trigger:
+class _Cue:
     kind: str
     start: int
     end: int
 
 
+class _Stops:
+    """Where a reach ends, in order."""
+
+    def __init__(self, cues: Sequence[_Cue], kinds: frozenset[str]):
+        stops = [cue for cue in cues if cue.kind in kinds]
+        self._starts = [cue.start for cue in stops]
+        self._ends = [cue.end for cue in stops]
+
+    def between(self, left: int, right: int) -> bool:
+        """Whether a stop begins at or after `left` and before `right`."""
+        index = bisect_left(self._starts, left)
+        return index < len(self._starts) and self._starts[index] < right
+
+    def behind(self, start: int, right: int) -> bool:
+        """Whether a stop that ends after `start` begins before `right`."""
+        index = bisect_right(self._ends, start)
+        return index < len(self._ends) and self._starts[index] < right
+
+    def next(self, position: int, default: int) -> int:
+        """Where the first stop at or after a position begins."""
+        index = bisect_left(self._starts, position)
+        return self._starts[index] if index < len(self._starts) else default
+
+
 class Sentence:
-    """A sentence with its triggers found once, so that every finding can ask about its mentions.
+    """A sentence with its cues found once, so that every finding can ask about its mentions.
 
     Attributes:
-        text: the sentence in lower case, white space collapsed.
-        clauses: (start, end) of the stretches between terminators.
+        text: the sentence as `normalize` gives it.
     """
 
     def __init__(self, text: str):
-        self.text = " ".join(text.lower().split())
-        self._triggers = _find_triggers(self.text)
-        borders = [trigger.start for trigger in self._triggers if trigger.kind == "terminator"]
-        edges = [0, *borders, len(self.text)]
-        self.clauses = [(start, end) for start, end in itertools.pairwise(edges) if end > start]
+        self.text = normalize(text)
+
+    @cached_property
+    def clauses(self) -> list[tuple[int, int]]:
+        """(start, end) of the stretches between terminators."""
+        borders = [cue.start for cue in self._cues if cue.kind in _CLAUSES]
+        pairs = itertools.pairwise([0, *borders, len(self.text)])
+        return [(start, end) for start, end in pairs if end > start]
+
+    @cached_property
+    def _cues(self) -> list[_Cue]:
+        return _with_new_statements(self.text, _find_cues(self.text))
+
+    @cached_property
+    def _stops(self) -> dict[frozenset[str], _Stops]:
+        return {kinds: _Stops(self._cues, kinds) for kinds in {_ENDS, *_STOPS.values()}}
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[_Cue]]:
+        kinds: dict[str, list[_Cue]] = {}
+        for cue in self._cues:
+            kinds.setdefault(cue.kind, []).append(cue)
+        return kinds
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[list[int], list[int]]]:
+        return {
+            kind: ([cue.start for cue in found], [cue.end for cue in found])
+            for kind, found in self._by_kind.items()
+        }
 
     def judge(self, start: int, end: int) -> Judgement:
         """Say how the words from `start` to `end` are meant.
@@ -168,47 +157,135 @@ class Sentence:
             and affirmed where none does.
         """
         reached: dict[Assertion, str] = {}
-        for position, trigger in enumerate(self._triggers):
-            words = self.text[trigger.start : trigger.end]
-            forward, backward = _FORWARD.get(trigger.kind), _BACKWARD.get(trigger.kind)
-            if forward and trigger.end <= start and self._reach_forward(position, forward) >= start:
-                reached.setdefault(forward, words)
-            elif backward and trigger.start >= end and self._reach_backward(position, backward) <= start:
-                reached.setdefault(backward, words)
-            elif trigger.kind == "negated_before" and start <= trigger.start and trigger.end <= end:
-                reached.setdefault(Assertion.NEGATED, words)  # "heart is not enlarged"
+        for kind in self._by_kind:
+            for cue, assertion in self._reaching(kind, start, end):
+                words = self.text[cue.start : cue.end].strip(" ,;:")
+                if kind in _FORWARD and cue.end <= start:
+                    excepted = self._exception(end) if assertion is Assertion.NEGATED else ""
+                    if excepted:
+                        return Judgement(Assertion.AFFIRMED, excepted)
+                reached.setdefault(assertion, words)
         for assertion in _ORDER:
             if assertion in reached:
                 return Judgement(assertion, reached[assertion])
         return Judgement(Assertion.AFFIRMED, "")
 
-    def _stops(self, trigger: _Trigger, assertion: Assertion) -> bool:
-        return trigger.kind in _ENDS or (trigger.kind == "border" and assertion is not Assertion.NEGATED)
+    def _reaching(self, kind: str, start: int, end: int) -> list[tuple[_Cue, Assertion]]:
+        """The nearest cue of a kind on either side that reaches a mention."""
+        stops = self._stops[_STOPS.get(kind, _ENDS)]
+        starts, ends = self._places[kind]
+        found = []
+        if kind in _FORWARD:
+            index = bisect_right(ends, start) - 1
+            if index >= 0 and not stops.between(ends[index], start):
+                found.append((self._by_kind[kind][index], _FORWARD[kind]))
+        if kind in _BACKWARD:
+            index = bisect_left(starts, end)
+            if index < len(starts) and not stops.behind(start, starts[index]):
+                found.append((self._by_kind[kind][index], _BACKWARD[kind]))
+        if kind in ("negated_before", "unchanged"):
+            # "heart is not enlarged", "no increase in heart size": the denial is part of the mention.
+            index = bisect_left(ends, start + 1)
+            if index < len(starts) and starts[index] < end:
+                inside = start <= starts[index] and ends[index] <= end
+                if inside or kind == "unchanged":
+                    found.append((self._by_kind[kind][index], Assertion.NEGATED))
+        return found
 
-    def _reach_forward(self, position: int, assertion: Assertion) -> int:
-        for trigger in self._triggers[position + 1 :]:
-            if self._stops(trigger, assertion):
-                return trigger.start
-        return len(self.text)
+    def _exception(self, end: int) -> str:
+        """The exception from a denial that begins behind a mention and names nothing but a place or a size."""
+        for cue in self._by_kind.get("except", ()):
+            if cue.start < end:
+                continue
+            between = self.text[end : cue.start]
+            if len(between) > _NEAR or re.search(r",|\b(?:or|and|nor)\b", between):
+                break
+            stop = self._stops[_ENDS].next(cue.end, len(self.text))
+            rest = self.text[cue.end : stop]
+            return self.text[cue.start : cue.end] if _PART.search(rest) and not _FINDING.search(rest) else ""
+        one = _ONE.search(self.text, end, end + _FAR)
+        return one.group().strip(" ,") if one and not _FINDING.search(self.text, end, one.start()) else ""
 
-    def _reach_backward(self, position: int, assertion: Assertion) -> int:
-        if self._triggers[position].kind == "gone":
-            return 0
-        for trigger in reversed(self._triggers[:position]):
-            if self._stops(trigger, assertion):
-                return trigger.end
-        return 0
+
+_NEAR, _FAR = 40, 80
+"""Characters behind a mention within which its exception, and the word that takes it up again, are looked for."""
+_PART = re.compile(
+    r"\b(?:right|left|upper|lower|middle|base|bases|apex|apices|lobes?|lingula|segment|side|focus|foci|area|areas"
+    r"|region|one|few|single|some|tiny|trace|small|minimal|solitary|previously|known|mm|cm|r[uml]l|l[ul]l)\b|\d"
+)
+_FINDING = re.compile(
+    r"\w*atelecta|nodul|effusion|consolidat|emphysem|fibro|scar|cyst|calcif|thicken|opaci|mass|edema|pneumo"
+    r"|bronchiect|hernia|cardiomeg|stenos|plaque|adenopath|granulom|fractur|infiltrat|device|catheter|stent"
+)
+_ONE = re.compile(
+    rf"(?:\band|\bbut|,) (?:an? )?(?:{DEGREE} |large |new )*(?:one\b|(?:present|seen|noted) (?=on\b|in\b))"
+    rf"|(?:\band|\bbut|,) (?:an? )?(?:{DEGREE}|large) (?=(?:on|in|at) the\b)"
+)
 
 
-def _find_triggers(text: str) -> list[_Trigger]:
-    taken = bytearray(len(text))
-    found: list[_Trigger] = []
+def _find_cues(text: str) -> list[_Cue]:
+    taken = bytearray(len(text) + 1)
+    found: list[_Cue] = []
     for kind, pattern in _COMPILED:
         for match in pattern.finditer(text):
             start, end = match.span()
             if any(taken[start:end]):
                 continue
             taken[start:end] = b"\x01" * (end - start)
-            if kind != "pseudo":
-                found.append(_Trigger(kind, start, end))
-    return sorted(found, key=lambda trigger: trigger.start)
+            found.append(_Cue(kind, start, end))
+    return sorted(found, key=lambda cue: cue.start)
+
+
+_LIST = re.compile(r"\b(?:or|nor|and)\b|/")
+_ALTERNATIVE = re.compile(r"\b(?:or|nor)\b")
+_ADJECTIVE = re.compile(r"(?:\w(?:al|ic|ous|ive|ed|ar|able|ant|ent|iform|chy)|large|acute|focal|new)$")
+_FINITE = re.compile(
+    r"\s*(?:\w[\w-]* ){1,4}?(?:(?:is|are|was|were) (?!not\b|observed|detected|seen|noted|identified|found|present"
+    r"|visuali)|shows?\b|demonstrates?\b|reveals?\b|contains?\b|has\b|have\b|measures?\b)"
+)
+_PLACE = re.compile(r"\b(?:in|at|on) (?:the|both)\b")
+_ABSENCE = re.compile(r"\bin the absence of [^,.;]{1,40}?(?P<end> (?=an? )|,)")
+
+
+def _with_new_statements(text: str, cues: list[_Cue]) -> list[_Cue]:
+    """Add terminators where a statement follows a denial without any word that parts them.
+
+    "No effusion, heart is enlarged", "no embolism, consolidation in the right lower lobe is seen" and "no
+    effusion, cardiomegaly" are two statements each; a list under one denial has "or", more than two items or
+    one predicate. And "no effusion, small nodule or mass" is one list, in spite of its word of degree.
+    """
+    ends = [n for n, cue in enumerate(cues) if cue.kind in _ENDS]
+    dropped: set[int] = set()
+    added: list[_Cue] = []
+    for first, last in itertools.pairwise([-1, *ends, len(cues)]):
+        inner = cues[first + 1 : last]
+        denial = next((cue for cue in reversed(inner) if cue.kind == "negated_before"), None)
+        if denial is None:
+            continue
+        tail = cues[last] if last < len(cues) else None
+        stop = tail.start if tail else len(text)
+        if tail and tail.kind == "terminator" and text[tail.start] == "," and tail.end - tail.start == 2:
+            following = next((cues[n].start for n in ends if n > last), len(text))
+            between = _ALTERNATIVE.search(text, tail.end, following)
+            if between and not _PLACE.search(text, tail.end, between.start()):
+                dropped.add(last)
+            continue
+        commas = [
+            cue for cue in inner
+            if cue.kind == "border" and text[cue.start] == "," and cue.start >= denial.end
+        ]  # fmt: skip
+        for comma in commas:
+            if _FINITE.match(text, comma.end, stop) and not _ALTERNATIVE.search(text, comma.end, stop):
+                added.append(_Cue("terminator", comma.start, comma.end))
+        if len(commas) != 1 or _LIST.search(text, denial.end, stop):
+            continue
+        (comma,) = commas
+        own_predicate = tail is not None and tail.kind == "predicate" and _PLACE.search(text, comma.end, stop)
+        if (tail is None or own_predicate) and not _ADJECTIVE.search(text[denial.end : comma.start].rstrip()):
+            added.append(_Cue("terminator", comma.start, comma.end))
+    added += [_Cue("terminator", match.start("end"), match.end("end")) for match in _ABSENCE.finditer(text)]
+    replaced = {cue.start for cue in added}
+    kept = [
+        cue for n, cue in enumerate(cues) if n not in dropped and (cue.kind != "border" or cue.start not in replaced)
+    ]
+    return sorted([*kept, *added], key=lambda cue: cue.start)

@@ -1,15 +1,20 @@
-"""Findings from report text by rules: present, absent or not mentioned."""
+"""Findings from report text by rules: present, absent or not mentioned.
+
+`read_report` is the one way in which a report is read; `extract` keeps its statuses, and `medclip reports` shows
+all of it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from medclip_jax.reports.context import Assertion, Sentence
-from medclip_jax.reports.sections import split_sections
-from medclip_jax.reports.sentences import split_sentences
+from medclip_jax.reports.numbers import READERS
+from medclip_jax.reports.sections import cut_sections
+from medclip_jax.reports.templates import split_statements
 from medclip_jax.reports.vocabulary import (
     CARDIAC_FINDINGS,
     CT_RATE_COLUMNS,
@@ -17,7 +22,6 @@ from medclip_jax.reports.vocabulary import (
     FINDINGS,
     PHANTOM_FINDINGS,
     Finding,
-    Measurement,
 )
 
 __all__ = [
@@ -29,18 +33,16 @@ __all__ = [
     "Decision",
     "Evidence",
     "Finding",
-    "Measurement",
+    "ReadSection",
+    "ReadSentence",
+    "Reading",
     "extract",
     "extract_detailed",
+    "read_report",
 ]
 
 UNCERTAIN_MEANINGS = {"present": 1, "absent": -1, "unknown": 0}
 """How a finding is counted whose only mentions are uncertain."""
-
-_NOT_READ = frozenset({"clinical_information", "technique", "comparison", "examination"})
-"""Sections that say why and how the scan was made, not what it shows."""
-_LONGEST_REQUEST = 400
-"""Characters up to which such a section is always believed to be one."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,20 @@ class Evidence:
     """One mention of a finding.
 
     Attributes:
-        sentence: the sentence, in lower case.
+        sentence: the sentence as the rules see it: lower case, contractions written out.
         mention: the words that were recognised.
         assertion: how they are meant.
         trigger: the words that made it so, "" where none did.
+        section: name of the section that the sentence stands in, as in `split_sections`.
+        start: index of the mention's first character in `sentence`.
     """
 
     sentence: str
     mention: str
     assertion: Assertion
     trigger: str
+    section: str = ""
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,62 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class ReadSentence:
+    """A sentence and what it says.
+
+    Attributes:
+        text: as written, cleaned.
+        topic: the label that it stands under in a structured report, "" where there is none.
+        evidence: finding to its mentions; only findings that have some.
+    """
+
+    text: str
+    topic: str
+    evidence: dict[str, tuple[Evidence, ...]]
+
+
+@dataclass(frozen=True)
+class ReadSection:
+    """A section and how it was read.
+
+    Attributes:
+        name: as in `medclip_jax.reports.sections.Section`.
+        title: as written, "" where there is none.
+        read: False for what says why, how and by whom the scan was made; then it has no sentences.
+        text: cleaned.
+        sentences: in order.
+    """
+
+    name: str
+    title: str
+    read: bool
+    text: str
+    sentences: tuple[ReadSentence, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A report as the rules read it.
+
+    Attributes:
+        sections: in the report's order.
+        decisions: finding to decision, in the order that was given.
+    """
+
+    sections: tuple[ReadSection, ...]
+    decisions: dict[str, Decision]
+
+
+@dataclass(frozen=True)
 class _Rules:
     patterns: re.Pattern | None
     together: tuple[tuple[re.Pattern, re.Pattern], ...]
     implied: tuple[tuple[re.Pattern, re.Pattern], ...]
     normal: re.Pattern | None
     excluded: re.Pattern | None
-    measurements: tuple[tuple[re.Pattern, float], ...]
+    labeled: re.Pattern | None
+    labeled_normal: re.Pattern | None
+    numbers: tuple[str, ...]
 
 
 @lru_cache(maxsize=256)
@@ -96,7 +151,9 @@ def _compile(finding: Finding) -> _Rules:
         implied=tuple((re.compile(core), re.compile(place)) for core, place in finding.implied),
         normal=either(finding.normal),
         excluded=either(finding.excluded),
-        measurements=tuple((re.compile(rule.pattern), rule.above) for rule in finding.measurements),
+        labeled=either(finding.labeled),
+        labeled_normal=either(finding.labeled_normal),
+        numbers=finding.numbers,
     )
 
 
@@ -107,7 +164,8 @@ def extract(
 
     Args:
         text: a report or a section of one; "" gives 0 everywhere. Where there are section headers, what
-            stands under clinical information, technique, comparison and examination is not read.
+            stands under clinical information, technique, comparison and examination is not read, nor are
+            lines of names and signatures.
         findings: names from `FINDINGS`.
         uncertain: what a finding with only uncertain mentions counts as: "present", "absent" or "unknown".
 
@@ -128,12 +186,23 @@ def extract_detailed(
     """Read the findings off a report and keep the sentence and the words behind each decision.
 
     One definite mention makes a finding present, whatever is denied elsewhere: "no effusion on the right"
-    does not undo "effusion on the left". Mentions as history or hypothesis decide nothing.
+    does not undo "effusion on the left". Only an addendum corrects. Mentions as history or hypothesis decide
+    nothing.
 
     Args and errors as in `extract`.
 
     Returns:
         Name to decision, in the order of `findings`.
+    """
+    return read_report(text, findings, uncertain=uncertain).decisions
+
+
+def read_report(
+    text: str, findings: Iterable[str] = CT_RATE_FINDINGS, *, uncertain: str = "present"
+) -> Reading:
+    """Read a report and keep how: its sections, their sentences, the mentions in each and the decisions.
+
+    Args and errors as in `extract`.
     """
     if uncertain not in UNCERTAIN_MEANINGS:
         raise ValueError(f"uncertain must be one of {', '.join(UNCERTAIN_MEANINGS)}, not {uncertain!r}")
@@ -141,25 +210,31 @@ def extract_detailed(
     unknown = [name for name in names if name not in FINDINGS]
     if unknown:
         raise KeyError(f"unknown findings {', '.join(unknown)}; known: {', '.join(sorted(FINDINGS))}")
-    sentences = [Sentence(sentence) for part in _parts_to_read(text) for sentence in split_sentences(part)]
-    decisions = {}
-    for name in names:
-        rules = _compile(FINDINGS[name])
-        evidence = tuple(found for sentence in sentences for found in _mentions(sentence, rules))
-        decisions[name] = _decide(evidence, UNCERTAIN_MEANINGS[uncertain])
-    return decisions
-
-
-def _parts_to_read(text: str) -> list[str]:
-    sections = split_sections(text)
-    read = [content for name, content in sections.items() if name not in _NOT_READ]
-    # A report without a findings header may run on after "Technique: ..."; then that part is its body.
-    longest = max(_LONGEST_REQUEST, sum(map(len, read)))
-    return [content for name, content in sections.items() if name not in _NOT_READ or len(content) > longest]
+    rules = {name: _compile(FINDINGS[name]) for name in names}
+    sections = []
+    found: dict[str, list[Evidence]] = {name: [] for name in names}
+    for part in cut_sections(text):
+        sentences = []
+        for statement in split_statements(part.text) if part.read else ():
+            sentence = Sentence(statement.text)
+            evidence = {}
+            for name in names:
+                mentions = _mentions(sentence, statement.topic, rules[name])
+                if mentions:
+                    evidence[name] = tuple(replace(mention, section=part.name) for mention in mentions)
+                    found[name] += evidence[name]
+            sentences.append(ReadSentence(statement.text, statement.topic, evidence))
+        sections.append(ReadSection(part.name, part.title, part.read, part.text, tuple(sentences)))
+    meaning = UNCERTAIN_MEANINGS[uncertain]
+    return Reading(tuple(sections), {name: _decide(tuple(found[name]), meaning) for name in names})
 
 
 def _decide(evidence: tuple[Evidence, ...], uncertain_status: int) -> Decision:
     meanings = {found.assertion for found in evidence}
+    # An addendum corrects what stands before it.
+    corrected = {found.assertion for found in evidence if found.section == "addendum"}
+    if corrected & {Assertion.AFFIRMED, Assertion.NEGATED}:
+        meanings = corrected
     if Assertion.AFFIRMED in meanings:
         return Decision(1, False, evidence)
     if Assertion.UNCERTAIN in meanings:
@@ -167,40 +242,54 @@ def _decide(evidence: tuple[Evidence, ...], uncertain_status: int) -> Decision:
     return Decision(-1 if Assertion.NEGATED in meanings else 0, False, evidence)
 
 
-def _mentions(sentence: Sentence, rules: _Rules) -> list[Evidence]:
+def _mentions(sentence: Sentence, topic: str, rules: _Rules) -> list[Evidence]:
     text = sentence.text
     found: list[Evidence] = []
     blocked = [match.span() for match in rules.excluded.finditer(text)] if rules.excluded else []
+    label = f"{topic}: " if topic else ""
 
     def add(start: int, end: int, deniable: bool = True) -> None:
         if any(start < stop and begin < end for begin, stop in blocked):
             return
         judgement = sentence.judge(start, end)
         if deniable or judgement.assertion is not Assertion.NEGATED:
-            found.append(Evidence(text, text[start:end], judgement.assertion, judgement.trigger))
+            found.append(_evidence(text, start, end, judgement.assertion, judgement.trigger))
 
-    if rules.normal:
-        for match in rules.normal.finditer(text):
-            judgement = sentence.judge(*match.span())
-            if judgement.assertion is Assertion.AFFIRMED:
-                found.append(Evidence(text, match.group(), Assertion.NEGATED, match.group()))
-                blocked.append(match.span())
-    for pattern, above in rules.measurements:
-        for match in pattern.finditer(text):
-            value = float(match["value"].replace(",", "."))
-            if match.groupdict().get("unit") == "cm":
-                value *= 10
-            assertion = Assertion.AFFIRMED if value > above else Assertion.NEGATED
-            found.append(Evidence(text, match.group(), assertion, match.group()))
-            blocked.append(match.span())
-    if rules.patterns:
-        for match in rules.patterns.finditer(text):
-            add(*match.span())
+    def add_normal(start: int, end: int) -> None:
+        if sentence.judge(start, end).assertion is Assertion.AFFIRMED:
+            found.append(_evidence(text, start, end, Assertion.NEGATED, text[start:end]))
+            blocked.append((start, end))
+
+    def in_value(pattern: re.Pattern | None) -> list[tuple[int, int]]:
+        """Matches over the label and its value that reach into the sentence."""
+        spans = [match.span() for match in pattern.finditer(label + text)] if pattern else []
+        return [(max(0, start - len(label)), end - len(label)) for start, end in spans if end > len(label)]
+
+    for match in rules.normal.finditer(text) if rules.normal else ():
+        add_normal(*match.span())
+    for start, end in in_value(rules.labeled_normal):
+        add_normal(start, end)
+    for key in rules.numbers:
+        for number in READERS[key](text):
+            assertion = Assertion.AFFIRMED if number.exceeds else Assertion.NEGATED
+            words = text[number.start : number.end]
+            found.append(_evidence(text, number.start, number.end, assertion, words))
+            blocked.append((number.start, number.end))
+    for match in rules.patterns.finditer(text) if rules.patterns else ():
+        add(*match.span())
+    for start, end in in_value(rules.labeled):
+        add(start, end)
     for pairs, deniable in ((rules.together, True), (rules.implied, False)):
         for core, place in pairs:
+            if not core.search(text):
+                continue
             for start, end in sentence.clauses:
                 clause = text[start:end]
-                if place.search(clause):
+                if place.search(clause) or (topic and place.search(label + clause)):
                     for match in core.finditer(clause):
                         add(start + match.start(), start + match.end(), deniable)
     return found
+
+
+def _evidence(text: str, start: int, end: int, assertion: Assertion, trigger: str) -> Evidence:
+    return Evidence(text, text[start:end], assertion, trigger, start=start)

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import re
 
+from medclip_jax.reports.cleaning import join_wrapped_lines
+
 _ABBREVIATIONS = re.compile(
     r"(?:dr|mrs?|prof|no|nr|figs?|approx|ca|cf|vs|etc|e\.g|i\.e|al|ser|im|img|inc|resp|max|min|avg|diam|incl|excl"
-    r"|ant|post|sup|inf|lat|med|vert|segm?)"
+    r"|ant|post|sup|inf|lat|med|vert|segm?|pl|eff|bilat|rt|lt|sig|susp|poss|prob|calc|st)"
 )
-_BREAK = re.compile(r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|[\"•●▪\n\r]+")
-
+# Double quotes part the points of CT-RATE's impressions. One that hugs a word in small letters quotes it.
+_BREAK = re.compile(
+    r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|(?<=[a-z]{3})\.(?=[a-z]{4})"
+    r"|(?<!\S)\"(?=\s*[A-Z\d]|\s|$)|\"(?=\s+[A-Z\"]|\s*$)|[•●▪\n\r]+"
+)
 _BULLETS = ' \t\r\n"“”•●▪*-–'
 _ITEM = re.compile(r"^\d{1,2}[.)]\s+")
-# A line that goes on in lower case or with a number is a wrapped line, not the next item.
-_WRAPPED = re.compile(r"(?<![.!?:;\s])[ \t]*\r?\n[ \t]*(?=[a-z(]|\d+(?:[.,]\d+)?[ x]?(?:mm|cm|x)\b)")
+_NUMBER = re.compile(r"(?<!\S)(\d{1,2})[.)]\s+(?=[A-Z\d])")
+# The answer to what stands before it ("Consolidation? No.").
+_ANSWER = re.compile(
+    r"\s*(?:no(?:ne)?|nil|yes|negative|positive|absent|present|not (?:seen|present|identified|detected|observed))"
+    r"\b(?: (?:seen|identified|detected|present|noted))?\s*(?:[.;,]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+LONGEST_SENTENCE = 1000
+"""Characters. What is longer is no sentence, and is cut so that the cost of reading grows with length only."""
 
 
 def split_sentences(text: str) -> list[str]:
     """Split a report into sentences.
 
     A full stop ends a sentence unless it stands inside a number ("3.5 x 2 cm") or after an abbreviation that
-    no capital follows. Line breaks (but not of wrapped lines), bullets and the double quotes with which
-    CT-RATE separates the points of its impressions also end one. A semicolon does not: what stands before it
-    ("In the lung window; ...") is often no statement of its own.
+    no capital follows. Line breaks (but not of wrapped lines), bullets, the numbers of a list that runs on
+    in one line and the double quotes with which CT-RATE separates the points of its impressions also end
+    one. A semicolon does not: what stands before it ("In the lung window; ...") is often no statement of
+    its own. A question mark does not where the answer follows. More than `LONGEST_SENTENCE` characters
+    without an end are cut at a comma or a space.
 
     Args:
         text: any report text.
@@ -30,21 +44,59 @@ def split_sentences(text: str) -> list[str]:
     Returns:
         The sentences in order, without bullets and item numbers; none is empty.
     """
-    text = _WRAPPED.sub(" ", text)
+    text = join_wrapped_lines(text.replace("\r\n", "\n"))
     pieces: list[str] = []
     start = 0
+    for end in sorted({*_ends(text), *_numbered_items(text)}):
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
+    sentences = (_ITEM.sub("", piece.strip(_BULLETS)).strip(_BULLETS) for piece in pieces)
+    return [part for sentence in sentences for part in _cut_long(sentence) if re.search(r"\w", part)]
+
+
+def _ends(text: str) -> list[int]:
+    ends: list[int] = []
     for match in _BREAK.finditer(text):
+        before = text[max(match.start() - 12, ends[-1] if ends else 0) : match.start()]
         if match.group().startswith("."):
-            before = text[start : match.start()]
             if re.fullmatch(r"\s*\d{1,2}", before):  # the number of a list's item
                 continue
             after = text[match.end() : match.end() + 2].lstrip()
-            word = re.search(r"[\w.]+$", before)
+            word = re.search(r"(?:^|(?<=[^\w.]))[\w.]+$", before)
             token = word.group().lower() if word else ""
             if _ABBREVIATIONS.fullmatch(token) and (not after or not after[0].isupper()):
                 continue
-        pieces.append(text[start : match.end()])
-        start = match.end()
-    pieces.append(text[start:])
-    sentences = (_ITEM.sub("", piece.strip(_BULLETS)).strip(_BULLETS) for piece in pieces)
-    return [sentence for sentence in sentences if re.search(r"\w", sentence)]
+        elif match.group().startswith("?") and _ANSWER.match(text, match.end()):
+            continue
+        ends.append(match.end())
+    return ends
+
+
+def _numbered_items(text: str) -> list[int]:
+    """Where the items of "1. ... 2. ... 3. ..." begin within a line, from the second on."""
+    starts: list[int] = []
+    expected = 1
+    for match in _NUMBER.finditer(text):
+        number = int(match[1])
+        if number == 1:
+            expected = 1
+        if number == expected:
+            if number > 1:
+                starts.append(match.start())
+            expected += 1
+    return starts
+
+
+def _cut_long(sentence: str) -> list[str]:
+    parts = []
+    start = 0
+    while len(sentence) - start > LONGEST_SENTENCE:
+        end = start + LONGEST_SENTENCE
+        half = start + LONGEST_SENTENCE // 2
+        cut = max(sentence.rfind(mark, half, end) for mark in (";", ","))
+        cut = cut if cut > 0 else sentence.rfind(" ", half, end)
+        cut = cut + 1 if cut > 0 else end
+        parts.append(sentence[start:cut].strip())
+        start = cut
+    return [*parts, sentence[start:].strip()]

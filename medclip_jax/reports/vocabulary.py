@@ -12,19 +12,6 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A number in the report that decides a finding.
-
-    Attributes:
-        pattern: regular expression with a group ``value`` and, for a length, a group ``unit`` (mm or cm).
-        above: the finding is present where the value (mm for lengths) exceeds this, else absent.
-    """
-
-    pattern: str
-    above: float
-
-
-@dataclass(frozen=True)
 class Finding:
     """One finding and the wording that states it.
 
@@ -36,7 +23,9 @@ class Finding:
         implied: pairs as in `together` whose presence proves the finding but whose denial says nothing of it.
         normal: statements of normality; a match means absent unless it is itself negated.
         excluded: wordings that contain a mention but mean something else ("subcutaneous emphysema").
-        measurements: numbers that decide the finding.
+        labeled: as `patterns`, over "label: value" of a structured report ("heart: mildly enlarged").
+        labeled_normal: as `normal`, likewise.
+        numbers: keys of `medclip_jax.reports.numbers.READERS`, whose numbers decide the finding.
     """
 
     name: str
@@ -46,16 +35,28 @@ class Finding:
     implied: tuple[tuple[str, str], ...] = ()
     normal: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
+    labeled: tuple[str, ...] = ()
+    labeled_normal: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 _NORMAL = (
-    r"(?<!than )(?<!than the )"
+    r"(?<!than )(?<!than the )(?<!from )(?<!above )(?<!beyond )(?<!compared to )(?<!compared with )"
+    r"(?<!relative to )(?<!exceeds )"
     r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
 )
 _LARGE = r"(?:enlarged?|enlargement|increased?|increases?|larger|dilated|dilatation|dilation)\b"
 _CALCIFIED = r"\bcalci(?:fi|um|c\b|c |nosis)\w*"
 _PLAQUE = rf"(?:\bathero\w*|\bplaques?\b|{_CALCIFIED})"
+_LUNG = (
+    r"\b(?:lungs?|lobes?|lingula\w*|segments?|pulmonary|subpleural|fissures?|parenchymal|r[uml]l|l[ul]l)\b"
+)
+# A nodule of a chest CT for which no other organ is named is one of the lung.
+_NO_OTHER_PLACE = (
+    r"^(?!.*\b(?:thyroid|isthmus|liver|hepat|adrenal|splee|splen|breast|kidney|renal|pancrea|skin|cutaneous"
+    r"|subcutaneous|axilla|pleura|mediastin|hil|lymph|node|bone|rib|vertebr|muscle|soft tissue|neck|chest wall"
+    r"|abdom|periton|omental|salivary|parotid|endobronch|trache|nodular (?:thick|contour)))"
+)
 _CORONARY = (
     r"(?:\bcoronar(?:y|ies)\b|\b(?:lad|rca|lcx|lmca)\b|left anterior descending|circumflex"
     r"|\bleft main (?:stem|artery))"
@@ -65,7 +66,7 @@ _ARTERY = (
     rf"(?:{_AORTA}|(?<!coronary )\barter(?:y|ies|ial)\b|(?<!coronary )\bvascular\b|supra-?aortic|\bcarotid"
     r"|\bsubclavian|\biliac|brachiocephalic)"
 )
-_EFFUSION = r"\b(?:effusions?|fluid)\b"
+_EFFUSION = r"\b(?:effusions?|eff|fluid)\b"
 _JOINED = ("{0} and ", "{0} or ", "{0}, ", "{0}-", "{0}/", "{0} - ", "{0} / ", "{0} and/or ")
 
 
@@ -76,8 +77,11 @@ def _effusion_of_other(own: str, other: str) -> str:
 
 
 _HEART = r"\b(?:heart|cardiac)\b"
-_RATIO = r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b)"
-_PULMONARY_TRUNK = r"(?:\bpulmonary (?:trunk|conus)|\bmain pulmonary artery|\btruncus pulmonalis)"
+_HEART_LABEL = r"^(?:[\w ,/&]*\b)?(?:heart|cardiac)\b(?! (?:valve|rate))[\w ,/&]{0,40}(?::| -) ?"
+_RATIO = r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b)"
+_PULMONARY_TRUNK = (
+    r"(?:\bpulmonary (?:trunk|conus)|\bmain pulmonary artery|\btruncus pulmonalis|\bmpa\b|\bmain pa\b)"
+)
 _PULMONARY_ARTERY = rf"(?:{_PULMONARY_TRUNK}|\bpulmonary arter(?:y|ies|ial)\b)"
 _OTHER_ORGAN = r"(?:thyroid|liver|hepatic|adrenal|spleen|splenic|breast|kidney|renal|pancrea\w*|isthmus)"
 _WALL = r"(?:walls?|sheaths?|cuff\w*)"
@@ -89,15 +93,16 @@ _ALL = (
         "coronary_stenosis",
         "coronary stenosis",
         together=((r"\b(?:stenos[ei]s|stenotic|stenosed|narrow(?:ed|ing)|occlu(?:sion|ded))\b", _CORONARY),),
-        normal=(rf"{_CORONARY}[^.;]{{0,40}}\b(?:is|are) (?:patent|normal|unremarkable|open)",),
-        measurements=(Measurement(r"\bcad-?rads:? ?(?P<value>\d)", 0),),
+        normal=(rf"{_CORONARY}(?:[^.;]{{0,40}}\b(?:is|are)|:) (?:patent|normal|unremarkable|open)",),
+        numbers=("cad_rads", "stenosis_percent"),
     ),
     Finding(
         "coronary_calcification",
         "coronary calcification",
         patterns=(r"\bcacs?\b(?! score)",),
         together=((_PLAQUE, _CORONARY),),
-        measurements=(Measurement(r"\b(?:agatston|calcium) score\w*[^.;\d]{0,20}(?P<value>\d+)", 0),),
+        excluded=(r"\b(?:non-?calcified|non-?calcific|soft|lipid(?:-rich)?) (?:\w+ )?plaques?\b",),
+        numbers=("agatston_score",),
     ),
     Finding(
         "aortic_calcification",
@@ -130,10 +135,16 @@ _ALL = (
             rf"{_HEART}[^.;]{{0,40}}\bsize[^.;]{{0,40}}?\b{_NORMAL}",
             rf"{_HEART}(?:,? \w+){{0,4}} (?:is|are|was|were) {_NORMAL}",
             rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
-            r"\bnormal (?:\w+ )?(?:heart|cardiac)\b",
+            r"\b(?:normal|unremarkable) (?:\w+ )?(?:heart|cardiac)\b",
         ),
         excluded=(r"\bpericardial\b",),
-        measurements=(Measurement(rf"{_RATIO}[^.;\d]{{0,40}}(?P<value>0[.,]\d+)", 0.5),),
+        labeled=(rf"{_HEART_LABEL}(?:\w+ ){{0,2}}(?:enlarged|enlargement|increased(?: in)? size)\b",),
+        labeled_normal=(
+            rf"{_HEART_LABEL}(?:overall |grossly |size |is |are )*(?:(?:top[- ]|upper )?normal|unremarkable"
+            r"|within normal|(?:not|non-?) ?enlarged|no (?:\w+ )?(?:enlargement|abnormalit\w+))\b"
+            r"(?! (?:valve|function|ejection|position|rhythm))",
+        ),
+        numbers=("cardiothoracic_ratio",),
     ),
     Finding(
         "pericardial_effusion",
@@ -152,18 +163,19 @@ _ALL = (
             rf"\b(?:{_LARGE}|ectasia|wide|prominent)[^.;,]{{0,30}}{_PULMONARY_ARTERY}",
         ),
         normal=(rf"{_PULMONARY_ARTERY}[^.;]{{0,60}}?\b{_NORMAL}", rf"\bnormal (?:\w+ )?{_PULMONARY_ARTERY}"),
-        measurements=(
-            Measurement(
-                rf"{_PULMONARY_TRUNK}[^.;\d]{{0,60}}(?P<value>\d+(?:[.,]\d+)?) ?(?P<unit>mm|cm)", 29.0
-            ),
-        ),
+        numbers=("pulmonary_trunk",),
     ),
     Finding(
         "pleural_effusion",
         "pleural effusion",
-        patterns=(r"\bhydro(?:pneumo)?thorax\b", r"\bhemothorax\b", r"\bhydropneumothora\w*"),
+        patterns=(
+            r"\bhydro(?:pneumo)?thorax\b",
+            r"\bhemothorax\b",
+            r"\bhydropneumothora\w*",
+            r"\b(?:left|right|bilateral)(?:-sided)? effusions?\b",
+        ),
         together=(
-            (_EFFUSION, r"\b(?:pleura\w*|hemithora\w*|bilateral|interlobar|fissur\w*|costophrenic)\b"),
+            (_EFFUSION, r"\b(?:pleura\w*|pl|hemithora\w*|bilateral|interlobar|fissur\w*|costophrenic)\b"),
         ),
         excluded=(
             _effusion_of_other("pleural", "pericardial"),
@@ -173,12 +185,16 @@ _ALL = (
     Finding(
         "lung_nodule",
         "lung nodule",
-        patterns=(r"\b(?:pulmonary|lung|parenchymal) (?:micro)?nodul\w*",),
+        patterns=(
+            r"\b(?:pulmonary|lung|parenchymal|ground[- ]glass) (?:micro)?nodul\w*",
+            r"\b(?:ggns?|spns?)\b",
+        ),
         together=(
             (
                 r"\b(?:micro)?nodul(?:es?\b|ar lesions?|ar densit\w+|ar opacit\w+)",
-                r"\b(?:lungs?|lobes?|lingula\w*|segments?|pulmonary|subpleural|fissures?|parenchymal)\b",
+                _LUNG,
             ),
+            (r"\b(?:micro)?nodules?\b", _NO_OTHER_PLACE),
         ),
         excluded=(
             rf"{_OTHER_ORGAN}[^.;]{{0,60}}\bnodul\w*",
@@ -189,7 +205,11 @@ _ALL = (
         "emphysema",
         "emphysema",
         patterns=(r"\b(?:\w+-)?emphysem\w*", r"\b(?:bulla|bullae|bullous)\b"),
-        excluded=(r"\b(?:subcutaneous|soft tissue|mediastinal|intramuscular) emphysem\w*",),
+        excluded=(
+            r"\b(?:subcutaneous|soft tissue|mediastinal|intramuscular|surgical|orbital|epidural) emphysem\w*",
+            r"\bemphysem\w* (?:cystitis|pyel\w+|cholecyst\w+|gastritis|osteomyel\w+)"
+            r"|\bemphysem\w* (?:in|of) (?:the )?(?:subcutaneous|soft tissue|chest wall|neck|mediastin)\w*",
+        ),
     ),
     Finding(
         "consolidation",
@@ -207,7 +227,9 @@ _ALL = (
             r"\b(?:port|tubes?|valve replacement|chemoport)\b",
             r"\b(?:surgical|operation|suture|post-?op\w*) (?:\w+ )?(?:clips?|materials?|densit\w+)\b",
             r"\bclips?\b|\bmetallic\b",
+            r"\b(?:picc|aicd|ppm|lvad|iabp|ett|ngt|hardware|screws?|coils?)\b",
         ),
+        excluded=(r"\bdr\.? \w+",),
     ),
     Finding(
         "arterial_wall_calcification",
@@ -240,7 +262,7 @@ _ALL = (
         "lung_opacity",
         "lung opacity",
         patterns=(
-            r"\bground[- ]glass\b",
+            r"\bground[- ]?glass\b|\bgg[oan]s?\b|\bgg opacit\w+",
             r"\bopaci(?:ty|ties|fication)\w*",
             r"\b(?:icy|frosted)[- ](?:glass|density)",
             r"\b(?:nonspecific|depend[ae]nt) (?:\w+ )?densit\w+",

@@ -1,0 +1,200 @@
+"""The words around a mention that decide how it is meant, by kind.
+
+All over text as `medclip_jax.reports.cleaning.normalize` gives it. What each kind does stands in
+`medclip_jax.reports.context`. To add a wording, put it into the pattern of its kind.
+"""
+
+from __future__ import annotations
+
+BE = r"(?:is|are|was|were|be|been|being|has been|have been)"
+SEEN = (
+    r"(?:observed|detected|seen|noted|identified|found|present|visuali[sz]ed|distinguished|demonstrated|evident"
+    r"|encountered|monitored|followed|watched|available|selected|determined|noticed|recogni[sz]ed|appreciated"
+    r"|shown|visible|appreciable)"
+)
+DEGREE = (
+    r"(?:mild|minimal|small|moderate|trace|stable|unchanged|mildly|minimally|moderately|severe|tiny|slight"
+    r"|persistent|subtle)"
+)
+_EXTENT = (
+    r"(?:(?:significant|interval|obvious|relevant|appreciable|substantial|definite|marked|major|notable|clear"
+    r"|considerable|other|important|prominent|remarkable|size|dimensional|further|radiographic|radiological"
+    r"|measurable|visible|apparent|overall|gross|(?:\w+ )?(?:evidence|signs?) of) ){0,3}"
+)
+_ADVERBS = r"(?:\w+ly |yet |been |be |so |quite |any )*"
+_CHANGE = r"(?:changes?|differences?|progression|regression|alteration|variation|evolution)"
+_GROWTH = (
+    r"(?:increases?|decreases?|growth|reduction|improvement|worsening|enlargement|shrinkage|diminution"
+    r"|expansion|resolution|clearing|clearance|resorption)"
+)
+_ORGAN_SIZE = r"(?:in|of) (?:the )?(?:\w+ ){0,2}?(?:lymph|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
+_VANISHED = r"(?:resolved|disappeared|resorbed|cleared|subsided|vanished|gone)"
+_EXCLUDE = r"(?:exclude|excluding|excludes|rule out|rules out|ruling out|exclusion of)"
+_PRIOR = r"(?:prior|previous|earlier|old|preceding|last|outside|initial)"
+_SCAN = r"(?:ct|cts|study|studies|exams?|examinations?|scans?|images?|imaging|reports?|radiographs?|x-?rays?)"
+_NOW = r"(?:today|now|currently|any ?more|any longer|at present|presently|this time)"
+_END = r"(?= ?(?:[.,;)\]]|$))"
+_NO_ANSWER = (
+    r"(?:none|no|nil|negative|absent|zero|false|nothing|without|no evidence"
+    rf"|not (?:present|applicable|enlarged|{SEEN[3:-1]}))"
+)
+_AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|bilaterally|on (?:the )?(?:left|right)|on either side))?{_END}"
+
+CUES: tuple[tuple[str, str], ...] = (
+    # In order of precedence: words taken by one kind are not looked at for the kinds below it.
+    # A template's choices: "none/mild/severe" names what could be ticked.
+    ("choice_made", r"\b(?:none|no|yes|absent|present|normal|mild)(?: ?/ ?\w+){1,6} ?(?=[:=-])"),
+    ("choice_open", rf"[:=?-] ?(?:none|no|yes|y|absent|present|normal|mild)(?: ?/ ?\w+){{1,6}}{_END}"),
+    # "no", "not", "without" that deny no finding.
+    (
+        "shield",
+        r"\b(?:without|lack of|no) (?:\w+ ){0,2}?contrast\b|\bnon-?contrast\w*"
+        r"|\bnot (?:only|just|merely|simply)\b|\bnot to mention\b|\bno less than\b"
+        r"|\b(?:no|without) (?:doubt|question)\b|\bnot (?:be )?(?:given|administered|used)\b"
+        r"|\bnot (?:in|un)(?:significant|substantial|considerable|common|remarkable|important)\b"
+        r"|\bnot (?:negligible|without|absent|trivial)\b|\bno longer than\b"
+        r"|\bcannot (?:be )?(?:\w+ )?(?:differentiated|distinguished from)\b"
+        r"|\b(?:can|could|may|might) ?not (?:be )?(?:\w+ )?(?:differentiated|distinguished from)\b"
+        # What was not there before is new.
+        rf"|\b(?:not|never|nor) (?:{SEEN} |been )?(?:previously|formerly|before)\b(?: {SEEN})?"
+        rf"|\b(?:not|no) {SEEN} (?:previously|before)\b"
+        rf"|\b(?:not|never) (?:\w+ )?(?:{SEEN} )?(?:in|on|at) (?:the |any |that )?{_PRIOR} ?(?:\w+ )?{_SCAN}\b",
+    ),
+    # A denial of change says that the finding is there.
+    (
+        "unchanged",
+        rf"\b(?:no|without|nor) {_EXTENT}{_CHANGE}\b"
+        rf"|\b(?:no|without|nor) {_EXTENT}{_GROWTH} (?!{_ORGAN_SIZE})(?:in|of|to|for|since|from|compared|as)\b"
+        rf"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
+        rf"|\b(?:not|never) {_ADVERBS}(?:changed?|changing|differ\w*|grow(?:n|ing)?|progress(?:ed|ing)?"
+        r"|regress(?:ed|ing)?|improv(?:ed?|ing)|worsen(?:ed|ing)?|shr[au]nk|diminish(?:ed)?|evolved?|decreased?"
+        r"|enlarged (?:since|from|compared|in the interval)|increased? (?:in size|since|from|compared|in the)"
+        r"|as (?:large|big|small|extensive|marked|prominent|severe|dense|wide|pronounced)|larger|smaller|bigger"
+        rf"|different|increase)\b(?! than normal)",
+    ),
+    # What has not gone is there.
+    (
+        "remains",
+        rf"\b(?:not|never|hardly|barely|nor) {_ADVERBS}(?:resolved?|disappear(?:ed)?|resorbed|clear(?:ed)?(?! of)"
+        r"|subsided?|vanish(?:ed)?|gone)\b"
+        r"|\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|incomplete(?:ly)?|largely|mostly|subtotal(?:ly)?"
+        r"|virtually|practically|substantial(?:ly)?|some|slow(?:ly)?|gradual(?:ly)?|significant(?:ly)?)[ -]"
+        r"(?:\w+ly |complete |total |interval |partial )?"
+        rf"(?:{_VANISHED}|resolution|disappearance|resorption|clearance|clearing|regression|regressed)\b"
+        r"|\b(?:un|non-?)resolv(?:ed|ing)\b|\byet to (?:resolve|clear)\b|\bfail(?:ed|s|ure)? to (?:resolve|clear)\b",
+    ),
+    (
+        "uncertain_before",
+        r"\b(?:possibl[ey]|probabl[ey]|(?<!not )(?<!un)likely|suspicious (?:for|of)|suspected|suspicion of"
+        r"|questionable|may (?:be|represent|belong|suggest|indicate|reflect)|might (?:be|represent|reflect)"
+        r"|could (?:be|represent|reflect)|equivocal|concern(?:ing)? for|differential diagnosis|doubtful"
+        r"|worrisome for|possibility of|query|versus)\b"
+        r"|\b(?:cannot|could not|may not|might not|does not|do not|did not|not|unable to|impossible to|without"
+        r"|difficult to|hard to|insufficient to|inadequate to|limited to|fails? to|failed to|no way to) "
+        rf"(?:\w+ ){{0,3}}?{_EXCLUDE}\b|(?:^|(?<=[ (/]))\? ?(?=\w)",
+    ),
+    (
+        "uncertain_after",
+        r"\b(?:cannot|not|never|difficult to|hard to) (?:\w+ ){0,3}?(?:excluded|ruled out)\b"
+        r"|\b(?:exclusion|excluding it|ruling it out)\b[^.;,]{0,20}\bnot possible\b"
+        r"|\b(?:is|are|was|were|remains?) (?:\w+ly )?(?:suspected|suspicious|questionable|possible|doubtful"
+        r"|in the differential|not entirely clear)\b|\b(?:should|must|may|could|might) be considered\b"
+        rf"|\?(?! ?-? ?{_NO_ANSWER}{_AFTER_ANSWER})(?! ?(?:yes|present|positive){_END})",
+    ),
+    # Described, but as gone: however long the sentence between.
+    (
+        "gone",
+        rf"\b{BE} (?:not|no longer) (?:\w+ly )?{SEEN} (?:(?:in|on|at) (?:the |this )?(?:current|present|today)"
+        rf"|{_NOW})|\bno longer (?:be )?(?:\w+ly )?{SEEN}\b|\bnot {SEEN} {_NOW}\b"
+        rf"|\b(?:previous|prior)(?:ly)?\b[^.;]{{0,60}}?\b{BE} (?:not|no longer) {SEEN}\b"
+        rf"|\b(?:is|are|was|were|has|have|had) (?:since |now |been |also )?(?:\w+ly )?{_VANISHED}\b(?! of)"
+        rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci|nodul|consol))"
+        r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
+        rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b|\bcompletely regressed\b"
+        r"|\b(?:is|are|was|were|has been|have been) (?:since |now )?(?:removed|explanted|resected)\b",
+    ),
+    (
+        "gone_before",
+        r"\b(?:resolution|disappearance|clearance|clearing|resorption|removal|regression of all|explantation) of\b"
+        r"|(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of|the) )(?:interval )?resolved (?=[a-z])"
+        r"(?!since|in\b|on\b|and\b|with|compared|from|today|now|by\b|completely)"
+        r"|\bno longer (?:shows?|demonstrates?|has|have|contains?|any)\b",
+    ),
+    (
+        "unlikely_after",
+        rf"\b(?:is|are|seems?|appears?|considered|thought|felt|deemed)(?: to be)?(?: very| \w+ly)? unlikely\b(?! to)"
+        rf"|\bunlikely{_END}|\bless likely{_END}",
+    ),
+    (
+        "unlikely_before",
+        r"\b(?:unlikely|not likely|improbable)\b|\blow (?:suspicion|probability|likelihood) (?:of|for)\b",
+    ),
+    # "Effusion: none", "effusion - no", "effusion? Negative.", "effusion (-)".
+    (
+        "answered_no",
+        rf"(?<=[\w)\]]) ?(?:[:=?] ?-?|-(?= )|-- ?) ?{_NO_ANSWER}{_AFTER_ANSWER}|[:=] ?(?:0|n){_END}"
+        rf"|\((?:-|none|no|nil|absent|negative)\)|(?<=\w) (?:none|nil){_END}",
+    ),
+    ("answered_yes", rf"(?<=[\w)\]]) ?[:=?] ?(?:yes|present|positive|true|1){_END}|\(\+\)"),
+    # "Effusion - no thickening was detected": one denial for both sides of the dash.
+    ("negated_both", rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {SEEN})"),
+    (
+        "not_assessed",
+        r"\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated|assessed|assessable|evaluable)\b"
+        r"|\b(?:cannot|can not|could not|may not|did not|do not|does not) (?:\w+ )?(?:be )?change\b",
+    ),
+    (
+        "negated_after",
+        rf"\b(?:{BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{BE} )?{SEEN}\b"
+        rf"|\b(?:cannot|could not) be {SEEN}\b|\b(?:is|are|was|were|has been|have been) (?:excluded|ruled out)\b"
+        r"|\b(?:is|are|was|were) (?:absent|negative(?! for))\b|\b(?:not|no longer) exists?\b"
+        r"|\babsent\b(?= ?(?:[.,;)]|$|(?:bilaterally|in|on|at|from|today|now|and|or|throughout)\b))",
+    ),
+    (
+        "negated_before",
+        r"\bno\b|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\b(?:free|clear|devoid) (?:of|from)\b"
+        r"|\bnegative (?:\w+ ){0,2}?for\b|\bneither\b|\bnor\b|\bdenies\b|\bnone of\b|\black(?:s|ing)?(?: of)?\b"
+        r"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate|identify)\b|\bruled out\b|\bexcludes\b|\brules out\b"
+        r"|\bcannot\b|\bnil\b|\bzero\b|\brather than\b|\binstead of\b|\bas opposed to\b|\bnothing\b|\bnever\b",
+    ),
+    (
+        "history",
+        r"\bhistory of\b|\bhx of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b|\bstatus post\b"
+        r"|\b(?:mother|father|brother|sister|sibling|uncle|aunt|parent|family|familial)(?:'s)?\b"
+        r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears|mentions)\b"
+        rf"|^(?:on |in |at )?(?:the )?{_PRIOR} (?:\w+ )?{_SCAN}(?: \w+)? ?:"
+        rf"|^(?:on|in|at) (?:the )?{_PRIOR} (?:\w+ )?{_SCAN}\b|^previously\b(?=[^.;]*\b(?:was|were)\b)",
+    ),
+    (
+        "hypothesis",
+        r"\b(?:to|in order to|please) (?:rule out|exclude|assess for|evaluate for|look for)\b|\bin terms of\b"
+        r"|\b(?:evaluat(?:e|ion|ing)|assess(?:ment|ing)?|look(?:ing)?|search(?:ing)?|screen(?:ing)?|check(?:ing)?"
+        r"|referred|sent|ask(?:ed|ing)?|referral|request(?:ed)?|concern(?:ed)? clinically) for\b|\br/o\b"
+        r"|(?<!cannot )\brule out\b|\bexclude\b|\bindications?\b|\bif (?:there is|clinically|any\b|\w+ (?:develops?"
+        r"|persists?|occurs?|appears?))|\b(?:at )?risk (?:of|for)\b|\bin case of\b|\bclinical (?:suspicion|question)"
+        r"|^(?:should|if|in case|were)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead|result)\b"
+        r"|\bno (?:larger|bigger|smaller|greater|more|less|fewer)\b(?=[^.;]*\bthan\b)|\bquestion of\b(?=[^.;]*\?)",
+    ),
+    # Coordination: a new statement begins.
+    (
+        "terminator",
+        r"\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bwhereas\b|\bwhile\b|\byet\b|\bnevertheless\b"
+        rf"|\bon the other hand\b|;|\band (?=no\b|without\b)|(?:,|\band) (?=(?:an? )?{DEGREE}\b)"
+        rf"|(?:,|\band) (?=(?:only|the)\b)|\bwith (?=(?:an?|{DEGREE}|large|extensive|bilateral)\b)",
+    ),
+    # What the denial before it does not hold for.
+    (
+        "except",
+        r"\bexcept(?:ing)?(?: for| in| that)?\b|\bapart from\b|\baside from\b|\bother than\b|\boutside of\b"
+        r"|\bwith the exception of\b|\bsave for\b|\bbesides\b|\bbarring\b|\bexcluding\b",
+    ),
+    # Subordination: what follows is of its own, but the sentence is still about what came before.
+    (
+        "aside",
+        r"\bthere (?:is|are|was|were)\b(?! no)|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b"
+        r"|\botherwise\b|\bthen\b",
+    ),
+    ("predicate", rf"\b{BE} (?:also |again |still |\w+ly )?{SEEN}\b"),
+    ("border", r"[,()]"),
+)
+"""Kind and pattern, in order of precedence."""
