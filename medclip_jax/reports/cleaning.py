@@ -27,6 +27,7 @@ _INVISIBLE = re.compile(r"\u00ad[ \t]*\n?[ \t]*|[\ufeff\u200b-\u200f\u2060]|[\x0
 _MOJIBAKE = re.compile("[Â-ï][\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
                        "\u2013-\u203a\u20ac\u2122]{1,2}")  # fmt: skip
 _COMPATIBILITY = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")
+_LEADER = re.compile(r"[ \t]*(?:\.{4,}|_{4,}|…{2,})[ \t]*(?=[A-Za-z])")  # "Effusion ........ none"
 _LOST_APOSTROPHE = re.compile("(?<=n)\ufffd(?=t\\b)|(?<=\\w)\ufffd(?=s\\b)")
 
 
@@ -46,7 +47,7 @@ def clean_text(text: str) -> str:
     text = _COMPATIBILITY.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _LOST_APOSTROPHE.sub("'", text).replace("\ufffd", " ")
     text = _WRITTEN_BREAK.sub("\n", text)
-    text = _INVISIBLE.sub("", text)
+    text = _LEADER.sub(": ", _INVISIBLE.sub("", text))
     return join_wrapped_lines(_SPACE.sub(" ", text))
 
 
@@ -78,16 +79,17 @@ _UNFINISHED = re.compile(
 )
 _LABEL = re.compile(r"\s*[^\s:.;][^:.;\n]{1,50}:")
 _HEADER_LINE = re.compile(
-    r"\s*(?:findings?|impressions?|conclusions?|technique|comparison|indications?|(?:clinical )?history|opinion"
+    r"\s*(?:findings?|impressions?|conclusions?|technique|comparison|indications?"
+    r"|(?:clinical )?history|opinion"
     r"|recommendations?|addendum|clinical \w+)\s*:",
     re.I,
 )
 _HYPHEN = re.compile(r"([A-Za-z]+)-$")
 _COMPOUND_HEAD = re.compile(
-    r"(?:non|ground|left|right|well|ill|low|high|part|sub|semi|follow|post|pre|full|multi|mid|para|peri|inter"
-    r"|intra|soft|thick|thin|long|short|new|end|tree|in|air|water)$",
+    r"(?:non|ground|left|right|well|ill|low|high|part|follow|soft|thick|thin|long|short|new|end|tree|in|air|full)$",
     re.I,
 )
+_ANSWER_LINE = re.compile(r"(?:no(?:ne)?|nil|yes|absent|present|negative|positive|normal|not \w+)\W*$", re.I)
 _NARROWEST_PAGE = 40
 """Characters from which lines of about equal length are taken for a page's width."""
 _LONGEST_PARAGRAPH = 8
@@ -126,10 +128,12 @@ def join_wrapped_lines(text: str) -> str:
 def _continues(before: str, lines: list[str], index: int, width: int, caseless: bool) -> bool:
     """Whether a line goes on with the statement of the one before it, of which `before` is the end."""
     following, last = lines[index].strip(), lines[index - 1].rstrip()
+    if before.endswith(":") and _ANSWER_LINE.match(following):
+        return True
     if _ENDED.search(before[-3:]) or _ITEM.match(following) or _HEADER_LINE.match(following):
         return False
     labeled = _LABEL.match(following)
-    if labeled and _LABEL.match(last):
+    if labeled and _LABEL.match(last) and (caseless or not following[0].islower()):
         return False
     if _UNFINISHED.search(before[-16:]) or _HYPHEN.search(before[-16:]):
         return not labeled

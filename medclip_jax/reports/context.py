@@ -1,8 +1,8 @@
 """What a sentence says about a mention: affirmed, negated, uncertain, history or hypothesis.
 
-Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a cue reaches forwards or backwards over
-its statement, and what it reaches takes its meaning. The cues are in `medclip_jax.reports.cues`; here is how
-far each reaches.
+Rules in the manner of ConText (Harkema et al., J Biomed Inform 2009): a cue reaches forwards or backwards
+over its statement, and what it reaches takes its meaning. The cues are in `medclip_jax.reports.cues`; here is
+how far each reaches.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ _FORWARD = {
     "uncertain_before": Assertion.UNCERTAIN,
     "history": Assertion.HISTORY,
     "hypothesis": Assertion.HYPOTHESIS,
+    "open": Assertion.HYPOTHESIS,
 }
 _BACKWARD = {
     "negated_after": Assertion.NEGATED,
     "negated_both": Assertion.NEGATED,
     "unlikely_after": Assertion.NEGATED,
     "answered_no": Assertion.NEGATED,
+    "answered_none": Assertion.NEGATED,
     "gone": Assertion.NEGATED,
     "uncertain_after": Assertion.UNCERTAIN,
     "choice_open": Assertion.HYPOTHESIS,
@@ -60,7 +62,18 @@ _BACKWARD = {
 }
 _ORDER = (Assertion.NEGATED, Assertion.HYPOTHESIS, Assertion.HISTORY, Assertion.UNCERTAIN)
 _ENDS = frozenset(
-    "terminator except aside predicate negated_after unlikely_after answered_no answered_yes gone".split()
+    {
+        "terminator",
+        "except",
+        "aside",
+        "predicate",
+        "negated_after",
+        "unlikely_after",
+        "answered_no",
+        "answered_none",
+        "answered_yes",
+        "gone",
+    }
 )
 """Kinds that no reach goes beyond."""
 _CLAUSES = frozenset({"terminator", "except", "aside"})
@@ -68,7 +81,8 @@ _CLAUSES = frozenset({"terminator", "except", "aside"})
 _STOPS = {
     # What has gone is named anywhere before in the statement: "the effusion, which was large, has resolved".
     "gone": frozenset({"terminator", "answered_no", "answered_yes"}),
-    # Uncertainty and history stay within their commas and brackets.
+    # Uncertainty, history and a bare "none" stay within their commas and brackets.
+    "answered_none": _ENDS | {"border"},
     "uncertain_before": _ENDS | {"border"},
     "uncertain_after": _ENDS | {"border"},
     "history": _ENDS | {"border"},
@@ -193,7 +207,7 @@ class Sentence:
         return found
 
     def _exception(self, end: int) -> str:
-        """The exception from a denial that begins behind a mention and names nothing but a place or a size."""
+        """The exception from a denial behind a mention, where it names nothing but a place or a size."""
         for cue in self._by_kind.get("except", ()):
             if cue.start < end:
                 continue
@@ -208,7 +222,7 @@ class Sentence:
 
 
 _NEAR, _FAR = 40, 80
-"""Characters behind a mention within which its exception, and the word that takes it up again, are looked for."""
+"""Characters behind a mention within which its exception, and a word that takes it up again, must begin."""
 _PART = re.compile(
     r"\b(?:right|left|upper|lower|middle|base|bases|apex|apices|lobes?|lingula|segment|side|focus|foci|area|areas"
     r"|region|one|few|single|some|tiny|trace|small|minimal|solitary|previously|known|mm|cm|r[uml]l|l[ul]l)\b|\d"
@@ -240,7 +254,8 @@ _LIST = re.compile(r"\b(?:or|nor|and)\b|/")
 _ALTERNATIVE = re.compile(r"\b(?:or|nor)\b")
 _ADJECTIVE = re.compile(r"(?:\w(?:al|ic|ous|ive|ed|ar|able|ant|ent|iform|chy)|large|acute|focal|new)$")
 _FINITE = re.compile(
-    r"\s*(?:\w[\w-]* ){1,4}?(?:(?:is|are|was|were) (?!not\b|observed|detected|seen|noted|identified|found|present"
+    r"\s*(?:\w[\w-]* ){1,4}?(?:(?:is|are|was|were) (?!not\b|observed|detected|seen|noted|identified"
+    r"|found|present"
     r"|visuali)|shows?\b|demonstrates?\b|reveals?\b|contains?\b|has\b|have\b|measures?\b)"
 )
 _PLACE = re.compile(r"\b(?:in|at|on) (?:the|both)\b")
@@ -286,6 +301,8 @@ def _with_new_statements(text: str, cues: list[_Cue]) -> list[_Cue]:
     added += [_Cue("terminator", match.start("end"), match.end("end")) for match in _ABSENCE.finditer(text)]
     replaced = {cue.start for cue in added}
     kept = [
-        cue for n, cue in enumerate(cues) if n not in dropped and (cue.kind != "border" or cue.start not in replaced)
+        cue
+        for n, cue in enumerate(cues)
+        if n not in dropped and (cue.kind != "border" or cue.start not in replaced)
     ]
     return sorted([*kept, *added], key=lambda cue: cue.start)

@@ -27,7 +27,9 @@ _GROWTH = (
     r"(?:increases?|decreases?|growth|reduction|improvement|worsening|enlargement|shrinkage|diminution"
     r"|expansion|resolution|clearing|clearance|resorption)"
 )
-_ORGAN_SIZE = r"(?:in|of) (?:the )?(?:\w+ ){0,2}?(?:lymph|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
+_ORGAN_SIZE = (
+    r"(?:in|of) (?:the )?(?:\w+ ){0,2}?(?:lymph|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
+)
 _VANISHED = r"(?:resolved|disappeared|resorbed|cleared|subsided|vanished|gone)"
 _EXCLUDE = r"(?:exclude|excluding|excludes|rule out|rules out|ruling out|exclusion of)"
 _PRIOR = r"(?:prior|previous|earlier|old|preceding|last|outside|initial)"
@@ -38,7 +40,7 @@ _NO_ANSWER = (
     r"(?:none|no|nil|negative|absent|zero|false|nothing|without|no evidence"
     rf"|not (?:present|applicable|enlarged|{SEEN[3:-1]}))"
 )
-_AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|bilaterally|on (?:the )?(?:left|right)|on either side))?{_END}"
+_AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|bilaterally|on (?:the )?(?:left|right)|on either side))?{_END}"
 
 CUES: tuple[tuple[str, str], ...] = (
     # In order of precedence: words taken by one kind are not looked at for the kinds below it.
@@ -58,30 +60,41 @@ CUES: tuple[tuple[str, str], ...] = (
         # What was not there before is new.
         rf"|\b(?:not|never|nor) (?:{SEEN} |been )?(?:previously|formerly|before)\b(?: {SEEN})?"
         rf"|\b(?:not|no) {SEEN} (?:previously|before)\b"
-        rf"|\b(?:not|never) (?:\w+ )?(?:{SEEN} )?(?:in|on|at) (?:the |any |that )?{_PRIOR} ?(?:\w+ )?{_SCAN}\b",
+        rf"|\b(?:not|never) (?:\w+ )?(?:{SEEN} )?(?:in|on|at) (?:the |any "
+        rf"|that )?{_PRIOR} ?(?:\w+ )?{_SCAN}\b",
+    ),
+    # "No larger than before" leaves open whether there is any, as a question from the clinic does.
+    (
+        "open",
+        r"\bno (?:larger|bigger|smaller|greater|more|less|fewer)\b(?=[^.;]*\bthan\b)"
+        r"|\bclinical(?:ly)? (?:suspicion|suspected|question|concern)(?: of| for)?\b",
     ),
     # A denial of change says that the finding is there.
     (
         "unchanged",
         rf"\b(?:no|without|nor) {_EXTENT}{_CHANGE}\b"
-        rf"|\b(?:no|without|nor) {_EXTENT}{_GROWTH} (?!{_ORGAN_SIZE})(?:in|of|to|for|since|from|compared|as)\b"
+        rf"|\b(?:no|without|nor) {_EXTENT}{_GROWTH} (?!{_ORGAN_SIZE})(?:in|of|to|for|since|from"
+        r"|compared|as)\b"
         rf"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
         rf"|\b(?:not|never) {_ADVERBS}(?:changed?|changing|differ\w*|grow(?:n|ing)?|progress(?:ed|ing)?"
         r"|regress(?:ed|ing)?|improv(?:ed?|ing)|worsen(?:ed|ing)?|shr[au]nk|diminish(?:ed)?|evolved?|decreased?"
         r"|enlarged (?:since|from|compared|in the interval)|increased? (?:in size|since|from|compared|in the)"
-        r"|as (?:large|big|small|extensive|marked|prominent|severe|dense|wide|pronounced)|larger|smaller|bigger"
+        r"|as (?:large|big|small|extensive|marked|prominent|severe|dense|wide|pronounced)|larger"
+        r"|smaller|bigger"
         rf"|different|increase)\b(?! than normal)",
     ),
     # What has not gone is there.
     (
         "remains",
-        rf"\b(?:not|never|hardly|barely|nor) {_ADVERBS}(?:resolved?|disappear(?:ed)?|resorbed|clear(?:ed)?(?! of)"
+        rf"\b(?:not|never|hardly|barely|nor) {_ADVERBS}(?:resolved?|disappear(?:ed)?|resorbed"
+        r"|clear(?:ed)?(?! of)"
         r"|subsided?|vanish(?:ed)?|gone)\b"
         r"|\b(?:near(?:ly)?|almost|partial(?:ly)?|partly|incomplete(?:ly)?|largely|mostly|subtotal(?:ly)?"
         r"|virtually|practically|substantial(?:ly)?|some|slow(?:ly)?|gradual(?:ly)?|significant(?:ly)?)[ -]"
         r"(?:\w+ly |complete |total |interval |partial )?"
         rf"(?:{_VANISHED}|resolution|disappearance|resorption|clearance|clearing|regression|regressed)\b"
-        r"|\b(?:un|non-?)resolv(?:ed|ing)\b|\byet to (?:resolve|clear)\b|\bfail(?:ed|s|ure)? to (?:resolve|clear)\b",
+        r"|\b(?:un|non-?)resolv(?:ed|ing)\b|\byet to (?:resolve|clear)\b|\bfail(?:ed|s"
+        r"|ure)? to (?:resolve|clear)\b",
     ),
     (
         "uncertain_before",
@@ -89,7 +102,8 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|questionable|may (?:be|represent|belong|suggest|indicate|reflect)|might (?:be|represent|reflect)"
         r"|could (?:be|represent|reflect)|equivocal|concern(?:ing)? for|differential diagnosis|doubtful"
         r"|worrisome for|possibility of|query|versus)\b"
-        r"|\b(?:cannot|could not|may not|might not|does not|do not|did not|not|unable to|impossible to|without"
+        r"|\b(?:cannot|could not|may not|might not|does not|do not|did not|not|unable to"
+        r"|impossible to|without"
         r"|difficult to|hard to|insufficient to|inadequate to|limited to|fails? to|failed to|no way to) "
         rf"(?:\w+ ){{0,3}}?{_EXCLUDE}\b|(?:^|(?<=[ (/]))\? ?(?=\w)",
     ),
@@ -104,25 +118,31 @@ CUES: tuple[tuple[str, str], ...] = (
     # Described, but as gone: however long the sentence between.
     (
         "gone",
-        rf"\b{BE} (?:not|no longer) (?:\w+ly )?{SEEN} (?:(?:in|on|at) (?:the |this )?(?:current|present|today)"
+        rf"\bwhich {BE} (?:not|no longer) (?:\w+ly )?{SEEN}\b"
+        rf"|\b{BE} (?:not|no longer) (?:\w+ly )?{SEEN} (?:(?:in|on|at) (?:the |this )?(?:current"
+        r"|present|today)"
         rf"|{_NOW})|\bno longer (?:be )?(?:\w+ly )?{SEEN}\b|\bnot {SEEN} {_NOW}\b"
         rf"|\b(?:previous|prior)(?:ly)?\b[^.;]{{0,60}}?\b{BE} (?:not|no longer) {SEEN}\b"
         rf"|\b(?:is|are|was|were|has|have|had) (?:since |now |been |also )?(?:\w+ly )?{_VANISHED}\b(?! of)"
-        rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci|nodul|consol))"
+        rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci"
+        r"|nodul|consol))"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
-        rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b|\bcompletely regressed\b"
+        rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b"
+        r"|\bcompletely regressed\b"
         r"|\b(?:is|are|was|were|has been|have been) (?:since |now )?(?:removed|explanted|resected)\b",
     ),
     (
         "gone_before",
-        r"\b(?:resolution|disappearance|clearance|clearing|resorption|removal|regression of all|explantation) of\b"
+        r"\b(?:resolution|disappearance|clearance|clearing|resorption|removal|regression of all"
+        r"|explantation) of\b"
         r"|(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of|the) )(?:interval )?resolved (?=[a-z])"
         r"(?!since|in\b|on\b|and\b|with|compared|from|today|now|by\b|completely)"
         r"|\bno longer (?:shows?|demonstrates?|has|have|contains?|any)\b",
     ),
     (
         "unlikely_after",
-        rf"\b(?:is|are|seems?|appears?|considered|thought|felt|deemed)(?: to be)?(?: very| \w+ly)? unlikely\b(?! to)"
+        r"\b(?:is|are|seems?|appears?|considered|thought|felt|deemed)(?: to be)?(?: very"
+        r"| \w+ly)? unlikely\b(?! to)"
         rf"|\bunlikely{_END}|\bless likely{_END}",
     ),
     (
@@ -132,36 +152,43 @@ CUES: tuple[tuple[str, str], ...] = (
     # "Effusion: none", "effusion - no", "effusion? Negative.", "effusion (-)".
     (
         "answered_no",
-        rf"(?<=[\w)\]]) ?(?:[:=?] ?-?|-(?= )|-- ?) ?{_NO_ANSWER}{_AFTER_ANSWER}|[:=] ?(?:0|n){_END}"
-        rf"|\((?:-|none|no|nil|absent|negative)\)|(?<=\w) (?:none|nil){_END}",
+        rf"(?<=[\w)\]]) ?(?:[:=?|] ?-?|-(?= )|-- ?) ?{_NO_ANSWER}{_AFTER_ANSWER}|[:=] ?(?:0|n){_END}"
+        r"|\((?:-|none|no|nil|absent|negative)\)",
     ),
+    ("answered_none", rf"(?<=\w) (?:none|nil){_END}"),
     ("answered_yes", rf"(?<=[\w)\]]) ?[:=?] ?(?:yes|present|positive|true|1){_END}|\(\+\)"),
     # "Effusion - no thickening was detected": one denial for both sides of the dash.
     ("negated_both", rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {SEEN})"),
     (
         "not_assessed",
-        r"\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated|assessed|assessable|evaluable)\b"
+        r"\bwould be expected\b|\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated"
+        r"|assessed|assessable|evaluable)\b"
         r"|\b(?:cannot|can not|could not|may not|did not|do not|does not) (?:\w+ )?(?:be )?change\b",
     ),
     (
         "negated_after",
         rf"\b(?:{BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{BE} )?{SEEN}\b"
-        rf"|\b(?:cannot|could not) be {SEEN}\b|\b(?:is|are|was|were|has been|have been) (?:excluded|ruled out)\b"
+        rf"|\b(?:cannot|could not) be {SEEN}\b|\b(?:is|are|was|were|has been|have been) (?:excluded"
+        r"|ruled out)\b"
         r"|\b(?:is|are|was|were) (?:absent|negative(?! for))\b|\b(?:not|no longer) exists?\b"
         r"|\babsent\b(?= ?(?:[.,;)]|$|(?:bilaterally|in|on|at|from|today|now|and|or|throughout)\b))",
     ),
     (
         "negated_before",
         r"\bno\b|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\b(?:free|clear|devoid) (?:of|from)\b"
-        r"|\bnegative (?:\w+ ){0,2}?for\b|\bneither\b|\bnor\b|\bdenies\b|\bnone of\b|\black(?:s|ing)?(?: of)?\b"
+        r"|\bnegative (?:\w+ ){0,2}?for\b|\bneither\b|\bnor\b|\bdenies\b|\bnone of\b|\black(?:s"
+        r"|ing)?(?: of)?\b"
         r"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate|identify)\b|\bruled out\b|\bexcludes\b|\brules out\b"
-        r"|\bcannot\b|\bnil\b|\bzero\b|\brather than\b|\binstead of\b|\bas opposed to\b|\bnothing\b|\bnever\b",
+        r"|\bcannot\b|\bnil\b|\bzero\b|\brather than\b|\binstead of\b|\bas opposed to\b|\bnothing\b"
+        r"|\bnever\b",
     ),
     (
         "history",
-        r"\bhistory of\b|\bhx of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b|\bstatus post\b"
+        r"\bhistory of\b|\bhx of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b"
+        r"|\bstatus post\b"
         r"|\b(?:mother|father|brother|sister|sibling|uncle|aunt|parent|family|familial)(?:'s)?\b"
-        r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears|mentions)\b"
+        r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears"
+        r"|mentions)\b"
         rf"|^(?:on |in |at )?(?:the )?{_PRIOR} (?:\w+ )?{_SCAN}(?: \w+)? ?:"
         rf"|^(?:on|in|at) (?:the )?{_PRIOR} (?:\w+ )?{_SCAN}\b|^previously\b(?=[^.;]*\b(?:was|were)\b)",
     ),
@@ -170,10 +197,12 @@ CUES: tuple[tuple[str, str], ...] = (
         r"\b(?:to|in order to|please) (?:rule out|exclude|assess for|evaluate for|look for)\b|\bin terms of\b"
         r"|\b(?:evaluat(?:e|ion|ing)|assess(?:ment|ing)?|look(?:ing)?|search(?:ing)?|screen(?:ing)?|check(?:ing)?"
         r"|referred|sent|ask(?:ed|ing)?|referral|request(?:ed)?|concern(?:ed)? clinically) for\b|\br/o\b"
-        r"|(?<!cannot )\brule out\b|\bexclude\b|\bindications?\b|\bif (?:there is|clinically|any\b|\w+ (?:develops?"
-        r"|persists?|occurs?|appears?))|\b(?:at )?risk (?:of|for)\b|\bin case of\b|\bclinical (?:suspicion|question)"
-        r"|^(?:should|if|in case|were)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead|result)\b"
-        r"|\bno (?:larger|bigger|smaller|greater|more|less|fewer)\b(?=[^.;]*\bthan\b)|\bquestion of\b(?=[^.;]*\?)",
+        r"|(?<!cannot )\brule out\b|\bexclude\b|\bindications?\b|\bif (?=there is|clinically|any\b"
+        r"|\w+ (?:develops?"
+        r"|persists?|occurs?|appears?))|\b(?:at )?risk (?:of|for)\b|\bin case of\b"
+        r"|^(?:should|if|in case|were)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead"
+        r"|result)\b"
+        r"|\bquestion of\b(?=[^.;]*\?)",
     ),
     # Coordination: a new statement begins.
     (
@@ -194,7 +223,11 @@ CUES: tuple[tuple[str, str], ...] = (
         r"\bthere (?:is|are|was|were)\b(?! no)|\bdue to\b|\bsecondary to\b|\bwhich\b|\bin addition\b"
         r"|\botherwise\b|\bthen\b",
     ),
-    ("predicate", rf"\b{BE} (?:also |again |still |\w+ly )?{SEEN}\b"),
+    (
+        "predicate",
+        rf"\b{BE} (?:also |again |still |\w+ly )?{SEEN}\b"
+        r"|\bpresent (?:on|in|at) the (?:left|right)(?: side| lung| base)?(?=,)",
+    ),
     ("border", r"[,()]"),
 )
 """Kind and pattern, in order of precedence."""

@@ -1,7 +1,7 @@
 """Findings from report text by rules: present, absent or not mentioned.
 
-`read_report` is the one way in which a report is read; `extract` keeps its statuses, and `medclip reports` shows
-all of it.
+`read_report` is the one way in which a report is read; `extract` keeps its statuses, and `medclip reports`
+shows all of it.
 """
 
 from __future__ import annotations

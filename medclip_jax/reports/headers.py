@@ -73,13 +73,21 @@ HEADERS: dict[str, tuple[str, ...]] = {
 """Section name to the usual headers that open it, lower case; `section_of` understands their combinations."""
 
 ADMINISTRATIVE = re.compile(
-    r"(?:electronically |digitally )?(?:dictated|signed|reported|transcribed|read|verified|approved|finali[sz]ed"
-    r"|authenticated|interpreted|reviewed|validated)(?: (?:and|&) \w+)? (?:by|on|at)\b|electronically signed\b"
+    r"(?:electronically |digitally )?(?:dictated|signed|reported|transcribed|read|verified|approved"
+    r"|finali[sz]ed"
+    r"|authenticated|interpreted|reviewed|validated)(?: (?:and|&) \w+)? (?:by|on|at)\b"
+    r"|electronically signed\b"
     r"|(?:attending|resident|reporting|consultant|referring)? ?(?:physician|radiologist|doctor|resident)s? ?:"
-    r"|(?:accession|mrn|patient (?:name|id)|name|dob|date|cc|typed by|report(?:ed)? date|study date)\b[^:\n]{0,20}:",
+    r"|(?:accession|mrn|patient (?:name|id)|name|dob|date|cc|typed by|report(?:ed)? date"
+    r"|study date)\b[^:\n]{0,20}:",
     re.IGNORECASE,
 )
 """How a line opens that names people, numbers and dates, and describes no image."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
 
 # In order of precedence: "reason for exam" is a reason, "findings and impression" are findings.
 _WORDS: tuple[tuple[str, str], ...] = (
@@ -98,7 +106,8 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ),
     (
         "technique",
-        "technique techniques technical protocol procedure procedures method methods acquisition contrast dose"
+        "technique techniques technical protocol procedure procedures method methods acquisition"
+        " contrast dose"
         " dlp scanner parameters radiation",
     ),
     ("recommendation", "recommendation recommendations advice follow-up followup plan management"),
@@ -106,12 +115,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("examination", "examination examinations exam exams study studies modality"),
 )
 _SECTION_OF_WORD = {word: rank for rank, (_, words) in enumerate(_WORDS) for word in words.split()}
-_JOINING = frozenset(
-    "and or of for the this that with to on in at as is your provided relevant pertinent patient patient's"
-    " medical past present current given information data details statement imaging image ct mdct hrct cta"
-    " radiological radiology radiologic radiographic diagnostic final preliminary main other additional"
-    " incidental key general significant scan type name chest thorax thoracic body available short brief"
-    " overall structured official en text follow up level main number".split()
+_JOINING = _set(
+    "and or of for the this that with to on in at as is your provided relevant pertinent patient "
+    "patient's medical past present current given information data details statement imaging image "
+    "ct mdct hrct cta radiological radiology radiologic radiographic diagnostic final preliminary "
+    "main other additional incidental key general significant scan type name chest thorax thoracic "
+    "body available short brief overall structured official en text follow up level main number"
 )
 _NAMES = {header: name for name, headers in HEADERS.items() for header in headers}
 _LONGEST_TITLE = 7
@@ -137,19 +146,20 @@ def section_of(title: str) -> str | None:
     return None
 
 
-_REGION_WORDS = frozenset(
-    "heart cardiac cardiovascular cardiomediastinal pericardium pericardial pericardiac pleura pleural pleurae"
-    " lung lungs pulmonary parenchyma airway airways trachea tracheobronchial bronchi bronchial mediastinum"
-    " mediastinal hila hilar hilum vessel vessels vascular vasculature aorta aortic coronary coronaries artery"
-    " arteries great chest thorax thoracic wall bone bones osseous skeletal skeleton musculoskeletal thyroid"
-    " neck abdomen abdominal lymph node nodes nodal soft tissue tissues lines tubes devices support hardware"
-    " diaphragm spine ribs esophagus oesophagus breast breasts axilla axillae liver spleen kidneys adrenals"
-    " pancreas structures spaces space cavity cavities trunk main upper lower lad rca lcx lm lmca mpa pa rv lv"
-    " atrium atria ventricle ventricles valves size base bases right left tree body"
-    " system region regions contents contour silhouette central".split()
+_REGION_WORDS = _set(
+    "heart cardiac cardiovascular cardiomediastinal pericardium pericardial pericardiac pleura "
+    "pleural pleurae lung lungs pulmonary parenchyma airway airways trachea tracheobronchial bronchi "
+    "bronchial mediastinum mediastinal hila hilar hilum vessel vessels vascular vasculature aorta "
+    "aortic coronary coronaries artery arteries great chest thorax thoracic wall bone bones osseous "
+    "skeletal skeleton musculoskeletal thyroid neck abdomen abdominal lymph node nodes nodal soft "
+    "tissue tissues lines tubes devices support hardware diaphragm spine ribs esophagus oesophagus "
+    "breast breasts axilla axillae liver spleen kidneys adrenals pancreas structures spaces space "
+    "cavity cavities trunk main upper lower lad rca lcx lm lmca mpa pa rv lv atrium atria ventricle "
+    "ventricles valves size base bases right left tree body system region regions contents contour "
+    "silhouette central"
 )
-_REGION_JOINING = frozenset("and or of the both other visualized included".split())
-_NOT_ALONE = frozenset("main upper lower size right left base wall great central support body tree".split())
+_REGION_JOINING = _set("and or of the both other visualized included")
+_NOT_ALONE = _set("main upper lower size right left base wall great central support body tree")
 
 
 def is_region(title: str) -> bool:
@@ -157,7 +167,7 @@ def is_region(title: str) -> bool:
     words = re.findall(r"[a-z]+", title.lower())
     named = [word for word in words if word in _REGION_WORDS]
     return (
-        0 < len(named)
+        len(named) > 0
         and len(words) <= _LONGEST_TITLE
         and not all(word in _NOT_ALONE for word in named)
         and all(word in _REGION_WORDS or word in _REGION_JOINING for word in words)

@@ -1,4 +1,4 @@
-"""Numbers in reports that decide a finding: calcium score, CAD-RADS, cardiothoracic ratio, pulmonary trunk."""
+"""Numbers that decide a finding: calcium score, CAD-RADS, cardiothoracic ratio, pulmonary trunk."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _exceeds(value: float, limit: float, before: str) -> bool | None:
 
 _RATIO = re.compile(
     r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b)(?: \(?ctr\)?)?"
-    rf"(?P<between>[^.;\d]{{0,40}}?)(?P<value>[01]?[.,]\d+|\d{{2}}(?:[.,]\d+)?(?= ?(?:%|percent)))"
+    r"(?P<between>[^.;\d]{0,40}?)(?P<value>[01]?[.,]\d+|\d{2}(?:[.,]\d+)?(?= ?(?:%|percent)))"
 )
 
 
@@ -71,20 +71,24 @@ def cardiothoracic_ratio(text: str) -> list[Measured]:
 
 _TRUNK = re.compile(
     r"\b(?:pulmonary (?:trunk|conus)|(?:main |common )?pulmonary artery|truncus pulmonalis|main pa|mpa|pa)\b"
-    rf"(?P<between>[^.;\d]{{0,60}}?)(?P<value>\d+(?:[.,]\d+)?) ?-?(?P<unit>mm|cm)\b"
+    r"(?P<between>[^.;\d]{0,60}?)(?P<value>\d+(?:[.,]\d+)?) ?-?(?P<unit>mm|cm)\b"
 )
 _TRUNK_BEHIND = re.compile(
-    r"\b(?P<value>\d+(?:[.,]\d+)?) ?-?(?P<unit>mm|cm) (?:wide |dilated )?(?:main pulmonary artery|pulmonary trunk)\b"
+    r"\b(?P<value>\d+(?:[.,]\d+)?) ?-?(?P<unit>mm|cm) (?:wide |dilated )?(?:main pulmonary artery"
+    r"|pulmonary trunk)\b"
     r"(?! (?:embol|thromb|aneurysm))"
 )
 _ANOTHER_THING = re.compile(
     r"\b(?:mass|nodul|thromb|embol|fill|lesion|lymph|node|plaque|stent|extend|distance|aort|wall|thick|vein"
     r"|segment|catheter|tumou?r|cyst|left|right|branch|beside|adjacent|next to|stenosis)"
 )
-_MEASURED_OTHERWISE = re.compile(r"\s*(?:in )?(?:thick|wall|long|length|nodul|mass|lesion|lymph|thromb|embol|from)")
+_MEASURED_OTHERWISE = re.compile(
+    r"\s*(?:in )?(?:thick|wall|long|length|nodul|mass|lesion|lymph|thromb|embol|from)"
+)
 # "abutting the main pulmonary artery": it is a place there, not what was measured.
 _AS_PLACE = re.compile(
-    r"\b(?:in|within|inside|abut\w*|adjacent to|near|beside|next to|into|to|of|at|from|behind|below|above|encas\w+"
+    r"\b(?:in|within|inside|abut\w*|adjacent to|near|beside|next to|into|to|of|at|from|behind|below"
+    r"|above|encas\w+"
     r"|invad\w+|around|along|left|right|by|and)(?: the)?(?: left| right)? $"
 )
 _OF_ITS_SIZE = re.compile(
@@ -115,8 +119,12 @@ _SCORE = re.compile(
     r"|\bcacs?\b(?=(?: score)?(?: of| is| was)? ?[:=]? ?(?:\d|zero|nil))"
 )
 _SCORED = re.compile(rf"(?<![\w.,-])(?P<value>{_NUMBER}|zero|nil)(?![\w])")
-_NOT_A_SCORE = re.compile(r" ?(?:%|percent|th\b|mm|cm|years?|y/?o\b|mg|kv|vessels?|slices?|hu\b|[-/]\d)")
-_EARLIER = re.compile(r"\b(?:previous(?:ly)?|prior|formerly|in|on|from|since|before|percentile:?|year|\w was) $")
+_NOT_A_SCORE = re.compile(
+    r" ?(?:%|percent|(?:th|st|nd|rd) percent|th\b|mm|cm|years?|y/?o\b|mg|kv|vessels?|slices?|hu\b|[-/]\d)"
+)
+_EARLIER = re.compile(
+    r"\b(?:previous(?:ly)?|prior|formerly|in|on|from|since|before|(?<!\d )(?<!th )percentile:?|year|\w was) $"
+)
 _VESSEL = re.compile(r"\b(?:lm|lmca|lad|lcx|cx|rca|left main|circumflex|right coronary|pda|total)\b")
 _TOTAL = re.compile(rf"\b(?:total|sum|overall|altogether)\b[^;\d]{{0,25}}?(?P<value>{_NUMBER})(?! ?%)")
 _SCORE_END = re.compile(r";|\.\s")
@@ -127,7 +135,7 @@ _REACH = 160
 
 
 def agatston_score(text: str) -> list[Measured]:
-    """The calcium score: the total where vessels are listed, else any of them; percentiles and dates are none."""
+    """The calcium score: the total where vessels are listed, else any of them; percentiles do not count."""
     found: list[Measured] = []
     for match in _SCORE.finditer(text):
         if found and match.start() < found[-1].end:

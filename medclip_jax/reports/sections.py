@@ -45,7 +45,9 @@ _LINE_TITLE = re.compile(
     r"(?:[ \t]*(?P<colon>:)[*_]*|[ \t]+[-–](?=[ \t])|[ \t]*$)",
     re.IGNORECASE,
 )
-_USUAL = "|".join(sorted((re.escape(h) for headers in HEADERS.values() for h in headers), key=len, reverse=True))
+_USUAL = "|".join(
+    sorted((re.escape(h) for headers in HEADERS.values() for h in headers), key=len, reverse=True)
+)
 # Without a colon, in capitals before text that is not: "FINDINGS The heart ...".
 _CAPITAL_TITLE = re.compile(rf"{_MARK}(?P<title>{_USUAL.upper()})[ \t]+(?=[A-Z][a-z])")
 # Within a line: after a full stop, or a usual one in capitals anywhere.
@@ -56,7 +58,17 @@ _INLINE_TITLE = re.compile(
 )
 # Only these open a section within a line in small letters; "the study: ..." does not.
 _PLAIN_TITLES = frozenset(
-    "findings impression impressions conclusion conclusions opinion technique comparison indication".split()
+    {
+        "findings",
+        "impression",
+        "impressions",
+        "conclusion",
+        "conclusions",
+        "opinion",
+        "technique",
+        "comparison",
+        "indication",
+    }
 )
 _EMPTY = re.compile(
     r"(?:not (?:given|available|provided|specified|stated|applicable|reported)|none(?: given| provided)?|nan"
@@ -98,7 +110,9 @@ def split_sections(text: object) -> dict[str, str]:
     sections: dict[str, str] = {}
     for part in cut_sections(text):
         if part.name != "administrative":
-            sections[part.name] = f"{sections[part.name]}\n{part.text}" if part.name in sections else part.text
+            sections[part.name] = (
+                f"{sections[part.name]}\n{part.text}" if part.name in sections else part.text
+            )
     return sections
 
 

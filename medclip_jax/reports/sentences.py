@@ -20,12 +20,13 @@ _ITEM = re.compile(r"^\d{1,2}[.)]\s+")
 _NUMBER = re.compile(r"(?<!\S)(\d{1,2})[.)]\s+(?=[A-Z\d])")
 # The answer to what stands before it ("Consolidation? No.").
 _ANSWER = re.compile(
-    r"\s*(?:no(?:ne)?|nil|yes|negative|positive|absent|present|not (?:seen|present|identified|detected|observed))"
+    r"\s*(?:no(?:ne)?|nil|yes|negative|positive|absent|present|not (?:seen|present|identified"
+    r"|detected|observed))"
     r"\b(?: (?:seen|identified|detected|present|noted))?\s*(?:[.;,]|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 LONGEST_SENTENCE = 1000
-"""Characters. What is longer is no sentence, and is cut so that the cost of reading grows with length only."""
+"""Characters. What is longer is no sentence, and is cut, so that the cost of reading grows with length."""
 
 
 def split_sentences(text: str) -> list[str]:

@@ -83,7 +83,9 @@ class Statement:
     topic: str
 
 
-_LABEL = re.compile(r"(?P<label>[A-Za-z][A-Za-z /,&()-]{1,60}?)\s*(?::|\s[-–](?=\s))\s*(?P<value>.*)", re.DOTALL)
+_LABEL = re.compile(
+    r"(?P<label>[A-Za-z][A-Za-z /,&()-]{1,60}?)\s*(?::|\s[-–](?=\s))\s*(?P<value>.*)", re.DOTALL
+)
 
 
 def split_statements(text: str) -> Iterator[Statement]:

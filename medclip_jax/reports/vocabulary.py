@@ -54,7 +54,8 @@ _LUNG = (
 # A nodule of a chest CT for which no other organ is named is one of the lung.
 _NO_OTHER_PLACE = (
     r"^(?!.*\b(?:thyroid|isthmus|liver|hepat|adrenal|splee|splen|breast|kidney|renal|pancrea|skin|cutaneous"
-    r"|subcutaneous|axilla|pleura|mediastin|hil|lymph|node|bone|rib|vertebr|muscle|soft tissue|neck|chest wall"
+    r"|subcutaneous|axilla|pleura|mediastin|hil|lymph|node|bone|rib|vertebr|muscle|soft tissue|neck"
+    r"|chest wall"
     r"|abdom|periton|omental|salivary|parotid|endobronch|trache|nodular (?:thick|contour)))"
 )
 _CORONARY = (
@@ -158,7 +159,7 @@ _ALL = (
         "pulmonary arterial hypertension",
         patterns=(
             r"\bpulmonary (?:arterial |artery )?hypertension\b",
-            r"\bpah\b",
+            r"\b(?:pah|phtn|pht|pulmonary htn)\b",
             rf"{_PULMONARY_ARTERY}[^.;]{{0,60}}?\b(?:{_LARGE}|wider|wide\b|ectatic|ectasia|prominent)",
             rf"\b(?:{_LARGE}|ectasia|wide|prominent)[^.;,]{{0,30}}{_PULMONARY_ARTERY}",
         ),
@@ -244,7 +245,16 @@ _ALL = (
     Finding(
         "lymphadenopathy",
         "lymphadenopathy",
-        patterns=(r"\blymphadenopath\w*", r"\blaps?\b", r"\blymph nodes?\b", r"\blymphadenomegal\w*"),
+        patterns=(
+            r"\b(?:lymph)?adenopath\w*",
+            r"\b(?:laps?|lan)\b",
+            r"\blymph nodes?\b(?! ?:)",
+            r"\blymphadenomegal\w*",
+        ),
+        labeled=(r"^[\w ,/&]*\blymph nodes?\b[\w ,/&]{0,30}: .{0,60}?\b(?:enlarged|prominent|nodes?|mm)\b",),
+        labeled_normal=(
+            r"^[\w ,/&]*\blymph nodes?\b[\w ,/&]{0,30}: (?:normal|unremarkable|negative|none)\b",
+        ),
         excluded=(
             r"\blymph node (?:stations?|dissection)",
             r"\bintra-?(?:pulmonary|abdominal|mammary) lymph nodes?",
@@ -254,7 +264,7 @@ _ALL = (
     Finding(
         "atelectasis",
         "atelectasis",
-        patterns=(r"\batelecta\w*", r"\b\w+-atelecta\w*"),
+        patterns=(r"\batelecta\w*", r"\b\w+-atelecta\w*", r"\batx\b"),
         # "Fibroatelectasis" is a scar in these reports: it counts as sequela, as CT-RATE's labels have it.
         excluded=(r"\bfibro-?atelecta\w*",),
     ),
