@@ -170,6 +170,8 @@ _CONTRACTIONS = tuple(
         (r"\b(there|it)'s\b", r"\1 is"),
     )
 )
+_REWRITTEN = (*_CONTRACTIONS, *_SPELLINGS)
+_WRITTEN_OTHERWISE = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _REWRITTEN))
 _DASHES = re.compile("[‐‑‒–—−]")
 
 
@@ -184,6 +186,7 @@ def normalize(text: str) -> str:
     """
     text = _DASHES.sub("-", text.lower()).replace("’", "'").replace("‘", "'")
     text = text.replace("“", '"').replace("”", '"')
-    for pattern, written in (*_CONTRACTIONS, *_SPELLINGS):
-        text = pattern.sub(written, text)
+    if _WRITTEN_OTHERWISE.search(text):
+        for pattern, written in _REWRITTEN:
+            text = pattern.sub(written, text)
     return " ".join(text.split())

@@ -40,7 +40,8 @@ _NO_ANSWER = (
     r"(?:none|no|nil|negative|absent|zero|false|nothing|without|no evidence"
     rf"|not (?:present|applicable|enlarged|{SEEN[3:-1]}))"
 )
-_AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|bilaterally|on (?:the )?(?:left|right)|on either side))?{_END}"
+_WHERE = r"bilaterally|on (?:the )?(?:left|right)|on either side"
+_AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|{_WHERE}))?{_END}"
 
 CUES: tuple[tuple[str, str], ...] = (
     # In order of precedence: words taken by one kind are not looked at for the kinds below it.
