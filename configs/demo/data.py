@@ -19,4 +19,5 @@ SETTINGS = PrepareSettings(
     crop="heart",
     findings=FINDINGS,
     vocabulary_size=1024,
+    vocabulary_patients=1,  # phantoms are nobody
 )

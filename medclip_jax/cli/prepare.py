@@ -139,6 +139,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocabulary-size", type=int, default=8192, help="of a learned tokenizer (%(default)s)"
     )
     text.add_argument(
+        "--vocabulary-patients",
+        type=int,
+        metavar="N",
+        help="it learns a word only if the reports of N patients hold it, so that no name travels with the "
+        "model (5; for --corpus phantom, 1)",
+    )
+    text.add_argument(
         "--empty-report",
         choices=("reject", "note"),
         default="reject",
@@ -188,6 +195,7 @@ def run(args: argparse.Namespace) -> int:
         cell=args.organ_cell,
         tokenizer=None if args.tokenizer == "none" else args.tokenizer,
         vocabulary_size=args.vocabulary_size,
+        vocabulary_patients=_vocabulary_patients(args),
         fractions=tuple(args.fractions),
         seed=args.seed,
         modality=args.modality,
@@ -272,6 +280,12 @@ def _phantoms(args: argparse.Namespace) -> StudyTable:
 def _phantom_key(args: argparse.Namespace) -> bytes:
     # Nobody is to be protected, and the same command makes the same set everywhere.
     return f"phantom {args.seed}".encode()
+
+
+def _vocabulary_patients(args: argparse.Namespace) -> int:
+    if args.vocabulary_patients is not None:
+        return args.vocabulary_patients
+    return 1 if args.corpus == "phantom" else 5
 
 
 def _names(text: str) -> tuple[str, ...]:

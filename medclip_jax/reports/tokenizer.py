@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int32
 
+from medclip_jax.reports.people import may_name_someone, without_people
 from medclip_jax.reports.wordpiece import SPECIAL_TOKENS, learn_pieces
 
 if TYPE_CHECKING:
@@ -217,10 +219,17 @@ def train_wordpiece(
     *,
     lowercase: bool = True,
     minimum_count: int = 2,
+    patients: Iterable[Hashable] | None = None,
+    minimum_patients: int = 1,
 ) -> Tokenizer:
     """Learn a WordPiece vocabulary from the corpus and write it as a Hugging Face folder.
 
     The same texts give the same files on every run, in any order of the texts.
+
+    The vocabulary is passed on with every model. So that no patient's name is in it, a word of patients'
+    texts is learned only if the texts of `minimum_patients` patients hold it, outside of the contexts in
+    which reports name people (`medclip_jax.reports.people`). From all other words only the letters are
+    taken.
 
     Args:
         texts: reports, statements, prompts: whatever will be encoded.
@@ -228,6 +237,8 @@ def train_wordpiece(
         size: entries at most, special tokens included.
         lowercase: fold case and strip accents, as uncased BERT does.
         minimum_count: pairs seen less often are not merged.
+        patients: whose each text is, None for a text that is nobody's; default: all are nobody's.
+        minimum_patients: in whose texts a word must stand.
 
     Returns:
         The tokenizer, as `load_tokenizer(folder)` would give it.
@@ -239,12 +250,33 @@ def train_wordpiece(
 
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     splitter = pre_tokenizers.BertPreTokenizer()
+
+    def split(text: str) -> list[str]:
+        return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+
     words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    if not words:
+    spelled: set[str] = set()
+    public: set[str] = set()
+    owners: defaultdict[str, set[Hashable]] = defaultdict(set)
+    for text, patient in zip(texts, itertools.repeat(None) if patients is None else patients, strict=False):
+        if patient is None:
+            found = split(text)
+            public.update(found)
+        else:
+            spelled.update(split(text))
+            found = [word for word in split(without_people(text)) if not may_name_someone(word)]
+            for word in found:
+                if len(owners[word]) < minimum_patients:
+                    owners[word].add(patient)
+        words.update(found)
+    if not words and not spelled:
         raise ValueError("no text to learn a vocabulary from: every report is empty; check the report column")
-    vocabulary = learn_pieces(words, size, minimum_count)
+    learned = {
+        word: count
+        for word, count in words.items()
+        if word in public or len(owners[word]) >= minimum_patients
+    }
+    vocabulary = learn_pieces(learned, size, minimum_count, spelled)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend = _wordpiece({token: index for index, token in enumerate(vocabulary)}, lowercase=lowercase)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The first entries of a trained vocabulary: ids 0 to 4."""
@@ -19,22 +19,31 @@ def _joined(left: str, right: str) -> str:
     return left + right.removeprefix("##")
 
 
-def learn_pieces(words: Mapping[str, int], size: int, minimum_count: int = 2) -> list[str]:
+def _letters(word: str) -> list[str]:
+    return [word[0]] + ["##" + letter for letter in word[1:]]
+
+
+def learn_pieces(
+    words: Mapping[str, int], size: int, minimum_count: int = 2, spelled: Iterable[str] = ()
+) -> list[str]:
     """Merge the most frequent pair of neighbouring pieces until the vocabulary is full.
 
     Args:
         words: each distinct word with its count, already normalised and split at white space and punctuation.
         size: entries wanted, `SPECIAL_TOKENS` included.
         minimum_count: a pair seen less often is not merged.
+        spelled: words from which nothing is learned but their characters, so that they can be spelled.
 
     Returns:
         At most `size` entries: special tokens, single characters (sorted), then merges in the order learned.
         All characters are kept, even if they alone exceed `size`.
     """
     spelling = sorted(words)
-    pieces: list[list[str]] = [[word[0]] + ["##" + letter for letter in word[1:]] for word in spelling]
+    pieces = [_letters(word) for word in spelling]
     counts = [words[word] for word in spelling]
-    vocabulary = list(SPECIAL_TOKENS) + sorted({piece for word in pieces for piece in word})
+    vocabulary = list(SPECIAL_TOKENS) + sorted(
+        {piece for word in pieces for piece in word} | {piece for word in spelled for piece in _letters(word)}
+    )
     known = set(vocabulary)
 
     pair_counts: Counter[tuple[str, str]] = Counter()

@@ -48,6 +48,11 @@ class Commit:
         return self.name.rpartition("-")[0]
 
     @property
+    def text_patients(self) -> list[object]:
+        """Hash of the patient of each of `texts`."""
+        return [entry["patient"] for entry in self.entries if entry["class"] != REJECTED][: len(self.texts)]
+
+    @property
     def records(self) -> int:
         """How many studies were not rejected."""
         return sum(entry["class"] != REJECTED for entry in self.entries)

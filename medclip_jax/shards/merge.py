@@ -107,7 +107,7 @@ def assemble(
         found = summarize(entry for commit in commits for entry in commit.entries)
         raise ShardError(f"no study could be prepared\n{found.text()}")
     entries = _manifest(commits, names)
-    _write_tokenizer(out, plan.settings, [text for commit in commits for text in commit.texts])
+    _write_tokenizer(out, plan.settings, commits)
     write_text(out / MANIFEST_FILE, "".join(json.dumps(entry) + "\n" for entry in entries))
     for stale in {*out.glob(SHARD_PATTERN), *out.glob("*.partial")} - {out / n for n in names.values()}:
         stale.unlink(missing_ok=True)  # of a run that was cut off here, and whose input then changed
@@ -142,7 +142,7 @@ def _manifest(commits: Sequence[Commit], names: Mapping[str, str]) -> list[Entry
     return entries
 
 
-def _write_tokenizer(out: Path, settings: PrepareSettings, texts: Sequence[str]) -> None:
+def _write_tokenizer(out: Path, settings: PrepareSettings, commits: Sequence[Commit]) -> None:
     if settings.tokenizer is None:
         return
     from medclip_jax.reports.statements import statements
@@ -153,7 +153,15 @@ def _write_tokenizer(out: Path, settings: PrepareSettings, texts: Sequence[str])
     if settings.tokenizer == "train":
         # What the model will read: reports of the train split, and every statement both ways.
         sentences = [" ".join(statements(dict.fromkeys(settings.findings, sign))) for sign in (1, -1)]
-        train_wordpiece([*texts, *sentences * 2], folder, settings.vocabulary_size)
+        texts = [text for commit in commits for text in commit.texts]
+        patients = [patient for commit in commits for patient in commit.text_patients]
+        train_wordpiece(
+            [*texts, *sentences * 2],
+            folder,
+            settings.vocabulary_size,
+            patients=[*patients, *[None] * (2 * len(sentences))],
+            minimum_patients=settings.vocabulary_patients,
+        )
     else:
         load_tokenizer(settings.tokenizer)
         shutil.copytree(

@@ -255,7 +255,7 @@ def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
 def _written(settings: PrepareSettings) -> str:
     """The settings that a record depends on."""
     written = settings.to_json() | {"id_rule": ID_RULE}
-    for name in ("tokenizer", "vocabulary_size", "fractions", "seed", "per_shard"):
+    for name in ("tokenizer", "vocabulary_size", "vocabulary_patients", "fractions", "seed", "per_shard"):
         del written[name]
     if not settings.schema.has_organs:
         del written["organ_text"]  # so that sets without organs keep the fingerprint they always had

@@ -146,6 +146,13 @@ def _prepare(
         raise ShardError("the corpus has no studies: check the table, --root and --limit")
     out = Path(out)
     settings = resolve(settings, studies)
+    people = len({study.patient_id for study in studies})
+    if settings.tokenizer == "train" and people < settings.vocabulary_patients:
+        say(
+            f"the studies are of {people} patients: the tokenizer learns no word of their reports, because a "
+            f"name could be among the words that fewer than {settings.vocabulary_patients} patients share; "
+            "it spells them. --vocabulary-patients 1 learns them all, --tokenizer FOLDER takes a ready one"
+        )
     if settings.unknown_masks:
         names = unknown_masks(studies)
         shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")

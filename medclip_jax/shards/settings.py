@@ -30,6 +30,8 @@ class PrepareSettings:
         tokenizer: "train" learns a WordPiece on the train split's texts; a folder is copied; None
             leaves the tokenizer to the training config.
         vocabulary_size: entries of a learned tokenizer, at most.
+        vocabulary_patients: a word of the reports is learned only if it stands in those of so many patients:
+            the tokenizer goes with every model, and names must not.
         fractions: share of patients in train, validation, test, where the corpus fixes no split.
         seed: of the split.
         modality: "CT" or "MR"; studies of the other one are rejected.
@@ -54,6 +56,7 @@ class PrepareSettings:
     cell: int = 0
     tokenizer: str | None = "train"
     vocabulary_size: int = 8192
+    vocabulary_patients: int = 5
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
     modality: str = "CT"
@@ -139,6 +142,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         raise ShardError(f"modality '{settings.modality}' is neither CT nor MR")
     if settings.per_shard is not None and settings.per_shard < 1:
         raise ShardError(f"{settings.per_shard} volumes in a shard: it must be a positive number")
+    if settings.vocabulary_patients < 1:
+        raise ShardError(f"vocabulary_patients is {settings.vocabulary_patients}: it must be 1 or more")
     if settings.empty_report not in ("reject", "note"):
         raise ShardError(f"empty_report '{settings.empty_report}' is neither 'reject' nor 'note'")
     if settings.organ_text not in ("own", "containing"):

@@ -202,3 +202,41 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def learned(folder) -> set[str]:
+    """Pieces of several letters."""
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return {line.removeprefix("##") for line in lines if len(line.removeprefix("##")) > 1}
+
+
+def test_words_of_few_patients_are_spelled_and_not_learned(tmp_path):
+    texts = [f"The heart is large. {'Zabrocki' if n < 4 else 'Nobody'} says so." for n in range(12)]
+    patients = [n // 2 for n in range(12)]  # six, of two reports each
+    rare = train_wordpiece(texts, tmp_path / "one", 500)
+    assert "zabrocki" in learned(tmp_path / "one")
+    tokenizer = train_wordpiece(texts, tmp_path / "five", 500, patients=patients, minimum_patients=5)
+    assert {"heart", "large", "nobody"} - learned(tmp_path / "five") == {"nobody"}
+    assert not any(piece in "zabrocki" for piece in learned(tmp_path / "five"))
+    # They can still be written, letter by letter.
+    assert tokenizer.decode(tokenizer(["Zabrocki"], 32)[0]) == rare.decode(rare(["Zabrocki"], 32)[0])
+    assert tokenizer.count(["Zabrocki"])[0] == len("Zabrocki") + 2
+
+
+def test_names_of_doctors_and_numbers_are_not_learned(tmp_path):
+    texts = [
+        f"The heart is large. Signed by Dr. Zabrocki. Case 4711815, MRN0815, 2024. {n}" for n in range(9)
+    ]
+    train_wordpiece(texts, tmp_path, 500, patients=range(9), minimum_patients=5)
+    found = learned(tmp_path)
+    assert {"heart", "signed", "2024"} <= found
+    assert not any(
+        piece in "zabrocki" or piece in "4711815" or piece in "mrn0815" for piece in found - {"08"}
+    )
+
+
+def test_texts_of_nobody_are_learned_whole(tmp_path):
+    texts = ["The heart is large."] * 2 + ["There is cardiomegaly."] * 2
+    train_wordpiece(texts, tmp_path, 500, patients=["p", "q", None, None], minimum_patients=5)
+    assert "cardiomegaly" in learned(tmp_path)
+    assert "heart" not in learned(tmp_path)

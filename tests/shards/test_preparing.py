@@ -193,6 +193,29 @@ def test_no_raw_id_in_any_output(messy, archive, tmp_path, capfd):
         assert secret.encode() not in written
 
 
+def test_a_name_in_two_reports_does_not_come_into_the_vocabulary(archive, tmp_path):
+    studies = [
+        dataclasses.replace(
+            study,
+            report=f"{study.report} Hello {'Zabrocki' if place < 4 else 'there'}. Signed by Dr. Kowalczyk.",
+            split="train",
+        )
+        for place, study in enumerate(read_table(archive))
+    ]
+
+    def pieces(name, **changes):
+        settings = dataclasses.replace(SETTINGS, vocabulary_size=400, **changes)
+        prepare(studies, tmp_path / name, settings, **QUIET)
+        vocabulary = (tmp_path / name / "tokenizer/vocab.txt").read_text(encoding="utf-8").split()
+        return {piece.removeprefix("##") for piece in vocabulary}
+
+    assert "zabrocki" in pieces("all", vocabulary_patients=1)
+    few = pieces("few")
+    assert {"heart", "hello", "signed"} <= few
+    assert not any(len(piece) > 1 and piece in ("zabrocki", "kowalczyk") for piece in few)
+    assert not any(len(piece) > 3 and (piece in "zabrocki" or piece in "kowalczyk") for piece in few)
+
+
 def test_too_many_rejections_stop_the_run(messy, tmp_path):
     with pytest.raises(
         ShardError, match=r"rejected.*--max-rejected 0.1.*empty-report \(3, rows \d+, \d+, \d+\): \w.*higher"
