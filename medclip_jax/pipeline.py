@@ -285,7 +285,11 @@ def _iterate(
         organ_names(source),
         getattr(config, "organ_text_length", 0),
     )
-    samples = grain.MapDataset.source(_Indexed(source)).seed(seed).shuffle().repeat().random_map(prepare)
+    # As good as endless. Grain's own endless length overflows where a batch is one sample.
+    epochs = 2**62 // len(source)
+    samples = (
+        grain.MapDataset.source(_Indexed(source)).seed(seed).shuffle().repeat(epochs).random_map(prepare)
+    )
     # The host's slice comes after everything random: before it, the draws would depend on the host count.
     batches = samples[process_index::process_count].batch(batch_size // process_count)[start_step:]
     yield from _read_ahead(batches, workers=config.workers, prefetch=config.prefetch)

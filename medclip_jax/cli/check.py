@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.planning.estimate import estimate
     from medclip_jax.planning.remedies import remedies
     from medclip_jax.planning.shapes import build
-    from medclip_jax.training.config import load_config
+    from medclip_jax.training.config import find_config, load_config
 
     chip, count = find_topology(args.tpu) if args.tpu else find_chip(args.chip)
     if args.tpu and args.devices not in (None, count):
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--devices {devices}: give at least 1")
     overrides = [*args.overrides, *_mesh(args.mesh)]
     config = load_config(args.config, overrides)
-    data = check_data.assume(config, args.config, args)
+    data = check_data.assume(config, find_config(args.config), args)
     model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
     found = estimate(model, chip, devices)
     figures = check_report.figures(model, data, found)

@@ -39,20 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; 0 when at least one evaluator ran, 1 when none could."""
-    import medclip_jax
-    from medclip_jax.evaluation.run import EVALUATORS, evaluate_all
+    """Evaluate; 0 when at least one evaluator ran, 1 when none could.
 
-    model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
-    configured = model.config["evaluation"]["evaluators"]
+    Raises:
+        ValueError: an evaluator, a setting or a split that is not there; found before anything is loaded.
+        FileNotFoundError: no model, no shards.
+    """
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: give 1 or more")
+    from medclip_jax.evaluation.settings import EVALUATORS, check_evaluators
+
+    written = _written_config(args.workdir)
+    configured = written.get("evaluation", {}).get("evaluators", {})
     names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
     plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
     for override in args.set:
         _apply(plan, override)
+    check_evaluators(plan)
+    shards = args.shards or written.get("data", {}).get("shards", "")
+    if not shards:
+        raise ValueError(f"{args.workdir} names no shards: give a folder of `medclip prepare` with --shards")
+    _check_shards(shards, args.split, plan)
+
+    import medclip_jax
+    from medclip_jax.evaluation.run import evaluate_all
+
+    model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
     evaluation = evaluate_all(
         model.objective,
         plan,
-        shards=args.shards or model.config["data"]["shards"],
+        shards=shards,
         split=args.split,
         tokenizer=model.tokenizer,
         text_length=int(model.config["data"]["text_length"]),
@@ -66,6 +82,23 @@ def run(args: argparse.Namespace) -> int:
 
         write_evaluation_page(args.page, evaluation, model.config)
     return 0 if evaluation.results else 1
+
+
+def _written_config(source: str) -> dict[str, Any]:
+    """What `config.json` of a workdir or an exported folder says; {} where there is none."""
+    try:
+        return json.loads((Path(source) / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _check_shards(shards: str, split: str, plan: dict[str, dict[str, Any]]) -> None:
+    from medclip_jax.evaluation.settings import check_shards
+    from medclip_jax.shards.read import check_split, open_shards
+
+    info = open_shards(shards)
+    check_split(info, split)
+    check_shards(plan, info, split)
 
 
 def _apply(plan: dict[str, dict[str, Any]], override: str) -> None:

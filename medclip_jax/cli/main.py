@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -50,15 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 where all went well, 1 where the command found something wrong, 2 for an error that the user
-        can mend, 130 after Ctrl-C.
+        can mend, 130 after Ctrl-C, 141 where whoever read the output (such as `head`) wanted no more of it.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # here, and not at the interpreter's end, where nobody could catch the error
+    except BrokenPipeError:
+        if not (closed := _closed_outputs()):
+            raise
+        # What is still buffered goes nowhere, so that the interpreter's end has nothing to complain of.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in closed:
+            os.dup2(nowhere, number)
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="medclip",
         description="Vision-language pretraining on 3D medical volumes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_ShowVersion)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     modules = {}
@@ -78,11 +95,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmedclip: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("MEDCLIP_TRACEBACK"):
             raise
         print(f"medclip {args.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _closed_outputs() -> list[int]:
+    """File numbers of those of standard output and error that nobody reads any more."""
+    watched = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        watched.register(stream.fileno(), 0)
+    return [number for number, event in watched.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+
+
+class _ShowVersion(argparse.Action):
+    """Read from the installed package only where it is wanted."""
+
+    def __init__(self, option_strings: list[str], dest: str):
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from medclip_jax import __version__
+
+        print(f"medclip {__version__}")
+        parser.exit()
 
 
 if __name__ == "__main__":

@@ -11,23 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, Tokenizer, embed_split
-from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable, Result
-from medclip_jax.evaluation.retrieval import evaluate_retrieval
-from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
-from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
+from medclip_jax.evaluation.settings import GIVEN, check_evaluators
 from medclip_jax.objectives.base import Objective
-
-EVALUATORS: dict[str, Callable[..., Result]] = {
-    "zero_shot": evaluate_zero_shot,
-    "retrieval": evaluate_retrieval,
-    "ordinal": evaluate_ordinal,
-    "uncertainty": evaluate_uncertainty,
-}
-"""Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
-
-_GIVEN = ("load_split", "embedder", "open_records")
-"""Keyword arguments that the runner gives to evaluators that have them: no settings."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +50,6 @@ class Evaluation:
         parts = [str(result) for result in self.results.values()]
         parts += [f"{name}: skipped. {reason}" for name, reason in self.skipped.items()]
         return "\n\n".join(parts)
-
-
-def default_evaluators() -> dict[str, dict[str, Any]]:
-    """Every evaluator with its default settings, as a config spells them."""
-    return {name: {"kind": name, **_defaults(name)} for name in EVALUATORS}
 
 
 def evaluate(
@@ -155,7 +136,7 @@ def evaluate_all(
         ValueError: as `evaluate`.
     """
     began = time.monotonic()
-    plan = {name: _checked(name, dict(settings.items())) for name, settings in evaluators.items()}
+    plan = check_evaluators(evaluators)
     embedder = Embedder(
         objective,
         tokenizer,
@@ -184,7 +165,7 @@ def evaluate_all(
         info = open_shards(shards)
         return open_split(info, split, fields=fields), info.organs
 
-    given = dict(zip(_GIVEN, (load_split, embedder, open_records), strict=True))
+    given = dict(zip(GIVEN, (load_split, embedder, open_records), strict=True))
     data = load_split(split)
     results: dict[str, Result] = {}
     skipped = {}
@@ -221,24 +202,3 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
     info = open_shards(shards)
     records = open_split(info, split, fields=[name for name in FIELDS if name != "organs"])
     return embed_split(split, records, embedder, findings=info.findings, measurements=info.measurements)
-
-
-def _defaults(kind: str) -> dict[str, Any]:
-    parameters = inspect.signature(EVALUATORS[kind]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN}
-
-
-def _checked(name: str, settings: dict[str, Any]) -> tuple[Callable[..., Result], dict[str, Any]]:
-    kind = settings.pop("kind", name)
-    if kind not in EVALUATORS:
-        raise ValueError(
-            f"evaluator {name!r} is of unknown kind {kind!r}; there are {', '.join(EVALUATORS)}. A name of "
-            'your own needs kind="..."'
-        )
-    known = _defaults(kind)
-    unknown = [key for key in settings if key not in known]
-    if unknown:
-        raise ValueError(
-            f"evaluator {name!r} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-        )
-    return EVALUATORS[kind], settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -169,17 +170,43 @@ def open_split(
     return ShardSource(info, split, fields)
 
 
+def check_split(info: PreparedInfo, split: str) -> None:
+    """Check that a split is there, without opening anything.
+
+    Args:
+        info: from `open_shards`.
+        split: as `open_split` takes it.
+
+    Raises:
+        ShardError: there is no such split; the message lists those there and names the nearest.
+    """
+    for part in split.split("+"):
+        name = part.partition("[")[0].strip()
+        if name != "all" and name not in info.splits:
+            near = difflib.get_close_matches(name, info.splits, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ShardError(
+                f"no split '{name}' in '{info.folder}'; it has {_counts(info)}.{hint} Parts are written as "
+                "'train[:10%]', 'train[100:200]' or 'train+validation'"
+            )
+
+
+def _counts(info: PreparedInfo) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in info.splits.items()) or "none"
+
+
 def _file_instructions(info: PreparedInfo, split: str) -> list:
+    check_split(info, split)
     import tensorflow_datasets as tfds
 
-    counts = ", ".join(f"{name} ({count})" for name, count in info.splits.items()) or "none"
+    counts = _counts(info)
     try:
         instructions = tfds.builder_from_directory(info.folder).info.splits[split].file_instructions
     except FileNotFoundError:
         raise ShardError(f"'{info.folder}' has lost its dataset_info.json: prepare the set again") from None
     except (KeyError, ValueError, AssertionError):
         raise ShardError(
-            f"no split '{split}' in '{info.folder}'; it has {counts}. Parts are written as "
+            f"cannot read the split '{split}' of '{info.folder}', which has {counts}. Parts are written as "
             "'train[:10%]', 'train[100:200]' or 'train+validation'"
         ) from None
     if not instructions:

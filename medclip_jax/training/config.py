@@ -10,12 +10,15 @@ import ast
 import difflib
 import importlib
 import json
+import math
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from medclip_jax.training.ranges import check_values
 
 DEFAULT_NO_DECAY: tuple[str, ...] = (
     r"(^|/)(bias|scale)$",
@@ -25,7 +28,7 @@ DEFAULT_NO_DECAY: tuple[str, ...] = (
 )
 """Biases, norms, positions, class and mask tokens, temperature: pulled to zero they only lose."""
 
-_EVALUATORS = "evaluation.evaluators"
+_EVALUATORS, _TEXT = "evaluation.evaluators", "data.text"
 
 
 def base_config() -> ConfigDict:
@@ -64,6 +67,7 @@ def base_config() -> ConfigDict:
                 "learning_rate": 1e-4,  # peak
                 "schedule": "cosine",  # "cosine" | "linear" | "constant", after a linear warm-up
                 "warmup_steps": 0,
+                "warmup_fraction": 0.0,  # of the run, instead of warmup_steps
                 "final_fraction": 0.0,  # of the peak, at the end of the run
                 "betas": (0.9, 0.999),
                 "epsilon": 1e-8,
@@ -140,7 +144,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no `get_config` in it, a key that the schema does not have (the message names the
-            nearest), or a value that is not of its field's type.
+            nearest), or a value that its field cannot have.
+    """
+    file = find_config(path)
+    namespace = runpy.run_path(str(file))
+    if "get_config" not in namespace:
+        raise ValueError(f"{path} must define get_config() -> ConfigDict; start from base_config()")
+    try:
+        given = namespace["get_config"]()
+    except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises
+        raise ValueError(f"{path}: {error.args[0] if error.args else error}") from error
+    try:
+        config = whole(given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for override in overrides:
+        apply_override(config, override)
+    check_values(config)
+    return config
+
+
+def find_config(path: str | Path) -> Path:
+    """The file that a name means: where there is none "configs/...", the one that came with the package.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message names the nearest.
     """
     path = Path(path)
     shipped = shipped_configs()
@@ -150,17 +178,74 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         near = difflib.get_close_matches(str(path), names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise FileNotFoundError(f"no config file {path}.{hint}")
-    namespace = runpy.run_path(str(file))
-    if "get_config" not in namespace:
-        raise ValueError(f"{path} must define get_config() -> ConfigDict; start from base_config()")
-    try:
-        config = namespace["get_config"]()
-    except AttributeError as error:  # what a locked ConfigDict raises
-        raise ValueError(f"{path}: {error}") from error
+    return file
+
+
+def whole(given: Mapping[str, Any]) -> ConfigDict:
+    """A config with every field of the schema, and no other.
+
+    A file may set a section to a dict of some of its fields; the others then have their defaults. Weights of
+    texts that such a dict does not name are 0.
+
+    Args:
+        given: what `get_config` returned.
+
+    Returns:
+        The config, locked.
+
+    Raises:
+        ValueError: a field that the schema does not have (the message names the nearest), or a value that is
+            not of its field's type.
+    """
+    if not isinstance(given, Mapping | ConfigDict):
+        raise ValueError(f"get_config() must return a ConfigDict from base_config(), not {given!r}")
+    config = base_config()
+    objective = _objective_defaults(given)
+    with config.unlocked():
+        config.objective = objective
+    _take(config, given, "", config)
     config.lock()
-    for override in overrides:
-        apply_override(config, override)
     return config
+
+
+def _objective_defaults(given: Mapping[str, Any]) -> ConfigDict:
+    """All fields of the objective that a config names; what is given where the name is not registered."""
+    from medclip_jax.objectives import OBJECTIVES
+
+    objective = given.get("objective") or {}
+    name = objective.get("name")
+    if name in OBJECTIVES:
+        return importlib.import_module(OBJECTIVES[name][0]).default_config()
+    return ConfigDict(objective)
+
+
+def _take(section: ConfigDict, given: Mapping[str, Any], prefix: str, config: ConfigDict) -> None:
+    """Set the fields of a section to those given."""
+    for name, value in given.items():
+        path = f"{prefix}{name}"
+        if name not in section:
+            raise _unknown(config, path)
+        if path == _EVALUATORS:
+            _set_evaluators(config, value.to_dict() if isinstance(value, ConfigDict) else dict(value))
+        elif isinstance(section[name], ConfigDict):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ValueError(f"config.{path} is a section, and cannot be {value!r}")
+            _take(
+                section[name], _weights(value, section[name]) if path == _TEXT else value, f"{path}.", config
+            )
+        else:
+            try:
+                section[name] = value
+            except TypeError:
+                kind = type(section[name]).__name__
+                raise ValueError(
+                    f"config.{path} is a {kind} (default {section[name]!r}) and cannot be {value!r}"
+                ) from None
+
+
+def _weights(given: Mapping[str, float], known: Iterable[str]) -> dict[str, float]:
+    """Weights of texts: 0 where none is given, whatever the default is."""
+    return {**dict.fromkeys(known, 0.0), **given}
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
@@ -205,7 +290,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 def _override_evaluators(config: ConfigDict, name: str, text: str) -> None:
-    from medclip_jax.evaluation.run import default_evaluators
+    from medclip_jax.evaluation.settings import default_evaluators
 
     kinds = default_evaluators()
     chosen = config.evaluation.evaluators.to_dict()
@@ -219,23 +304,14 @@ def _override_evaluators(config: ConfigDict, name: str, text: str) -> None:
         chosen[evaluator] = _parse(text, {}, name)
     else:
         chosen = _parse(text, {}, name)
-    for evaluator, settings in chosen.items():
-        if not isinstance(settings, dict):
-            raise ValueError(f"config.{_EVALUATORS}.{evaluator} must be a dict of settings, not {settings!r}")
-        kind = settings.get("kind", evaluator)
-        near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]
-        if kind not in kinds:
-            raise ValueError(
-                f"no evaluator {kind!r} for config.{_EVALUATORS}.{evaluator}. Did you mean {near}? A name of "
-                "your own needs kind='...'"
-            )
-        for key in settings:
-            if key not in kinds[kind]:
-                near = difflib.get_close_matches(key, kinds[kind], n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"no config.{_EVALUATORS}.{evaluator}.{key}. "
-                    f"Did you mean config.{_EVALUATORS}.{evaluator}.{near}?"
-                )
+    _set_evaluators(config, chosen)
+
+
+def _set_evaluators(config: ConfigDict, chosen: dict[str, Any]) -> None:
+    if chosen:
+        from medclip_jax.evaluation.settings import check_evaluators
+
+        check_evaluators(chosen, where=f"config.{_EVALUATORS}.")
     config.evaluation.evaluators = chosen
 
 
@@ -265,7 +341,7 @@ def _parse(text: str, current: Any, name: str) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind is int:
             number = float(text) if "e" in text.lower() else int(text)
-            if number != int(number):
+            if not math.isfinite(number) or number != int(number):
                 raise ValueError(text)
             return int(number)
         if kind is float:
@@ -299,20 +375,19 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         saved: `config.json` of a run.
     """
-    from medclip_jax.objectives import OBJECTIVES
-
     known = to_json(base_config())
-    name = saved.get("objective", {}).get("name")
-    if name in OBJECTIVES:
-        known["objective"] = to_json(importlib.import_module(OBJECTIVES[name][0]).default_config())
+    if "objective" in saved:
+        known["objective"] = to_json(_objective_defaults(saved))
     return _over(known, saved)
 
 
-def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    both = {
-        name for name in given if isinstance(given[name], Mapping) and isinstance(defaults.get(name), Mapping)
-    }
-    return {**defaults, **given, **{name: _over(defaults[name], given[name]) for name in both}}
+def _over(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    merged = {**defaults, **given}
+    for name, value in given.items():
+        before, path = defaults.get(name), f"{prefix}{name}"
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            merged[name] = _weights(value, before) if path == _TEXT else _over(before, value, f"{path}.")
+    return merged
 
 
 def total_steps(config: ConfigDict, samples: int) -> int:

@@ -32,8 +32,9 @@ class Optimizer(NamedTuple):
 def make_schedule(config: Any, updates: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
     """Linear warm-up to the peak, then cosine, linear or constant to `final_fraction` of it.
 
-    The first update has 1/warmup_steps of the peak; the final fraction is where the update after the last
-    one would be, so that none is spent at 0.
+    The warm-up takes `warmup_steps`, or `warmup_fraction` of all updates. Its first update has 1/warmup_steps
+    of the peak; the final fraction is where the update after the last one would be, so that none is spent
+    at 0.
 
     Args:
         config: `config.optimizer`.
@@ -46,11 +47,12 @@ def make_schedule(config: Any, updates: int) -> Callable[[Int[Array, ""]], Float
         raise ValueError(
             f"config.optimizer.schedule={config.schedule!r}: there are 'cosine', 'linear', 'constant'"
         )
-    warmup = config.warmup_steps // config.accumulate
+    warmup = config.warmup_steps // config.accumulate or round(config.warmup_fraction * updates)
     if warmup > updates:
         raise ValueError(
             f"config.optimizer.warmup_steps={config.warmup_steps} is longer than the run "
-            f"({updates * config.accumulate} steps): shorten the warm-up or train longer"
+            f"({updates * config.accumulate} steps): train longer, or warm up for a share of the run by "
+            "--config.optimizer.warmup_steps=0 --config.optimizer.warmup_fraction=0.05"
         )
     peak, final, kind = config.learning_rate, config.final_fraction, config.schedule
 

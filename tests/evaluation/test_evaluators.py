@@ -16,6 +16,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, embed_spl
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.settings import default_evaluators
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
 from medclip_jax.objectives.base import Embedding, Objective
 from medclip_jax.reports.prompts import pair
@@ -404,7 +405,7 @@ SETTINGS = {"shards": "folder", "split": "test", "tokenizer": tokenize, "text_le
 def all_evaluators():
     return {
         name: {key: 10 if key == "draws" else value for key, value in settings.items()}
-        for name, settings in run.default_evaluators().items()
+        for name, settings in default_evaluators().items()
     }
 
 
@@ -460,9 +461,12 @@ class TestRun:
         assert "ordinal: skipped" in str(evaluation)
 
     def test_unknown_evaluator(self):
-        with pytest.raises(ValueError, match="unknown kind 'probing'; there are zero_shot"):
+        with pytest.raises(ValueError, match=r"no evaluator 'probing' for .*There are zero_shot"):
             run.evaluate(Toy(), {"probing": {}}, **SETTINGS)
 
     def test_unknown_setting(self):
-        with pytest.raises(ValueError, match="no setting 'treshold'; it has findings"):
+        with pytest.raises(
+            ValueError,
+            match=r"no zero_shot.treshold. Did you mean zero_shot.threshold.*has the settings findings",
+        ):
             run.evaluate(Toy(), {"zero_shot": {"treshold": "argmax"}}, **SETTINGS)

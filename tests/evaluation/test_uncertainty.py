@@ -8,6 +8,7 @@ from medclip_jax.evaluation import run
 from medclip_jax.evaluation.embeddings import embed_split
 from medclip_jax.evaluation.metrics import bootstrap_interval
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.settings import default_evaluators
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.uncertainty_metrics import calibration, risk_coverage
 from medclip_jax.evaluation.zero_shot import pair_scores
@@ -245,7 +246,7 @@ def test_the_runner_gives_embedder_and_records(monkeypatch):
 
     monkeypatch.setattr(read, "open_shards", lambda folder: Info())
     monkeypatch.setattr(read, "open_split", lambda info, split, fields: opener(rows)(fields)[0])
-    assert "embedder" not in run.default_evaluators()["uncertainty"]
+    assert "embedder" not in default_evaluators()["uncertainty"]
     settings = {"shards": "s", "split": "test", "tokenizer": tokenize, "text_length": 32, "batch_size": 4}
     found = run.evaluate(ToyGaussian(), {"uncertainty": {"draws": 0}}, **settings, progress=False)
     direct = evaluated(draws=0).metrics()

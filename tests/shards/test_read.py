@@ -192,7 +192,7 @@ def test_unfinished_folder(tmp_path):
 def test_unknown_split_lists_the_splits(folder):
     with pytest.raises(ShardError, match=r"no split 'valid'.*train \(15\), test \(5\)"):
         open_split(folder, "valid")
-    with pytest.raises(ShardError, match="no split"):
+    with pytest.raises(ShardError, match="cannot read the split"):
         open_split(folder, "train[:10 percent]")
     with pytest.raises(ShardError, match="holds no volume"):
         open_split(folder, "train[5:5]")

@@ -133,7 +133,7 @@ def test_schedules_rise_linearly_and_run_out_at_the_final_fraction():
         ({"frozen": (r"(",)}, "no regular expression"),
         ({"frozen": (r".",)}, "nothing is left to train"),
         ({"schedule": "cosin"}, "'cosine'"),
-        ({"warmup_steps": 11}, "shorten the warm-up"),
+        ({"warmup_steps": 11}, "longer than the run .*warmup_fraction"),
         ({"accumulate": 0}, "at least 1"),
     ],
 )

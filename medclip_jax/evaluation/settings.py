@@ -1,0 +1,158 @@
+"""What evaluators can be told: looked at before anything is loaded, so that a mistake costs no time."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from medclip_jax.evaluation.embeddings import TEXT_FIELDS
+from medclip_jax.evaluation.ordinal import evaluate_ordinal
+from medclip_jax.evaluation.results import Result
+from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
+from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
+from medclip_jax.reports.prompts import TEMPLATES
+
+if TYPE_CHECKING:
+    from medclip_jax.shards.read import PreparedInfo
+
+EVALUATORS: dict[str, Callable[..., Result]] = {
+    "zero_shot": evaluate_zero_shot,
+    "retrieval": evaluate_retrieval,
+    "ordinal": evaluate_ordinal,
+    "uncertainty": evaluate_uncertainty,
+}
+"""Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
+
+GIVEN = ("load_split", "embedder", "open_records")
+"""Keyword arguments that the runner gives to evaluators that have them: no settings."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "labels": ("labels", "findings"),
+    "template": tuple(TEMPLATES),
+    "score": ("difference", "probability"),
+    "criterion": ("f1", "accuracy", "youden"),
+    "text": tuple(TEXT_FIELDS),
+}
+"""Setting to the values that it can have."""
+
+_AT_LEAST_ONE = ("bins", "subset_draws")
+
+
+def default_evaluators() -> dict[str, dict[str, Any]]:
+    """Every evaluator with its default settings, as a config spells them."""
+    return {name: {"kind": name, **_defaults(name)} for name in EVALUATORS}
+
+
+def check_evaluators(
+    evaluators: Mapping[str, Mapping[str, Any]], where: str = ""
+) -> dict[str, tuple[Callable[..., Result], dict[str, Any]]]:
+    """Check names, settings and values, without data and model.
+
+    Args:
+        evaluators: name to settings; `kind` picks the evaluator and defaults to the name.
+        where: what stands before a name in the message, such as "config.evaluation.evaluators.".
+
+    Returns:
+        Name to the function and its settings.
+
+    Raises:
+        ValueError: an unknown evaluator or setting (the message names the nearest), or a value that the
+            setting cannot have.
+    """
+    checked = {}
+    for name, given in evaluators.items():
+        if not hasattr(given, "items"):
+            raise ValueError(f"{where}{name} must be a dict of settings, not {given!r}")
+        settings = dict(given.items())
+        kind = settings.pop("kind", name)
+        if kind not in EVALUATORS:
+            raise ValueError(
+                f"no evaluator {kind!r} for {where}{name}.{_nearest(kind, EVALUATORS)} There are "
+                f"{', '.join(EVALUATORS)}. A name of your own needs kind='...'"
+            )
+        known = _defaults(kind)
+        for key, value in settings.items():
+            if key not in known:
+                raise ValueError(
+                    f"no {where}{name}.{key}.{_nearest(key, known, f'{where}{name}.')} {name!r} has the "
+                    f"settings {', '.join(known)}"
+                )
+            _check_value(f"{where}{name}.{key}", key, value, known[key])
+        checked[name] = EVALUATORS[kind], settings
+    return checked
+
+
+def check_shards(evaluators: Mapping[str, Mapping[str, Any]], info: PreparedInfo, split: str) -> None:
+    """Check that prepared shards hold what the evaluators want of them.
+
+    Args:
+        evaluators: as `check_evaluators` accepts them.
+        info: of the shards.
+        split: to evaluate on.
+
+    Raises:
+        ValueError: a split that a threshold is chosen on is not there, or is the split itself; an unknown
+            finding.
+    """
+    from medclip_jax.shards.read import check_split
+
+    for name, (_, settings) in check_evaluators(evaluators).items():
+        threshold = settings.get("threshold", "argmax")
+        if threshold == split:
+            raise ValueError(
+                f"{name}.threshold={threshold!r} is the split being scored: a threshold chosen there "
+                'flatters F1 and accuracy; use another split or "argmax"'
+            )
+        if threshold != "argmax":
+            try:
+                check_split(info, threshold)
+            except ValueError as error:
+                raise ValueError(f"{name}.threshold: {error}") from None
+        for finding in settings.get("findings", ()):
+            if finding not in info.findings:
+                raise ValueError(
+                    f"{name}.findings: no column for {finding!r}.{_nearest(finding, info.findings)} "
+                    f"The shards have {', '.join(info.findings)}"
+                )
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    parameters = inspect.signature(EVALUATORS[kind]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN}
+
+
+def _check_value(where: str, key: str, value: Any, default: Any) -> None:
+    if isinstance(default, tuple):
+        wanted = "a list"
+        if isinstance(value, list | tuple):
+            member = default[0] if default else ""
+            for item in value:
+                _check_value(f"{where}, an entry", "", item, member)
+            return
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            wanted = "a text"
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            raise ValueError(
+                f"{where}={value!r}: it must be one of {', '.join(_CHOICES[key])}."
+                f"{_nearest(value, _CHOICES[key])}"
+            )
+        else:
+            return
+    else:
+        whole = isinstance(default, int)
+        low = 1 if key in _AT_LEAST_ONE else 0
+        wanted = f"a {'whole ' if whole else ''}number, {low} or more"
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if fits and math.isfinite(value) and value >= low:
+            return
+    raise ValueError(f"{where}={value!r}: it must be {wanted}")
+
+
+def _nearest(text: Any, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(text), list(known), n=1, cutoff=0.4)
+    return f" Did you mean {prefix}{near[0]}?" if near else ""

@@ -1,0 +1,135 @@
+"""Which values the numbers of a config can have: looked at before anything is opened or built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class _Rule(NamedTuple):
+    """What a field can be: in words for the message, and as a test."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low: int, high: float = math.inf) -> _Rule:
+    words = f"a whole number, {low} or more" if high == math.inf else f"a whole number from {low} to {high}"
+    return _Rule(words, lambda value: _is_number(value) and isinstance(value, int) and low <= value <= high)
+
+
+def _number(words: str, allows: Callable[[float], bool]) -> _Rule:
+    return _Rule(f"a number {words}", lambda value: _is_number(value) and allows(value))
+
+
+def _listed(words: str, allows: Callable[[Any], bool], length: int | None = None) -> _Rule:
+    return _Rule(
+        words,
+        lambda value: (
+            isinstance(value, list | tuple) and length in (None, len(value)) and all(map(allows, value))
+        ),
+    )
+
+
+_FROM_0 = _number("of 0 or more", lambda value: value >= 0)
+_ABOVE_0 = _number("above 0", lambda value: value > 0)
+_SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_1 = _number("from 0 to below 1", lambda value: 0 <= value < 1)
+_THREE_FROM_1 = _listed("three whole numbers above 0, such as (8, 8, 8)", _whole(1).allows, 3)
+_WINDOWS = _listed(
+    "(low, high) HU for each channel, low below high, such as ((-1000.0, 1000.0),)",
+    lambda pair: (
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]
+    ),
+)
+_STANDARDIZE = _listed(
+    "(mean, standard deviation above 0) for each channel, or ()",
+    lambda pair: (
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) and pair[1] > 0
+    ),
+)
+
+_RULES: dict[str, _Rule] = {
+    r"seed": _whole(0, 2**32 - 1),
+    r"data\.text\.\w+": _FROM_0,
+    r"data\.text_length": _whole(2),
+    r"data\.(organ_text_length|workers)": _whole(0),
+    r"data\.prefetch": _whole(1),
+    r"batch_size|microbatches|steps": _whole(0),
+    r"epochs": _FROM_0,
+    r"optimizer\.(learning_rate|final_fraction|weight_decay|clip_norm)": _FROM_0,
+    r"optimizer\.epsilon": _ABOVE_0,
+    r"optimizer\.warmup_steps": _whole(0),
+    r"optimizer\.warmup_fraction": _SHARE,
+    r"optimizer\.betas": _listed("two numbers from 0 to below 1", _BELOW_1.allows, 2),
+    r"optimizer\.multipliers": _listed(
+        "((regex, factor of 0 or more), ...)",
+        lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and _FROM_0.allows(pair[1]),
+    ),
+    r"optimizer\.accumulate": _whole(1),
+    r"ema\.decay": _BELOW_1,
+    r"mesh\.data": _Rule(
+        "a whole number above 0, or -1 for all that fsdp leaves",
+        lambda value: value == -1 or _whole(1).allows(value),
+    ),
+    r"mesh\.fsdp": _whole(1),
+    r"distributed\.process_count": _whole(0),
+    r"distributed\.process_index": _whole(-1),
+    r"checkpoint\.every_steps": _whole(1),
+    r"checkpoint\.keep": _whole(2),
+    r"log\.every_steps": _whole(1),
+    r"log\.peak_tflops": _FROM_0,
+    r"evaluation\.every_steps": _whole(0),
+    r"evaluation\.batch_size": _whole(1),
+    # Of any objective, by the last part of the name.
+    r"objective\.(.+\.)?(width|heads|embedding_width|grid_features|max_positions|type_vocabulary)": _whole(1),
+    r"objective\.(.+\.)?(depth|vocabulary|chunk_rows)": _whole(0),
+    r"objective\.(.+\.)?(mlp_ratio|layer_norm_epsilon|target_temperature|logit_scale)": _ABOVE_0,
+    r"objective\.(.+\.)?mask_fraction": _number("between 0 and 1", lambda value: 0 < value < 1),
+    r"objective\.vision\.(patch|cell)": _THREE_FROM_1,
+    r"objective\.vision\.windows": _WINDOWS,
+    r"objective\.vision\.standardize": _STANDARDIZE,
+    r"objective\.vision\.augment\.shift_voxels": _listed(
+        "three whole numbers of 0 or more", _whole(0).allows, 3
+    ),
+    r"objective\.vision\.augment\.(noise_hu|offset_hu|gain)": _FROM_0,
+}
+"""Pattern of a field's whole name to what it can be. Texts and switches are checked where they are used."""
+
+
+def check_values(config: ConfigDict | Mapping[str, Any]) -> None:
+    """Check that every number of a config is one that can be meant.
+
+    Args:
+        config: with the fields of `training.config.base_config`.
+
+    Raises:
+        ValueError: a number outside of its range, one that is not finite, or None; all of them are listed.
+    """
+    wrong = [
+        f"config.{name}={value!r}: it must be {rule.words}"
+        for name, value in _leaves(config)
+        for pattern, rule in _RULES.items()
+        if re.fullmatch(pattern, name) and not rule.allows(value)
+    ]
+    optimizer = config.get("optimizer", {})
+    if optimizer.get("warmup_steps", 0) and optimizer.get("warmup_fraction", 0):
+        wrong.append("config.optimizer: set warmup_steps or warmup_fraction, not both (the other to 0)")
+    if wrong:
+        raise ValueError("\n  ".join(wrong))
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
