@@ -7,6 +7,7 @@ it needs for its work are imported in ``run``, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -59,12 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, and not at the interpreter's end, where nobody could catch the error
     except BrokenPipeError:
-        if not (closed := _closed_outputs()):
-            raise
         # What is still buffered goes nowhere, so that the interpreter's end has nothing to complain of.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for number in closed:
+        for number in _closed_outputs():
             os.dup2(nowhere, number)
+        os.close(nowhere)
         return 141
 
 
@@ -95,9 +95,9 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nmedclip: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _closed_outputs():
+            raise
         if os.environ.get("MEDCLIP_TRACEBACK"):
             raise
         print(f"medclip {args.command}: {error}", file=sys.stderr)
@@ -108,7 +108,8 @@ def _closed_outputs() -> list[int]:
     """File numbers of those of standard output and error that nobody reads any more."""
     watched = select.poll()
     for stream in (sys.stdout, sys.stderr):
-        watched.register(stream.fileno(), 0)
+        with contextlib.suppress(OSError):  # replaced by something that is no file
+            watched.register(stream.fileno(), 0)
     return [number for number, event in watched.poll(0) if event & (select.POLLERR | select.POLLHUP)]
 
 

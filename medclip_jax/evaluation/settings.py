@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
-from medclip_jax.evaluation.results import Result
+from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
+from medclip_jax.reports.names import finding_name
 from medclip_jax.reports.prompts import TEMPLATES
 
 if TYPE_CHECKING:
@@ -112,12 +113,10 @@ def check_shards(evaluators: Mapping[str, Mapping[str, Any]], info: PreparedInfo
                 check_split(info, threshold)
             except ValueError as error:
                 raise ValueError(f"{name}.threshold: {error}") from None
-        for finding in settings.get("findings", ()):
-            if finding not in info.findings:
-                raise ValueError(
-                    f"{name}.findings: no column for {finding!r}.{_nearest(finding, info.findings)} "
-                    f"The shards have {', '.join(info.findings)}"
-                )
+        try:
+            chosen_findings(settings.get("findings", ()), info.findings)
+        except ValueError as error:
+            raise ValueError(f"{name}.findings: {error}") from None
 
 
 def _defaults(kind: str) -> dict[str, Any]:
@@ -126,8 +125,13 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def _check_value(where: str, key: str, value: Any, default: Any) -> None:
+    if key == "finding":
+        finding_name(value)
+        return
+    if key == "findings" and isinstance(value, str):
+        return  # names with commas between, see `chosen_findings`
     if isinstance(default, tuple):
-        wanted = "a list"
+        wanted = f"a list, such as {default or ('cardiomegaly',)}"
         if isinstance(value, list | tuple):
             member = default[0] if default else ""
             for item in value:

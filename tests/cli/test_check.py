@@ -109,3 +109,12 @@ def test_organs_are_read_from_the_docstring(tmp_path, capsys):
     file.write_text(text.replace("--organs heart,aorta", ""))
     assert main(["check", "--config", str(file), *small]) == 2
     assert "hold no organs" in capsys.readouterr().err
+
+
+def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch, capsys):
+    """With what stands in its docstring, as `medclip train` finds it."""
+    monkeypatch.chdir(tmp_path)
+    small = ["objective.vision.depth=1", "objective.decoder.depth=1", "batch_size=1"]
+    words = [f"--config.{text}" for text in small]
+    assert main(["check", "--config", "configs/cardiac_clip/mae.py", *words]) == 0
+    assert "by the docstring of" in capsys.readouterr().out

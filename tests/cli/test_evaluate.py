@@ -1,6 +1,7 @@
 """medclip evaluate, on a tiny trained model."""
 
 import json
+import re
 
 import pytest
 
@@ -36,17 +37,34 @@ def test_tables_json_and_page(tiny_run, tmp_path, capsys):
     assert "data:image/png;base64" in page.read_text()
 
 
-def test_unknown_setting(tiny_run, capsys):
-    arguments = ["evaluate", "--workdir", str(tiny_run / "workdir"), "--set", "zero_shot.drawz=1"]
-    assert main(arguments) == 2
-    assert "no setting 'drawz'" in capsys.readouterr().err
-
-
-def test_unknown_split(tiny_run, capsys):
-    assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), "--split", "tset"]) == 2
-    assert "no split 'tset'" in capsys.readouterr().err
-
-
 def test_override_without_value(tiny_run, capsys):
     assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), "--set", "draws"]) == 2
     assert "EVALUATOR.SETTING=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "tset"], "no split 'tset' in .* Did you mean 'test'"),
+        (["--split", "test[:50%]+valdation"], "no split 'valdation'"),
+        (["--evaluators", "zero_shto"], "no evaluator 'zero_shto' .*Did you mean zero_shot"),
+        (["--set", "zero_shot.drawz=1"], "Did you mean zero_shot.draws"),
+        (["--set", "zero_shot.draws=few"], "a whole number, 0 or more"),
+        (["--set", "zero_shot.draws=-1"], "a whole number, 0 or more"),
+        (["--set", "zero_shot.labels=label"], "Did you mean labels"),
+        (["--set", "zero_shot.threshold=tran"], "zero_shot.threshold: no split 'tran'"),
+        (["--set", "zero_shot.threshold=test"], "is the split being scored"),
+        (["--set", "zero_shot.findings=('cardiomegali',)"], "no column for cardiomegali"),
+        (["--evaluators", "retrieval", "--set", "retrieval.ks=5"], "a list, such as"),
+        (["--evaluators", "retrieval", "--set", "retrieval.text=impresion"], "Did you mean impression"),
+        (["--evaluators", "ordinal", "--set", "ordinal.finding=calcium"], "unknown finding 'calcium'"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--step", "99"], "no checkpoint of step 99 in .*: there is 2"),
+    ],
+)
+def test_a_mistake_is_found_before_a_model_is_built(tiny_run, capsys, monkeypatch, arguments, message):
+    from medclip_jax import objectives
+
+    monkeypatch.setattr(objectives, "create", lambda *_, **__: pytest.fail("a model was built"))
+    assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
