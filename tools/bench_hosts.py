@@ -24,7 +24,7 @@ def ids(folder: Path, counts: list[int]) -> list[list[int]]:
     """Sample ids of each step, where `counts` hosts share the batches one count after the other."""
     from medclip_jax.pipeline import train_batches
     from medclip_jax.training.config import load_config
-    from medclip_jax.training.start import open_data
+    from medclip_jax.training.data import open_data
 
     config = load_config(folder / "config.py", [f"--config.data.shards={folder / 'shards'}"])
     data = open_data(config.data)

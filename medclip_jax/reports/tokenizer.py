@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -27,6 +28,8 @@ _SPECIAL_NAMES = {
     "sep": ("[SEP]", "</s>", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
 }
+# Cut differently by tokenizers of one vocabulary that treat case, accents, figures or signs differently.
+_PROBE = "No Pericardial-effusion; café-au-lait NODULE of 12.5 mm, s/p CABG (2019)."
 _FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "vocab.json")
 
 
@@ -117,6 +120,19 @@ class Tokenizer:
         self.encoded += len(texts)
         self.truncated += cut
         return ids
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every word piece and special token with its id."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the ids mean and of how texts are cut; the same wherever the folder lies."""
+        ids = self._backend.encode(_PROBE).ids
+        special = [self.pad, self.cls, self.sep, self.mask]
+        content = json.dumps([sorted(self.vocabulary.items()), special, ids])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def summary(self) -> str:
         """One line on how many texts were cut, for logs and reports."""

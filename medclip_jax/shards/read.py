@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -52,6 +54,16 @@ class PreparedInfo:
     def schema(self) -> Schema:
         """What is the same for every record."""
         return Schema(self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the set holds, from `prepare.json` alone; the same wherever the folder lies.
+
+        It covers the schema, the splits, the size of every shard, and what each was made from.
+        """
+        content = [dataclasses.astuple(self.schema), sorted(self.splits.items()), sorted(self.files.items())]
+        content.append(self.settings.get("fingerprints"))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def open_shards(folder: str | os.PathLike) -> PreparedInfo:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
+import os
 import re
-import shutil
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from medclip_jax.training.checksums import SEALED, CheckpointError, seal, verify
+from medclip_jax.training.durable import synchronize, write_durably
 from medclip_jax.training.state import TrainState, Tree, combine, flatten, unflatten
 
 FOLDER = "checkpoints"
-CHECKSUMS = "checksums.json"
 NEWEST = "newest"
 _TREES = ("params", "variables", "optimizer", "ema")
-_LATER = "_CHECKPOINT_METADATA"
-"""Orbax writes the time of the commit into this one after the checksums were taken."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read; the message says what to do."""
+_UNFINISHED = "{step}.orbax-checkpoint-tmp*"
+"""Pattern of the folder of a checkpoint that Orbax has not yet given its final name."""
 
 
 class Checkpoints:
@@ -48,6 +45,8 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / FOLDER
         self._asynchronous = asynchronous
         self._writing: int | None = None
+        if jax.process_index() == 0:
+            _forget_unwritten(self.folder)  # before Orbax clears away what tells of it
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=(*_TREES, "run"),
@@ -95,7 +94,8 @@ class Checkpoints:
         arguments = {
             name: ocp.args.PyTreeSave(state[name]) for name in _TREES if jax.tree.leaves(state[name])
         }
-        composite = ocp.args.Composite(**arguments, run=ocp.args.JsonSave({**run, "step": step}))
+        run = {**run, "step": step, SEALED: True}
+        composite = ocp.args.Composite(**arguments, run=ocp.args.JsonSave(run))
         self.wait()
         self._writing = step
         self._guard(lambda: self._manager.save(step, args=composite, force=True))
@@ -108,9 +108,11 @@ class Checkpoints:
         Raises:
             CheckpointError: writing in the background failed.
         """
+        if self._writing is None:
+            return
         self._guard(self._manager.wait_until_finished)
-        if self._writing is not None and jax.process_index() == 0:
-            self._guard(lambda: _replace(self.folder / NEWEST, str(self._writing)))
+        if jax.process_index() == 0:
+            self._guard(lambda: synchronize(self.folder))  # its final name
         self._writing = None
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -151,14 +153,21 @@ class Checkpoints:
         return found
 
     def _seal_before_commit(self) -> None:
-        """Write the checksums into the folder of the checkpoint that is about to be renamed."""
-        for folder in self.folder.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
-            _seal(folder)
+        """Finish the folder of the checkpoint that is about to be renamed, and write down its step.
+
+        A kill before the renaming leaves the folder under its other name, which tells that nothing was lost.
+        """
+        for folder in self.folder.glob(_UNFINISHED.format(step=self._writing)):
+            seal(folder)
+        write_durably(self.folder / NEWEST, str(self._writing))
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                # The same step may have been damaged before.
+                names = [f"damaged-{step}", *(f"damaged-{step}-{count}" for count in range(2, 1000))]
+                target = next(self.folder / name for name in names if not (self.folder / name).exists())
+                (self.folder / str(step)).rename(target)
         _all_agree(True)  # nobody looks before they are away
         self._manager.reload()
 
@@ -166,12 +175,16 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
+            self._writing = None
+            last = _steps(self.folder)[-1:] or "none yet"
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError):
+                    _forget_unwritten(self.folder)
             if _is_full(error):
-                free = shutil.disk_usage(self.folder).free
                 raise CheckpointError(
-                    f"no space left for a checkpoint in {self.folder} ({free / 1e6:.0f} MB free): free some, "
-                    "then run the same command again; it goes on from the last complete checkpoint, "
-                    f"{self.steps()[-1:] or 'none yet'}"
+                    f"no space left for a checkpoint in {self.folder} ({_free(self.folder)} free): free "
+                    "some, then run the same command again; it goes on from the last complete checkpoint, "
+                    f"{last}"
                 ) from error
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error
 
@@ -245,7 +258,7 @@ def _read(folder: Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]
 def _intact(folder: Path) -> bool:
     """Whether a checkpoint's files are as they were written."""
     try:
-        _verify(folder)
+        verify(folder)
     except (CheckpointError, OSError) as error:
         _complain(folder, error)
         return False
@@ -284,46 +297,11 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
-def _seal(folder: Path) -> None:
-    """Write down size and checksum of each file of a checkpoint."""
-    sums = {
-        str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (_LATER, CHECKSUMS)
-    }
-    (folder / CHECKSUMS).write_text(json.dumps(sums))
-
-
-def _verify(folder: Path) -> None:
-    """Compare a checkpoint with its checksums, if it came so far as to have them.
-
-    Orbax may wait for ever, or return wrong numbers, where a file is damaged.
-
-    Raises:
-        CheckpointError: a file is missing or changed.
-    """
-    if not (folder / CHECKSUMS).exists():
-        return
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-    except ValueError:
-        raise CheckpointError(f"{CHECKSUMS} is damaged") from None
-    for name, (size, checksum) in sums.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{name} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        if _checksum(path) != checksum:
-            raise CheckpointError(f"{name} has changed since it was written")
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+def _free(folder: Path) -> str:
+    disk = os.statvfs(folder)
+    if disk.f_files and not disk.f_favail:
+        return "no further files"  # each takes an inode, of which a disk may have too few
+    return f"{disk.f_bavail * disk.f_frsize / 1e6:.0f} MB"
 
 
 def latest_step(workdir: str | Path) -> int | None:
@@ -351,15 +329,22 @@ def _steps(folder: Path) -> list[int]:
 def _newest(folder: Path) -> int | None:
     """The step last known to be written, whether or not it is still there."""
     try:
-        return int((folder / NEWEST).read_text())
+        newest = int((folder / NEWEST).read_text())
     except (OSError, ValueError):
         return None
+    if not (folder / str(newest)).exists() and any(folder.glob(_UNFINISHED.format(step=newest))):
+        return max(_steps(folder), default=None)  # cut off just before it got its name
+    return newest
 
 
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def _forget_unwritten(folder: Path) -> None:
+    """Where the newest step is told of and was cut off before it was there, tell of the one before."""
+    newest = _newest(folder)
+    file = folder / NEWEST
+    if newest is None:
+        file.unlink(missing_ok=True)
+    elif file.read_text() != str(newest):
+        write_durably(file, str(newest))
 
 
 def restore_weights(
@@ -391,7 +376,7 @@ def restore_weights(
         )
     for candidate in [step] if step is not None else reversed(steps):
         try:
-            _verify(folder / str(candidate))
+            verify(folder / str(candidate))
             return _read_weights(folder / str(candidate), tuple(include), ema=ema)
         except LookupError as error:
             raise ValueError(error.args[0]) from None
@@ -401,6 +386,17 @@ def restore_weights(
                 candidate, folder, type(error).__name__, str(error).splitlines()[0],
             )  # fmt: skip
     raise CheckpointError(f"no checkpoint in {folder} can be read: copy one back from a backup")
+
+
+def saved_run(workdir: str | Path) -> dict[str, Any] | None:
+    """The JSON of the newest checkpoint whose JSON can be read, None where there is none."""
+    folder = Path(workdir) / FOLDER
+    for step in reversed(_steps(folder)):
+        with contextlib.suppress(OSError, ValueError):
+            run = json.loads((folder / str(step) / "run" / "metadata").read_text())
+            if isinstance(run, dict):
+                return run
+    return None
 
 
 def read_run(workdir: str | Path) -> dict[str, Any]:

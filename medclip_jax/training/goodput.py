@@ -63,7 +63,7 @@ class Clock:
         self._step, self._steps, self._step_time = 0, steps, 0.0
         self._interrupted = False
         self._before = before = read_heartbeat(workdir) if workdir is not None else None
-        self._begun = False
+        self._begun = self._told = False
         self._total = _totals(before["counters"] if before else {})
         self._total["starts"] += 1
         if counters is not None:
@@ -203,11 +203,14 @@ class Clock:
     def _write(self, beat: Mapping[str, Any]) -> None:
         partial = self._file.with_name(HEARTBEAT + ".partial")
         try:
+            # Not synchronized each time: one that a loss of power emptied counts as none.
             partial.write_text(json.dumps(beat))
             partial.replace(self._file)
         except OSError as error:
             # A full disk stops the run where it saves, with a message that helps; not here.
-            logging.warning("no heartbeat: %s", error)
+            if not self._told:
+                logging.warning("no heartbeat in %s: %s", self._file, error)
+            self._told = True
 
 
 def goodput(counters: Mapping[str, float]) -> float:
@@ -226,9 +229,13 @@ def read_heartbeat(workdir: str | os.PathLike) -> dict[str, Any] | None:
         `state`, `time` and `step_time` (seconds since 1970), `step`, `steps`, `counters`, `host`, `pid`.
     """
     try:
-        return json.loads((Path(workdir) / HEARTBEAT).read_text())
-    except (OSError, ValueError):
-        return None
+        beat = json.loads((Path(workdir) / HEARTBEAT).read_text())
+        numbers = {name: float(beat[name]) for name in ("time", "step_time")}
+        steps = {name: int(beat[name]) for name in ("step", "steps")}
+        counters = _totals({str(name): float(value) for name, value in beat["counters"].items()})
+        return {**beat, **numbers, **steps, "state": str(beat["state"]), "counters": counters}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # cut short, or written by something else
 
 
 def _totals(counters: Mapping[str, float]) -> dict[str, float]:

@@ -15,21 +15,22 @@ from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import Checkpoints
 from medclip_jax.training.config import to_json, total_steps
+from medclip_jax.training.data import Data, identify, open_data
 from medclip_jax.training.distributed import Processes
 from medclip_jax.training.flops import count_flops, utilization
 from medclip_jax.training.goodput import Clock
+from medclip_jax.training.lock import WorkdirLock
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.nonfinite import NonFiniteError, describe
 from medclip_jax.training.preemption import Preemption
 from medclip_jax.training.start import (
-    Data,
     Model,
     check_evaluation,
+    check_shared,
     create_objective,
     find_beginning,
     keep_preparation,
     make_model,
-    open_data,
     restored,
 )
 from medclip_jax.training.state import TrainState, averaged, merge
@@ -70,33 +71,41 @@ def train(
 
     Raises:
         NonFiniteError: a step was not finite and `config.stop_on_nan` is set.
-        ValueError: a config that cannot work; the message says what to change.
+        ValueError: a config that cannot work, or data that are not those of the run; the message says what
+            to change. Nothing in the workdir was changed then.
+        WorkdirInUse: another run is at work there.
     """
     workdir = Workdir(workdir)
     processes = distributed.processes()
-    with Preemption() as preemption:
+    with WorkdirLock(workdir.path, holding=processes.first) as lock, Preemption() as preemption:
+        check_shared(workdir, processes)
         opened = data is None
         if opened:
             data = open_data(config.data)
             check_evaluation(config)
         steps = total_steps(config, len(data.source))
         with Clock(workdir=workdir.path if processes.first else None, steps=steps) as clock:
-            beginning = find_beginning(config, workdir, processes)
+            beginning = find_beginning(config, workdir, data, processes)
             model, state = make_model(
                 config, data, objective_factory, steps=steps, beginning=beginning, processes=processes
             )
-            if opened and processes.first:
-                keep_preparation(workdir, config)
             settings = config.checkpoint
             with Checkpoints(
                 workdir.path, keep=settings.keep, asynchronous=settings.asynchronous
             ) as checkpoints:
                 if beginning.whole:
-                    state, counters = restored(checkpoints, state, beginning, config, data)
+                    state, counters = restored(checkpoints, state, beginning, config)
                     clock.resume(counters, int(jax.device_get(state["step"])))
                 else:
                     clock.resume({})
-                run = _Run(config, workdir, data, processes, model, steps, preemption, checkpoints, clock)
+                # What can refuse this start has had its say: only now the workdir is written to.
+                if processes.first:
+                    workdir.write_config(config)
+                    if opened:
+                        keep_preparation(workdir, config)
+                run = _Run(
+                    config, workdir, lock, data, processes, model, steps, preemption, checkpoints, clock
+                )
                 return run.loop(state)
 
 
@@ -111,6 +120,7 @@ class _Run:
         self,
         config: Any,
         workdir: Workdir,
+        lock: WorkdirLock,
         data: Data,
         processes: Processes,
         model: Model,
@@ -121,6 +131,7 @@ class _Run:
     ):
         self.config = config
         self.workdir = workdir
+        self.lock = lock
         self.data = data
         self.processes = processes
         self.model = model
@@ -128,6 +139,7 @@ class _Run:
         self.preemption = preemption
         self.checkpoints = checkpoints
         self.clock = clock
+        self.identity = identify(data)
         self.flops = 0.0
         self.logged = 0
         self.shown: dict[str, str] = {}
@@ -161,6 +173,7 @@ class _Run:
                 # The run was stopped between this step's checkpoint and the end of its evaluation.
                 last |= self._evaluate(start, state, logs)
             while step < self.steps:
+                self.lock.check()
                 with self.clock.spend("input"):
                     batch = next(batches)
                 placed = meshes.put_batch(batch, self.model.mesh)
@@ -208,11 +221,12 @@ class _Run:
         return last
 
     def _save(self, state: TrainState) -> None:
+        self.lock.check()
         with self.clock.spend("checkpoint"):
             run = {
                 "config": to_json(self.config),
                 "counters": self.clock.counters(),
-                "samples": len(self.data.source),
+                **self.identity,
             }
             self.checkpoints.save(state, run)
 

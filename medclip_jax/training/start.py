@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
@@ -16,9 +17,11 @@ from jax.sharding import Mesh
 from medclip_jax.objectives.base import Batch, DataSpec, Objective
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
-from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from
+from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from, saved_run
+from medclip_jax.training.data import Data, check_identity, check_vocabulary
 from medclip_jax.training.distributed import Processes
 from medclip_jax.training.initial import load_initial_weights
+from medclip_jax.training.lock import is_locked
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.state import (
@@ -35,6 +38,9 @@ from medclip_jax.training.state import (
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
 
+SHARED_SECONDS = 90.0
+"""How long a process waits to see in the workdir what the first one wrote there."""
+
 
 class Beginning(Enum):
     """From where the state of a run comes; the first that there is."""
@@ -48,20 +54,6 @@ class Beginning(Enum):
     def whole(self) -> bool:
         """Whether it is a checkpoint, with optimizer state and step."""
         return self in (Beginning.OWN, Beginning.RESUME)
-
-
-class Data(NamedTuple):
-    """What a run trains on.
-
-    Attributes:
-        source: random access to the records of the training split.
-        spec: what the model needs to know.
-        tokenizer: None for runs without text.
-    """
-
-    source: Any
-    spec: DataSpec
-    tokenizer: Any = None
 
 
 class Model(NamedTuple):
@@ -78,32 +70,6 @@ class Model(NamedTuple):
     mesh: Mesh
     step: StepFunction
     trained: list[str]
-
-
-def open_data(config: Any) -> Data:
-    """Open the shards and the tokenizer that `config.data` names.
-
-    Raises:
-        ValueError: `config.data.shards` is empty.
-    """
-    from medclip_jax.pipeline import TEXT_FALLBACK
-    from medclip_jax.shards.read import open_shards, open_split
-
-    if not config.shards:
-        raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
-    info = open_shards(config.shards)
-    folder = config.tokenizer or info.tokenizer
-    tokenizer = None
-    if folder:
-        from medclip_jax.reports.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(folder)
-    organs = ["organs"] if info.organs else []
-    if config.organ_text_length:
-        organs.append("organ_sentences")
-    fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
-    spec = DataSpec.of(info, tokenizer)
-    return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)
 
 
 def check_evaluation(config: Any) -> None:
@@ -128,26 +94,45 @@ def create_objective(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objectiv
     return objectives.create(config, spec, rngs=rngs)
 
 
-def find_beginning(config: Any, workdir: Workdir, processes: Processes) -> Beginning:
-    """Decide from where the state comes, say it in the log, and check that the config goes with it.
+def check_shared(workdir: Workdir, processes: Processes) -> None:
+    """Wait until the first process holds the workdir, and see that all processes have the same one.
 
-    The first process decides for all, so that none sees another state of the file system.
+    Raises:
+        ValueError: they do not share it.
+    """
+    distributed.barrier("the workdir")
+    end = time.monotonic() + SHARED_SECONDS
+    while not is_locked(workdir.path):
+        # A machine may show for a while what it last saw of a shared folder.
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{workdir.path} of process 0 is not what process {processes.index} sees there: --workdir "
+                "must lie on a file system that all processes share"
+            )
+        time.sleep(1.0)
+
+
+def find_beginning(config: Any, workdir: Workdir, data: Data, processes: Processes) -> Beginning:
+    """Decide from where the state comes, say it in the log, and check that config and data go with it.
+
+    The first process decides for all, so that none sees another state of the file system. Nothing is
+    written.
 
     Args:
         config: of the run.
-        workdir: of the run; its `config.json` is written.
+        workdir: of the run.
+        data: of the run.
         processes: of the run.
 
     Raises:
-        ValueError: a checkpoint of a run with another config; a workdir that the processes do not share.
+        ValueError: a checkpoint of a run with another config or other data.
         FileNotFoundError: nothing where `config.checkpoint.resume` points.
     """
     if distributed.agree(processes.first and latest_step(workdir.path) is not None):
-        beginning = Beginning.OWN
         logging.info("resuming from this workdir's own checkpoint, %s", workdir.path)
-        workdir.check_config(config, resuming=True)
-    elif config.checkpoint.resume:
-        beginning = Beginning.RESUME
+        _check_continues(config, workdir.path, data)
+        return Beginning.OWN
+    if config.checkpoint.resume:
         logging.info("resuming from config.checkpoint.resume, %s", config.checkpoint.resume)
         path = Path(config.checkpoint.resume)
         source = path.parent.parent if path.name.isdigit() and path.parent.name == FOLDER else path
@@ -156,22 +141,21 @@ def find_beginning(config: Any, workdir: Workdir, processes: Processes) -> Begin
                 f"config.checkpoint.resume={str(path)!r} is not there: give the --workdir of a run, or one "
                 f"of its {FOLDER}/STEP"
             )
-        Workdir(source).check_config(config, resuming=True)
-    elif config.initial_weights.workdir:
-        beginning = Beginning.WEIGHTS
+        _check_continues(config, source, data)
+        return Beginning.RESUME
+    if config.initial_weights.workdir:
         logging.info("starting from config.initial_weights, %s", config.initial_weights.workdir)
-    else:
-        beginning = Beginning.SCRATCH
-        logging.info("starting from scratch, config.seed %d", config.seed)
-    if processes.first:
-        workdir.write_config(config)
-    distributed.barrier("the workdir")
-    if not workdir.config_file.exists():
-        raise ValueError(
-            f"{workdir.path} of process 0 is not what process {processes.index} sees there: --workdir must "
-            "lie on a file system that all processes share"
-        )
-    return beginning
+        return Beginning.WEIGHTS
+    logging.info("starting from scratch, config.seed %d", config.seed)
+    return Beginning.SCRATCH
+
+
+def _check_continues(config: Any, source: Path, data: Data) -> None:
+    """Check that config and data are those of the run that is to be continued."""
+    Workdir(source).check_config(config, resuming=True)
+    saved = saved_run(source)
+    if saved is not None:
+        check_identity(saved, data, source)
 
 
 def make_model(
@@ -217,7 +201,7 @@ def make_model(
         )
     else:
         drawn = (params, variables)
-        params, variables = _with_weights(config, data.spec, drawn, running, beginning)
+        params, variables = _with_weights(config, data, drawn, running, beginning)
         places = shardings["params"], shardings["variables"]
         drawn = meshes.put_state((params, variables), places)
         params, variables = _calibrated(graphdef, drawn, places, config, data, mesh, processes)
@@ -237,7 +221,7 @@ def make_model(
 
 
 def _with_weights(
-    config: Any, spec: DataSpec, drawn: tuple[Tree, Tree], statistics: Collection[str], beginning: Beginning
+    config: Any, data: Data, drawn: tuple[Tree, Tree], statistics: Collection[str], beginning: Beginning
 ) -> tuple[Tree, Tree]:
     """Drawn parameters and variables, replaced by an earlier run's or else a published model's, if any."""
     from medclip_jax.interop.pretrained import load_pretrained
@@ -248,7 +232,8 @@ def _with_weights(
         weights = load_initial_weights(config.initial_weights, weights)
     settled = {name for name, value in flatten(weights).items() if value is not before[name]}
     _check_statistics(settled, statistics, config.initial_weights.workdir)
-    weights = load_pretrained(config.objective, weights, spec, settled=settled)
+    check_vocabulary(config, data, settled, before)
+    weights = load_pretrained(config.objective, weights, data.spec, settled=settled)
     return tuple(select(weights, flatten(tree)) for tree in drawn)
 
 
@@ -308,7 +293,7 @@ def _calibrated(
 
 
 def restored(
-    checkpoints: Checkpoints, state: TrainState, beginning: Beginning, config: Any, data: Data
+    checkpoints: Checkpoints, state: TrainState, beginning: Beginning, config: Any
 ) -> tuple[TrainState, dict[str, float]]:
     """The newest checkpoint that can be read, and the counters saved with it.
 
@@ -317,22 +302,14 @@ def restored(
         state: shapes and places.
         beginning: a whole one.
         config: of the run.
-        data: of the run.
 
     Raises:
         CheckpointError: none can be read.
-        ValueError: the run began on other data.
     """
     if beginning is Beginning.OWN:
         state, saved = checkpoints.restore(state)
     else:
         state, saved = restore_from(config.checkpoint.resume, state)
-    before, now = saved["samples"], len(data.source)
-    if before != now:
-        raise ValueError(
-            f"this run began on {before} training samples and now finds {now} in config.data.shards: give it "
-            "the same shards, or a new --workdir with config.initial_weights.workdir set to this one"
-        )
     return state, saved["counters"]
 
 

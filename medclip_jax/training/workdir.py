@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,7 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medclip_jax.training.checkpoints import saved_run
 from medclip_jax.training.config import complete, to_json
+from medclip_jax.training.durable import replace_durably, write_durably
 
 MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "microbatches",
               "distributed", "initial_weights", "data.workers", "data.prefetch", "data.shards")  # fmt: skip
@@ -57,9 +60,10 @@ class Workdir:
         Raises:
             ValueError: resuming with other values for keys outside of `MAY_CHANGE`; lists them.
         """
-        if not resuming or not self.config_file.exists():
+        before = self._saved_config() if resuming else None
+        if before is None:
             return
-        changed = differences(complete(json.loads(self.config_file.read_text())), to_json(config))
+        changed = differences(before, to_json(config))
         refused = [line for name, line in changed.items() if not _may_change(name)]
         if refused:
             raise ValueError(
@@ -68,9 +72,24 @@ class Workdir:
                 f"config.initial_weights.workdir={str(self.path)!r} to start from its weights)"
             )
 
+    def _saved_config(self) -> dict[str, Any] | None:
+        """The config of the run, from its own file or else from its newest checkpoint; None without both."""
+        if not self.config_file.exists():
+            return None
+        try:
+            saved = json.loads(self.config_file.read_text())
+            saved["steps"]  # each has them
+            return complete(saved)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            logging.warning(
+                "%s is damaged (%s): the config in the newest checkpoint counts", self.config_file, error
+            )
+        saved = saved_run(self.path)
+        return complete(saved["config"]) if saved else None
+
     def write_config(self, config: ConfigDict) -> None:
         """Write `config.json`, whole or not at all."""
-        _replace(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
+        write_durably(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
 
     def keep_preparation(
         self,
@@ -99,24 +118,39 @@ class Workdir:
         found: dict[str, float] = {}
         for number, numbers, _ in self._lines():
             if number == step:
-                found |= {name: math.nan if value is None else value for name, value in numbers.items()}
+                found |= numbers
         return found
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that will be run again, so that each step stands there once."""
         if self.metrics_file.exists():
-            _replace(
+            write_durably(
                 self.metrics_file, "".join(line + "\n" for number, _, line in self._lines() if number <= step)
             )
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any], str]]:
-        """Step, numbers and text of each line that is whole."""
-        for line in self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else ():
+        """Step, numbers and text of each line that is whole; of others, once, a warning."""
+        try:
+            lines = self.metrics_file.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logging.warning("%s cannot be read: %s", self.metrics_file, error)
+            return
+        skipped = 0
+        for line in lines:
             try:
                 numbers = json.loads(line)
-                yield numbers.pop("step"), numbers, line
-            except (ValueError, KeyError):
-                continue  # a line cut short by a kill
+                step = numbers.pop("step")
+                values = {str(name): math.nan if v is None else float(v) for name, v in numbers.items()}
+                if not isinstance(step, int):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, AttributeError):
+                skipped += 1
+                continue
+            yield step, values, line
+        if skipped > 1:  # one is what a kill leaves
+            logging.warning("%s: %d lines are damaged and left out", self.metrics_file, skipped)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -127,13 +161,7 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     shutil.copy2(source, partial)
-    partial.replace(target)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    replace_durably(partial, target)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

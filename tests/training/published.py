@@ -78,8 +78,8 @@ def run(workdir, config):
 def begin(workdir, config):
     """Parameters of the state before the first step; only their shapes where a checkpoint follows."""
     processes = distributed.processes()
-    beginning = find_beginning(config, Workdir(workdir), processes)
     data = Data(make_records(24), SPEC, Words())
+    beginning = find_beginning(config, Workdir(workdir), data, processes)
     options = {"steps": 1, "beginning": beginning, "processes": processes}
     return flatten(make_model(config, data, create_objective, **options)[1]["params"])
 

@@ -107,7 +107,7 @@ def test_another_config_is_refused_and_the_keys_are_named(finished):
 
 def test_other_data_is_refused(finished):
     workdir, _ = finished
-    with pytest.raises(ValueError, match="began on 24 training samples and now finds 10"):
+    with pytest.raises(ValueError, match="24 training samples there, 10 now"):
         train(make_config(steps=50), workdir, data=make_data(10), objective_factory=Toy)
 
 
