@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -79,6 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("X", "Y", "Z"),
         help="middle of the crop in RAS mm, for scans without one in --list (default: the scan's middle)",
     )
+    parser.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="of DICOM, one series an examination, of this kernel: soft, medium, sharp, or a name as 'B3*'",
+    )
+    parser.add_argument(
+        "--series-rule",
+        choices=("all", "best", "largest", "thinnest", "original"),
+        default="all",
+        help="of DICOM, which series of an examination are scans, see docs/volumes.md (%(default)s)",
+    )
     parser.add_argument("--out", metavar="FILE.parquet", help="write the vectors; needed for many scans")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run left at --out")
     parser.add_argument(
@@ -97,13 +109,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed; 0 when every scan could be read, 1 when some could not, 2 when none could."""
     from medclip_jax.inference.load import load
-    from medclip_jax.inference.scans import find_scans
+    from medclip_jax.inference.scans import Selection, find_scans
+    from medclip_jax.shards.work import available_cores
 
-    entries = find_scans(args.scans, list_file=args.list, root=args.root)
-    if not entries:
-        raise ValueError("no scan was given: name files or folders, or a --list")
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: it must be 1 or more")
+    args.workers = available_cores() if args.workers is None else args.workers
+    left_out: Counter[str] = Counter()
+    rule = None if args.series_rule == "all" else args.series_rule
+    entries = find_scans(
+        args.scans,
+        list_file=args.list,
+        root=args.root,
+        selection=Selection(args.kernel, rule),
+        workers=args.workers,
+        left_out=left_out,
+    )
+    if left_out:
+        told = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        print(f"left out, because it is no volume or was not asked for: {told}", file=sys.stderr)
+    if not entries:
+        raise ValueError("no scan was given: name files or folders, or a --list")
     if not args.out and len(entries) > UNWRITTEN:
         raise ValueError(f"{len(entries)} scans: write their vectors to a file, --out embeddings.parquet")
     model = load(
@@ -221,7 +247,10 @@ def _to_file(
 
     rows: list[Row] = []
     failures: list[Failure] = []
-    with Table(args.out, describe_origin(model, args.center), restart=args.restart) as table, _stoppable():
+    with (
+        Table(args.out, describe_origin(model, args.center, args.kernel), restart=args.restart) as table,
+        _stoppable(),
+    ):
         table.check_all_wanted(entries)
         todo = [index for index, entry in enumerate(entries) if not table.is_done(entry)]
         if len(todo) < len(entries):
@@ -251,10 +280,8 @@ def _outcomes(
 
     from medclip_jax.inference.archive import embed_scans
     from medclip_jax.inference.table import Failure
-    from medclip_jax.shards.work import available_cores
 
-    workers = available_cores() if args.workers is None else args.workers
-    outcomes = embed_scans(model, entries, todo, center=args.center, workers=workers)
+    outcomes = embed_scans(model, entries, todo, center=args.center, kernel=args.kernel, workers=args.workers)
     failed = 0
     with tqdm(total=len(entries), initial=len(entries) - len(todo), desc="embed", unit="scan") as bar:
         try:

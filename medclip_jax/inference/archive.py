@@ -34,7 +34,13 @@ class _Reason(NamedTuple):
 
 
 def embed_scans(
-    model: Model, entries: Sequence[Entry], todo: Iterable[int], *, center: Center = None, workers: int = 1
+    model: Model,
+    entries: Sequence[Entry],
+    todo: Iterable[int],
+    *,
+    center: Center = None,
+    kernel: str | None = None,
+    workers: int = 1,
 ) -> Iterator[Row | Failure]:
     """Embed scans, each of which ends as a vector or as a reason.
 
@@ -46,6 +52,7 @@ def embed_scans(
         entries: all scans.
         todo: ascending indices of those to embed.
         center: for those that have none of their own.
+        kernel: of DICOM series, as for `volumes.read_volume`.
         workers: processes that read and decode. A file that kills its process is a `Failure`; with 1, or for
             a few scans, this process does the work, and such a file ends it.
 
@@ -56,7 +63,10 @@ def embed_scans(
     size = model.embedder.batch_size
     outcomes = map_in_order(
         partial(_attempt, preparation=model.preparation),
-        [(entries[index].path, entries[index].center or center) for index in todo],
+        [
+            (entry.path, entry.center or center, entry.series, kernel)
+            for entry in map(entries.__getitem__, todo)
+        ],
         workers if len(todo) > _FEW else 1,
         _died,
     )
@@ -92,12 +102,13 @@ def embed_scans(
         outcomes.close()
 
 
-def describe_origin(model: Model, center: Center = None) -> dict[str, Any]:
+def describe_origin(model: Model, center: Center = None, kernel: str | None = None) -> dict[str, Any]:
     """What vectors depend on besides the scan: weights, architecture, preparation.
 
     Args:
         model: a trained model.
         center: for scans that have none of their own.
+        kernel: of DICOM series, where one was asked for.
 
     Returns:
         JSON, without any path.
@@ -116,12 +127,18 @@ def describe_origin(model: Model, center: Center = None) -> dict[str, Any]:
         "crop": model.crop,
         "modality": model.modality,
         "center": None if center is None else [float(number) for number in center],
+        **({} if kernel is None else {"kernel": kernel}),
     }
 
 
-def _attempt(task: tuple[Any, Center], preparation: Preparation) -> Prepared | _Reason:
+_Task = tuple[Any, Center, str | None, str | None]
+"""Path, center, series, kernel."""
+
+
+def _attempt(task: _Task, preparation: Preparation) -> Prepared | _Reason:
+    path, center, series, kernel = task
     try:
-        return preparation.read(*task)
+        return preparation.read(path, center, series=series, kernel=kernel)
     except VolumeRejected as rejection:
         return _Reason(rejection.code, str(rejection))
 
@@ -131,7 +148,7 @@ def _row(entry: Entry, embedding: Embeddings, notes: tuple[str, ...]) -> Row:
     return Row(entry, means(embedding), notes, uncertainty)
 
 
-def _died(task: tuple[Any, Center]) -> _Reason:
+def _died(task: _Task) -> _Reason:
     return _Reason(
         "reader-died",
         "The process that read this file was killed, by a crash of the decoder or for want of memory: "

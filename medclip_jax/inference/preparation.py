@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int16
@@ -76,18 +77,28 @@ class Preparation:
         except VolumeRejected as error:
             raise VolumeRejected(error.code, f"{os.fspath(scan)}: {error}") from error.__cause__
 
-    def read(self, path: str | os.PathLike, center: Sequence[float] | None = None) -> Prepared:
-        """Prepare a file or DICOM folder.
+    def read(
+        self,
+        path: str | os.PathLike | Sequence[Path],
+        center: Sequence[float] | None = None,
+        *,
+        series: str | None = None,
+        kernel: str | None = None,
+    ) -> Prepared:
+        """Prepare a file, a DICOM folder, or the files of a DICOM series.
 
         Args:
             path: of the scan.
             center: as above.
+            series: which of several, as for `volumes.read_volume`.
+            kernel: as for `volumes.read_volume`.
 
         Raises:
             VolumeRejected: whatever is wrong with it; the message does not name the path.
         """
         try:
-            return self._place(read_volume(path, modality=self.modality), center)
+            volume = read_volume(path, modality=self.modality, series=series, kernel=kernel)
+            return self._place(volume, center)
         except VolumeRejected:
             raise
         except MemoryError:

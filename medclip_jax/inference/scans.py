@@ -7,14 +7,24 @@ import glob
 import io
 import math
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from medclip_jax.corpora.folder import COLUMNS
+from medclip_jax.shards.pool import map_in_order
+from medclip_jax.volumes import VolumeRejected
+from medclip_jax.volumes.dicom_choice import Wanted, choose
+from medclip_jax.volumes.dicom_files import walk
+from medclip_jax.volumes.dicom_survey import FolderSurvey, FoundSeries, join_folders, survey_folder
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a search takes for a scan, besides folders that hold DICOM files."""
+
+_MANY = 2000
+"""Files from which on headers are read by several processes."""
 
 _CENTER = ("center_x", "center_y", "center_z")
 
@@ -24,16 +34,39 @@ class Entry:
     """A scan to embed.
 
     Attributes:
-        scan: its path as it was given or found; what the results call it.
-        path: where it lies.
+        scan: its path as it was given or found; what the results call it. Where several series lie in one
+            folder, the folder, "#" and a short name of the series. Always text: what is not UTF-8 in a file
+            name is written as ``\\xNN``.
+        path: where it lies: a file, a folder, or the files of a DICOM series.
         id: carried over from a list.
         center: RAS mm of the crop's middle, from a list.
+        series: which DICOM series of the folder, from a list: SeriesInstanceUID or SeriesNumber.
     """
 
     scan: str
-    path: Path
+    path: Path | tuple[Path, ...]
     id: str | None = None
     center: tuple[float, float, float] | None = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which series of an examination are taken where folders are searched.
+
+    Attributes:
+        kernel: of the series, as for `volumes.read_volume`; None for any.
+        rule: one of `volumes.RULES` takes one series of each examination; None takes all, unless a kernel is
+            given, which takes the best one.
+    """
+
+    kernel: str | None = None
+    rule: str | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every series is a scan."""
+        return self.kernel is None and self.rule is None
 
 
 def find_scans(
@@ -41,87 +74,171 @@ def find_scans(
     *,
     list_file: str | os.PathLike | None = None,
     root: str | os.PathLike | None = None,
+    selection: Selection = Selection(),
+    workers: int = 1,
+    left_out: Counter[str] | None = None,
 ) -> list[Entry]:
     """Scans that arguments and a list name, each once, in the order given.
 
     Args:
         arguments: files; DICOM folders; folders that are searched for both; patterns such as
             ``"scans/**/*.nii.gz"``. What is found in a folder or by a pattern comes in the order of its
-            name. A folder that holds DICOM files is one scan, with all DICOM files below it.
+            name. One DICOM series is one scan, whatever the folders: patients and series are told apart by
+            the headers.
         list_file: a text file with one path a line, or a CSV or TSV table with a column `volume`, and
-            optionally `id` and `center_x`, `center_y`, `center_z` (RAS mm).
+            optionally `series`, `id` and `center_x`, `center_y`, `center_z` (RAS mm).
         root: folder that relative paths of the list start from; default: the list's own.
+        selection: which series of an examination, where folders are searched.
+        workers: processes that read headers, where there are many.
+        left_out: is counted up by what was found and is no volume, such as "localizer" or "SR".
 
     Raises:
         FileNotFoundError: a pattern or a searched folder yields nothing, or there is no such list.
-        ValueError: a list that cannot be understood; a searched folder that holds DICOM files beside
-            folders of series.
+        ValueError: a list that cannot be understood.
     """
-    entries = [Entry(name, Path(name)) for argument in arguments for name in _expand(argument)]
+    search = _Search(selection, workers, Counter() if left_out is None else left_out)
+    entries = [entry for argument in arguments for entry in search.expand(argument)]
     if list_file is not None:
         entries += _read_list(Path(list_file), root)
     return list(dict.fromkeys(entries))
 
 
-def _expand(argument: str) -> list[str]:
-    path = Path(argument)
-    if path.is_dir():
-        found = list(_search(argument))
-        if not found:
-            raise FileNotFoundError(
-                f"{argument} holds no scan: no {', '.join(IMAGE_SUFFIXES)} and no DICOM files in it or "
-                "in the folders below"
-            )
-        return found
-    if path.exists() or not glob.has_magic(argument):
-        # A file that is not there is a scan that cannot be read: it is listed with the others.
-        return [argument]
-    matches = sorted(glob.glob(argument, recursive=True))
-    if not matches:
-        raise FileNotFoundError(f"no file matches {argument}")
-    return [name for match in matches for name in _expand(match)]
+class _Search:
+    """Finds the scans that an argument means."""
+
+    def __init__(self, selection: Selection, workers: int, left_out: Counter[str]):
+        self.selection, self.workers, self.left_out = selection, workers, left_out
+
+    def expand(self, argument: str) -> list[Entry]:
+        """Scans of a file, a folder to search, or a pattern."""
+        path = Path(argument)
+        if path.is_dir():
+            found = self._below(argument)
+            if not found:
+                raise FileNotFoundError(
+                    f"{_text(argument)} holds no scan: no {', '.join(IMAGE_SUFFIXES)} and no DICOM files in "
+                    "it or in the folders below"
+                )
+            return found
+        if path.exists() or not glob.has_magic(argument):
+            # A file that is not there is a scan that cannot be read: it is listed with the others.
+            return [Entry(_text(argument), path)]
+        matches = sorted(glob.glob(argument, recursive=True))
+        if not matches:
+            raise FileNotFoundError(f"no file matches {argument}")
+        return [entry for match in matches for entry in self.expand(match)]
+
+    def _below(self, folder: str) -> list[Entry]:
+        """Image files and DICOM series in a folder and below, by name of their folders."""
+        closed: list[str] = []
+        places: dict[str, list[Entry]] = {}
+        tasks = []
+        for place, _, names in walk(folder, lambda error: closed.append(os.fspath(error.filename))):
+            visible = [name for name in names if not name.startswith(".")]
+            images = [name for name in visible if name.lower().endswith(IMAGE_SUFFIXES)]
+            places[place] = [_entry(os.path.join(place, name)) for name in images]
+            others = [name for name in visible if name not in images]
+            tasks.append((place, others))
+        workers = self.workers if sum(len(names) for _, names in tasks) > _MANY else 1
+        survey = partial(survey_folder, keep_headers=not self.selection.takes_all)
+        surveys = list(map_in_order(survey, tasks, workers, _died))
+        for survey in surveys:
+            self.left_out += survey.others
+        series = join_folders(surveys)
+        for found, entry in zip(series, _named(series, surveys), strict=True):
+            places[found.places[0]].append(entry)
+        for survey in surveys:
+            places[survey.place] += _unreadable(survey)
+        for place in closed:
+            places.setdefault(place, []).append(_entry(place))
+        kept = self._kept(series)
+        entries = [entry for place in sorted(places, key=_order) for entry in places[place] if kept(entry)]
+        if not entries and any(survey.others for survey in surveys):
+            return [_entry(folder)]  # its reason: there are DICOM files, and none is a slice of a scan
+        return entries
+
+    def _kept(self, series: Sequence[FoundSeries]):
+        """Tells the entries of series that the selection takes from the others."""
+        if self.selection.takes_all:
+            return lambda entry: True
+        studies = defaultdict(list)
+        for found in series:
+            first = found.files[0]
+            studies[first.patient, first.study or found.key].append(found)
+        dropped: set[Path] = set()
+        for members in studies.values():
+            files = [file for found in members for file in found.files]
+            wanted = Wanted(kernel=self.selection.kernel, rule=self.selection.rule or "best")
+            try:
+                chosen = choose(files, wanted)[0].slices[0].path
+            except VolumeRejected:
+                continue  # each keeps its own reason, which reading it tells
+            others = [found for found in members if chosen not in found.paths]
+            dropped.update(path for found in others for path in found.paths)
+            if others:
+                self.left_out["series not chosen"] += len(others)
+        return lambda entry: not dropped.intersection(_first_files(entry))
 
 
-def _search(folder: str) -> Iterator[str]:
-    """Image files, and folders that hold DICOM files, in a folder and below, by name.
-
-    A folder that holds DICOM files is one scan with all that lies below it, as for `volumes.read_volume`.
-
-    Raises:
-        ValueError: that would make one scan of the whole folder, and there are series below.
-    """
-    seen, series = set(), []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link back to where we have been
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        visible = sorted(name for name in files if not name.startswith("."))
-        images = [name for name in visible if name.lower().endswith(IMAGE_SUFFIXES)]
-        yield from (os.path.join(place, name) for name in images)
-        if not any(_is_dicom(Path(place, name)) for name in visible if name not in images):
-            continue
-        if not any(place.startswith(os.path.join(other, "")) for other in series):
-            series.append(place)
-            yield place
-        elif series[0] == folder:
-            raise ValueError(
-                f"{folder} holds DICOM files itself and in {place}: give the folders of the series one by "
-                "one, or move the files out that lie above them"
-            )
+def _first_files(entry: Entry) -> list[Path]:
+    if isinstance(entry.path, tuple):
+        return [entry.path[0]]
+    return [entry.path] if entry.path.is_file() else sorted(entry.path.iterdir())
 
 
-def _is_dicom(file: Path) -> bool:
-    """Whether a file carries the DICM marker; DICOMDIR, an index without images, does not count."""
-    if file.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+def _named(series: Sequence[FoundSeries], surveys: Sequence[FolderSurvey]) -> list[Entry]:
+    """Series as scans, each with a name of its own."""
+    unknown = {survey.place: survey.unknown for survey in surveys}
+    holding = sorted({place for found in series for place in found.places})
+    entries = []
+    for found in series:
+        place = found.folder
+        paths = tuple(found.paths)
+        if found.alone:  # what cannot be read beside it may be a slice of it
+            paths += tuple(Path(where, name) for where in found.places for name in unknown[where])
+        below = os.path.join(place, "")
+        if len(paths) == 1:
+            entries.append(_entry(os.fspath(paths[0])) if not found.alone else _entry(place))
+        elif found.alone and len(found.places) == 1 and not any(other.startswith(below) for other in holding):
+            entries.append(_entry(place))
+        else:
+            name = place if found.alone else f"{place}#{found.key}"
+            entries.append(Entry(_text(name), paths))
+    counts = Counter(entry.scan for entry in entries)
+    return [
+        replace(entry, scan=f"{entry.scan}#{found.key}") if counts[entry.scan] > 1 else entry
+        for found, entry in zip(series, entries, strict=True)
+    ]
+
+
+def _unreadable(survey: FolderSurvey) -> list[Entry]:
+    """Files whose series is not known, where they do not go with the only series of their folder."""
+    if not survey.unknown or len(survey.series) == 1:
+        return []
+    paths = tuple(Path(survey.place, name) for name in survey.unknown)
+    if not survey.series:
+        return [Entry(_text(survey.place), paths)]
+    return [_entry(os.fspath(path)) for path in paths]
+
+
+def _died(task: tuple[str, Sequence[str]]) -> FolderSurvey:
+    """A folder whose headers kill their reader: its files get their reason one by one."""
+    place, names = task
+    return FolderSurvey(place, unknown=tuple(names))
+
+
+def _entry(name: str) -> Entry:
+    return Entry(_text(name), Path(name))
+
+
+def _text(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 as ``\\xNN``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _order(place: str) -> list[str]:
+    """Folders as a walk meets them."""
+    return place.split(os.sep)
 
 
 def _read_list(path: Path, root: str | os.PathLike | None) -> Iterator[Entry]:
@@ -155,9 +272,11 @@ def _read_list(path: Path, root: str | os.PathLike | None) -> Iterator[Entry]:
         name = (cells[volume] or "").strip()
         if not name:
             raise ValueError(f"row {row} of {path} names no volume: fill the cell, or take the row out")
+        series = (cells.get(columns.get("series", ""), None) or "").strip() or None
         identity = (cells.get(columns.get("id", ""), None) or "").strip() or None
         center = None if missing else _center(cells, columns, f"row {row} of {path}")
-        yield Entry(name, start / name, identity, center)
+        scan = f"{name}#{series}" if series else name
+        yield Entry(scan, start / name, identity, center, series)
 
 
 def _center(

@@ -18,7 +18,14 @@ import SimpleITK as sitk
 from jaxtyping import Float, Real
 
 from medclip_jax.volumes.dicom_choice import Wanted, choose, kernel_class
-from medclip_jax.volumes.dicom_files import by_pydicom, name_syntax, read_pixels, silenced, walk
+from medclip_jax.volumes.dicom_files import (
+    by_pydicom,
+    name_syntax,
+    path_for_itk,
+    read_pixels,
+    silenced,
+    walk,
+)
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, read_file
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM, Stack
 from medclip_jax.volumes.scan import Scan
@@ -232,8 +239,9 @@ def _decode(item: Slice) -> Real[np.ndarray, "F H W"]:
         else:
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(item.path))
-            pixels = sitk.GetArrayFromImage(reader.Execute())
+            with path_for_itk(item.path) as name:
+                reader.SetFileName(name)
+                pixels = sitk.GetArrayFromImage(reader.Execute())
     except Exception:  # both libraries raise many types; their texts may quote paths and header values
         raise VolumeRejected(
             "damaged-dicom",

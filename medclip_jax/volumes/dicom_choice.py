@@ -36,6 +36,17 @@ _NAMED_KERNELS = {
 }  # fmt: skip
 """Reconstruction kernels by name: GE, Philips, United Imaging."""
 
+_REFUSALS = {
+    "color": "The DICOM images are in color, not HU: export the scan itself.",
+    "inverted": "The gray values are stored inverted or through a palette: export the series as MONOCHROME2.",
+    "no-positions": "Slices without position and orientation: export the series again.",
+    "zero-spacing": "Slices without pixel spacing: export the original series.",
+    "unsupported-rescale": "A table (Modality LUT) maps the values, not slope and intercept: export the "
+    "original series.",
+    "not-hounsfield": "The header says that the values are a map of another quantity, not HU: export the CT "
+    "itself.",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Series:
@@ -43,8 +54,8 @@ class Series:
 
     Attributes:
         files: those that have slices.
-        refused: those of the same series and kind that should have some and have not.
-        others: those of the series that never were slices of a scan, such as a scout.
+        refused: those of the same series that look like slices and cannot be used.
+        others: those of the series that never were slices of a scan, such as a scout or a screenshot.
     """
 
     files: tuple[DicomFile, ...]
@@ -105,10 +116,10 @@ def group_series(files: Iterable[DicomFile]) -> list[Series]:
 
 def _series(members: Sequence[DicomFile]) -> Series:
     files = tuple(file for file in members if not file.refusal)
-    kinds = {file.kind for file in files}
+    looks = {file.look for file in files}
     failed = [file for file in members if file.refusal and not file.is_part_of_no_volume]
     refused = tuple(
-        file for file in failed if not files or file.kind in kinds or file.refusal == "damaged-dicom"
+        file for file in failed if not files or file.look in looks or file.refusal == "damaged-dicom"
     )
     others = tuple(file for file in members if file.refusal and file not in refused)
     return Series(files, refused, others)
@@ -242,7 +253,7 @@ def _nothing(files: Sequence[DicomFile]) -> VolumeRejected:
 def _refusal(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
     """The most frequent reason why files have no slices."""
     code, count = Counter(file.refusal for file in failed).most_common(1)[0]
-    of = f"{count} of {total} files: " if count < total else ""
+    of = f"In {count} of {total} files: " if count < total else ""
     if code == "unsupported-compression":
         syntax = next(file.transfer_syntax for file in failed if file.refusal == code)
         return VolumeRejected(
@@ -250,19 +261,10 @@ def _refusal(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
             f"{of}The pixels are stored as {name_syntax(syntax)}, which is not read; the files are not "
             f"damaged: {how_to_convert(syntax)}.",
         )
-    texts = {
-        "damaged-dicom": f"{count} of {total} DICOM files are damaged or cut short: copy the series again.",
-        "color": of + "The DICOM images are in color, not HU: export the scan itself.",
-        "inverted": of
-        + "The gray values are stored inverted or through a palette: export the series as MONOCHROME2.",
-        "no-positions": of + "Slices without position and orientation: export the series again.",
-        "zero-spacing": of + "Slices without pixel spacing: export the original series.",
-        "unsupported-rescale": of
-        + "A table (Modality LUT) maps the values, not slope and intercept: export the original series.",
-        "not-hounsfield": of
-        + "The header says that the values are a map of another quantity, not HU: export the CT itself.",
-    }
-    return VolumeRejected(code, texts[code])
+    if code == "damaged-dicom":
+        text = f"{count} of {total} DICOM files are damaged or cut short: copy the series again."
+        return VolumeRejected(code, text)
+    return VolumeRejected(code, of + _REFUSALS[code])
 
 
 def _check_uids(usable: Sequence[Series], stacks: Sequence[tuple[Stack, Series]], wanted: Wanted) -> None:

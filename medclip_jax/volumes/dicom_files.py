@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -50,8 +51,8 @@ _NAMES = {
 }
 """Transfer syntaxes that pydicom 3.0 does not list."""
 
-_HEADER_BYTES = 1 << 26
-"""What a deflated file may hold besides its pixels: 64 MiB, enough for the frames of any scanner."""
+_HEADER_BYTES = 1 << 25
+"""What a deflated file may hold besides its pixels: 32 MiB, enough for the frames of any scanner."""
 
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 
@@ -242,3 +243,17 @@ def how_to_convert(syntax: str) -> str:
     if "JPEG XL" in name:
         return "have the archive export the series uncompressed (Explicit VR Little Endian)"
     return "export again from the archive or scanner as Explicit VR Little Endian, uncompressed"
+
+
+@contextmanager
+def path_for_itk(path: Path) -> Iterator[str]:
+    """A name under which ITK opens a file: it takes UTF-8 only, so other names get a link."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="medclip-") as folder:
+            link = os.path.join(folder, "file")
+            os.symlink(path.resolve(), link)
+            yield link
+    else:
+        yield os.fspath(path)

@@ -155,6 +155,7 @@ class DicomFile:
         uid: SeriesInstanceUID, or a digest where that is no UID.
         series_number: SeriesNumber, or None.
         kind: SOP class UID.
+        look: what slices of one series have in common: class, size, and the first two parts of ImageType.
         modality: as the header has it.
         transfer_syntax: UID.
         values: further elements that were asked for, as text.
@@ -168,6 +169,7 @@ class DicomFile:
     uid: str = ""
     series_number: int | None = None
     kind: str = ""
+    look: tuple = ()
     modality: str = ""
     transfer_syntax: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
@@ -191,6 +193,8 @@ def read_file(path: Path, also: Sequence[str] = ()) -> DicomFile | None:
     Raises:
         OSError: the file cannot be opened.
     """
+    if path.name.upper() == "DICOMDIR":
+        return None
     tags = _TAGS if not also else [*_TAGS, *(Tag(tag_for_keyword(name)) for name in also)]
     try:
         found = read_header(path, tags)
@@ -237,13 +241,15 @@ def _identity(header: pydicom.Dataset, also: Sequence[str]) -> dict[str, object]
         return str(header.get(name) or "").strip(" \0")
 
     uid = text("SeriesInstanceUID")
+    kind = text("SOPClassUID") or str(header.file_meta.get("MediaStorageSOPClassUID") or "")
     number = text("SeriesNumber")
     return {
         "patient": digest(text("PatientID")) if text("PatientID") else "",
         "study": digest(text("StudyInstanceUID")) if text("StudyInstanceUID") else "",
         "uid": uid if not uid or UID(uid).is_valid else digest(uid),
         "series_number": int(number) if number.lstrip("-").isdecimal() else None,
-        "kind": text("SOPClassUID") or str(header.file_meta.get("MediaStorageSOPClassUID") or ""),
+        "kind": kind,
+        "look": (kind, text("Rows"), text("Columns"), _image_type(header)[:2]),
         "modality": text("Modality").upper(),
         "transfer_syntax": str(header.file_meta.TransferSyntaxUID),
         "values": {name: text(name) for name in also},

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -211,6 +212,18 @@ class TestArchive:
         assert main(["embed", workdir, str(scan), "--out", str(out)]) == 0
         assert list(read(out)) == ["scan", "embedding", "notes"]
         assert main(["embed", workdir, str(scan), "--text", "Heart.", "--out", str(out)]) == 2
+
+    def test_names_that_are_not_utf8(self, workdir, tmp_path):
+        """Their bytes stand in the table as text, and the next run knows them again."""
+        folder, out = tmp_path / "archive", tmp_path / "out.parquet"
+        folder.mkdir()
+        write_nifti(folder / "plain.nii", chest())
+        os.rename(write_nifti(folder / "a.nii", chest(seed=1)), os.fsencode(folder) + b"/sc\xe4n.nii")
+        os.rename(write_nifti(folder / "b.nii", chest()[:1]), os.fsencode(folder) + b"/b\xe4d.nii")
+        for _ in range(2):
+            assert main(["embed", workdir, str(folder), "--findings", "none", "--out", str(out)]) == 1
+            assert read(out)["scan"] == [f"{folder}/plain.nii", f"{folder}/sc\\xe4n.nii"]
+            assert f"{folder}/b\\xe4d.nii" in (tmp_path / "out.failed.csv").read_text()
 
 
 class TestGoingOn:
