@@ -59,7 +59,9 @@ def test_dicom(tmp_path, quiet):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-@pytest.mark.parametrize("tag", ["Modality", "ImageType", "PhotometricInterpretation", "SeriesInstanceUID"])
+@pytest.mark.parametrize(
+    "tag", ["Modality", "ImageType", "PhotometricInterpretation", "SeriesInstanceUID", "ConvolutionKernel"]
+)
 def test_patient_data_in_a_tag_that_is_read(tmp_path, caplog, tag):
     write_slices(tmp_path / NAME, lps_stack(chest()), **{tag: "DOE JANE"})
     caplog.clear()
