@@ -6,6 +6,9 @@ So a run resumes from the step alone. See `docs/architecture.md`, "A batch".
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex
 
@@ -367,7 +370,8 @@ def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> It
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers)
-            )
+            ),
+            worker_init_fn=_end_with_parent,
         )
     iterator = iter(dataset)
     try:
@@ -375,3 +379,17 @@ def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> It
     finally:
         # Threads and processes that outlive the loop would hold batches, and delay the exit.
         iterator.close()
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Have this worker process end when the process that trains is killed, which cannot end it any more.
+
+    It would go on waiting for its batches to be taken. What lies in shared memory is then removed by
+    Python's resource tracker, which ends with the last process that uses it.
+    """
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

@@ -1,6 +1,12 @@
 """The order of samples and texts is a function of (seed, n) alone."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -273,3 +279,20 @@ def test_organ_text_without_organs_or_tokenizer_is_refused():
     assert "organ" in batches(1, settings(organ_text_length=4), source=old)[0]
     with pytest.raises(ValueError, match="needs a tokenizer"):
         train_batches(Described(20), settings(organ_text_length=4), None, seed=0, batch_size=2)
+
+
+def test_workers_end_when_the_process_that_reads_is_killed():
+    script = Path(__file__).with_name("killed_reader.py")
+    killed = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in killed.stdout.split()]
+    assert workers
+    for worker in workers:
+        # Before this was mended it stayed for good; a machine that is busy may need its time.
+        for _ in range(600):
+            if not Path(f"/proc/{worker}").exists():
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(worker, signal.SIGKILL)
+            pytest.fail("a worker outlived the process that it read for")

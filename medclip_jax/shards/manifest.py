@@ -12,6 +12,12 @@ from medclip_jax.shards.read import MANIFEST_FILE
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import ACCEPTED, NOTED, REJECTED
 
+_NEEDED = {
+    True: {"class", "reason", "row"},
+    False: {"class", "split", "notes", "shard", "index", "checksum"},
+}
+"""What a line must say of a study that was rejected, and of one that was not."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -73,11 +79,23 @@ def read_manifest(folder: str | Path) -> list[dict[str, object]]:
         ShardError: there is none, or it is damaged.
     """
     path = Path(folder) / MANIFEST_FILE
+    again = "copy it again from where the set was prepared, or prepare the set again"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_text().splitlines()
     except FileNotFoundError:
         raise ShardError(
             f"'{folder}' has no {MANIFEST_FILE}: it was not written by `medclip prepare`"
         ) from None
-    except ValueError as error:
-        raise ShardError(f"{path} is damaged ({error}): copy it again, or prepare the set again") from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path} cannot be read ({error}): {again}") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            missing = _NEEDED[entry["class"] == REJECTED] - entry.keys()
+            if missing:
+                raise ValueError(f"no {', '.join(sorted(missing))}")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ShardError(f"{path}, line {number}, is damaged ({error}): {again}") from None
+        entries.append(entry)
+    return entries

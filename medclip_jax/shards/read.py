@@ -10,13 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from medclip_jax.shards.record import FIELDS, Schema, ShardError, decode
 
 SETTINGS_FILE = "prepare.json"
 MANIFEST_FILE = "manifest.jsonl"
 PARTS_FOLDER = ".parts"
+DATASET_FILES = ("dataset_info.json", "features.json")
+"""What TFDS writes about a set."""
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -209,14 +211,12 @@ def _counts(info: PreparedInfo) -> str:
 
 def _file_instructions(info: PreparedInfo, split: str) -> list:
     check_split(info, split)
-    import tensorflow_datasets as tfds
-
     counts = _counts(info)
     try:
-        instructions = tfds.builder_from_directory(info.folder).info.splits[split].file_instructions
-    except FileNotFoundError:
-        raise ShardError(f"'{info.folder}' has lost its dataset_info.json: prepare the set again") from None
-    except (KeyError, ValueError, AssertionError):
+        instructions = _splits(info)[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, ShardError):
+            raise
         raise ShardError(
             f"cannot read the split '{split}' of '{info.folder}', which has {counts}. Parts are written as "
             "'train[:10%]', 'train[100:200]' or 'train+validation'"
@@ -234,3 +234,35 @@ def _file_instructions(info: PreparedInfo, split: str) -> list:
                 "or changed; copy it again from where it was prepared, or prepare the set again"
             )
     return instructions
+
+
+def _splits(info: PreparedInfo) -> Any:
+    """The splits, as TFDS reads them.
+
+    Raises:
+        ShardError: one of the files that tell of them is missing or damaged; the message names it.
+    """
+    import tensorflow_datasets as tfds
+
+    again = "copy it again from where the set was prepared, or prepare the set again"
+    for name in DATASET_FILES:
+        if not (info.folder / name).is_file():
+            raise ShardError(f"{info.folder / name} is missing: {again}")
+    name = DATASET_FILES[0]
+    try:
+        # Each raises what it likes where its file is damaged, up to a missing TensorFlow.
+        if not tfds.core.dataset_info.read_proto_from_builder_dir(info.folder).splits:
+            raise ValueError("it names no split")
+        name = DATASET_FILES[1]
+        splits = tfds.builder_from_directory(info.folder).info.splits
+        name = DATASET_FILES[0]
+        counts = {split: splits[split].num_examples for split in splits}
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        raise ShardError(f"{info.folder / name} is damaged ({why[:200]}): {again}") from None
+    if counts != dict(info.splits):
+        raise ShardError(
+            f"{info.folder / name} tells of {counts} records, and {SETTINGS_FILE} of {dict(info.splits)}: "
+            f"one of them is damaged; {again}"
+        )
+    return splits
