@@ -21,13 +21,16 @@ _TAG = re.compile(rf"<\s*/?\s*(?:{_TAG_NAMES})\b[^<>]{{0,200}}>|<!--", re.I)
 _WRITTEN_BREAK = re.compile(
     r"\\r\\n|\\[nr](?![a-z]{2}[a-z]*\\)|\\\.br\\|\\X0[AD]\\|_x000[DA]_|\r\n?|[\v\f\x85\u2028\u2029]"
 )
-_SPACE = re.compile(r"\\t|[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_SPACE = re.compile(r"[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _INVISIBLE = re.compile(r"\u00ad[ \t]*\n?[ \t]*|[\ufeff\u200b-\u200f\u2060]|[\x00-\x08\x0e-\x1f\x7f]")
 # UTF-8 that was read as Windows-1252 ("â€“" for a dash): the lead byte of two or three, and what follows it.
 _MOJIBAKE = re.compile("[Â-ï][\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
                        "\u2013-\u203a\u20ac\u2122]{1,2}")  # fmt: skip
 _COMPATIBILITY = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")
-_LEADER = re.compile(r"[ \t]*(?:\.{4,}|_{4,}|…{2,})[ \t]*(?=[A-Za-z])")  # "Effusion ........ none"
+# "Effusion ........ none". Possessive, so that a long run is looked at once.
+_LEADER = re.compile(r"(?<![._…])(?:\.{4,}+|_{4,}+|…{2,}+)[ \t]*+(?=[A-Za-z])")
+# Two columns: "Heart", a tab or several spaces, "Normal".
+_COLUMN = re.compile(r"^([A-Za-z][A-Za-z /,]{2,40}?)(?:\t+| {4,})(?=\S[^\t\n]*$)", re.MULTILINE)
 _LOST_APOSTROPHE = re.compile("(?<=n)\ufffd(?=t\\b)|(?<=\\w)\ufffd(?=s\\b)")
 
 
@@ -46,8 +49,8 @@ def clean_text(text: str) -> str:
     text = _MOJIBAKE.sub(_decode_again, text)
     text = _COMPATIBILITY.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _LOST_APOSTROPHE.sub("'", text).replace("\ufffd", " ")
-    text = _WRITTEN_BREAK.sub("\n", text)
-    text = _LEADER.sub(": ", _INVISIBLE.sub("", text))
+    text = _WRITTEN_BREAK.sub("\n", text).replace("\\t", "\t")
+    text = _COLUMN.sub(r"\1: ", _LEADER.sub(": ", _INVISIBLE.sub("", text)))
     return join_wrapped_lines(_SPACE.sub(" ", text))
 
 

@@ -31,14 +31,14 @@ _ORGAN_SIZE = (
     r"(?:in|of) (?:the )?(?:\w+ ){0,2}?(?:lymph|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
 )
 _VANISHED = r"(?:resolved|disappeared|resorbed|cleared|subsided|vanished|gone)"
-_EXCLUDE = r"(?:exclude|excluding|excludes|rule out|rules out|ruling out|exclusion of)"
+_EXCLUDE = r"(?:exclude|excluding|excludes|rule[ -]out|rules out|ruling out|exclusion of)"
 _PRIOR = r"(?:prior|previous|earlier|old|preceding|last|outside|initial)"
 _SCAN = r"(?:ct|cts|study|studies|exams?|examinations?|scans?|images?|imaging|reports?|radiographs?|x-?rays?)"
 _NOW = r"(?:today|now|currently|any ?more|any longer|at present|presently|this time)"
 _END = r"(?= ?(?:[.,;)\]]|$))"
 _NO_ANSWER = (
     r"(?:none|no|nil|negative|absent|zero|false|nothing|without|no evidence"
-    rf"|not (?:present|applicable|enlarged|{SEEN[3:-1]}))"
+    rf"|not (?:present|enlarged|{SEEN[3:-1]}))"
 )
 _WHERE = r"bilaterally|on (?:the )?(?:left|right)|on either side"
 _AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|{_WHERE}))?{_END}"
@@ -46,8 +46,17 @@ _AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|{_WHERE}))?{_EN
 CUES: tuple[tuple[str, str], ...] = (
     # In order of precedence: words taken by one kind are not looked at for the kinds below it.
     # A template's choices: "none/mild/severe" names what could be ticked.
-    ("choice_made", r"\b(?:none|no|yes|absent|present|normal|mild)(?: ?/ ?\w+){1,6} ?(?=[:=-])"),
-    ("choice_open", rf"[:=?-] ?(?:none|no|yes|y|absent|present|normal|mild)(?: ?/ ?\w+){{1,6}}{_END}"),
+    (
+        "choice_made",
+        r"[\[(] ?(?:none|no|absent|normal)(?:, ?\w+){1,6} ?[\])] ?(?=[:=-])"
+        r"|\b(?:none|no|yes|absent|present|normal|mild)(?: ?/ ?\w+){1,6} ?(?=[:=-])",
+    ),
+    (
+        "choice_open",
+        r"[:=] ?(?:n/?a|not (?:applicable|assessed|evaluated|imaged|included|reported)|unknown"
+        rf"|deferred){_END}"
+        rf"|[:=?-] ?(?:none|no|yes|y|absent|present|normal|mild)(?: ?/ ?\w+){{1,6}}{_END}",
+    ),
     # "no", "not", "without" that deny no finding.
     (
         "shield",
@@ -56,6 +65,11 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|\b(?:no|without) (?:doubt|question)\b|\bnot (?:be )?(?:given|administered|used)\b"
         r"|\bnot (?:in|un)(?:significant|substantial|considerable|common|remarkable|important)\b"
         r"|\bnot (?:negligible|without|absent|trivial)\b|\bno longer than\b"
+        r"|\bif (?:any|present|at all)\b"
+        # "... has increased, the left has resolved" says nothing of the first.
+        r"|(?:,|;|\band|\bbut) (?:the )?(?:left|right)(?:-sided)?(?: one| side)? (?:has|have|is"
+        r"|was) (?:\w+ ){0,2}?"
+        rf"{_VANISHED}\b"
         r"|\bcannot (?:be )?(?:\w+ )?(?:differentiated|distinguished from)\b"
         r"|\b(?:can|could|may|might) ?not (?:be )?(?:\w+ )?(?:differentiated|distinguished from)\b"
         # What was not there before is new.
@@ -68,7 +82,9 @@ CUES: tuple[tuple[str, str], ...] = (
     (
         "open",
         r"\bno (?:larger|bigger|smaller|greater|more|less|fewer)\b(?=[^.;]*\bthan\b)"
-        r"|\bclinical(?:ly)? (?:suspicion|suspected|question|concern)(?: of| for)?\b",
+        r"|\bclinical(?:ly)? (?:suspicion|suspected|question|concern)(?: of| for)?\b"
+        r"|\bno (?:\w+ ){0,2}history of\b"
+        r"|\b(?:physicians?|doctors?|clinicians?|surgeons?|colleagues?|team) (?:suspects?|asks?|requests?)\b",
     ),
     # A denial of change says that the finding is there.
     (
@@ -94,6 +110,8 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|virtually|practically|substantial(?:ly)?|some|slow(?:ly)?|gradual(?:ly)?|significant(?:ly)?)[ -]"
         r"(?:\w+ly |complete |total |interval |partial )?"
         rf"(?:{_VANISHED}|resolution|disappearance|resorption|clearance|clearing|regression|regressed)\b"
+        r"|\b(?:resolved|cleared|disappeared) (?:on|in) the (?P<side>left|right)\b"
+        r"(?=[^.;]{0,60}\b(?:on|in) the (?!(?P=side))(?:left|right))"
         r"|\b(?:un|non-?)resolv(?:ed|ing)\b|\byet to (?:resolve|clear)\b|\bfail(?:ed|s"
         r"|ure)? to (?:resolve|clear)\b",
     ),
@@ -130,7 +148,11 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
         rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b"
         r"|\bcompletely regressed\b"
-        r"|\b(?:is|are|was|were|has been|have been) (?:since |now )?(?:removed|explanted|resected)\b",
+        r"|\b(?:is|are|was|were|has been|have been) (?:since |now )?(?:removed|explanted|resected"
+        r"|drained|evacuated"
+        r"|excised)\b"
+        rf"|(?:[,;]|\band|\bbut) (?:it|this|these|they) (?:is|are|has|have) (?:now |since |\w+ly )?"
+        rf"(?:no longer (?:{SEEN[3:-1]})|{_VANISHED})\b",
     ),
     (
         "gone_before",
@@ -156,7 +178,7 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"(?<=[\w)\]]) ?(?:[:=?|] ?-?|-(?= )|-- ?) ?{_NO_ANSWER}{_AFTER_ANSWER}|[:=] ?(?:0|n){_END}"
         r"|\((?:-|none|no|nil|absent|negative)\)",
     ),
-    ("answered_none", rf"(?<=\w) (?:none|nil){_END}"),
+    ("answered_none", rf"(?<=\w)(?: ?[,;]| ?[-=]>| ?→)? (?:none|nil){_END}|(?<=\w);(?:none|nil){_END}"),
     ("answered_yes", rf"(?<=[\w)\]]) ?[:=?] ?(?:yes|present|positive|true|1){_END}|\(\+\)"),
     # "Effusion - no thickening was detected": one denial for both sides of the dash.
     ("negated_both", rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {SEEN})"),
@@ -191,19 +213,27 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears"
         r"|mentions)\b"
         rf"|^(?:on |in |at )?(?:the )?{_PRIOR} (?:\w+ )?{_SCAN}(?: \w+)? ?:"
+        r"|^(?:previous|past|former) (?=[\w ]{3,40}\.?$)(?!.*(?:otomy|surg|cabg|operat|stent|valve|fracture))"
         rf"|^(?:on|in|at) (?:the )?{_PRIOR} (?:\w+ )?{_SCAN}\b|^previously\b(?=[^.;]*\b(?:was|were)\b)",
     ),
     (
         "hypothesis",
-        r"\b(?:to|in order to|please) (?:rule out|exclude|assess for|evaluate for|look for)\b|\bin terms of\b"
+        r"\bif there (?:is|are|was|were)\b|\b(?:to|in order to|please) (?:rule out|exclude|assess for"
+        r"|evaluate for|look for)\b|\bin terms of\b"
         r"|\b(?:evaluat(?:e|ion|ing)|assess(?:ment|ing)?|look(?:ing)?|search(?:ing)?|screen(?:ing)?|check(?:ing)?"
         r"|referred|sent|ask(?:ed|ing)?|referral|request(?:ed)?|concern(?:ed)? clinically) for\b|\br/o\b"
-        r"|(?<!cannot )\brule out\b|\bexclude\b|\bindications?\b|\bif (?=there is|clinically|any\b"
+        r"|(?<!cannot )\brule[ -]out\b|\bexclude\b|\bindications?\b|\bif (?=there is|clinically|any\b"
         r"|\w+ (?:develops?"
         r"|persists?|occurs?|appears?))|\b(?:at )?risk (?:of|for)\b|\bin case of\b"
         r"|^(?:should|if|in case|were)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead"
         r"|result)\b"
-        r"|\bquestion of\b(?=[^.;]*\?)",
+        r"|\bquestion of\b(?=[^.;]*\?)"
+        r"|\b(?:inadequate|insufficient|unsuitable|not suitable|limited|suboptimal) for (?:the )?(?:\w+ )?"
+        r"(?:assessment|evaluation|detection|diagnosis) of\b"
+        r"|\b(?:assessment|evaluation|detection|visualization) of\b(?=[^.;]{0,80}\b(?:is|are|was"
+        r"|were) (?:\w+ly )?"
+        r"(?:limited|not possible|impossible|precluded|nondiagnostic|non-diagnostic|suboptimal"
+        r"|inadequate)\b)",
     ),
     # Coordination: a new statement begins.
     (

@@ -52,7 +52,7 @@ _USUAL = "|".join(
 _CAPITAL_TITLE = re.compile(rf"{_MARK}(?P<title>{_USUAL.upper()})[ \t]+(?=[A-Z][a-z])")
 # Within a line: after a full stop, or a usual one in capitals anywhere.
 _INLINE_TITLE = re.compile(
-    rf"(?<=[.!?\"”])[ \t]*(?P<title>[A-Za-z][A-Za-z/&' \-]{{1,50}}?)[ \t]*:"
+    rf"(?<=[.!?;\"”])[ \t]*(?P<title>[A-Za-z][A-Za-z/&' \-]{{1,50}}?)[ \t]*:"
     rf"|(?<=\s)(?P<capitals>{_USUAL.upper()})[ \t]*:"
     rf"|(?<=[.!?])[ \t]+(?P<signature>(?=[A-Z])(?i:{ADMINISTRATIVE.pattern}))"
 )

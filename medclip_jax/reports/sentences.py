@@ -16,11 +16,11 @@ _BREAK = re.compile(
     r"|(?<!\S)\"(?=\s*[A-Z\d]|\s|$)|\"(?=\s+[A-Z\"]|\s*$)|[•●▪\n\r]+"
 )
 _BULLETS = ' \t\r\n"“”•●▪*-–'
-_ITEM = re.compile(r"^\d{1,2}[.)]\s+")
-_NUMBER = re.compile(r"(?<!\S)(\d{1,2})[.)]\s+(?=[A-Z\d])")
+_ITEM = re.compile(r"^\(?(?:\d{1,2}|[a-h])[.)]\s+")
+_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2}|[a-h])[.)]\s+(?=[A-Z\d])")
 # The answer to what stands before it ("Consolidation? No.").
 _ANSWER = re.compile(
-    r"\s*(?:no(?:ne)?|nil|yes|negative|positive|absent|present|not (?:seen|present|identified"
+    r"\s*[-–:]?\s*(?:no(?:ne)?|nil|yes|negative|positive|absent|present|not (?:seen|present|identified"
     r"|detected|observed))"
     r"\b(?: (?:seen|identified|detected|present|noted))?\s*(?:[.;,]|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -79,7 +79,7 @@ def _numbered_items(text: str) -> list[int]:
     starts: list[int] = []
     expected = 1
     for match in _NUMBER.finditer(text):
-        number = int(match[1])
+        number = int(match[1]) if match[1].isdigit() else ord(match[1]) - ord("a") + 1
         if number == 1:
             expected = 1
         if number == expected:

@@ -44,6 +44,7 @@ _NORMAL = (
     r"(?<!than )(?<!than the )(?<!from )(?<!above )(?<!beyond )(?<!compared to )(?<!compared with )"
     r"(?<!relative to )(?<!exceeds )"
     r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
+    r"(?! to (?:\w+ )?(?:enlarged|increased|dilated|prominent))"
 )
 _LARGE = r"(?:enlarged?|enlargement|increased?|increases?|larger|dilated|dilatation|dilation)\b"
 _CALCIFIED = r"\bcalci(?:fi|um|c\b|c |nosis)\w*"
@@ -77,7 +78,7 @@ def _effusion_of_other(own: str, other: str) -> str:
     return rf"{not_joined}\b{other} (?:space )?(?:effusions?|fluid)\b"
 
 
-_HEART = r"\b(?:heart|cardiac)\b"
+_HEART = r"\b(?:heart|cardiac|cardio-?mediastinal(?= silhouette| contour))\b"
 _HEART_LABEL = r"^(?:[\w ,/&]*\b)?(?:heart|cardiac)\b(?! (?:valve|rate))[\w ,/&]{0,40}(?::| -) ?"
 _RATIO = r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b)"
 _PULMONARY_TRUNK = (
@@ -85,6 +86,7 @@ _PULMONARY_TRUNK = (
 )
 _PULMONARY_ARTERY = rf"(?:{_PULMONARY_TRUNK}|\bpulmonary arter(?:y|ies|ial)\b)"
 _OTHER_ORGAN = r"(?:thyroid|liver|hepatic|adrenal|spleen|splenic|breast|kidney|renal|pancrea\w*|isthmus)"
+_NOT_THE_LUNG = r"(?:(?!\blung|\bpulmonary)[^.;]){0,60}"
 _WALL = r"(?:walls?|sheaths?|cuff\w*)"
 _THICK = r"(?:thick\w*|cuffing|prominen\w*|increases? in (?:wall )?thickness)"
 _SEPTA = r"(?:inter-?(?:lobular|lobar|septal) )?sept(?:al|a|um)\b"
@@ -135,6 +137,8 @@ _ALL = (
         normal=(
             rf"{_HEART}[^.;]{{0,40}}\bsize[^.;]{{0,40}}?\b{_NORMAL}",
             rf"{_HEART}(?:,? \w+){{0,4}} (?:is|are|was|were) {_NORMAL}",
+            rf"{_HEART} (?:is |was |has |shows )?(?:of |in |an? )*{_NORMAL} (?:\w+ )?(?:size|dimension"
+            r"|contour)",
             rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
             r"\b(?:normal|unremarkable) (?:\w+ )?(?:heart|cardiac)\b",
         ),
@@ -198,8 +202,8 @@ _ALL = (
             (r"\b(?:micro)?nodules?\b", _NO_OTHER_PLACE),
         ),
         excluded=(
-            rf"{_OTHER_ORGAN}[^.;]{{0,60}}\bnodul\w*",
-            rf"\bnodul\w*[^.;]{{0,60}}\b{_OTHER_ORGAN}",
+            rf"{_OTHER_ORGAN}{_NOT_THE_LUNG}\bnodul\w*",
+            rf"\bnodul\w*{_NOT_THE_LUNG}\b{_OTHER_ORGAN}",
         ),
     ),
     Finding(
