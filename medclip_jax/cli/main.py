@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("medclip_jax.cli.prepare", "turn scans and reports into shards for training"),
+    "reports": ("medclip_jax.cli.reports", "show how reports are read, and compare with labels"),
     "inspect": ("medclip_jax.cli.inspect", "verify prepared shards and draw a contact sheet"),
     "check": ("medclip_jax.cli.check", "say whether a config fits its devices, and what it costs"),
     "train": ("medclip_jax.cli.train", "train a model by a config file"),
@@ -34,6 +35,7 @@ _EPILOG = """\
 examples:
   medclip demo                                             the whole job on generated scans, in minutes
   medclip prepare --table studies.csv --root scans --out shards
+  medclip reports reports.csv --summary                    how reports are read
   medclip inspect shards --out sheet.html
   medclip check --config configs/cardiac_clip/mae.py --chip h100 --devices 8
   medclip train --config configs/cardiac_clip/mae.py --workdir runs/mae --config.data.shards=shards

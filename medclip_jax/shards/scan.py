@@ -217,7 +217,9 @@ def _sections(study: Study, report: str) -> tuple[str, str, str]:
     found = {name: text for name, text in split_sections(report).items() if not says_nothing(text)}
     found |= {name: text.strip() for name, text in study.sections.items() if not says_nothing(text)}
     findings, impression = found.get("findings", ""), found.get("impression", "")
-    return findings, impression, "\n".join(filter(None, (findings, impression))) or report
+    # An addendum is read under its title, because it corrects the rest.
+    addendum = f"ADDENDUM: {found['addendum']}" if "addendum" in found else ""
+    return findings, impression, "\n".join(filter(None, (findings, impression, addendum))) or report
 
 
 def _extract(text: str, findings: tuple[str, ...]) -> dict[str, Int]:
