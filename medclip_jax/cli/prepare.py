@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medclip_jax.corpora.folder import StudyTable
+    from medclip_jax.shards.manifest import Summary
     from medclip_jax.shards.read import PreparedInfo
 
 HELP = """\
@@ -173,12 +175,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     job.add_argument("--max-rejected", type=float, help="stop above this share of rejections (0.1)")
     job.add_argument(
+        "--retry-rejected",
+        action="store_true",
+        help="also try again what was rejected, and read files again that have changed or appeared (what "
+        "could not be read for a reason that may pass is tried again by every run)",
+    )
+    job.add_argument(
         "--per-shard", type=int, metavar="VOLUMES", help="in one shard (about 256 MB before compression)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare. Returns 0, or raises an error that says what to do."""
+    """Prepare. Returns 1 where something could not be read that another run may read, else 0."""
     if args.merge is not None:
         return _merge(args)
     from medclip_jax.shards.parts import parse_part
@@ -206,11 +214,14 @@ def run(args: argparse.Namespace) -> int:
         series_rule=args.series_rule,
     )
     studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
+    summaries: list[Summary] = []
     options = {
         "workers": args.workers,
         "key": args.key or (_phantom_key(args) if args.corpus == "phantom" else default_key(args.out)),
         "max_rejected": 0.1 if args.max_rejected is None else args.max_rejected,
         "engine": args.engine,
+        "retry_rejected": args.retry_rejected,
+        "observe": summaries.append,
     }
     if part is None:
         info = prepare(studies, args.out, settings, **options)
@@ -218,7 +229,12 @@ def run(args: argparse.Namespace) -> int:
         info = prepare_part(part, studies, args.out, settings, command=_command(), **options)
     if info is not None:
         _say_done(info)
-    return 0
+    return _status(summaries)
+
+
+def _status(summaries: Sequence[Summary]) -> int:
+    """1 where something could not be read that another run may read."""
+    return int(any(summary.passing for summary in summaries))
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -227,7 +243,7 @@ def _merge(args: argparse.Namespace) -> int:
     info, summary = merge(args.merge, max_rejected=args.max_rejected)
     print(f"'{args.merge}' is already whole" if summary is None else summary.text(), file=sys.stderr)
     _say_done(info)
-    return 0
+    return _status([summary] if summary is not None else [])
 
 
 def _say_done(info: PreparedInfo) -> None:

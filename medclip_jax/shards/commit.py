@@ -86,10 +86,15 @@ def make_shard(
                     texts.append(report_of(item.study))
                 yield outcome.record
 
-    size = write_shard(_records_file(folder, shard.name), records())
+    size = write_shard(records_file(folder, shard.name), records())
     commit = Commit(shard.name, shard.digest, examined.fingerprint, size, entries, texts)
-    write_text(folder / f"{shard.name}.json", json.dumps(asdict(commit)))
+    write_commit(folder, commit)
     return commit
+
+
+def write_commit(folder: Path, commit: Commit) -> None:
+    """Mark a shard whose records lie in the folder as finished."""
+    write_text(folder / f"{commit.name}.json", json.dumps(asdict(commit)))
 
 
 def committed(out: Path, digests: Mapping[str, str], wanted: Iterable[str]) -> dict[str, Commit]:
@@ -102,7 +107,7 @@ def committed(out: Path, digests: Mapping[str, str], wanted: Iterable[str]) -> d
     """
     folder = out / PARTS_FOLDER
     found = {name: commit for name in wanted if (commit := _read(folder, name, digests[name]))}
-    lying = {name for name, commit in found.items() if _has_size(_records_file(folder, name), commit.size)}
+    lying = {name for name, commit in found.items() if _has_size(records_file(folder, name), commit.size)}
     if len(lying) < len(found) and listed(folder, digests):
         # Shards move only when every one is known, and then these names are the ones they move to.
         every = {name: found.get(name) or _read(folder, name, digest) for name, digest in digests.items()}
@@ -144,7 +149,8 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _records_file(folder: Path, name: str) -> Path:
+def records_file(folder: Path, name: str) -> Path:
+    """Where the records of a shard lie until all are there."""
     return folder / f"{name}.array_record"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medclip_jax.corpora.tables import name_rows
 from medclip_jax.shards.read import MANIFEST_FILE
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import ACCEPTED, NOTED, REJECTED
@@ -17,6 +18,13 @@ _NEEDED = {
     False: {"class", "split", "notes", "shard", "index", "checksum"},
 }
 """What a line must say of a study that was rejected, and of one that was not."""
+PASSING = frozenset(("unreadable", "reader-died", "out-of-memory"))
+"""Reasons that may pass: a disk that was away, permissions, too little memory. The next run tries again."""
+
+
+def may_pass(entry: Mapping[str, object]) -> bool:
+    """Whether a line of the manifest is a rejection, of a scan or a mask, that another run may not repeat."""
+    return entry["class"] == REJECTED and str(entry["reason"]).removeprefix("organs-") in PASSING
 
 
 @dataclass(frozen=True)
@@ -28,12 +36,14 @@ class Summary:
         splits: split to number of prepared volumes.
         notes: code of a note to number of studies.
         reasons: code of a rejection to the rows it hit.
+        passing: rows that were rejected for a reason that may pass.
     """
 
     classes: Mapping[str, int]
     splits: Mapping[str, int]
     notes: Mapping[str, int]
     reasons: Mapping[str, tuple[int, ...]]
+    passing: tuple[int, ...] = ()
 
     def text(self, seconds: float | None = None) -> str:
         """For people to read."""
@@ -48,6 +58,12 @@ class Summary:
             shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
             places = "row" if len(rows) == 1 else "rows"
             lines.append(f"  rejected {reason}: {len(rows)} ({places} {shown} of the input)")
+        if self.passing:
+            lines.append(
+                f"{len(self.passing)} could not be read for a reason that may pass "
+                f"({name_rows(self.passing)}): "
+                "see to it, and run the same command again; it tries them again"
+            )
         return "\n".join(lines)
 
 
@@ -59,7 +75,10 @@ def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
     """
     classes, splits, notes = Counter(), Counter(), Counter()
     reasons: dict[str, list[int]] = defaultdict(list)
+    passing: list[int] = []
     for entry in entries:
+        if may_pass(entry):
+            passing.append(entry["row"])
         classes[entry["class"]] += 1
         if entry["class"] == REJECTED:
             reasons[entry["reason"]].append(entry["row"])
@@ -68,7 +87,11 @@ def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
             # "padding:-2000:3.1%" and "padding:-3024:0.2%" are one kind of note.
             notes.update({str(note).split(":")[0] for note in entry["notes"]})
     return Summary(
-        dict(classes), dict(splits), dict(notes), {k: tuple(sorted(rows)) for k, rows in reasons.items()}
+        dict(classes),
+        dict(splits),
+        dict(notes),
+        {k: tuple(sorted(rows)) for k, rows in reasons.items()},
+        tuple(sorted(passing)),
     )
 
 

@@ -30,6 +30,11 @@ from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.shards.work import Rejections
 from medclip_jax.shards.write import SHARD_PATTERN, finish, write_text
 
+LOCK_FILE = "lock"
+
+TWIN_NOTE = "duplicate-volume"
+"""The one note that only all shards together can tell."""
+
 
 def merge(
     out: str | os.PathLike, *, max_rejected: float | None = None
@@ -52,7 +57,7 @@ def merge(
     """
     out = Path(out)
     if (out / SETTINGS_FILE).exists():
-        shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
+        tidy(out)
         return open_shards(out), None
     plan = read_plan(out)
     if plan is None:
@@ -121,6 +126,7 @@ def assemble(
     settings = plan.settings
     written = settings.to_json() | {
         "fingerprints": [commit.fingerprint for commit in commits],
+        "digests": [commit.digest for commit in commits],
         "id_rule": plan.id_rule,
     }
     return finish(out, settings.schema, lengths, written), summarize(entries)
@@ -136,7 +142,7 @@ def _manifest(commits: Sequence[Commit], names: Mapping[str, str]) -> list[Entry
                 entry = entry | {"shard": names[commit.name], "index": position}
                 position += 1
                 if entry["volume_checksum"] in seen:
-                    entry |= {"notes": [*entry["notes"], "duplicate-volume"], "class": NOTED}
+                    entry |= {"notes": [*entry["notes"], TWIN_NOTE], "class": NOTED}
                 seen.add(entry["volume_checksum"])
             entries.append(entry)
     return entries
@@ -175,6 +181,14 @@ def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ot"))
 
 
+def tidy(out: Path) -> None:
+    """Remove what a run left that was cut off after the set was whole, unless another one is at work "
+    "there."""
+    if (out / PARTS_FOLDER).is_dir():
+        with contextlib.suppress(ShardError, OSError), lock(out):
+            shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def lock(out: Path, *, shared: bool = False) -> Iterator[bool]:
     """Keep runs out of each other's way: parts share the folder, a whole run and merging have it alone.
@@ -192,7 +206,7 @@ def lock(out: Path, *, shared: bool = False) -> Iterator[bool]:
     Raises:
         ShardError: another run is at work.
     """
-    with open(out / PARTS_FOLDER / "lock", "a+") as file:
+    with open(out / PARTS_FOLDER / LOCK_FILE, "a+") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

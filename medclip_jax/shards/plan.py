@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medclip_jax.corpora.study import Study
+from medclip_jax.shards.files import content_state, is_missing
 from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.settings import SPLITS, PrepareSettings
@@ -210,27 +210,29 @@ class Examined:
 
 
 def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined:
-    """See which files of a shard are there and how large they are.
+    """See which files of a shard are there, and by a small part of each whether they are the same as before.
 
     Args:
         shard: of `make_plan`.
         settings: resolved.
         key: of the hashes.
     """
-    items, sizes = [], []
+    items, states = [], []
     for item in shard.items:
         study = item.study
-        if item.rejection is None and not os.path.exists(study.volume):  # unlike Path.exists, never raises
+        if item.rejection is None and is_missing(study.volume):
             missing = "There is no such file or folder: check the path in the table and --root."
             item = replace(item, rejection=("missing-file", missing))
         items.append(item)
-        paths = [study.volume, *(study.organs[name] for name in sorted(study.organs))]
-        sizes.append([os.path.getsize(path) if os.path.isfile(path) else None for path in paths])
+        masks = sorted(study.organs) if settings.uses_masks else ()
+        states.append(
+            [content_state(path) for path in (study.volume, *(study.organs[name] for name in masks))]
+        )
     found = replace(shard, items=tuple(items))
     # Keyed, because it goes over raw ids and reports.
     parts = [_written(settings)]
-    for item, size in zip(items, sizes, strict=True):
-        parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, size)))
+    for item, state in zip(items, states, strict=True):
+        parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, state)))
         parts.extend(_added_fields(item.study))
     return Examined(found, _hash_all(key, "part", parts))
 

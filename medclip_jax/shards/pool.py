@@ -31,6 +31,7 @@ def map_in_order(
     inputs: Iterable[Input],
     workers: int,
     on_death: Callable[[Input], Output],
+    is_suspect: Callable[[Input], bool] = lambda _: False,
 ) -> Iterator[Output]:
     """Apply a function in worker processes and yield the results in the order of the inputs.
 
@@ -40,12 +41,14 @@ def map_in_order(
         workers: processes; 1 means in this one.
         on_death: gives the result of an input that kills its worker (a crash in a decoder, a kill for
             want of memory) instead of ending the run.
+        is_suspect: whether an input may kill its process, and is therefore given one of its own.
     """
     if workers <= 1:
-        yield from map(function, inputs)
+        for task in inputs:
+            yield from map_guarded(function, [task], on_death) if is_suspect(task) else [function(task)]
         return
     inputs = iter(inputs)
-    waiting: deque[tuple[Input, Future]] = deque()
+    waiting: deque[tuple[Input, Future | None]] = deque()
     pool = _pool(workers)
     try:
         while True:
@@ -54,10 +57,13 @@ def map_in_order(
                     task = next(inputs)
                 except StopIteration:
                     break
-                waiting.append((task, pool.submit(function, task)))
+                waiting.append((task, None if is_suspect(task) else pool.submit(function, task)))
             if not waiting:
                 return
             task, future = waiting.popleft()
+            if future is None:
+                yield from map_guarded(function, [task], on_death)
+                continue
             try:
                 result = future.result()
             except BrokenProcessPool:

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medclip_jax.shards.commit import Commit, Entry, make_shard
@@ -16,6 +16,11 @@ from medclip_jax.shards.pool import map_in_order
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import REJECTED, Outcome, prepare_study
 from medclip_jax.shards.settings import PrepareSettings
+
+ATTEMPT = "attempt-"
+"""How the mark of a study begins that is being read."""
+
+_MOST_ATTEMPTS = 4
 
 CHANCE = 4.0
 """Standard deviations that a part, a random sample, may lie above the limit of the whole."""
@@ -38,12 +43,71 @@ def make_shards(
         observe: sees every line of the manifest.
     """
     items = [item for examined in todo for item in examined.shard.items]
+    suspects = cut_off(folder, items)
     outcomes = map_in_order(
-        functools.partial(prepare_study, settings=settings), items, min(workers, len(items)), reader_died
+        functools.partial(attempt, settings=settings, folder=folder),
+        items,
+        min(workers, len(items)),
+        functools.partial(_give_up, folder=folder),
+        lambda item: item.row in suspects,
     )
     with contextlib.closing(outcomes):
         for examined in todo:
             yield make_shard(examined, outcomes, folder, observe)
+
+
+def attempt(item: Item, settings: PrepareSettings, folder: Path) -> Outcome:
+    """Prepare a study, and mark it while that goes on: a later run learns from the mark what killed this one.
+
+    A reader that takes the whole run with it, as the kernel does where memory is short, would do so at every
+    restart. So a study whose mark is found is read in a process of its own; and if that, too, ends the run
+    `_MOST_ATTEMPTS` times, it is given up and the others go on.
+
+    Args:
+        item: from the plan.
+        settings: resolved.
+        folder: of unfinished shards.
+    """
+    if item.rejection is not None:
+        return prepare_study(item, settings)
+    mark = _mark(folder, item)
+    count = _count(mark)
+    if count >= _MOST_ATTEMPTS:
+        return _give_up(item, folder)
+    try:
+        mark.write_text(str(count + 1))
+        return prepare_study(item, settings)
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def cut_off(folder: Path, items: Iterable[Item]) -> set[int]:
+    """Rows that were being read when an earlier run was killed.
+
+    Args:
+        folder: of unfinished shards.
+        items: among which to look.
+    """
+    marks = {path.name for path in folder.glob(f"{ATTEMPT}*")}
+    return {item.row for item in items if _mark(folder, item).name in marks} if marks else set()
+
+
+def _mark(folder: Path, item: Item) -> Path:
+    return folder / f"{ATTEMPT}{item.id}"
+
+
+def _count(mark: Path) -> int:
+    try:
+        return int(mark.read_text() or 1)
+    except FileNotFoundError:
+        return 0
+    except ValueError:  # power was lost while it was written
+        return 1
+
+
+def _give_up(item: Item, folder: Path) -> Outcome:
+    _mark(folder, item).unlink(missing_ok=True)
+    return reader_died(item)
 
 
 def available_cores() -> int:
@@ -65,7 +129,7 @@ def reader_died(item: Item) -> Outcome:
             "class": REJECTED,
             "reason": "reader-died",
             "message": "The process that read this file was killed, by a crash of the decoder or for want of "
-            "memory: convert the file again, or prepare with fewer --workers.",
+            "memory: prepare with fewer --workers or more memory, or convert the file again.",
         }
     )
 

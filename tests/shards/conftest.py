@@ -134,9 +134,6 @@ def messy(tmp_path_factory) -> Path:
     add("absent.nii.gz", "rejected:missing-file")
     first = {name: rows[0][name] for name in ("study", "patient", "report")}
     add("good0.nii.gz", "rejected:duplicate-volume-id", **first)
-    save(root / "DOE^JANE_claimed.nii.gz", body(50))
-    for _ in range(2):  # by two patients
-        add("claimed.nii.gz", "rejected:volume-in-several-studies")
     whole = gzip.compress(gzip.decompress((root / "DOE^JANE_good1.nii.gz").read_bytes()))
     (root / "DOE^JANE_cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     add("cut.nii.gz", "rejected:truncated-file")
