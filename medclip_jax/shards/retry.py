@@ -43,7 +43,7 @@ def read_commits(info: PreparedInfo, shards: Sequence[ShardPlan]) -> dict[str, C
             for item, entry in zip(shard.items, found, strict=True)
             if shard.split == "train" and entry["class"] != REJECTED
         ]
-        size = next((info.files[str(entry["shard"])] for entry in found if entry["class"] != REJECTED), 0)
+        size = next((info.files.get(entry["shard"], 0) for entry in found if entry["class"] != REJECTED), 0)
         commits[shard.name] = Commit(
             shard.name, shard.digest, fingerprint, size, [_committed(entry) for entry in found], texts
         )
