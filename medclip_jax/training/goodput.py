@@ -232,7 +232,8 @@ def read_heartbeat(workdir: str | os.PathLike) -> dict[str, Any] | None:
         beat = json.loads((Path(workdir) / HEARTBEAT).read_text())
         numbers = {name: float(beat[name]) for name in ("time", "step_time")}
         steps = {name: int(beat[name]) for name in ("step", "steps")}
-        counters = _totals({str(name): float(value) for name, value in beat["counters"].items()})
+        counters = {str(name): float(value) for name, value in beat["counters"].items()}
+        counters |= _totals(counters)
         return {**beat, **numbers, **steps, "state": str(beat["state"]), "counters": counters}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # cut short, or written by something else

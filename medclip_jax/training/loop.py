@@ -84,8 +84,9 @@ def train(
             data = open_data(config.data)
             check_evaluation(config)
         steps = total_steps(config, len(data.source))
-        with Clock(workdir=workdir.path if processes.first else None, steps=steps) as clock:
-            beginning = find_beginning(config, workdir, data, processes)
+        clock = Clock(workdir=workdir.path if processes.first else None, steps=steps)
+        beginning = find_beginning(config, workdir, data, processes)
+        with clock:
             model, state = make_model(
                 config, data, objective_factory, steps=steps, beginning=beginning, processes=processes
             )

@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medclip_jax.training import checkpoints as checkpoints_module
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import (
     CheckpointError,
@@ -190,6 +192,72 @@ def test_nothing_is_warned_of(saved, caplog):
     with Checkpoints(saved) as checkpoints:
         checkpoints.restore(target)
     assert not caplog.text
+
+
+def fail_before_commit(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoints_module, "seal", fail)
+
+
+def test_after_a_failed_first_save_the_run_begins_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_before_commit(patch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        with pytest.raises(CheckpointError, match="no space left"), Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(make_state(1), {})
+    assert latest_step(tmp_path) is None
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), {})
+    assert latest_step(tmp_path) == 1
+
+
+def test_the_newest_is_known_at_once_and_not_before(copy, monkeypatch):
+    newest = copy / "checkpoints" / "newest"
+    with Checkpoints(copy) as checkpoints:
+        checkpoints.save(make_state(4), {})
+        checkpoints._manager.wait_until_finished()  # a kill would now leave just this
+        assert newest.read_text() == "4"
+        checkpoints.save(make_state(5), {})
+    # As a kill between the two leaves it: told of, but not yet under its name.
+    (copy / "checkpoints" / "5").rename(copy / "checkpoints" / "5.orbax-checkpoint-tmp")
+    assert latest_step(copy) == 4
+    with Checkpoints(copy):
+        assert newest.read_text() == "4"
+    assert latest_step(copy) == 4
+    shutil.rmtree(copy / "checkpoints" / "4")
+    with pytest.raises(CheckpointError, match="where step 4 was saved"):
+        latest_step(copy)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"run/metadata": 3}', "{"])
+def test_without_its_checksums_a_checkpoint_is_damaged(copy, caplog, content):
+    checksums = copy / "checkpoints" / "3" / "checksums.json"
+    checksums.unlink()
+    if content is not None:
+        checksums.write_text(content)
+    assert flatten(restore_weights(copy))["vision/kernel"][0, 0] == 2
+    assert "checksums.json is" in caplog.text
+
+
+def test_one_of_an_early_version_needs_none(copy, caplog):
+    folder = copy / "checkpoints" / "3"
+    (folder / "checksums.json").unlink()
+    run = json.loads((folder / "run" / "metadata").read_text())
+    assert run.pop("sealed")
+    (folder / "run" / "metadata").write_text(json.dumps(run))
+    assert flatten(restore_weights(copy))["vision/kernel"][0, 0] == 3
+    assert "has no checksums: damage would not be seen" in caplog.text
+
+
+def test_the_same_step_may_be_damaged_again_and_again(copy):
+    for _ in range(3):
+        damage(copy / "checkpoints" / "3", "truncated")
+        with Checkpoints(copy) as checkpoints:
+            checkpoints.restore(make_state(0))
+            checkpoints.save(make_state(3), {})
+    names = {path.name for path in (copy / "checkpoints").glob("damaged-*")}
+    assert names == {"damaged-3", "damaged-3-2", "damaged-3-3"}
 
 
 @pytest.fixture

@@ -68,3 +68,37 @@ def test_a_run_of_an_earlier_version_resumes_unless_a_new_key_is_used(tmp_path):
     config.optimizer.accumulate = 2
     with pytest.raises(ValueError, match=r"config\.optimizer\.accumulate: 1 there, 2 now"):
         workdir.check_config(config, resuming=True)
+
+
+JUNK = (b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b'{"steps": 3, "objective": 4}')
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_damaged_config_is_replaced_by_the_one_in_the_checkpoint(tmp_path, caplog, junk):
+    config = base_config()
+    workdir = Workdir(tmp_path)
+    workdir.config_file.write_bytes(junk)
+    workdir.check_config(config, resuming=True)  # nothing says otherwise
+    run = tmp_path / "checkpoints" / "7" / "run"
+    run.mkdir(parents=True)
+    (run / "metadata").write_text(json.dumps({"config": to_json(config), "step": 7}))
+    workdir.check_config(config, resuming=True)
+    assert "config.json is damaged" in caplog.text
+    config.seed = 5
+    with pytest.raises(ValueError, match=r"config\.seed: 0 there, 5 now"):
+        workdir.check_config(config, resuming=True)
+
+
+def test_junk_among_the_metrics_is_left_out(tmp_path, caplog):
+    workdir = Workdir(tmp_path)
+    good = b'{"step": 1, "loss": 2.5}\n'
+    others = (b'{"step": "1"}', b'{"step": 1, "loss": {}}', b'{"step": 1, "lo')
+    workdir.metrics_file.write_bytes(good + b"\n".join((*JUNK, *others)))
+    assert workdir.metrics_at(1) == {"loss": 2.5}
+    workdir.forget_metrics_after(1)
+    assert workdir.metrics_file.read_bytes() == good
+    assert "metrics.jsonl: 11 lines are damaged" in caplog.text
+    workdir.metrics_file.unlink()
+    workdir.metrics_file.mkdir()
+    assert workdir.metrics_at(1) == {}
+    assert "metrics.jsonl cannot be read" in caplog.text
