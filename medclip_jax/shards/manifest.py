@@ -14,8 +14,8 @@ from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import ACCEPTED, NOTED, REJECTED
 
 _NEEDED = {
-    True: {"class", "row", "id", "patient", "reason", "message"},
-    False: {"class", "row", "id", "patient", "split", "notes", "shard", "index", "checksum"},
+    True: {"class", "reason", "row"},
+    False: {"class", "split", "notes", "shard", "index", "checksum"},
 }
 """What a line must say of a study that was rejected, and of one that was not."""
 PASSING = frozenset(("unreadable", "reader-died", "out-of-memory"))

@@ -33,7 +33,8 @@ def read_commits(info: PreparedInfo, shards: Sequence[ShardPlan]) -> dict[str, C
     for shard, fingerprint in zip(shards, info.settings["fingerprints"], strict=True):
         found = entries[place : place + len(shard.items)]
         place += len(shard.items)
-        if [entry["id"] for entry in found] != [item.id for item in shard.items]:
+        ids = [(entry.get("row"), entry.get("id"), entry.get("patient")) for entry in found]
+        if ids != [(item.row, item.id, item.patient_hash) for item in shard.items]:
             raise ShardError(
                 f"{info.folder / MANIFEST_FILE} does not list the studies of this set: it is damaged or "
                 "another set's; copy it again, or prepare the set again"
