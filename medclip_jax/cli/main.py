@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "index": ("medclip_jax.cli.index", "write a table of studies from the DICOM headers of an archive"),
     "prepare": ("medclip_jax.cli.prepare", "turn scans and reports into shards for training"),
     "reports": ("medclip_jax.cli.reports", "show how reports are read, and compare with labels"),
     "inspect": ("medclip_jax.cli.inspect", "verify prepared shards and draw a contact sheet"),

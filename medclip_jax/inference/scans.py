@@ -7,18 +7,21 @@ import glob
 import io
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from medclip_jax.corpora.folder import COLUMNS
 from medclip_jax.shards.pool import map_in_order
-from medclip_jax.volumes import VolumeRejected
-from medclip_jax.volumes.dicom_choice import Wanted, choose
 from medclip_jax.volumes.dicom_files import walk
-from medclip_jax.volumes.dicom_survey import FolderSurvey, FoundSeries, join_folders, survey_folder
+from medclip_jax.volumes.dicom_survey import (
+    FolderSurvey,
+    FoundSeries,
+    join_folders,
+    survey_folder,
+    take_one_of_each_study,
+)
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a search takes for a scan, besides folders that hold DICOM files."""
@@ -140,50 +143,31 @@ class _Search:
             others = [name for name in visible if name not in images]
             tasks.append((place, others))
         workers = self.workers if sum(len(names) for _, names in tasks) > _MANY else 1
-        survey = partial(survey_folder, keep_headers=not self.selection.takes_all)
-        surveys = list(map_in_order(survey, tasks, workers, _died))
+        surveys = list(map_in_order(survey_folder, tasks, workers, _died))
         for survey in surveys:
             self.left_out += survey.others
         series = join_folders(surveys)
+        taken = {id(found) for found in self._taken(series)}
         for found, entry in zip(series, _named(series, surveys), strict=True):
-            places[found.places[0]].append(entry)
+            if id(found) in taken:
+                places[found.places[0]].append(entry)
         for survey in surveys:
             places[survey.place] += _unreadable(survey)
         for place in closed:
             places.setdefault(place, []).append(_entry(place))
-        kept = self._kept(series)
-        entries = [entry for place in sorted(places, key=_order) for entry in places[place] if kept(entry)]
+        entries = [entry for place in sorted(places, key=_order) for entry in places[place]]
         if not entries and any(survey.others for survey in surveys):
             return [_entry(folder)]  # its reason: there are DICOM files, and none is a slice of a scan
         return entries
 
-    def _kept(self, series: Sequence[FoundSeries]):
-        """Tells the entries of series that the selection takes from the others."""
+    def _taken(self, series: Sequence[FoundSeries]) -> Sequence[FoundSeries]:
         if self.selection.takes_all:
-            return lambda entry: True
-        studies = defaultdict(list)
-        for found in series:
-            first = found.files[0]
-            studies[first.patient, first.study or found.key].append(found)
-        dropped: set[Path] = set()
-        for members in studies.values():
-            files = [file for found in members for file in found.files]
-            wanted = Wanted(kernel=self.selection.kernel, rule=self.selection.rule or "best")
-            try:
-                chosen = choose(files, wanted)[0].slices[0].path
-            except VolumeRejected:
-                continue  # each keeps its own reason, which reading it tells
-            others = [found for found in members if chosen not in found.paths]
-            dropped.update(path for found in others for path in found.paths)
-            if others:
-                self.left_out["series not chosen"] += len(others)
-        return lambda entry: not dropped.intersection(_first_files(entry))
-
-
-def _first_files(entry: Entry) -> list[Path]:
-    if isinstance(entry.path, tuple):
-        return [entry.path[0]]
-    return [entry.path] if entry.path.is_file() else sorted(entry.path.iterdir())
+            return series
+        rule = self.selection.rule or "best"
+        taken, dropped = take_one_of_each_study(series, kernel=self.selection.kernel, rule=rule)
+        if dropped:
+            self.left_out["series not chosen"] += len(dropped)
+        return taken
 
 
 def _named(series: Sequence[FoundSeries], surveys: Sequence[FolderSurvey]) -> list[Entry]:
@@ -194,15 +178,16 @@ def _named(series: Sequence[FoundSeries], surveys: Sequence[FolderSurvey]) -> li
     for found in series:
         place = found.folder
         paths = tuple(found.paths)
-        if found.alone:  # what cannot be read beside it may be a slice of it
+        if found.is_alone:  # what cannot be read beside it may be a slice of it
             paths += tuple(Path(where, name) for where in found.places for name in unknown[where])
         below = os.path.join(place, "")
+        is_whole = len(found.places) == 1 and not any(other.startswith(below) for other in holding)
         if len(paths) == 1:
-            entries.append(_entry(os.fspath(paths[0])) if not found.alone else _entry(place))
-        elif found.alone and len(found.places) == 1 and not any(other.startswith(below) for other in holding):
+            entries.append(_entry(os.fspath(paths[0])) if not found.is_alone else _entry(place))
+        elif found.is_alone and is_whole:
             entries.append(_entry(place))
         else:
-            name = place if found.alone else f"{place}#{found.key}"
+            name = place if found.is_alone else f"{place}#{found.key}"
             entries.append(Entry(_text(name), paths))
     counts = Counter(entry.scan for entry in entries)
     return [

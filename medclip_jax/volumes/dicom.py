@@ -51,6 +51,23 @@ def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
         return _assemble(stack, notes)
 
 
+def check_stack(stack: Stack) -> None:
+    """Everything about a stack that can be known without its pixels.
+
+    Raises:
+        VolumeRejected: it cannot become a volume.
+    """
+    _rescales(stack.slices)
+    rows, columns = _directions(stack)
+    along = stack.along
+    order = np.argsort(along, kind="stable")
+    kept = [stack.slices[order[0]]]
+    for before, place in pairwise(order):
+        if along[place] - along[before] >= SAME_POSITION_MM:
+            kept.append(stack.slices[place])
+    _even_grid(kept, np.cross(rows, columns))
+
+
 def _headers(source: Path | Sequence[Path]) -> list[DicomFile]:
     """Of all DICOM files.
 

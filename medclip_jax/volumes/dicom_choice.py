@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from medclip_jax.volumes.dicom_files import how_to_convert, name_syntax
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, digest
@@ -150,7 +151,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     _check_owners(candidates, files)
     if wanted.kernel is not None:
         candidates = _with_kernel(candidates, wanted.kernel)
-    stack, owner = _best(candidates, wanted.rule)
+    stack, owner = candidates[prefer([state_facts(s, o.first) for s, o in candidates], wanted.rule)]
     if len(stacks) > 1:
         notes.append(f"several-series:{len(stacks)}")
     if not stack.is_axial:
@@ -176,7 +177,7 @@ def kernel_class(name: str) -> str | None:
 
     Siemens counts sharpness in the number after a letter or two (B30f, Br40d, I70f), Canon after FC.
     """
-    text = name.strip().upper().split("\\")[0].split(",")[0].strip("[]' ")
+    text = _kernel_name(name)
     if match := re.fullmatch(r"FC0*(\d+)\w*", text):
         number = int(match[1])
         return _SOFT if number < 30 else _SHARP
@@ -313,15 +314,7 @@ def _check_owners(candidates: Sequence[tuple[Stack, Series]], files: Sequence[Di
 
 
 def _with_kernel(candidates: list[tuple[Stack, Series]], kernel: str) -> list[tuple[Stack, Series]]:
-    pattern = kernel.strip().upper()
-
-    def fits(stack: Stack) -> bool:
-        name = stack.mark("ConvolutionKernel").strip("[]' ").upper()
-        if pattern.lower() in (_SOFT, _MIDDLE, _SHARP):
-            return kernel_class(name) == pattern.lower()
-        return fnmatch.fnmatchcase(name, pattern)
-
-    found = [pair for pair in candidates if fits(pair[0])]
+    found = [pair for pair in candidates if kernel_fits(pair[0].mark("ConvolutionKernel"), kernel)]
     if not found:
         kinds = Counter(kernel_class(stack.mark("ConvolutionKernel")) or "unknown" for stack, _ in candidates)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -333,41 +326,95 @@ def _with_kernel(candidates: list[tuple[Stack, Series]], kernel: str) -> list[tu
     return found
 
 
-def _best(candidates: Sequence[tuple[Stack, Series]], rule: str) -> tuple[Stack, Series]:
-    axial = [stack.extent for stack, _ in candidates if stack.is_axial]
-    longest = max(axial or [stack.extent for stack, _ in candidates])
+def kernel_fits(name: str, wanted: str) -> bool:
+    """Whether a ConvolutionKernel is of a wanted class ("soft", ...), or has a wanted name or pattern."""
+    wanted = wanted.strip().upper()
+    if wanted.lower() in (_SOFT, _MIDDLE, _SHARP):
+        return kernel_class(name) == wanted.lower()
+    return fnmatch.fnmatchcase(_kernel_name(name), wanted)
 
-    def rank(pair: tuple[Stack, Series]) -> tuple:
+
+def _kernel_name(text: str) -> str:
+    """The kernel alone: Siemens adds the strength of iterative reconstruction as a second value."""
+    return re.split(r"[\\,]", text.strip(" []").upper())[0].strip("' ")
+
+
+class Facts(NamedTuple):
+    """What decides between stacks.
+
+    Attributes:
+        is_axial: whether slices lie across the body.
+        is_projection: whether slices are projections (MIP) or renderings.
+        is_derived: whether they were reformatted or computed from others.
+        extent: from the first to the last slice, mm.
+        gap: between slices, mm.
+        slices: their number.
+        kernel: its class, None where that is unknown.
+        series_number: 0 where there is none.
+        uid: SeriesInstanceUID.
+    """
+
+    is_axial: bool
+    is_projection: bool
+    is_derived: bool
+    extent: float
+    gap: float
+    slices: int
+    kernel: str | None
+    series_number: int
+    uid: str
+
+
+def state_facts(stack: Stack, first: DicomFile) -> Facts:
+    """Facts of a stack.
+
+    Args:
+        stack: with slices.
+        first: a file of its series.
+    """
+    parts = stack.mark("ImageType").split("\\")
+    return Facts(
+        is_axial=bool(stack.is_axial),
+        is_projection=any(part in _NOT_SLICES for part in parts),
+        is_derived="DERIVED" in parts[:1]
+        or "SECONDARY" in parts[1:2]
+        or any(part in _REFORMATTED for part in parts),
+        extent=stack.extent,
+        gap=stack.gap,
+        slices=len(stack.slices),
+        kernel=kernel_class(stack.mark("ConvolutionKernel")),
+        series_number=first.series_number or 0,
+        uid=first.uid,
+    )
+
+
+def prefer(candidates: Sequence[Facts], rule: str) -> int:
+    """Place of the stack that a rule takes.
+
+    Args:
+        candidates: at least one.
+        rule: one of `RULES`.
+    """
+    longest = max([facts.extent for facts in candidates if facts.is_axial] or [f.extent for f in candidates])
+
+    def rank(place: int) -> tuple:
         """Smaller is better."""
-        stack, owner = pair
-        size = len(stack.slices)
-        flat = (not stack.is_axial, _is_projection(stack))
-        whole = stack.extent < _COVERAGE * longest
-        last = (-size, owner.first.series_number or 0, owner.first.uid)
+        facts = candidates[place]
+        flat = (not facts.is_axial, facts.is_projection)
+        is_part = facts.extent < _COVERAGE * longest
+        last = (-facts.slices, facts.series_number, facts.uid)
         if rule == "largest":
             return (*flat, *last)
         if rule == "thinnest":
-            return (*flat, whole, stack.gap, *last)
+            return (*flat, is_part, facts.gap, *last)
         if rule == "original":
-            return (*flat, whole, _processing(stack), *last)
-        sharpness = (_SOFT, None, _MIDDLE, _SHARP).index(kernel_class(stack.mark("ConvolutionKernel")))
+            return (*flat, is_part, facts.is_derived, *last)
+        sharpness = (_SOFT, None, _MIDDLE, _SHARP).index(facts.kernel)
         low, high = GAPS_MM
-        outside = max(low - stack.gap, stack.gap - high, 0.0)
-        gap = round(stack.gap, 2)
-        return (*flat, whole, _processing(stack), sharpness, round(outside, 2), gap, *last)
+        outside = round(max(low - facts.gap, facts.gap - high, 0.0), 2)
+        return (*flat, is_part, facts.is_derived, sharpness, outside, round(facts.gap, 2), *last)
 
-    return min(candidates, key=rank)
-
-
-def _is_projection(stack: Stack) -> bool:
-    return any(part in _NOT_SLICES for part in stack.mark("ImageType").split("\\"))
-
-
-def _processing(stack: Stack) -> int:
-    """0 as the scanner reconstructed it, 1 reformatted or derived."""
-    parts = stack.mark("ImageType").split("\\")
-    is_derived = "DERIVED" in parts[:1] or "SECONDARY" in parts[1:2]
-    return int(is_derived or any(part in _REFORMATTED for part in parts))
+    return min(range(len(candidates)), key=rank)
 
 
 def _left_out(stack: Stack) -> list[str]:

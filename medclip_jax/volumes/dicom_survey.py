@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from medclip_jax.volumes.dicom_choice import Series, group_series
+from medclip_jax.volumes.dicom import check_stack
+from medclip_jax.volumes.dicom_choice import (
+    Facts,
+    Series,
+    Wanted,
+    choose,
+    group_series,
+    kernel_fits,
+    prefer,
+    state_facts,
+)
 from medclip_jax.volumes.dicom_files import silenced
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, read_file
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM
+from medclip_jax.volumes.volume import VolumeRejected
 
 _FEW = 2
 """Files of a series that may be pages of text, and no scan with something wrong."""
@@ -26,21 +39,35 @@ class FoundSeries:
 
     Attributes:
         key: a short name of its own that says nothing about the patient, see `Series.key`.
-        patient: digest of the patient's id.
+        patient, study: digests of the ids, "" without one.
+        uid: SeriesInstanceUID.
+        modality: as the header has it.
         places: folders that hold it.
         names: its files by folder.
-        alone: whether its folder holds no other series.
+        is_alone: whether its folder holds no other series.
         positions: of its slices, LPS mm; none where they cannot be used.
-        files: what the headers say, where that is wanted.
+        facts: what decides between series; None where it cannot become a volume.
+        code, message: why it cannot, "" where it can, as far as headers tell.
+        kernels: of its stacks.
+        geometry: rows, columns, row_mm, column_mm, thickness_mm of its slices.
+        values: further elements that were asked for, of the first file.
     """
 
     key: str
     patient: str
+    study: str
+    uid: str
+    modality: str
     places: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
-    alone: bool
+    is_alone: bool
     positions: Float32[np.ndarray, "N 3"]
-    files: tuple[DicomFile, ...] = ()
+    facts: Facts | None = None
+    code: str = ""
+    message: str = ""
+    kernels: tuple[str, ...] = ()
+    geometry: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -72,15 +99,12 @@ class FolderSurvey:
     unknown: tuple[str, ...] = ()
 
 
-def survey_folder(
-    task: tuple[str, Sequence[str]], also: Sequence[str] = (), *, keep_headers: bool = True
-) -> FolderSurvey:
+def survey_folder(task: tuple[str, Sequence[str]], also: Sequence[str] = ()) -> FolderSurvey:
     """Read the headers of the files that lie directly in a folder.
 
     Args:
         task: the folder, and the names of files in it, of any kind.
-        also: keywords of further elements wanted in `DicomFile.values`.
-        keep_headers: whether `FoundSeries.files` is wanted.
+        also: keywords of further elements wanted in `FoundSeries.values`.
     """
     place, names = task
     found: list[DicomFile] = []
@@ -107,9 +131,8 @@ def survey_folder(
         else:
             others.update(map(_kind, (*series.files, *series.refused, *series.others)))
     scans = _with_lone_slices_joined(scans)
-    alone = len(scans) == 1
-    found_here = tuple(_found(place, series, alone, keep_headers) for series in scans)
-    return FolderSurvey(place, found_here, others, tuple(unknown))
+    series = tuple(_found(place, item, len(scans) == 1) for item in scans)
+    return FolderSurvey(place, series, others, tuple(unknown))
 
 
 def join_folders(surveys: Iterable[FolderSurvey]) -> list[FoundSeries]:
@@ -161,12 +184,44 @@ def _with_lone_slices_joined(scans: list[Series]) -> list[Series]:
     return rest
 
 
-def _found(place: str, series: Series, alone: bool, keep_headers: bool) -> FoundSeries:
+def _found(place: str, series: Series, is_alone: bool) -> FoundSeries:
     files = (*series.files, *series.refused)
-    positions = np.array([item.position for item in series.slices], np.float32).reshape(-1, 3)
-    names = tuple(file.path.name for file in files)
-    kept = files if keep_headers else ()
-    return FoundSeries(series.key, series.first.patient, (place,), (names,), alone, positions, kept)
+    first = series.first
+    return FoundSeries(
+        key=series.key,
+        patient=first.patient,
+        study=first.study,
+        uid=first.uid,
+        modality=first.modality,
+        places=(place,),
+        names=(tuple(file.path.name for file in files),),
+        is_alone=is_alone,
+        positions=np.array([item.position for item in series.slices], np.float32).reshape(-1, 3),
+        values=first.values,
+        **_judge(files),
+    )
+
+
+def _judge(files: Sequence[DicomFile]) -> dict[str, object]:
+    """Whether files of one series can become a volume, and what decides between it and others."""
+    slices = [item for file in files for item in file.slices]
+    kernels = tuple(sorted({item.marks["ConvolutionKernel"] for item in slices} - {""}))
+    try:
+        stack, _ = choose(files, Wanted(modality=files[0].modality))
+        check_stack(stack)
+    except VolumeRejected as rejection:
+        return {"facts": None, "code": rejection.code, "message": str(rejection), "kernels": kernels}
+    item = stack.slices[0]
+    geometry = {
+        "rows": item.shape[0],
+        "columns": item.shape[1],
+        "row_mm": item.pixel_spacing[0],
+        "column_mm": item.pixel_spacing[1],
+    }
+    if item.thickness is not None:
+        geometry["thickness_mm"] = item.thickness
+    facts = state_facts(stack, files[0])
+    return {"facts": facts, "code": "", "message": "", "kernels": kernels, "geometry": geometry}
 
 
 def _overlap(one: FoundSeries, other: FoundSeries) -> bool:
@@ -178,11 +233,79 @@ def _overlap(one: FoundSeries, other: FoundSeries) -> bool:
 
 
 def _join(one: FoundSeries, other: FoundSeries) -> FoundSeries:
-    return replace(
+    whole = replace(
         one,
         places=(*one.places, *other.places),
         names=(*one.names, *other.names),
-        alone=one.alone and other.alone,
+        is_alone=one.is_alone and other.is_alone,
         positions=np.concatenate([one.positions, other.positions]),
-        files=(*one.files, *other.files),
     )
+    with silenced():
+        files = [read_file(path) for path in whole.paths]
+        return replace(whole, **_judge([file for file in files if file is not None]))
+
+
+def take_one_of_each_study(
+    series: Sequence[FoundSeries], *, kernel: str | None = None, rule: str = "best", modality: str = "CT"
+) -> tuple[list[FoundSeries], list[FoundSeries]]:
+    """Choose one series of each examination of each patient, as `volumes.read_volume` would in one folder.
+
+    Args:
+        series: of a tree.
+        kernel: as for `volumes.read_volume`.
+        rule: one of `volumes.RULES`.
+        modality: preferred.
+
+    Returns:
+        Those that are taken, and those that are not. Where no series of an examination can be used, all are
+        taken, for each has its own reason.
+    """
+    studies: dict[tuple[str, str], list[FoundSeries]] = defaultdict(list)
+    for item in series:
+        studies[item.patient, item.study or item.key].append(item)
+    dropped: set[int] = set()
+    for members in studies.values():
+        usable = [item for item in members if item.facts is not None]
+        usable = [item for item in usable if item.modality == modality] or usable
+        if kernel is not None:
+            usable = [item for item in usable if any(kernel_fits(name, kernel) for name in item.kernels)]
+        if usable:
+            chosen = usable[prefer([item.facts for item in usable], rule)]
+            dropped.update(id(item) for item in members if item is not chosen)
+    taken = [item for item in series if id(item) not in dropped]
+    return taken, [item for item in series if id(item) in dropped]
+
+
+def to_json(survey: FolderSurvey) -> dict[str, object]:
+    """A survey as JSON, for a cache. It holds ids of patients: as private as the scans."""
+    written = asdict(replace(survey, others=Counter()))
+    written["others"] = dict(survey.others)
+    for item, found in zip(written["series"], survey.series, strict=True):
+        item["positions"] = base64.b64encode(found.positions.astype("<f4").tobytes()).decode()
+        item["facts"] = None if found.facts is None else list(found.facts)
+    return written
+
+
+def from_json(written: Mapping[str, Any]) -> FolderSurvey:
+    """A survey from `to_json`.
+
+    Raises:
+        Exception: of many types, where it is none.
+    """
+    series = []
+    for item in written["series"]:
+        positions = np.frombuffer(base64.b64decode(item["positions"]), "<f4").reshape(-1, 3)
+        series.append(
+            FoundSeries(
+                **{
+                    **item,
+                    "places": tuple(item["places"]),
+                    "names": tuple(map(tuple, item["names"])),
+                    "kernels": tuple(item["kernels"]),
+                    "positions": positions,
+                    "facts": None if item["facts"] is None else Facts(*item["facts"]),
+                }
+            )
+        )
+    others, unknown = Counter(written["others"]), tuple(written["unknown"])
+    return FolderSurvey(str(written["place"]), tuple(series), others, unknown)
