@@ -169,8 +169,9 @@ _CONTRACTIONS = tuple(
     for pattern, written in (
         (r"\bcan'?t\b|\bcan not\b", "cannot"),
         (r"\bwon'?t\b(?! to)", "will not"),
+        (r"\bw/o\b", "without"),
         (r"\b(is|are|was|were|do|does|did|has|have|had|could|would|should)n'?t\b", r"\1 not"),
-        (r"\b(there|it)'s\b", r"\1 is"),
+        (r"\b(there|it|heart|lung)'s\b", r"\1 is"),
     )
 )
 _REWRITTEN = (*_CONTRACTIONS, *_SPELLINGS)

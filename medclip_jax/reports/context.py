@@ -41,6 +41,7 @@ _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in CUES)
 
 _FORWARD = {
     "negated_before": Assertion.NEGATED,
+    "not_seen_before": Assertion.NEGATED,
     "negated_both": Assertion.NEGATED,
     "unlikely_before": Assertion.NEGATED,
     "gone_before": Assertion.NEGATED,
@@ -233,6 +234,7 @@ _FINDING = re.compile(
 )
 _ONE = re.compile(
     rf"(?:\band|\bbut|,) (?:an? )?(?:{DEGREE} |large |new )*(?:one\b|(?:present|seen|noted) (?=on\b|in\b))"
+    r"|(?:\band|\bbut|[,;]) (?:[\w-]+ ){0,5}there is one\b"
     rf"|(?:\band|\bbut|,) (?:an? )?(?:{DEGREE}|large) (?=(?:on|in|at) the\b)"
 )
 
@@ -242,7 +244,8 @@ def _find_cues(text: str) -> list[_Cue]:
     found: list[_Cue] = []
     for kind, pattern in _COMPILED:
         for match in pattern.finditer(text):
-            start, end = match.span()
+            # A group of this name is the cue, where the pattern looks at more than the cue.
+            start, end = match.span("cue") if match.lastgroup == "cue" else match.span()
             if any(taken[start:end]):
                 continue
             taken[start:end] = b"\x01" * (end - start)
@@ -287,14 +290,20 @@ def _with_new_statements(text: str, cues: list[_Cue]) -> list[_Cue]:
             continue
         commas = [
             cue for cue in inner
-            if cue.kind == "border" and text[cue.start] == "," and cue.start >= denial.end
+            if cue.kind == "border" and text[cue.start] in ", " and cue.start >= denial.end
         ]  # fmt: skip
         for comma in commas:
             if _FINITE.match(text, comma.end, stop) and not _ALTERNATIVE.search(text, comma.end, stop):
                 added.append(_Cue("terminator", comma.start, comma.end))
-        if len(commas) != 1 or _LIST.search(text, denial.end, stop):
+        if not commas:
             continue
-        (comma,) = commas
+        comma = commas[-1]
+        # "No A or B, C": the list is closed by its "or". "No A, B or C" and "no A, B, C" are one.
+        closed = tail is None and _ALTERNATIVE.search(text, denial.end, comma.start)
+        if _LIST.search(text, comma.end, stop) or not (closed or len(commas) == 1):
+            continue
+        if not closed and _LIST.search(text, denial.end, stop):
+            continue
         own_predicate = tail is not None and tail.kind == "predicate" and _PLACE.search(text, comma.end, stop)
         if (tail is None or own_predicate) and not _ADJECTIVE.search(text[denial.end : comma.start].rstrip()):
             added.append(_Cue("terminator", comma.start, comma.end))

@@ -17,7 +17,7 @@ DEGREE = (
     r"|persistent|subtle)"
 )
 _EXTENT = (
-    r"(?:(?:significant|interval|obvious|relevant|appreciable|substantial|definite|marked|major|notable|clear"
+    r"(?:(?:significant|convincing|short-term|long-term|interval|obvious|relevant|appreciable|substantial|definite|marked|major|notable|clear"
     r"|considerable|other|important|prominent|remarkable|size|dimensional|further|radiographic|radiological"
     r"|measurable|visible|apparent|overall|gross|(?:\w+ )?(?:evidence|signs?) of) ){0,3}"
 )
@@ -37,7 +37,7 @@ _SCAN = r"(?:ct|cts|study|studies|exams?|examinations?|scans?|images?|imaging|re
 _NOW = r"(?:today|now|currently|any ?more|any longer|at present|presently|this time)"
 _END = r"(?= ?(?:[.,;)\]]|$))"
 _NO_ANSWER = (
-    r"(?:none|no|nil|negative|absent|zero|false|nothing|without|no evidence"
+    r"(?:none|no|nil|neg|negative|absent|zero|false|nothing|without|no evidence"
     rf"|not (?:present|enlarged|{SEEN[3:-1]}))"
 )
 _WHERE = r"bilaterally|on (?:the )?(?:left|right)|on either side"
@@ -89,8 +89,9 @@ CUES: tuple[tuple[str, str], ...] = (
     # A denial of change says that the finding is there.
     (
         "unchanged",
-        rf"\b(?:no|without|nor) {_EXTENT}{_CHANGE}\b"
-        rf"|\b(?:no|without|nor) {_EXTENT}{_GROWTH} (?!{_ORGAN_SIZE})(?:in|of|to|for|since|from"
+        rf"\b(?:no|not|without|nor) (?:been )?(?:any )?{_EXTENT}{_CHANGE}\b"
+        rf"|\b(?:no|not|without|nor) (?:(?!or\b|and\b)[\w-]+ ){{0,4}}?{_GROWTH} (?!{_ORGAN_SIZE})(?:in"
+        r"|of|to|for|since|from"
         r"|compared|as)\b"
         rf"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
         rf"|\b(?:not|never) {_ADVERBS}(?:changed?|changing|differ\w*|grow(?:n|ing)?|progress(?:ed|ing)?"
@@ -117,7 +118,8 @@ CUES: tuple[tuple[str, str], ...] = (
     ),
     (
         "uncertain_before",
-        r"\b(?:possibl[ey]|probabl[ey]|(?<!not )(?<!un)likely|suspicious (?:for|of)|suspected|suspicion of"
+        r"\bno\b(?=[^.;,]{1,60}\b(?:can|could|may) be (?:\w+ )?(?:excluded|ruled out)\b)"
+        r"|\b(?:possibl[ey]|probabl[ey]|(?<!not )(?<!un)likely|suspicious (?:for|of)|suspected|suspicion of"
         r"|questionable|may (?:be|represent|belong|suggest|indicate|reflect)|might (?:be|represent|reflect)"
         r"|could (?:be|represent|reflect)|equivocal|concern(?:ing)? for|differential diagnosis|doubtful"
         r"|worrisome for|possibility of|query|versus)\b"
@@ -141,10 +143,11 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"|\b{BE} (?:not|no longer) (?:\w+ly )?{SEEN} (?:(?:in|on|at) (?:the |this )?(?:current"
         r"|present|today)"
         rf"|{_NOW})|\bno longer (?:be )?(?:\w+ly )?{SEEN}\b|\bnot {SEEN} {_NOW}\b"
-        rf"|\b(?:previous|prior)(?:ly)?\b[^.;]{{0,60}}?\b{BE} (?:not|no longer) {SEEN}\b"
+        rf"|\b(?:previous|prior)(?:ly)?\b[^.;]{{0,60}}?(?P<cue>\b{BE} (?:not|no longer) {SEEN}\b)"
         rf"|\b(?:is|are|was|were|has|have|had) (?:since |now |been |also )?(?:\w+ly )?{_VANISHED}\b(?! of)"
         rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci"
         r"|nodul|consol))"
+        rf"|\bwent away\b|\bremoved{_END}"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
         rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b"
         r"|\bcompletely regressed\b"
@@ -156,8 +159,8 @@ CUES: tuple[tuple[str, str], ...] = (
     ),
     (
         "gone_before",
-        r"\b(?:resolution|disappearance|clearance|clearing|resorption|removal|regression of all"
-        r"|explantation) of\b"
+        r"\b(?:resolution|disappearance|clearance|clearing|resorption|removal"
+        r"|explantation|(?:complete|total|full) regression) of\b"
         r"|(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of|the) )(?:interval )?resolved (?=[a-z])"
         r"(?!since|in\b|on\b|and\b|with|compared|from|today|now|by\b|completely)"
         r"|\bno longer (?:shows?|demonstrates?|has|have|contains?|any)\b",
@@ -176,10 +179,10 @@ CUES: tuple[tuple[str, str], ...] = (
     (
         "answered_no",
         rf"(?<=[\w)\]]) ?(?:[:=?|] ?-?|-(?= )|-- ?) ?{_NO_ANSWER}{_AFTER_ANSWER}|[:=] ?(?:0|n){_END}"
-        r"|\((?:-|none|no|nil|absent|negative)\)",
+        r"|(?<=\w) ?\((?:-|none|no|nil|absent|negative)\)",
     ),
     ("answered_none", rf"(?<=\w)(?: ?[,;]| ?[-=]>| ?→)? (?:none|nil){_END}|(?<=\w);(?:none|nil){_END}"),
-    ("answered_yes", rf"(?<=[\w)\]]) ?[:=?] ?(?:yes|present|positive|true|1){_END}|\(\+\)"),
+    ("answered_yes", rf"(?<=[\w)\]]) ?[:=?] ?(?:yes|present|positive|pos|true|1){_END}|\(\+\)"),
     # "Effusion - no thickening was detected": one denial for both sides of the dash.
     ("negated_both", rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {SEEN})"),
     (
@@ -187,6 +190,12 @@ CUES: tuple[tuple[str, str], ...] = (
         r"\bwould be expected\b|\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated"
         r"|assessed|assessable|evaluable)\b"
         r"|\b(?:cannot|can not|could not|may not|did not|do not|does not) (?:\w+ )?(?:be )?change\b",
+    ),
+    # "We have not seen X": what was not seen follows.
+    (
+        "not_seen_before",
+        rf"\b(?:have|has|had) not (?:\w+ly )?{SEEN}\b(?! (?:in|on|at|since|before|to|and|or|by"
+        r"|previously)\b)(?= \w)",
     ),
     (
         "negated_after",
@@ -198,8 +207,9 @@ CUES: tuple[tuple[str, str], ...] = (
     ),
     (
         "negated_before",
-        r"\bno\b|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\b(?:free|clear|devoid) (?:of|from)\b"
-        r"|\bnegative (?:\w+ ){0,2}?for\b|\bneither\b|\bnor\b|\bdenies\b|\bnone of\b|\black(?:s"
+        r"(?:^|(?<=[,;] ))\(-\)|\bnon[- ]?(?=(?:enlarged|dilated|distended|thickened)\b)|\bno\b"
+        r"|\bnot\b|\bwithout\b|\babsen(?:ce|t)(?: of)?\b|\b(?:free|clear|devoid) (?:of|from)\b"
+        r"|\bneg(?:ative)? (?:\w+ ){0,2}?for\b|\bneither\b|\bnor\b|\bdenies\b|\bnone of\b|\black(?:s"
         r"|ing)?(?: of)?\b"
         r"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate|identify)\b|\bruled out\b|\bexcludes\b|\brules out\b"
         r"|\bcannot\b|\bnil\b|\bzero\b|\brather than\b|\binstead of\b|\bas opposed to\b|\bnothing\b"
@@ -209,7 +219,10 @@ CUES: tuple[tuple[str, str], ...] = (
         "history",
         r"\bhistory of\b|\bhx of\b|\bknown case of\b|\boperated (?:for|due to)\b|\bh/o\b|\bs/p\b"
         r"|\bstatus post\b"
-        r"|\b(?:mother|father|brother|sister|sibling|uncle|aunt|parent|family|familial)(?:'s)?\b"
+        r"|\b(?:(?:grand)?(?:mother|father)|brother|sister|sibling|uncle|aunt|parent|wife|husband|daughter|cousin"
+        r"|relatives?|family|familial)(?:'s)?\b"
+        r"|\b(?:treated|treatment|therapy|hospitali[sz]ed|admitted) for\b|\b(?:worried|anxious"
+        r"|afraid) (?:about|of)\b"
         r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears"
         r"|mentions)\b"
         rf"|^(?:on |in |at )?(?:the )?{_PRIOR} (?:\w+ )?{_SCAN}(?: \w+)? ?:"
@@ -225,7 +238,8 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|(?<!cannot )\brule[ -]out\b|\bexclude\b|\bindications?\b|\bif (?=there is|clinically|any\b"
         r"|\w+ (?:develops?"
         r"|persists?|occurs?|appears?))|\b(?:at )?risk (?:of|for)\b|\bin case of\b"
-        r"|^(?:should|if|in case|were)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead"
+        r"|^(?:should|if|in case|were|would)\b|\bunless\b|^(?:please )?(?:evaluate|assess|check"
+        r"|question)\b|\b(?:may|might|could|would|can) (?:develop|occur|cause|lead"
         r"|result)\b"
         r"|\bquestion of\b(?=[^.;]*\?)"
         r"|\b(?:inadequate|insufficient|unsuitable|not suitable|limited|suboptimal) for (?:the )?(?:\w+ )?"
@@ -246,7 +260,7 @@ CUES: tuple[tuple[str, str], ...] = (
     (
         "except",
         r"\bexcept(?:ing)?(?: for| in| that)?\b|\bapart from\b|\baside from\b|\bother than\b|\boutside of\b"
-        r"|\bwith the exception of\b|\bsave for\b|\bbesides\b|\bbarring\b|\bexcluding\b",
+        r"|\bwith the exception of\b|\bsave for\b|\bbesides\b|\bbeyond\b|\bbarring\b|\bexcluding\b",
     ),
     # Subordination: what follows is of its own, but the sentence is still about what came before.
     (
@@ -259,6 +273,6 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"\b{BE} (?:also |again |still |\w+ly )?{SEEN}\b"
         r"|\bpresent (?:on|in|at) the (?:left|right)(?: side| lung| base)?(?=,)",
     ),
-    ("border", r"[,()]"),
+    ("border", r"[,()]| - "),
 )
 """Kind and pattern, in order of precedence."""

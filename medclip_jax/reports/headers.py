@@ -94,7 +94,8 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("addendum", "addendum addenda correction amendment"),
     (
         "clinical_information",
-        "clinical history hx indication indications reason referral referred complaint complaints symptom"
+        "clinical history hx hpi pmh psh indication indications reason referral referred complaint"
+        " complaints symptom"
         " symptoms question background request requested anamnesis presentation presenting",
     ),
     ("comparison", "comparison comparisons prior priors previous"),

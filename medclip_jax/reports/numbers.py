@@ -29,7 +29,7 @@ class Measured:
 
 
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d*[.,]\d+|\d+"
-_MORE = r"(?:>=?|≥|greater than|more than|above|over|exceed(?:s|ing)?|larger than|at least|beyond)"
+_MORE = r"(?:>=?|≥|(?:greater|more|larger) than(?: or equal to)?|above|over|exceed(?:s|ing)?|at least|beyond)"
 _LESS = r"(?:<=?|≤|less than|below|under|smaller than|at most|within)"
 _DENIED = re.compile(r"\bnot\b|\bno\b|\bnever\b")
 
@@ -53,8 +53,9 @@ def _exceeds(value: float, limit: float, before: str) -> bool | None:
 
 
 _RATIO = re.compile(
-    r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b)(?: \(?ctr\)?)?"
-    r"(?P<between>[^.;\d]{0,40}?)(?P<value>[01]?[.,]\d+|\d{2}(?:[.,]\d+)?(?= ?(?:%|percent)))"
+    r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b|\bheart occupies\b)(?: \(?ctr\)?)?"
+    r"(?P<between>[^.;\d]{0,40}?)"
+    r"(?P<value>[01]?[.,]\d+|\d{2}(?:[.,]\d+)?(?= ?(?:%|percent))|(?<=: )[3-8]\d\b(?! ?[\w.,/]))"
 )
 
 
@@ -115,7 +116,7 @@ def pulmonary_trunk(text: str) -> list[Measured]:
 
 
 _SCORE = re.compile(
-    r"\bagatston\b|\bcalcium scor\w+|\bcalcium burden\b|\bcoronary (?:artery )?calcium\b"
+    r"\bagatston\b|\bca(?:lcium)?\.? scor\w+|\bcalcium burden\b|\bcoronary (?:artery )?calcium\b"
     r"|\bcacs?\b(?=(?: score)?(?: of| is| was)? ?[:=]? ?(?:\d|zero|nil))"
 )
 _SCORED = re.compile(rf"(?<![\w.,-])(?P<value>{_NUMBER}|zero|nil)(?![\w])")

@@ -8,8 +8,9 @@ from medclip_jax.reports.cleaning import join_wrapped_lines
 
 _ABBREVIATIONS = re.compile(
     r"(?:dr|mrs?|prof|no|nr|figs?|approx|ca|cf|vs|etc|e\.g|i\.e|al|ser|im|img|inc|resp|max|min|avg|diam|incl|excl"
-    r"|ant|post|sup|inf|lat|med|vert|segm?|pl|eff|bilat|rt|lt|sig|susp|poss|prob|calc|st)"
+    r"|ant|post|sup|inf|lat|med|vert|segm?|pl|eff|bilat|rt|lt|sig|susp|poss|prob|calc|st|consol)"
 )
+_PERSON = frozenset({"dr", "mr", "mrs", "ms", "prof"})
 # Double quotes part the points of CT-RATE's impressions. One that hugs a word in small letters quotes it.
 _BREAK = re.compile(
     r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|(?<=[a-z]{3})\.(?=[a-z]{4})"
@@ -66,6 +67,8 @@ def _ends(text: str) -> list[int]:
             after = text[match.end() : match.end() + 2].lstrip()
             word = re.search(r"(?:^|(?<=[^\w.]))[\w.]+$", before)
             token = word.group().lower() if word else ""
+            if token in _PERSON and after:
+                continue
             if _ABBREVIATIONS.fullmatch(token) and (not after or not after[0].isupper()):
                 continue
         elif match.group().startswith("?") and _ANSWER.match(text, match.end()):

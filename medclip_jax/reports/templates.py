@@ -83,6 +83,26 @@ class Statement:
     topic: str
 
 
+_TAKEN_UP = re.compile(
+    r"(?:it|this|these|they) (?:is|are|was|were|has|have) (?:(?:now|since|completely|\w+ly|been) )*"
+    r"(?:resolved|disappeared|cleared|gone|removed|drained|no longer|not (?:seen|present"
+    r"|visible) (?:today|now))\b",
+    re.IGNORECASE,
+)
+
+
+def _with_taken_up(sentences: list[str]) -> list[str]:
+    """Join a sentence that only says that the thing before it is gone ("It has resolved.") to that"
+    " sentence."""
+    joined: list[str] = []
+    for sentence in sentences:
+        if joined and _TAKEN_UP.match(sentence):
+            joined[-1] = f"{joined[-1].rstrip('.')}, and {sentence[0].lower()}{sentence[1:]}"
+        else:
+            joined.append(sentence)
+    return joined
+
+
 _LABEL = re.compile(
     r"(?P<label>[A-Za-z][A-Za-z /,&()-]{1,60}?)\s*(?::|\s[-–](?=\s))\s*(?P<value>.*)", re.DOTALL
 )
@@ -102,9 +122,12 @@ def split_statements(text: str) -> Iterator[Statement]:
             topic = ""
             continue
         held = topic
-        for sentence in split_sentences(resolve_boxes(line)):
+        for sentence in _with_taken_up(split_sentences(resolve_boxes(line))):
             found = _LABEL.match(sentence)
-            if found and is_region(found["label"]):
+            if sentence == line.strip() and is_region(sentence):
+                held = topic = normalize(sentence)
+                yield Statement(sentence, "")
+            elif found and is_region(found["label"]):
                 held = normalize(found["label"])
                 topic = held if not re.search(r"\w", found["value"]) and sentence == line.strip() else ""
                 yield Statement(sentence, "")

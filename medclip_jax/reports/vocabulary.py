@@ -43,7 +43,8 @@ class Finding:
 _NORMAL = (
     r"(?<!than )(?<!than the )(?<!from )(?<!above )(?<!beyond )(?<!compared to )(?<!compared with )"
     r"(?<!relative to )(?<!exceeds )"
-    r"(?:normal|natural|unremarkable|preserved|not enlarged|not dilated|within (?:the )?normal)"
+    r"(?:(?:top|upper|high|low|grossly|essentially|overall)[- ])?(?:normal|natural|unremarkable"
+    r"|preserved|(?:not |non[- ]?)(?:enlarged|dilated)|within (?:the )?normal)"
     r"(?! to (?:\w+ )?(?:enlarged|increased|dilated|prominent))"
 )
 _LARGE = r"(?:enlarged?|enlargement|increased?|increases?|larger|dilated|dilatation|dilation)\b"
@@ -140,7 +141,7 @@ _ALL = (
             rf"{_HEART} (?:is |was |has |shows )?(?:of |in |an? )*{_NORMAL} (?:\w+ )?(?:size|dimension"
             r"|contour)",
             rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
-            r"\b(?:normal|unremarkable) (?:\w+ )?(?:heart|cardiac)\b",
+            r"\b(?:normal|unremarkable|non-?enlarged) (?:\w+ )?(?:heart|cardiac)\b",
         ),
         excluded=(r"\bpericardial\b",),
         labeled=(rf"{_HEART_LABEL}(?:\w+ ){{0,2}}(?:enlarged|enlargement|increased(?: in)? size)\b",),
@@ -219,7 +220,7 @@ _ALL = (
     Finding(
         "consolidation",
         "consolidation",
-        patterns=(r"\bconsolidat\w*",),
+        patterns=(r"\bconsol(?:idat\w*)?\b",),
         excluded=(r"\bground[- ]glass consolidat\w*",),
     ),
     Finding(
