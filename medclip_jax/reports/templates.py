@@ -125,7 +125,7 @@ def split_statements(text: str) -> Iterator[Statement]:
         for sentence in _with_taken_up(split_sentences(resolve_boxes(line))):
             found = _LABEL.match(sentence)
             if sentence == line.strip() and is_region(sentence):
-                held = topic = normalize(sentence)
+                held = topic = normalize(sentence).rstrip(" :")
                 yield Statement(sentence, "")
             elif found and is_region(found["label"]):
                 held = normalize(found["label"])
