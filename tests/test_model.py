@@ -138,6 +138,7 @@ class TestExported:
                 raise EntryNotFoundError(file)
             return str(exported / file)
 
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
         found = medclip_jax.load("owner/clip-heart.v1", progress=False)
@@ -149,11 +150,12 @@ class TestExported:
         from huggingface_hub import constants
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(FileNotFoundError, match=r"no folder runs/clip: .*hf download runs/clip --loc"):
-            medclip_jax.load("runs/clip")
+        with pytest.raises(FileNotFoundError, match=r"no model there: .*hf download owner/clip --loc"):
+            medclip_jax.load("owner/clip")
 
     def test_neither_folder_nor_id(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="hub id"):
+        (tmp_path / "gone-by").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"gone is no folder: did you mean .*/gone-by\?.*hf://"):
             medclip_jax.load(tmp_path / "gone")
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="--workdir of medclip train, folder of medclip export, or hub id owner/name",
+        help="--workdir of medclip train, folder of medclip export, or hf://owner/name on the hub",
     )
     parser.add_argument(
         "scans",

@@ -48,8 +48,9 @@ def load(
     environment keeps it on the CPU.
 
     Args:
-        source: the workdir of `medclip train`, a folder that `medclip export` wrote, or the id "owner/name"
-            of such a folder on the Hugging Face hub. Of a workdir the newest checkpoint is taken, its moving
+        source: the workdir of `medclip train`, a folder that `medclip export` wrote, or such a folder on the
+            Hugging Face hub, "hf://owner/name" (see `interop.hub.hub_id` for when "owner/name" will do). Of a
+            workdir the newest checkpoint is taken, its moving
             average where one was kept; what scans must look like, the tokenizer and the sizes of a text
             encoder from elsewhere are read from the run's own copies, else from where the run took them.
         step: which checkpoint of a workdir; None for the newest.
@@ -120,24 +121,22 @@ def load(
 
 def _find(source: str | os.PathLike) -> Path:
     """The folder that is meant, fetched from the hub where it is an id."""
-    folder = Path(source)
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(
-            f"no config.json in {folder}: give the --workdir of a `medclip train` run (not its checkpoints), "
-            "or a folder that `medclip export` wrote"
-        )
     from medclip_jax.interop.folder import TOKENIZER_FILES
     from medclip_jax.interop.hub import locate
 
     try:
-        return locate(os.fspath(source), more=TOKENIZER_FILES)
+        folder = locate(source, more=TOKENIZER_FILES)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no folder {source}: give the --workdir of a `medclip train` run, a folder that `medclip "
-            f"export` wrote, or a hub id ({error})"
+            f"no model there: {error}. Models are workdirs of `medclip train` and folders that `medclip "
+            "export` wrote"
         ) from error
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no config.json in {folder}: give the --workdir of a `medclip train` run (not its checkpoints), "
+            "or a folder that `medclip export` wrote"
+        )
+    return folder
 
 
 def _read_exported(folder: Path) -> _Trained:

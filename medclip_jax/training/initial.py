@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ def load_initial_weights(config: Any, weights: Tree) -> Tree:
 
     Args:
         config: `config.initial_weights`. Its `workdir` is that of a run, a folder that `medclip export`
-            wrote, or the hub id "owner/name" of such a folder. An export holds one set of weights, whatever
+            wrote, or such a folder on the hub, "hf://owner/name". An export holds one set of weights, whatever
             `ema` says: the averaged ones where the run kept them.
         weights: freshly initialised parameters and other variables, such as running statistics, as one tree.
 
@@ -66,18 +65,16 @@ def load_initial_weights(config: Any, weights: Tree) -> Tree:
 def _read(config: Any, where: str) -> dict[str, np.ndarray]:
     """What `config.include` picks, by "path/to/parameter"."""
     from medclip_jax.interop.folder import is_export, read_folder
-    from medclip_jax.interop.hub import locate
+    from medclip_jax.interop.hub import hub_id, locate
 
-    folder = Path(config.workdir).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = locate(config.workdir)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{where} is neither a --workdir of `medclip train`, nor a folder that `medclip export` "
-                f"wrote, nor the hub id of one: {error}"
-            ) from error
-    elif not is_export(folder):
+    try:
+        folder = locate(config.workdir)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where} is neither a --workdir of `medclip train`, nor a folder that `medclip export` "
+            f"wrote, nor one on the hub: {error}"
+        ) from error
+    if hub_id(config.workdir) is None and not is_export(folder):
         return flatten(restore_weights(folder, include=config.include, ema=config.ema))
     exported = read_folder(folder)
     given = flatten(combine(exported.params, exported.variables))

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from medclip_jax.interop.hub import locate
+from medclip_jax.interop.hub import hub_id, locate
 
 NAME = "some/model"
 RESPONSE = httpx.Response(403, request=httpx.Request("HEAD", "https://huggingface.co"))
@@ -40,6 +40,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     hub = Hub(tmp_path / "cache", {"config.json": "{}"})
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
     monkeypatch.setattr(
         huggingface_hub,
@@ -113,11 +114,70 @@ def test_what_stands_in_the_way_is_said(hub, monkeypatch, error, message):
         locate(NAME)
 
 
-def test_what_is_neither_folder_nor_id(tmp_path, hub):
-    for name in (tmp_path / "absent", "a/b/c", "absent"):
-        with pytest.raises(FileNotFoundError, match="is no folder: give one"):
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """The folder that a person works in: runs, and models of a hospital."""
+    for folder in ("work/runs/clip-a", "work/runs/mae", "work/st-marys/heart-2024", "work/.hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["runs/nowhere", "runs/clip-a/", "st-marys/hart", "st-mary/heart-2024", "St-Marys/heart", "a/b/c", "absent",
+     "/data/heart", "./st/heart", "../st/heart", "~/heart", "st\\heart", "C:/heart", "C:\\heart", "outputs/x",
+     "-a/b", ".hidden/b", "a/..", "Sankt-Jürgen/herz", "a b/c", "", "."],
+)  # fmt: skip
+def test_a_path_never_leaves_this_machine(name, work, hub):
+    assert hub_id(name) is None
+    if not (work / name).exists():
+        with pytest.raises(FileNotFoundError, match=r"is no folder.* hf://owner/name"):
             locate(name)
     assert not hub.asked
+    assert hub_id(work / "some" / "model") is hub_id(type(work)("some/model")) is None
+
+
+def test_what_is_an_id(work, hub):
+    for name in (NAME, "hf://" + NAME, f"hf://{NAME}/"):
+        assert hub_id(name) == NAME
+    assert (locate("hf://" + NAME, weights=False) / "config.json").exists()
+    (work / "some").mkdir()
+    assert hub_id(NAME) is None  # a typing error in a path by now
+    assert hub_id("hf://" + NAME) == NAME
+    assert hub_id("hf://runs/clip") == "runs/clip"
+    for name in ("hf://some", "hf://a/b/c", "https://huggingface.co/some/model", "s3://bucket/model"):
+        with pytest.raises(FileNotFoundError, match="hf://owner/name"):
+            hub_id(name)
+
+
+def test_what_lies_nearby_is_named(work, hub):
+    with pytest.raises(FileNotFoundError, match=r"did you mean runs/clip-a\?"):
+        locate("runs/clip_a")
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*/st-marys/heart-2024\?"):
+        locate(work / "st-maryes" / "heart-2024")
+    with pytest.raises(FileNotFoundError, match=r"runs/nowhere is no folder: .*runs holds clip-a, mae\."):
+        locate("runs/nowhere")
+
+
+def test_one_attempt(work, hub, monkeypatch):
+    """The client's own way out of an error would be five more."""
+    attempts = []
+
+    def unreachable(url, timeout):
+        attempts.append(url)
+        raise OSError("no such host")
+
+    def download(*_, **__):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        raise LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match="cannot be reached"):
+        locate(NAME)
+    assert len(attempts) == 1
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_the_real_client_offline(monkeypatch, tmp_path):
