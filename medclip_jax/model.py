@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int16
@@ -61,6 +62,7 @@ class Model:
         modality: "CT" or "MR".
         batch_size: volumes for each call of the model, until the first call.
         progress: whether to draw bars.
+        source: where it was loaded from, as `repr` shows it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Model:
         modality: str = "CT",
         batch_size: int = 4,
         progress: bool = True,
+        source: str = "",
     ):
         self.objective = objective
         self.spec = spec
@@ -83,6 +86,28 @@ class Model:
         self.modality = modality
         self.batch_size = batch_size
         self.progress = progress
+        self.source = source
+
+    def __repr__(self) -> str:
+        vision = self.config["objective"]["vision"]
+        count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.objective, nnx.Param)))
+        size = " x ".join(map(str, self.spec.shape))
+        spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
+        lines = [
+            f"medclip_jax.Model({self.config['objective']['name']!r}, {count / 1e6:.3g} million parameters)",
+            f"  scans:     {self.modality}, {size} voxels of {spacing} mm (depth, height, width), "
+            f"crop around: {self.crop}",
+            f"  vision:    {vision['depth']} blocks, {vision['width']} wide, "
+            f"patch {' x '.join(map(str, vision['patch']))}, {vision['dtype']}",
+        ]
+        if hasattr(self.objective, "text"):
+            length = self.config["data"]["text_length"]
+            sizes = self.objective.text.encoder.config
+            lines.append(f"  text:      {sizes.depth} blocks, {sizes.width} wide, up to {length} tokens")
+            lines.append(f"  findings:  {', '.join(self.spec.findings) or 'none'}")
+        if self.source:
+            lines.append(f"  from:      {self.source}")
+        return "\n".join(lines)
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medclip_jax.model import Model
-from medclip_jax.objectives.base import DataSpec
+from medclip_jax.objectives.base import DataSpec, Objective
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
 class _Trained:
     """What a model is made of, wherever it came from."""
 
+    objective: Objective
     config: ConfigDict
     spec: DataSpec
     tokenizer: Tokenizer | None
-    weights: Mapping[str, Any]
     crop: str
     modality: str
 
@@ -70,11 +68,8 @@ def load(
         ValueError: the weights do not fit the config beside them; an unknown dtype.
     """
     import jax
-    from flax import nnx
 
-    from medclip_jax import objectives
     from medclip_jax.interop.folder import is_export
-    from medclip_jax.training.state import combine, flatten, merge, split
 
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
@@ -86,29 +81,11 @@ def load(
     if is_export(folder):
         if step is not None or shards is not None:
             raise ValueError(f"{folder} is an exported model: step and shards are for workdirs only")
-        trained = _read_exported(folder)
+        trained = _read_exported(folder, dtype)
     else:
-        trained = _read_workdir(folder, step, shards)
-    if dtype is not None:
-        _set_dtype(trained.config.objective, dtype)
-    graphdef, *fresh = split(objectives.create(trained.config.objective, trained.spec, rngs=nnx.Rngs(0)))
-    expected, found = flatten(combine(*fresh)), flatten(trained.weights)
-    wrong = [f"{n!r} is missing there" for n in expected if n not in found]
-    wrong += [f"{n!r} is unknown here" for n in found if n not in expected]
-    wrong += [
-        f"{n!r} is {np.shape(found[n])} there, {leaf.shape} here"
-        for n, leaf in expected.items()
-        if n in found and np.shape(found[n]) != leaf.shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"the checkpoint in {folder} does not fit its config.json ({wrong[0]}): the shards or the "
-            "tokenizer are not those it was trained with; pass shards=..., or restore the original "
-            "config.json"
-        )
+        trained = _read_workdir(folder, step, shards, dtype)
     return Model(
-        # Once: host arrays would be sent to the device again with every batch.
-        merge(graphdef, jax.device_put(trained.weights)),
+        trained.objective,
         trained.spec,
         trained.tokenizer,
         trained.config.to_dict(),
@@ -116,6 +93,7 @@ def load(
         modality=trained.modality,
         batch_size=batch_size,
         progress=progress,
+        source=os.fspath(source),
     )
 
 
@@ -139,37 +117,43 @@ def _find(source: str | os.PathLike) -> Path:
     return folder
 
 
-def _read_exported(folder: Path) -> _Trained:
+def _read_exported(folder: Path, dtype: str | None) -> _Trained:
     from ml_collections import ConfigDict
 
     from medclip_jax.interop.folder import read_folder
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.config import complete
-    from medclip_jax.training.state import combine
 
-    exported = read_folder(folder)
-    written = json.loads((folder / "config.json").read_text())
-    run = {"objective": written["objective"], "data": {"text_length": written["text_length"]}}
+    exported = read_folder(folder, dtype=dtype)
+    run = {
+        "objective": exported.config["objective"],
+        "data": {"text_length": exported.config["text_length"]},
+    }
+    config = ConfigDict(complete(run))
+    if dtype is not None:
+        _set_dtype(config.objective, dtype)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     return _Trained(
-        config=ConfigDict(complete(run)),
+        objective=exported.objective(),
+        config=config,
         spec=exported.spec,
         tokenizer=load_tokenizer(folder) if has_tokenizer else None,
-        weights=combine(exported.params, exported.variables),
         crop=exported.crop,
         modality=exported.modality,
     )
 
 
-def _read_workdir(workdir: Path, step: int | None, shards: str | os.PathLike | None) -> _Trained:
+def _read_workdir(
+    workdir: Path, step: int | None, shards: str | os.PathLike | None, dtype: str | None
+) -> _Trained:
     from ml_collections import ConfigDict
 
+    from medclip_jax.interop.exported_config import read_json
     from medclip_jax.reports.tokenizer import load_tokenizer
-    from medclip_jax.training.checkpoints import restore_weights
     from medclip_jax.training.config import complete
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
-    config = ConfigDict(complete(json.loads((workdir / "config.json").read_text())))
+    config = ConfigDict(complete(read_json(workdir / "config.json")))
     info = _preparation(workdir, config, shards)
     # The run's own copies first: what they were copied from may have moved, or changed.
     kept = workdir / TOKENIZER
@@ -177,14 +161,49 @@ def _read_workdir(workdir: Path, step: int | None, shards: str | os.PathLike | N
     tokenizer = load_tokenizer(folder) if folder else None
     if (workdir / TEXT_ENCODER).is_dir():
         config.objective.text.folder = str(workdir / TEXT_ENCODER)
+    if dtype is not None:
+        _set_dtype(config.objective, dtype)
+    spec = DataSpec.of(info, tokenizer)
     return _Trained(
+        objective=_restored(workdir, step, config, spec),
         config=config,
-        spec=DataSpec.of(info, tokenizer),
+        spec=spec,
         tokenizer=tokenizer,
-        weights=restore_weights(workdir, ema=True, step=step),
         crop=str(info.settings.get("crop", "center")),
         modality=str(info.settings.get("modality", "CT")),
     )
+
+
+def _restored(workdir: Path, step: int | None, config: ConfigDict, spec: DataSpec) -> Objective:
+    """The objective of a run with the weights of a checkpoint."""
+    import jax
+    from flax import nnx
+
+    from medclip_jax import objectives
+    from medclip_jax.training.checkpoints import restore_weights
+    from medclip_jax.training.state import combine, flatten, merge, split, unflatten
+
+    # Shapes only: drawing numbers that are overwritten at once takes seconds and as much memory again.
+    graphdef, *shapes = split(
+        nnx.eval_shape(lambda: objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
+    )
+    expected = flatten(combine(*shapes))
+    found = flatten(restore_weights(workdir, ema=True, step=step))
+    wrong = [f"{n!r} is missing there" for n in expected if n not in found]
+    wrong += [f"{n!r} is unknown here" for n in found if n not in expected]
+    wrong += [
+        f"{n!r} is {np.shape(found[n])} there, {leaf.shape} here"
+        for n, leaf in expected.items()
+        if n in found and np.shape(found[n]) != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint in {workdir} does not fit its config.json ({wrong[0]}): the shards or the "
+            "tokenizer are not those it was trained with; pass shards=..., or restore the original "
+            "config.json"
+        )
+    # To the device once, not with every batch; one at a time, so that the weights are not there twice.
+    return merge(graphdef, unflatten({name: jax.device_put(found.pop(name)) for name in list(found)}))
 
 
 def _preparation(workdir: Path, config: Any, shards: str | os.PathLike | None) -> PreparedInfo:

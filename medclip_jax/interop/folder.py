@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from medclip_jax.interop.exported_config import MODEL_TYPE, check_config, check_same, is_exported, read_json
 from medclip_jax.interop.names import from_torch, to_torch
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.training.state import Tree, combine, flatten, merge, select, split, unflatten
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG, SAFETENSORS, PYTORCH, CARD = "config.json", "model.safetensors", "pytorch_model.bin", "README.md"
 MODELING = "modeling_medclip.py"
-MODEL_TYPE = "medclip"
 _PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 _OWN = {CONFIG, SAFETENSORS, PYTORCH, CARD, MODELING, _PREPROCESSOR, *TOKENIZER_FILES, "__pycache__"}
@@ -44,6 +44,7 @@ class Exported:
         modality: "CT" or "MR".
         params: nested parameters, float32 host arrays, as `training.state.split` gives them.
         variables: likewise what is no parameter, such as the running statistics of batch norm.
+        graphdef: of the objective, see `training.state.split`.
     """
 
     config: Mapping[str, Any]
@@ -52,29 +53,28 @@ class Exported:
     modality: str
     params: Tree
     variables: Tree
+    graphdef: nnx.GraphDef
 
-    def objective(self, *, dtype: str | None = None) -> Objective:
-        """Build the objective with these weights.
-
-        Args:
-            dtype: compute type of both towers instead of that of the training.
-        """
-        graphdef, _, _ = split(_build(self.config["objective"], self.spec, dtype=dtype))
-        return merge(graphdef, *jax.device_put((self.params, self.variables)))
+    def objective(self) -> Objective:
+        """Build the objective with these weights."""
+        # Once: host arrays would be sent to the device again with every batch.
+        return merge(self.graphdef, *jax.device_put((self.params, self.variables)))
 
 
-def read_folder(path: str | os.PathLike) -> Exported:
+def read_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Exported:
     """Read what `medclip export` wrote.
 
     Args:
         path: the folder; with model.safetensors or pytorch_model.bin.
+        dtype: compute type of both towers instead of that of the training.
 
     Returns:
         Its config and weights.
 
     Raises:
         FileNotFoundError: no such folder, or no config or weights in it.
-        ValueError: it is another model's folder, its config.json is damaged, or the weights do not fit it.
+        ValueError: it is another model's folder, a file is damaged, or the weights do not fit its
+            config.json; found out before anything of the model's size is allocated.
     """
     from medclip_jax.interop.weight_files import read_weights
 
@@ -82,29 +82,30 @@ def read_folder(path: str | os.PathLike) -> Exported:
     file = path / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"no {CONFIG} in {path}: give a folder that `medclip export` wrote")
+    config = read_json(file)
+    if not is_exported(config):
+        raise ValueError(f"{file} is not of an exported model: give a folder that `medclip export` wrote")
+    weights = read_weights(path)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-            raise ValueError(f"{file} is not of an exported model: give a folder that `medclip export` wrote")
-        data = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in config["data"].items()
-        }
-        spec = DataSpec(**data)
-        objective, crop, modality = config["objective"], config["crop"], config["modality"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        spec = check_config(config, {name: array.shape for name, array in weights.items()})
+        if (path / _PREPROCESSOR).is_file():
+            check_same(config, read_json(path / _PREPROCESSOR))
+        graphdef, *trees = _shapes(config["objective"], spec, dtype=dtype)
+    except Exception as error:  # whatever a changed entry makes of the modules
         raise ValueError(
-            f"{file} is damaged ({error!r}): export the model again, or copy it again"
+            f"{file} is damaged or does not fit the weights beside it ({_first_line(error)}): export the "
+            "model again, or copy it again"
         ) from error
-    # Shapes only: nothing is drawn that the file overwrites.
-    fresh = nnx.eval_shape(lambda: _build(objective, spec))
-    _, params, variables = split(fresh)
-    shapes = {name: leaf.shape for name, leaf in flatten(combine(params, variables)).items()}
-    weights = unflatten(from_torch(read_weights(path), shapes, source=f"the weights in {path}"))
-    params, variables = (select(weights, flatten(tree)) for tree in (params, variables))
-    return Exported(config, spec, crop, modality, params, variables)
+    shapes = {name: leaf.shape for name, leaf in flatten(combine(*trees)).items()}
+    found = unflatten(from_torch(weights, shapes, source=f"the weights in {path}"))
+    params, variables = (select(found, flatten(tree)) for tree in trees)
+    return Exported(config, spec, config["crop"], config["modality"], params, variables, graphdef)
 
 
-def _build(objective: Mapping[str, Any], spec: DataSpec, *, dtype: str | None = None) -> Objective:
+def _shapes(
+    objective: Mapping[str, Any], spec: DataSpec, *, dtype: str | None = None
+) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """`training.state.split` of an objective without weights: nothing is drawn that a file overwrites."""
     from ml_collections import ConfigDict
 
     from medclip_jax import objectives
@@ -114,7 +115,11 @@ def _build(objective: Mapping[str, Any], spec: DataSpec, *, dtype: str | None = 
     for tower in ("vision", "text"):
         if dtype is not None and tower in config:
             config[tower].dtype = dtype
-    return objectives.create(config, spec, rngs=nnx.Rngs(0))
+    return split(nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0))))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def write_folder(
@@ -214,10 +219,9 @@ def folder_config(model: Model) -> dict[str, Any]:
 def is_export(folder: Path) -> bool:
     """Whether a folder is an export, whole or damaged, and nothing else is in it."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return is_exported(read_json(folder / CONFIG))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 @contextmanager

@@ -21,10 +21,10 @@ WEIGHT_FILES = (
 HUB_PREFIX = "hf://"
 """Marks a name as one on the hub, whatever folders there are here."""
 
-_OWN_FOLDERS = frozenset(
-    "checkpoints data embeddings exported exports models out output outputs results runs scans shards weights "
-    "workdir workdirs".split()
-)
+_OWN_FOLDERS = {
+    "checkpoints", "data", "embeddings", "exported", "exports", "models", "out", "output", "outputs",
+    "results", "runs", "scans", "shards", "weights", "workdir", "workdirs",
+}  # fmt: skip
 """What our documentation and most people call the folders of their work: no owners on the hub."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -99,8 +99,8 @@ def hub_id(name: str | os.PathLike) -> str | None:
         return found
     if "://" in name:
         raise FileNotFoundError(
-            f"{name} is a web address: download the model and give its folder, or write {HUB_PREFIX}owner/name "
-            "for one on the Hugging Face hub"
+            f"{name} is a web address: download the model and give its folder, or write "
+            f"{HUB_PREFIX}owner/name for one on the Hugging Face hub"
         )
     if not _HUB_ID.fullmatch(name) or ".." in name:
         return None

@@ -99,8 +99,9 @@ def from_torch(
             if lines
         ]
         raise ValueError(f"{source} do not fit the model that its config describes; " + "; ".join(parts))
+    # Copied only where the layout differs; ascontiguousarray would make a vector of a scalar.
     return {
-        path: np.array(_from_torch_layout(path, np.asarray(state_dict[name])), np.float32, order="C")
+        path: np.asarray(_from_torch_layout(path, np.asarray(state_dict[name])), np.float32, order="C")
         for name, path in names.items()
     }
 

@@ -40,7 +40,7 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
     Raises:
         ValueError: a parameter or a running statistic does not come back as it went.
     """
-    exported = read_folder(folder)
+    exported = read_folder(folder, dtype="float32")
     written = flatten(combine(*split(objective)[1:]))
     found = flatten(combine(exported.params, exported.variables))
     changed = [name for name in written if not np.array_equal(np.asarray(written[name]), found.get(name))]
@@ -51,7 +51,7 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
     runnable = _runnable(Path(folder), exported)
     if not runnable:
         return {}
-    ours = exported.objective(dtype="float32")
+    ours = exported.objective()
     samples = {"volumes": made_up_volume(exported.spec.shape)[None]}
     functions = {"volumes": lambda volumes: tuple(ours.embed_volumes(volumes))}
     if hasattr(ours, "text"):

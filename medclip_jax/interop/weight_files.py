@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -68,18 +67,18 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    # Through the Flax reader: NumPy has no bfloat16, in which some folders are saved.
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return {name: _as_float32(array) for name, array in load_file(file).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): download the model folder again") from error
+        # One at a time, so that 16-bit weights are not there twice.
+        with safe_open(file, framework="np") as opened:
+            return {name: _as_float32(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
-def _as_float32(array: Any) -> np.ndarray:
-    return np.asarray(array, None if np.issubdtype(array.dtype, np.integer) else np.float32)
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float32, copy=False)
 
 
 def _read_bin(file: Path) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ def load_initial_weights(config: Any, weights: Tree) -> Tree:
 
     Args:
         config: `config.initial_weights`. Its `workdir` is that of a run, a folder that `medclip export`
-            wrote, or such a folder on the hub, "hf://owner/name". An export holds one set of weights, whatever
-            `ema` says: the averaged ones where the run kept them.
+            wrote, or such a folder on the hub, "hf://owner/name". An export holds one set of weights,
+            whatever `ema` says: the averaged ones where the run kept them.
         weights: freshly initialised parameters and other variables, such as running statistics, as one tree.
 
     Returns:

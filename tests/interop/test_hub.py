@@ -125,9 +125,9 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["runs/nowhere", "runs/clip-a/", "st-marys/hart", "st-mary/heart-2024", "St-Marys/heart", "a/b/c", "absent",
-     "/data/heart", "./st/heart", "../st/heart", "~/heart", "st\\heart", "C:/heart", "C:\\heart", "outputs/x",
-     "-a/b", ".hidden/b", "a/..", "Sankt-Jürgen/herz", "a b/c", "", "."],
+    ["runs/nowhere", "runs/clip-a/", "st-marys/hart", "st-mary/heart-2024", "St-Marys/heart", "a/b/c",
+     "absent", "/data/heart", "./st/heart", "../st/heart", "~/heart", "st\\heart", "C:/heart", "C:\\heart",
+     "outputs/x", "-a/b", ".hidden/b", "a/..", "Sankt-Jürgen/herz", "a b/c", "", "."],
 )  # fmt: skip
 def test_a_path_never_leaves_this_machine(name, work, hub):
     assert hub_id(name) is None
