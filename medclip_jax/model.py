@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +17,13 @@ from jaxtyping import Int16
 from medclip_jax.evaluation.embeddings import Embedder
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.similarity import Embeddings, Gaussians, similarity
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means, similarity
 from medclip_jax.evaluation.zero_shot import pair_scores
-from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Scan
+from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Prepared, Scan
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.shards.work import available_cores
-from medclip_jax.volumes import Volume
+from medclip_jax.volumes import Volume, is_image
+from medclip_jax.volumes.images import is_array, to_array
 
 if TYPE_CHECKING:
     from medclip_jax.reports.tokenizer import Tokenizer
@@ -136,25 +138,32 @@ class Model:
         """Bring a scan to the form the model was trained on, as `medclip prepare` does.
 
         Args:
-            scan: a NIfTI, NRRD or MHA file, a DICOM folder, a `Volume`, or an array that is prepared.
+            scan: a NIfTI, NRRD or MHA file or a DICOM folder by its path; an image of nibabel or SimpleITK; a
+                tuple (array, affine), the affine (4, 4) from array index to RAS mm as nibabel has it; a
+                `Volume`; or an array that is prepared. Arrays are NumPy's, JAX's or PyTorch's, of HU.
             center: world RAS mm of the crop's middle; None for the scan's middle.
 
         Returns:
             (D, H, W) int16 HU.
 
         Raises:
-            medclip_jax.volumes.VolumeRejected: the file cannot be used; the message names it and says what
-                to do.
-            ValueError: an array of another shape or type, or a center that is not three numbers.
+            medclip_jax.volumes.VolumeRejected: the scan cannot be used, for example as its values are no HU;
+                the message names a file and says what to do.
+            ValueError: an array of another shape, an affine that is none, a `Volume` whose spacing
+                contradicts its affine, or a center that is not three numbers.
+            TypeError: nothing that stands for a scan.
         """
+        return self._prepared(scan, center).voxels
+
+    def _prepared(self, scan: Scan, center: Center) -> Prepared:
         prepared = self.preparation(scan, center)
         if CENTER_ASSUMED in prepared.notes:
             warnings.warn(
                 f"the model was trained on crops around {self.crop!r}, and this scan is cropped around its "
                 "middle: give center=(x, y, z), in RAS mm, of that organ",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return prepared.voxels
+        return prepared
 
     def embed_volumes(
         self, volumes: Scan | Sequence[Scan], *, center: Center | Sequence[Center] = None
@@ -165,7 +174,7 @@ class Model:
         thousands of scans, and for archives with damaged files, use `medclip embed`.
 
         Args:
-            volumes: one scan or several, see `prepare`; or an (N, D, H, W) int16 array of prepared ones.
+            volumes: one scan or a list of several, see `prepare`; or an (N, D, H, W) array of prepared ones.
             center: as in `prepare`, one for every scan, or a list with one (or None) for each.
 
         Returns:
@@ -173,8 +182,8 @@ class Model:
             with `mean` (N, E), `log_variance` (N, E), and the uncertainty `trace` (N,).
 
         Raises:
-            medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
-            ValueError: an array of another shape or type, or another number of centers than of scans.
+            medclip_jax.volumes.VolumeRejected, ValueError, TypeError: as `prepare`; also without any scan,
+                and for another number of centers than of scans.
         """
         scans = _as_list(volumes)
         centers = _centers(center, len(scans))
@@ -193,8 +202,10 @@ class Model:
 
         Raises:
             medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.
+            ValueError: no text, or an empty one.
+            TypeError: something else than texts.
         """
-        return self.embedder.texts([texts] if isinstance(texts, str) else list(texts))
+        return self.embedder.texts(_as_texts(texts))
 
     def zero_shot(
         self,
@@ -212,26 +223,22 @@ class Model:
 
         Args:
             volumes: one scan or several, see `prepare`.
-            findings: names in `medclip_jax.reports.findings.FINDINGS`, or pairs of your own sentences:
-                (positive, negative).
+            findings: names, as `medclip_jax.reports.names.finding_name` understands them, or pairs of your
+                own sentences: (positive, negative).
             template: wording for names, a key of `medclip_jax.reports.prompts.TEMPLATES`.
             center: as in `embed_volumes`.
 
         Returns:
-            finding, or the positive sentence of a pair, to probability for a single scan; a list of such
-            dicts for several.
+            finding as it was given, or the positive sentence of a pair, to probability for a single scan; a
+            list of such dicts for several.
 
         Raises:
-            KeyError: an unknown finding; the message lists the known ones.
-            ValueError: a pair that is not two sentences.
+            medclip_jax.reports.names.UnknownFinding: the message lists the known ones.
+            ValueError: no finding, a pair that is not two sentences, or two with the same positive sentence.
             medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
         """
-        if isinstance(findings, str):
-            findings = [findings]
-        pairs = {
-            finding if isinstance(finding, str) else finding[0]: self.embed_pair(finding, template)
-            for finding in findings
-        }
+        wanted = _as_findings(findings)
+        pairs = {name: self.embed_pair(finding, template) for name, finding in wanted.items()}
         found = self.scores(self.embed_volumes(volumes, center=center), pairs)
         return found[0] if _is_single(volumes) else found
 
@@ -248,12 +255,7 @@ class Model:
         """
         from medclip_jax.reports.prompts import pair
 
-        sentences = pair(finding, template) if isinstance(finding, str) else tuple(finding)
-        if len(sentences) != 2 or not all(isinstance(sentence, str) for sentence in sentences):
-            raise ValueError(
-                f"{finding!r}: give the name of a finding, or two sentences, (positive, negative)"
-            )
-        return self.embed_texts(sentences)
+        return self.embed_texts(pair(finding, template) if isinstance(finding, str) else _as_pair(finding))
 
     def scores(self, vectors: Embeddings, pairs: Mapping[str, Embeddings]) -> list[dict[str, float]]:
         """Probability of each finding for volumes that are embedded.
@@ -282,19 +284,31 @@ class Model:
         """The scans nearest to a text, best first; of equal ones the earlier.
 
         Args:
-            text: report, sentence or prompt.
+            text: report, sentence or prompt; a single one.
             volumes: scans to search, see `prepare`, or their vectors or Gaussians from `embed_volumes`.
             count: how many to return.
             center: as in `embed_volumes`; for scans.
 
         Returns:
             At most `count` hits.
+
+        Raises:
+            TypeError: several texts.
+            ValueError: a count below 1, vectors of another length than the model's, or as `embed_volumes`.
         """
-        is_embedded = isinstance(volumes, Gaussians) or (
-            isinstance(volumes, np.ndarray) and volumes.ndim == 2
-        )
-        vectors = volumes if is_embedded else self.embed_volumes(volumes, center=center)
-        found = similarity(vectors, self.embed_texts(text))[:, 0]
+        query = self.embed_texts(_as_text(text))
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"count={count!r}: how many hits, 1 or more")
+        if isinstance(volumes, Gaussians):
+            vectors = volumes
+        elif is_array(volumes) and np.ndim(volumes) == 2:
+            vectors = to_array(volumes)
+        else:
+            vectors = self.embed_volumes(volumes, center=center)
+        widths = means(vectors).shape[1], means(query).shape[1]
+        if widths[0] != widths[1]:
+            raise ValueError(f"vectors of {widths[0]} numbers, the model's have {widths[1]}: embed with it")
+        found = similarity(vectors, query)[:, 0]
         order = np.argsort(-found, kind="stable")[:count]
         return [Hit(int(index), float(found[index])) for index in order]
 
@@ -317,36 +331,95 @@ class Model:
             first_layer: first block to follow, see `evaluation.heatmaps.heat_map`.
 
         Returns:
-            The map, on the grid of the prepared volume.
+            The map, on the grid of the prepared volume; its `save` writes it on the scan's own.
 
         Raises:
             medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.
+            TypeError: several scans or texts.
         """
+        from medclip_jax.reports.names import is_finding
         from medclip_jax.reports.prompts import pair
-        from medclip_jax.reports.vocabulary import FINDINGS
 
-        sentence = pair(text)[0] if text in FINDINGS else text
+        text = _as_text(text)
+        sentence = pair(text)[0] if is_finding(text) else text
         positive = self.embed_texts(sentence)[0]
-        negative = None if against is None else self.embed_texts(against)[0]
-        prepared = self.prepare(volume, center=center)
-        return heat_map(self.objective, prepared, positive, negative, first_layer=first_layer)
+        negative = None if against is None else self.embed_texts(_as_text(against))[0]
+        if not _is_single(volume):
+            raise TypeError("explain takes one scan, see `prepare`: call it for each of several")
+        prepared = self._prepared(volume, center)
+        found = heat_map(self.objective, prepared.voxels, positive, negative, first_layer=first_layer)
+        return replace(found, grid=prepared.grid, source=prepared.source)
 
 
 def _is_single(volumes: Any) -> bool:
-    return isinstance(volumes, str | os.PathLike | Volume) or (
-        isinstance(volumes, np.ndarray) and volumes.ndim == 3
-    )
+    if isinstance(volumes, str | os.PathLike | Volume) or is_image(volumes):
+        return True
+    return is_array(volumes) and np.ndim(volumes) == 3
 
 
 def _as_list(volumes: Any) -> list[Scan]:
-    scans = [volumes] if _is_single(volumes) else list(volumes)
+    if _is_single(volumes):
+        return [volumes]
+    if is_array(volumes):
+        if np.ndim(volumes) != 4:
+            raise ValueError(
+                f"an array of {np.ndim(volumes)} axes: prepared volumes have three, several of them four"
+            )
+        return list(to_array(volumes))
+    if isinstance(volumes, bytes | Mapping | Set) or not isinstance(volumes, Iterable):
+        raise TypeError(f"give a scan or a list of scans, not {type(volumes).__name__}; see Model.prepare")
+    scans = list(volumes)
     if not scans:
         raise NotEvaluable("no volumes were given")
     return scans
 
 
+def _as_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"give one text, not {type(text).__name__}: call it for each of several")
+    return text
+
+
+def _as_texts(texts: Any) -> list[str]:
+    if isinstance(texts, bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        raise TypeError(f"give a text or a list of texts, not {type(texts).__name__}")
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if not found:
+        raise ValueError("no text was given")
+    for text in found:
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a string, not {type(text).__name__}: {text!r:.80}")
+        if not text.strip():
+            raise ValueError("a text is empty: its vector would say nothing")
+    return found
+
+
+def _as_pair(finding: Any) -> Prompts:
+    sentences = tuple(finding) if isinstance(finding, Sequence) else ()
+    if len(sentences) != 2 or not all(isinstance(sentence, str) for sentence in sentences):
+        raise ValueError(f"{finding!r}: give the name of a finding, or two sentences, (positive, negative)")
+    return sentences
+
+
+def _as_findings(findings: Any) -> dict[str, str | Prompts]:
+    """What the results call each finding, to its name or its prompts."""
+    if isinstance(findings, Mapping) or not isinstance(findings, Iterable):
+        raise TypeError(f"give a list of findings, not {type(findings).__name__}")
+    given = [findings] if isinstance(findings, str) else list(findings)
+    if not given:
+        raise ValueError("no finding was given")
+    wanted: dict[str, str | Prompts] = {}
+    for finding in given:
+        name = finding if isinstance(finding, str) else _as_pair(finding)[0]
+        if wanted.setdefault(name, finding) != finding:
+            raise ValueError(f"{name!r} stands for two different pairs: one of them would be lost")
+    return wanted
+
+
 def _centers(center: Any, count: int) -> list[Center]:
     """One center for each scan."""
+    if center is not None and (isinstance(center, str) or not hasattr(center, "__len__")):
+        raise ValueError(f"center must be three numbers, RAS mm, not {center!r}")
     is_one = center is None or (len(center) == 3 and all(np.isscalar(number) for number in center))
     centers = [center] * count if is_one else list(center)
     if len(centers) != count:

@@ -1,6 +1,7 @@
 """The public face: load, and what a model does with scans and texts."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -215,10 +216,10 @@ class TestModel:
         from medclip_jax.inference import preparation
         from medclip_jax.volumes import VolumeRejected
 
-        def fail(path, *, modality):
+        def fail(path, **_):
             raise ZeroDivisionError("deep inside")
 
-        monkeypatch.setattr(preparation, "read_volume", fail)
+        monkeypatch.setattr(preparation, "read_scan", fail)
         with pytest.raises(VolumeRejected, match=r"chest\.nii\.gz: .*ZeroDivisionError") as caught:
             model.embed_volumes(scan)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -284,6 +285,237 @@ class TestModel:
         with pytest.raises(ValueError, match=r"int16 \(8, 16, 16\), not float64.*Volume"):
             model.embed_volumes(np.zeros((3, 3, 3)))
 
-    def test_volume_of_another_grid(self, model):
-        volume = Volume(np.zeros((5, 5, 5), np.int16), (30.0, 30.0, 30.0), np.diag([30.0, 30, 30, 1]))
-        assert model.embed_volumes(volume).shape == (1, 16)
+    def test_volume_of_another_grid(self, model, chest):
+        voxels, affine = chest
+        grid = np.eye(4)
+        grid[:3, :3] = affine[:3, [2, 1, 0]]
+        volume = Volume(voxels.T.astype(np.int16), (4.0, 4.0, 4.0), grid)
+        np.testing.assert_array_equal(model.prepare(volume), model.prepare(chest))
+
+
+@pytest.fixture(scope="module")
+def chest(scan):
+    """The small scan as (array, affine)."""
+    import nibabel as nib
+
+    image = nib.load(scan)
+    return np.asanyarray(image.dataobj), image.affine
+
+
+class TestWhatStandsForAScan:
+    def test_images_and_arrays_give_what_the_file_gives(self, model, scan, chest):
+        import jax.numpy as jnp
+        import nibabel as nib
+        import SimpleITK as sitk
+        import torch
+
+        voxels, affine = chest
+        expected = model.prepare(scan)
+        made = nib.Nifti1Image(voxels.astype(np.float32), affine)
+        for given in (
+            nib.load(scan),
+            made,
+            nib.Nifti1Image(voxels[..., None], affine),
+            nib.MGHImage(voxels.astype(np.float32), affine),
+            sitk.ReadImage(str(scan)),
+            (voxels, affine),
+            (voxels.astype(np.float64), affine.tolist()),
+            (torch.tensor(voxels), torch.tensor(affine)),
+            (jnp.asarray(voxels), affine),
+            # Another orientation of the same voxels: axes swapped, and one flipped.
+            (voxels.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]]),
+            (voxels[::-1], affine @ np.array([[-1, 0, 0, 23], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
+        ):
+            np.testing.assert_array_equal(model.prepare(given), expected)
+        vectors = model.embed_volumes([scan, made, (voxels, affine)])
+        np.testing.assert_array_equal(vectors, vectors[:1].repeat(3, axis=0))
+        assert model.zero_shot(made, ["cardiomegaly"]) == model.zero_shot(scan, ["cardiomegaly"])
+        assert [hit.index for hit in model.retrieve("cardiomegaly", [(voxels, affine), made])] == [0, 1]
+        assert model.explain(made, "cardiomegaly").score == model.explain(scan, "cardiomegaly").score
+        for given in (jnp.asarray(expected), torch.tensor(expected), expected.astype(np.float32)):
+            np.testing.assert_array_equal(model.prepare(given), expected)
+        np.testing.assert_array_equal(model.embed_volumes(expected[None]), model.embed_volumes(scan))
+
+    @pytest.mark.parametrize(
+        ("change", "code"),
+        [
+            (lambda hu: hu + 1024, "missing-rescale"),
+            (lambda hu: np.clip((hu + 1000) / 1400, 0, 1), "constant|not-hounsfield|mostly-empty"),
+            (lambda hu: ((np.clip(hu, -160, 240) + 160) / 400 * 255).round(), "not-hounsfield|windowed.*"),
+            (lambda hu: hu * np.nan, "not-finite"),
+            (lambda hu: hu * 0, "constant|mostly-empty"),
+        ],
+    )
+    def test_values_that_are_no_hu(self, model, scan, chest, change, code):
+        """In every form, with the reasons that files have."""
+        import nibabel as nib
+
+        from medclip_jax.volumes import VolumeRejected
+
+        voxels, affine = chest
+        bad = change(voxels.astype(np.float64))
+        prepared = change(model.prepare(scan).astype(np.float64))
+        given = [(bad, affine), nib.Nifti1Image(bad.astype(np.float32), affine), prepared]
+        if np.isfinite(bad).all():
+            grid = np.eye(4)
+            grid[:3, :3] = affine[:3, [2, 1, 0]]
+            given += [Volume(bad.T.astype(np.int16), (4.0, 4.0, 4.0), grid), prepared.astype(np.int16)]
+        for scan_given in given:
+            with pytest.raises(VolumeRejected) as caught:
+                model.embed_volumes(scan_given)
+            assert re.fullmatch(code, caught.value.code), caught.value
+
+    def test_padding_of_a_crop_is_no_fault(self, model, scan):
+        padded = model.prepare(scan, center=(0.0, 0.0, 0.0))
+        padded[:6] = -1024
+        np.testing.assert_array_equal(model.prepare(padded), padded)
+
+    def test_a_volume_that_contradicts_itself(self, model, chest):
+        voxels, affine = chest
+        for spacing in ((4.0, 4.0, 2.0), (1.0, 1.0, 1.0)):
+            with pytest.raises(ValueError, match=r"spacing .* contradicts its affine.*4\.0, 4\.0, 4\.0"):
+                model.prepare(Volume(voxels.astype(np.int16), spacing, affine))
+
+    def test_wrong_kinds_are_named(self, model, scan, chest):
+        from medclip_jax.volumes import VolumeRejected
+
+        voxels, affine = chest
+        cases = [
+            (None, TypeError, "not NoneType"),
+            (3, TypeError, "not int"),
+            ({"a": scan}, TypeError, "not dict"),
+            ({scan}, TypeError, "not set"),
+            (b"scan", TypeError, "not bytes"),
+            ([], ValueError, "no volumes were given"),
+            ([scan, None], TypeError, "a scan is a path.*NoneType None"),
+            ([[1, 2], [3, 4]], TypeError, "a scan is a path.*not list"),
+            ("https://host/scan.nii.gz", ValueError, "is a web address: download"),
+            (voxels[0], ValueError, "an array of 2 axes"),
+            (np.zeros((1, 2, 8, 16, 16)), ValueError, "an array of 5 axes"),
+            (voxels, ValueError, r"must be a prepared volume.*\(array, affine\)"),
+            ((voxels, affine[:3]), ValueError, r"the affine is \(4, 4\).*\(3, 4\)"),
+            ((voxels, affine.T + 1), ValueError, "with the last row"),
+            ((voxels, np.eye(4)), VolumeRejected, "the identity"),
+            ((voxels, affine * np.nan), ValueError, "last row|no number"),
+            ((voxels[..., None], affine), VolumeRejected, "a scan has three axes"),
+            ((voxels.astype(str), affine), TypeError, "holds real numbers"),
+            ((voxels > 0, affine), TypeError, "real numbers, not bool"),
+        ]
+        for given, kind, message in cases:
+            with pytest.raises(kind, match=message):
+                model.embed_volumes(given)
+
+    def test_texts_and_findings(self, model, scan):
+        vectors = model.embed_volumes([scan, scan])
+        for texts, kind, message in [
+            ([], ValueError, "no text"), ("", ValueError, "is empty"), ([" "], ValueError, "is empty"),
+            (None, TypeError, "not NoneType"), ([3], TypeError, "a text is a string, not int"),
+        ]:  # fmt: skip
+            with pytest.raises(kind, match=message):
+                model.embed_texts(texts)
+        with pytest.raises(TypeError, match="one text, not list"):
+            model.retrieve(["There is a.", "There is b."], vectors)
+        with pytest.raises(TypeError, match="one text, not list"):
+            model.explain(scan, ["a", "b"])
+        with pytest.raises(TypeError, match="one scan"):
+            model.explain([scan, scan], "a")
+        with pytest.raises(ValueError, match="count=0"):
+            model.retrieve("a", vectors, count=0)
+        with pytest.raises(ValueError, match="vectors of 3 numbers, the model's have 16"):
+            model.retrieve("a", np.zeros((2, 3)))
+        assert len(model.retrieve("a", vectors, count=5)) == 2
+        with pytest.raises(ValueError, match="no finding"):
+            model.zero_shot(scan, [])
+        with pytest.raises(ValueError, match="two different pairs"):
+            model.zero_shot(scan, [("Yes.", "No."), ("Yes.", "Never.")])
+        with pytest.raises(ValueError, match="two sentences"):
+            model.zero_shot(scan, [("Yes.", "No.", "Perhaps.")])
+        plain = model.zero_shot(scan, ["pericardial_effusion"])["pericardial_effusion"]
+        for name in ("Pericardial effusion", "pericardial effusion"):
+            assert model.zero_shot(scan, [name, name]) == {name: plain}
+        assert model.explain(scan, "Pericardial effusion").score == (
+            model.explain(scan, "pericardial_effusion").score
+        )
+
+
+def test_a_model_says_what_it_is(model, tiny_run):
+    shown = repr(model)
+    for part in ("'clip'", "million parameters", "8 x 16 x 16 voxels of 8 x 6 x 6 mm", "cardiomegaly",
+                 "up to 24 tokens", str(tiny_run / "workdir")):  # fmt: skip
+        assert part in shown
+    assert len(shown.splitlines()) < 10
+
+
+class TestSavingMaps:
+    """On the scan's own grid: the same place in the world has the same value, however the file is turned."""
+
+    def grid_of(self, shape=(20, 26, 15)):
+        """Oblique, anisotropic, axes (posterior, left, superior) or so."""
+        from scipy.spatial.transform import Rotation
+
+        affine = np.eye(4)
+        turned = Rotation.from_euler("xyz", [12, -9, 20], degrees=True).as_matrix()
+        affine[:3, :3] = turned @ np.array([[0, -1, 0], [-1, 0, 0], [0, 0, 1.0]]) * [4.0, 3.2, 6.0]
+        affine[:3, 3] = [-31.0, 58.0, -140.0]
+        return shape, affine
+
+    def made(self):
+        shape, affine = self.grid_of()
+        voxels = np.full(shape, -1000.0)
+        voxels[4:16, 5:21] = 40
+        return (voxels + np.random.default_rng(0).normal(0, 10, shape)).astype(np.int16), affine
+
+    @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+    def test_world_coordinates(self, model, tmp_path, suffix):
+        import nibabel as nib
+        import SimpleITK as sitk
+        from scipy.ndimage import map_coordinates
+
+        voxels, affine = self.made()
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+        scan = tmp_path / "scan.nii.gz"
+        if suffix != ".nii.gz":
+            sitk.WriteImage(sitk.ReadImage(str(scan)), str(tmp_path / f"scan{suffix}"))
+            scan = tmp_path / f"scan{suffix}"
+        found = model.explain(scan, "cardiomegaly")
+        found.save(tmp_path / f"heat{suffix}")
+        original, heat = sitk.ReadImage(str(scan)), sitk.ReadImage(str(tmp_path / f"heat{suffix}"))
+        assert heat.GetSize() == original.GetSize()
+        for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(heat, get)(), getattr(original, get)(), atol=1e-4)
+        values = sitk.GetArrayFromImage(heat).transpose(2, 1, 0)
+        assert values.max() > 0
+        index = np.indices(values.shape).reshape(3, -1)
+        lps = np.array(
+            [heat.TransformIndexToPhysicalPoint([int(i) for i in point]) for point in index.T[::97]]
+        )
+        to_map = np.linalg.inv(found.grid.affine)
+        ras = np.c_[lps * [-1, -1, 1], np.ones(len(lps))]
+        expected = map_coordinates(found.voxels, (to_map @ ras.T)[:3], order=1, mode="grid-constant")
+        np.testing.assert_allclose(values.reshape(-1)[::97], expected, atol=1e-5 * values.max())
+
+    def test_what_cannot_be_saved(self, model, scan, tmp_path):
+        found = model.explain(scan, "cardiomegaly")
+        with pytest.raises(ValueError, match=r"heat\.png: a map is written as \.nii\.gz"):
+            found.save(tmp_path / "heat.png")
+        with pytest.raises(FileNotFoundError, match="no folder"):
+            found.save(tmp_path / "gone" / "heat.nii.gz")
+        with pytest.raises(ValueError, match="does not say where it lies"):
+            model.explain(model.prepare(scan), "cardiomegaly").save(tmp_path / "heat.nii.gz")
+
+    def test_dicom(self, model, tmp_path):
+        """On the stack of slices: at the place of each slice, its pixels."""
+        import nibabel as nib
+        from made_scans import chest, lps_stack, write_nifti, write_slices
+
+        voxels = chest()
+        write_slices(tmp_path / "series", lps_stack(voxels))
+        write_nifti(tmp_path / "chest.nii.gz", voxels)
+        maps = []
+        for source in ("series", "chest.nii.gz"):
+            found = model.explain(tmp_path / source, "cardiomegaly")
+            found.save(tmp_path / f"{source}.heat.nii")
+            image = nib.as_closest_canonical(nib.load(tmp_path / f"{source}.heat.nii"))
+            maps.append(image.get_fdata())
+        assert maps[0].max() > 0
+        np.testing.assert_allclose(*maps, atol=1e-5 * maps[0].max())

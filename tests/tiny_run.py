@@ -10,7 +10,7 @@ SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
 
 
 def made_records(n: int, seed: int) -> Iterator:
-    """Records of noise with reports."""
+    """Records of air and soft tissue in disorder, with reports."""
     from medclip_jax.shards.record import Record
 
     generator = np.random.default_rng(seed)
@@ -21,7 +21,7 @@ def made_records(n: int, seed: int) -> Iterator:
             id=f"{seed}-{i}",
             study=1000 * seed + i,
             patient=1000 * seed + i,
-            volume=generator.integers(-1000, 300, SHAPE).astype(np.int16),
+            volume=made_volume(generator),
             report=report,
             findings_text=report,
             impression="",
@@ -30,6 +30,12 @@ def made_records(n: int, seed: int) -> Iterator:
             labels=labels,
             measurements=np.array([i % 5], np.float32),
         )
+
+
+def made_volume(generator: np.random.Generator) -> np.ndarray:
+    """Voxels that pass for HU: half of them air, half of them soft tissue."""
+    air, tissue = generator.normal(-950, 25, SHAPE), generator.normal(40, 60, SHAPE)
+    return np.where(generator.random(SHAPE) < 0.5, air, tissue).astype(np.int16)
 
 
 def make_shards(folder: Path) -> None:

@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from scipy import ndimage
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, means
 from medclip_jax.objectives.base import Objective
+from medclip_jax.volumes.grid import Grid, check_map_path, transfer, write_map
 
 MAP_BYTES = 2 * 1024**3
 """Attention maps and gradients that one backward pass may hold; more blocks take more passes."""
@@ -43,12 +45,38 @@ class HeatMap:
         voxels: (D, H, W) the same, interpolated linearly between patch centers.
         score: what was explained: a cosine, or a difference of two.
         first_layer: first block that was followed, counted from 1.
+        grid: where `voxels` lie; None where the volume was a prepared array, which does not say.
+        source: the grid of the scan that the volume was prepared from, in its own orientation; None likewise.
     """
 
     patches: Float[np.ndarray, "d h w"]
     voxels: Float[np.ndarray, "D H W"]
     score: float
     first_layer: int
+    grid: Grid | None = None
+    source: Grid | None = None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the map on the scan's own grid, to be laid over the scan in a viewer.
+
+        Orientation, spacing and shape are those of the file or image that was explained (of a DICOM series,
+        of its stack of slices); 0 outside of what the model saw.
+
+        Args:
+            path: of a .nii.gz, .nii, .nrrd or .mha file.
+
+        Raises:
+            ValueError: another ending; the map of a prepared array, which does not say where it lies; or
+                tilted slices in a format that cannot hold them.
+            FileNotFoundError: there is no such folder.
+        """
+        path = check_map_path(path)
+        if self.grid is None or self.source is None:
+            raise ValueError(
+                "a prepared array does not say where it lies: explain the scan's file, its image or "
+                "(array, affine) instead"
+            )
+        write_map(path, transfer(self.voxels, self.grid, self.source), self.source)
 
 
 def heat_map(

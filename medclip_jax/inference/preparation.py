@@ -6,15 +6,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int16
 
 from medclip_jax.shards.scan import crop_and_resample
-from medclip_jax.volumes import Volume, VolumeRejected, read_volume
+from medclip_jax.volumes import Scan as StoredScan
+from medclip_jax.volumes import Volume, VolumeRejected, check_hu, is_image, read_scan, to_scan, to_volume
+from medclip_jax.volumes.checks import to_int16
+from medclip_jax.volumes.grid import Grid
+from medclip_jax.volumes.images import is_array, scan_of_volume, to_array
 
-Scan = str | os.PathLike | Volume | np.ndarray
-"""A file or DICOM folder, a volume that was read, or a prepared (D, H, W) int16 array."""
+Scan = Any
+"""What stands for a scan: a path (file, or DICOM folder); an image of nibabel or SimpleITK; a tuple (array,
+affine), the affine from array index to RAS mm; a `Volume`; or a prepared (D, H, W) array of NumPy, JAX or
+PyTorch, on the model's grid."""
 
 CENTER_ASSUMED = "crop-center-assumed"
 """Note: the model was trained on crops around an organ, and the scan's own middle was taken."""
@@ -28,10 +35,14 @@ class Prepared:
         voxels: (D, H, W) int16 HU.
         notes: short codes of what was mended or is doubtful, as in the manifest of `medclip prepare`;
             empty for an array.
+        grid: where they lie; None for a prepared array, which does not say.
+        source: the scan's own grid, in its own orientation; None likewise.
     """
 
     voxels: Int16[np.ndarray, "D H W"]
     notes: tuple[str, ...] = ()
+    grid: Grid | None = None
+    source: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -51,31 +62,35 @@ class Preparation:
     modality: str = "CT"
 
     def __call__(self, scan: Scan, center: Sequence[float] | None = None) -> Prepared:
-        """Prepare one scan.
+        """Prepare one scan, with the checks of files whatever it is held in.
 
         Args:
-            scan: a NIfTI, NRRD or MHA file, a DICOM folder, a `Volume`, or an array that is prepared.
+            scan: see `Scan`.
             center: world RAS mm of the crop's middle; None for the scan's middle.
 
         Raises:
-            VolumeRejected: the file cannot be used; the message starts with its path and says what to do.
-            ValueError: an array of another shape or type, or a center that is not three numbers.
+            VolumeRejected: it cannot be used; the message says what to do, and names a file first.
+            ValueError: an array of another shape, a `Volume` whose spacing contradicts its affine, an affine
+                that is none, or a center that is not three numbers.
+            TypeError: nothing that stands for a scan.
         """
-        if isinstance(scan, np.ndarray):
-            if scan.shape != self.shape or scan.dtype != np.int16:
-                raise ValueError(
-                    f"an array must be a prepared volume, int16 {self.shape}, not {scan.dtype} "
-                    f"{scan.shape}: give the file's path, or a Volume from medclip_jax.volumes.read_volume"
-                )
-            return Prepared(scan)
-        if center is not None and (len(center) != 3 or not np.isfinite(center).all()):
-            raise ValueError(f"center must be three numbers, RAS mm, not {center!r}")
+        _check_center(center)
+        if isinstance(scan, str | os.PathLike):
+            _check_local(scan)
+            try:
+                return self.read(scan, center)
+            except VolumeRejected as error:
+                raise VolumeRejected(error.code, f"{os.fspath(scan)}: {error}") from error.__cause__
         if isinstance(scan, Volume):
-            return self._place(scan, center)
-        try:
-            return self.read(scan, center)
-        except VolumeRejected as error:
-            raise VolumeRejected(error.code, f"{os.fspath(scan)}: {error}") from error.__cause__
+            return self._from_stored(scan_of_volume(scan), center)
+        if is_image(scan):
+            return self._from_stored(to_scan(scan), center)
+        if not is_array(scan):
+            raise TypeError(
+                "a scan is a path, an image of nibabel or SimpleITK, (array, affine), a Volume or a "
+                f"prepared array, not {_shown(scan)}"
+            )
+        return self._check_prepared(scan, center)
 
     def read(
         self,
@@ -97,8 +112,8 @@ class Preparation:
             VolumeRejected: whatever is wrong with it; the message does not name the path.
         """
         try:
-            volume = read_volume(path, modality=self.modality, series=series, kernel=kernel)
-            return self._place(volume, center)
+            scan = read_scan(path, modality=self.modality, series=series, kernel=kernel)
+            return self._from_stored(scan, center)
         except VolumeRejected:
             raise
         except MemoryError:
@@ -113,9 +128,54 @@ class Preparation:
                 "report this.",
             ) from error
 
-    def _place(self, volume: Volume, center: Sequence[float] | None) -> Prepared:
+    def _from_stored(self, scan: StoredScan, center: Sequence[float] | None) -> Prepared:
+        volume = to_volume(scan, modality=self.modality)
         at = None if center is None else np.asarray(center, np.float64)
         prepared, notes = crop_and_resample(volume, self.shape, self.spacing, at)
         if self.crop != "center" and center is None:
             notes = [*notes, CENTER_ASSUMED]
-        return Prepared(prepared.voxels, tuple(dict.fromkeys((*volume.notes, *notes))))
+        return Prepared(
+            prepared.voxels,
+            tuple(dict.fromkeys((*volume.notes, *notes))),
+            Grid(prepared.voxels.shape, prepared.affine),
+            Grid(scan.voxels.shape, scan.affine),
+        )
+
+    def _check_prepared(self, given: Any, center: Sequence[float] | None) -> Prepared:
+        """An array on the model's grid, as it is."""
+        array = to_array(given)
+        if array.shape != self.shape:
+            raise ValueError(
+                f"an array alone must be a prepared volume, int16 {self.shape}, not {array.dtype} "
+                f"{array.shape}: give the file's path, (array, affine), or a Volume from "
+                "medclip_jax.volumes.read_volume"
+            )
+        if center is not None:
+            raise ValueError("an array alone is prepared, it has no center: give (array, affine) to crop it")
+        voxels, _ = to_int16(array, self.modality)
+        # Padding of a crop is no fault of the scan: the checks look at slices that hold more than one value.
+        full = voxels[voxels.min(axis=(1, 2)) != voxels.max(axis=(1, 2))]
+        checked = Volume(full if len(full) else voxels, self.spacing, np.diag([*self.spacing, 1.0]))
+        check_hu(checked, modality=self.modality)
+        return Prepared(voxels)
+
+
+def _check_center(center: Any) -> None:
+    if center is None:
+        return
+    try:
+        point = np.asarray(center, np.float64)
+    except (TypeError, ValueError):
+        point = np.empty(0)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise ValueError(f"center must be three numbers, RAS mm, not {center!r}")
+
+
+def _check_local(path: str | os.PathLike) -> None:
+    if "://" in os.fspath(path):
+        raise ValueError(f"{os.fspath(path)} is a web address: download the scan and give its path")
+
+
+def _shown(given: Any) -> str:
+    kind = type(given).__name__
+    return f"{kind} {given!r}" if isinstance(given, int | float | bytes | None.__class__) else kind

@@ -10,22 +10,29 @@ from medclip_jax.volumes.geometry import (
     resample,
     resample_labels,
 )
-from medclip_jax.volumes.read import read_labels, read_volume
+from medclip_jax.volumes.images import is_image, to_scan
+from medclip_jax.volumes.read import read_labels, read_scan, read_volume, to_volume
+from medclip_jax.volumes.scan import Scan
 from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
 
 __all__ = [
     "AIR_HU",
     "RULES",
+    "Scan",
     "Volume",
     "VolumeRejected",
     "canonical",
     "check_hu",
     "crop_or_pad",
     "fraction_in_cells",
+    "is_image",
     "mask_center",
     "read_labels",
+    "read_scan",
     "read_volume",
     "resample",
     "resample_labels",
     "resolve_rescale",
+    "to_scan",
+    "to_volume",
 ]

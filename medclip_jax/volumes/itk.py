@@ -31,6 +31,19 @@ def read_itk(path: Path) -> Scan:
             "unreadable",
             "SimpleITK cannot read the file: it is damaged, cut short, or its data file is missing.",
         ) from None
+    return of_image(image, format=path.suffix.lower().lstrip("."))
+
+
+def of_image(image: sitk.Image, *, format: str) -> Scan:
+    """What a SimpleITK image holds.
+
+    Args:
+        image: 3D, or 4D with one frame.
+        format: where it came from, for the provenance.
+
+    Raises:
+        VolumeRejected: as `read_itk`.
+    """
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise VolumeRejected("color", "The image has several values per voxel: export the scan itself.")
     notes = []
@@ -56,5 +69,5 @@ def read_itk(path: Path) -> Scan:
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     placed = not np.array_equal(affine, np.eye(4))
-    provenance = {"format": path.suffix.lower().lstrip("."), "stored_type": str(voxels.dtype)}
+    provenance = {"format": format, "stored_type": str(voxels.dtype)}
     return Scan(voxels, _TO_RAS @ affine, placed, None, provenance, tuple(notes))

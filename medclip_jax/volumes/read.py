@@ -54,12 +54,50 @@ def read_volume(
         VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.
         ValueError: an argument is wrong.
     """
-    if modality not in ("CT", "MR"):
-        raise ValueError(f'modality must be "CT" or "MR", got {modality!r}')
+    scan = read_scan(path, modality=modality, series=series, kernel=kernel, rule=rule)
+    return to_volume(scan, rescale=rescale, modality=modality, spacing=spacing)
+
+
+def read_scan(
+    path: str | Path | Sequence[str | Path],
+    *,
+    modality: str = "CT",
+    series: str | None = None,
+    kernel: str | None = None,
+    rule: str = "best",
+) -> Scan:
+    """Read a scan as the file has it: its own orientation, the header's rescale applied, nothing checked.
+
+    Args:
+        path: as for `read_volume`; so are the others.
+
+    Raises:
+        VolumeRejected, ValueError: as `read_volume`.
+    """
+    _check_modality(modality)
     wanted = Wanted(series, kernel, rule, modality)
     if not isinstance(path, str | os.PathLike):
         path = [Path(file) for file in path]
-    scan = _read(path if isinstance(path, list) else Path(path), wanted)
+    return _read(path if isinstance(path, list) else Path(path), wanted)
+
+
+def to_volume(
+    scan: Scan,
+    *,
+    rescale: tuple[float, float] | None = None,
+    modality: str = "CT",
+    spacing: Sequence[float] | None = None,
+) -> Volume:
+    """Bring a scan to canonical orientation and int16, with geometry and Hounsfield units checked.
+
+    Args:
+        scan: from `read_scan` or `images.to_scan`.
+        rescale: as for `read_volume`; so are the others.
+
+    Raises:
+        VolumeRejected, ValueError: as `read_volume`.
+    """
+    _check_modality(modality)
     if scan.modality is not None and scan.modality != modality:
         raise VolumeRejected(
             "wrong-modality",
@@ -85,6 +123,11 @@ def read_volume(
     voxels, affine, more = straighten(voxels, affine, fill=AIR_HU if modality == "CT" else 0)
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
     return replace(volume, voxels=voxels, spacing=spacing_read, affine=affine, notes=notes + more)
+
+
+def _check_modality(modality: str) -> None:
+    if modality not in ("CT", "MR"):
+        raise ValueError(f'modality must be "CT" or "MR", got {modality!r}')
 
 
 def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]:
