@@ -129,6 +129,16 @@ class Model:
         return Preparation(self.spec.shape, self.spec.spacing, self.crop, self.modality)
 
     @property
+    def volume_kind(self) -> dict[str, Any]:
+        """What the volumes of its training had in common, as `shards.grid.volume_kind` has it."""
+        return {
+            "shape": self.spec.shape,
+            "spacing": self.spec.spacing,
+            "crop": self.crop,
+            "modality": self.modality,
+        }
+
+    @property
     def logit_scale(self) -> float:
         """The learned multiplier of cosines; 1 where the objective has none."""
         scale = getattr(self.objective, "logit_scale", None)

@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--workdir", required=True, metavar="FOLDER", help="of medclip train")
     parser.add_argument("--shards", metavar="FOLDER", help="prepared folder (default: that of the run)")
+    parser.add_argument(
+        "--other-grid",
+        action="store_true",
+        help="score on volumes of another shape, spacing, crop or modality than the training's",
+    )
     parser.add_argument("--split", default="test", help='e.g. test or "validation[:500]" (default: test)')
     parser.add_argument(
         "--evaluators",
@@ -48,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give 1 or more")
     from medclip_jax.evaluation.settings import EVALUATORS, check_evaluators
+    from medclip_jax.inference.load import find_model
 
-    written = _written_config(args.workdir)
+    folder = find_model(args.workdir)
+    written = _written_config(folder)
     configured = written.get("evaluation", {}).get("evaluators", {})
     names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
     plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
@@ -61,10 +68,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.workdir} names no shards: give a folder of `medclip prepare` with --shards")
     _check_shards(shards, args.split, plan)
 
-    import medclip_jax
     from medclip_jax.evaluation.run import evaluate_all
 
-    model = medclip_jax.load(args.workdir, step=args.step, shards=args.shards, batch_size=args.batch_size)
+    model = _load(args, folder, shards)
     evaluation = evaluate_all(
         model.objective,
         plan,
@@ -84,12 +90,34 @@ def run(args: argparse.Namespace) -> int:
     return 0 if evaluation.results else 1
 
 
-def _written_config(source: str) -> dict[str, Any]:
+def _written_config(folder: Path) -> dict[str, Any]:
     """What `config.json` of a workdir or an exported folder says; {} where there is none."""
     try:
-        return json.loads((Path(source) / "config.json").read_text())
+        return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _load(args: argparse.Namespace, folder: Path, shards: str) -> Any:
+    """The model, refused where the shards hold volumes of another kind than its training's."""
+    import medclip_jax
+    from medclip_jax.interop.folder import is_export
+    from medclip_jax.shards.grid import refuse_other_kind, volume_kind
+    from medclip_jax.shards.read import open_shards
+
+    if not is_export(folder):
+        return medclip_jax.load(
+            folder, step=args.step, shards=shards, other_grid=args.other_grid, batch_size=args.batch_size
+        )
+    model = medclip_jax.load(folder, step=args.step, batch_size=args.batch_size)
+    kind = volume_kind(open_shards(shards))
+    if not args.other_grid:
+        refuse_other_kind(model.volume_kind, kind, f"the volumes in {shards}")
+    if kind["shape"] != model.spec.shape:
+        raise ValueError(
+            f"an exported model is built for {model.spec.shape} voxels: give its workdir instead"
+        )
+    return model
 
 
 def _check_shards(shards: str, split: str, plan: dict[str, dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ def load(
     *,
     step: int | None = None,
     shards: str | os.PathLike | None = None,
+    other_grid: bool = False,
     batch_size: int | None = None,
     dtype: str | None = None,
     progress: bool = True,
@@ -52,8 +53,10 @@ def load(
             average where one was kept; what scans must look like, the tokenizer and the sizes of a text
             encoder from elsewhere are read from the run's own copies, else from where the run took them.
         step: which checkpoint of a workdir; None for the newest.
-        shards: prepared folder to take the preparation of a workdir from instead; and the tokenizer, where
-            the run kept none.
+        shards: prepared folder that the model is to be used on. A workdir which kept no copy of its
+            preparation (and tokenizer) takes it from there; else its volumes must be of the same kind.
+        other_grid: go on where they are not, and prepare scans as they are: for learning how a model does
+            on a grid that it was not trained for.
         batch_size: volumes for each call of the model; fewer are filled up to it. None for 1 on a CPU, 4 on
             an accelerator. Vectors do not depend on it beyond 1e-6 in float32.
         dtype: "float32" or "bfloat16" to compute in instead of what the model was trained in.
@@ -65,7 +68,8 @@ def load(
     Raises:
         FileNotFoundError: no model there; the hub does not have it or is out of reach; or neither shards nor
             tokenizer can be found.
-        ValueError: the weights do not fit the config beside them; an unknown dtype.
+        ValueError: the weights do not fit the config beside them; `shards` of another shape, spacing, crop or
+            modality than the training's; an unknown dtype.
     """
     import jax
 
@@ -77,13 +81,13 @@ def load(
         batch_size = 1 if jax.default_backend() == "cpu" else 4
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
-    folder = _find(source)
+    folder = find_model(source)
     if is_export(folder):
         if step is not None or shards is not None:
             raise ValueError(f"{folder} is an exported model: step and shards are for workdirs only")
         trained = _read_exported(folder, dtype)
     else:
-        trained = _read_workdir(folder, step, shards, dtype)
+        trained = _read_workdir(folder, step, shards, other_grid, dtype)
     return Model(
         trained.objective,
         trained.spec,
@@ -97,8 +101,15 @@ def load(
     )
 
 
-def _find(source: str | os.PathLike) -> Path:
-    """The folder that is meant, fetched from the hub where it is an id."""
+def find_model(source: str | os.PathLike) -> Path:
+    """The folder of a model, fetched from the hub where it is an id.
+
+    Args:
+        source: as for `load`.
+
+    Raises:
+        FileNotFoundError: as `load`.
+    """
     from medclip_jax.interop.folder import TOKENIZER_FILES
     from medclip_jax.interop.hub import locate
 
@@ -106,8 +117,8 @@ def _find(source: str | os.PathLike) -> Path:
         folder = locate(source, more=TOKENIZER_FILES)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no model there: {error}. Models are workdirs of `medclip train` and folders that `medclip "
-            "export` wrote"
+            f"no model there: {error}. Models are the --workdir of a `medclip train` run, and folders that "
+            "`medclip export` wrote"
         ) from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -144,7 +155,11 @@ def _read_exported(folder: Path, dtype: str | None) -> _Trained:
 
 
 def _read_workdir(
-    workdir: Path, step: int | None, shards: str | os.PathLike | None, dtype: str | None
+    workdir: Path,
+    step: int | None,
+    shards: str | os.PathLike | None,
+    other_grid: bool,
+    dtype: str | None,
 ) -> _Trained:
     from ml_collections import ConfigDict
 
@@ -154,7 +169,7 @@ def _read_workdir(
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
     config = ConfigDict(complete(read_json(workdir / "config.json")))
-    info = _preparation(workdir, config, shards)
+    info = _preparation(workdir, config, shards, other_grid)
     # The run's own copies first: what they were copied from may have moved, or changed.
     kept = workdir / TOKENIZER
     folder = kept if kept.is_dir() else config.data.tokenizer or info.tokenizer
@@ -183,12 +198,12 @@ def _restored(workdir: Path, step: int | None, config: ConfigDict, spec: DataSpe
     from medclip_jax.training.checkpoints import restore_weights
     from medclip_jax.training.state import combine, flatten, merge, split, unflatten
 
+    found = flatten(restore_weights(workdir, ema=True, step=step))
     # Shapes only: drawing numbers that are overwritten at once takes seconds and as much memory again.
     graphdef, *shapes = split(
         nnx.eval_shape(lambda: objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
     )
     expected = flatten(combine(*shapes))
-    found = flatten(restore_weights(workdir, ema=True, step=step))
     wrong = [f"{n!r} is missing there" for n in expected if n not in found]
     wrong += [f"{n!r} is unknown here" for n in found if n not in expected]
     wrong += [
@@ -206,13 +221,23 @@ def _restored(workdir: Path, step: int | None, config: ConfigDict, spec: DataSpe
     return merge(graphdef, unflatten({name: jax.device_put(found.pop(name)) for name in list(found)}))
 
 
-def _preparation(workdir: Path, config: Any, shards: str | os.PathLike | None) -> PreparedInfo:
+def _preparation(
+    workdir: Path, config: Any, shards: str | os.PathLike | None, other_grid: bool
+) -> PreparedInfo:
+    from medclip_jax.shards.grid import refuse_other_kind, volume_kind
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
 
-    if shards is not None:
-        return open_shards(shards)
-    if (workdir / SETTINGS_FILE).is_file():
-        return open_shards(workdir)
+    kept = open_shards(workdir) if (workdir / SETTINGS_FILE).is_file() else None
+    given = open_shards(shards) if shards is not None else None
+    if kept is None and given is not None:
+        return given
+    if kept is not None:
+        if given is None:
+            return kept
+        if other_grid:
+            return replace(kept, shape=given.shape, spacing=given.spacing, settings=given.settings)
+        refuse_other_kind(volume_kind(kept), volume_kind(given), f"the volumes in {shards}")
+        return kept
     if not config.data.shards or not Path(config.data.shards).is_dir():
         raise FileNotFoundError(
             f"the shards of this run, {config.data.shards!r}, are not there, and {workdir} holds no copy of "

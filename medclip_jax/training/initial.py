@@ -62,6 +62,32 @@ def load_initial_weights(config: Any, weights: Tree) -> Tree:
     return combine(weights, unflatten({k: v.astype(own[k].dtype) for k, v in loaded.items()}))
 
 
+def log_other_kind(workdir: str, shards: str) -> None:
+    """Warn where the weights come from volumes of another kind. Stages may differ so, but not unknowingly.
+
+    Args:
+        workdir: `config.initial_weights.workdir`.
+        shards: `config.data.shards` of the run that begins.
+    """
+    from medclip_jax.interop.exported_config import read_json
+    from medclip_jax.interop.folder import is_export
+    from medclip_jax.interop.hub import locate
+    from medclip_jax.shards.grid import differences, volume_kind
+    from medclip_jax.shards.read import SETTINGS_FILE, open_shards
+
+    folder = locate(workdir)
+    if is_export(folder):
+        config = read_json(folder / "config.json")
+        trained = {name: tuple(config["data"][name]) for name in ("shape", "spacing")}
+        trained |= {name: config[name] for name in ("crop", "modality")}
+    elif (folder / SETTINGS_FILE).is_file():
+        trained = volume_kind(open_shards(folder))
+    else:
+        return
+    for line in differences(trained, volume_kind(open_shards(shards))):
+        logging.warning("the initial weights come from volumes of another kind: here %s", line)
+
+
 def _read(config: Any, where: str) -> dict[str, np.ndarray]:
     """What `config.include` picks, by "path/to/parameter"."""
     from medclip_jax.interop.folder import is_export, read_folder

@@ -20,7 +20,7 @@ from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from, saved_run
 from medclip_jax.training.data import Data, check_identity, check_vocabulary
 from medclip_jax.training.distributed import Processes
-from medclip_jax.training.initial import load_initial_weights
+from medclip_jax.training.initial import load_initial_weights, log_other_kind
 from medclip_jax.training.lock import is_locked
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
@@ -230,6 +230,7 @@ def _with_weights(
     before = flatten(weights)
     if beginning is Beginning.WEIGHTS:
         weights = load_initial_weights(config.initial_weights, weights)
+        log_other_kind(config.initial_weights.workdir, config.data.shards)
     settled = {name for name, value in flatten(weights).items() if value is not before[name]}
     _check_statistics(settled, statistics, config.initial_weights.workdir)
     check_vocabulary(config, data, settled, before)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -68,3 +69,59 @@ def test_a_mistake_is_found_before_a_model_is_built(tiny_run, capsys, monkeypatc
     monkeypatch.setattr(objectives, "create", lambda *_, **__: pytest.fail("a model was built"))
     assert main(["evaluate", "--workdir", str(tiny_run / "workdir"), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.fixture(scope="module")
+def coarser(tmp_path_factory):
+    """Shards of the shape of the tiny run's and of another spacing."""
+    from medclip_jax.shards.record import Schema
+    from medclip_jax.shards.write import write_shards
+    from tests.tiny_run import FINDINGS, SHAPE, made_records
+
+    folder = tmp_path_factory.mktemp("coarser") / "shards"
+    schema = Schema(SHAPE, (10.0, 6.0, 6.0), FINDINGS, (), ("cac_grade",))
+    write_shards(folder, schema, {"test": list(made_records(6, 3))})
+    return folder
+
+
+def test_another_grid_than_the_training_is_refused(tiny_run, coarser, capsys):
+    arguments = ["evaluate", "--workdir", str(tiny_run / "workdir"), "--shards", str(coarser)]
+    arguments += ["--evaluators", "retrieval"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "spacing 10 x 6 x 6 mm instead of 8 x 6 x 6 mm" in message
+    assert "--shape 8 16 16 --spacing 8 6 6, or score" in message
+    assert main([*arguments, "--other-grid"]) == 0
+
+
+def test_a_run_whose_shards_were_prepared_anew(tiny_run, coarser, tmp_path, capsys):
+    workdir = shutil.copytree(tiny_run / "workdir", tmp_path / "workdir")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["shards"] = str(coarser)
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", "--workdir", str(workdir)]) == 2
+    assert "not of the kind that the model was trained on" in capsys.readouterr().err
+
+
+def test_a_mistyped_workdir(tiny_run, capsys):
+    assert main(["evaluate", "--workdir", str(tiny_run / "workdr")]) == 2
+    assert f"did you mean {tiny_run / 'workdir'}?" in capsys.readouterr().err
+
+
+def test_an_exported_model_is_scored_on_its_own_grid(tiny_run, coarser, tmp_path, capsys):
+    import medclip_jax
+    from medclip_jax.interop.folder import write_folder
+
+    out = write_folder(medclip_jax.load(tiny_run / "workdir", progress=False), tmp_path / "out")
+    arguments = [
+        "evaluate",
+        "--workdir",
+        str(out),
+        "--evaluators",
+        "retrieval",
+        "--set",
+        "retrieval.subset=0",
+    ]
+    assert main([*arguments, "--shards", str(tiny_run / "shards")]) == 0
+    assert main([*arguments, "--shards", str(coarser)]) == 2
+    assert "spacing 10 x 6 x 6 mm instead of" in capsys.readouterr().err
