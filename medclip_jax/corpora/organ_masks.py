@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system in use."""
+
 ClassCache = dict[str, Mapping[int, str]]
 """Class maps that were read before, by what the table's cell says."""
 
@@ -46,8 +49,11 @@ def find_masks(
 
     Raises:
         MaskError: no such file, an empty folder, or no class map.
+        OSError: the file or folder cannot be looked at.
     """
     path = root / organs
+    if len(path.name.encode()) > _LONGEST_NAME:
+        raise MaskError("organs", "organs-not-found", "this is no path; correct it, or leave the cell empty")
     if path.is_dir():
         masks = {
             re.sub(r"\.nii(\.gz)?$", "", mask.name): mask

@@ -13,7 +13,7 @@ _WHOLE_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 12
 _SAMPLES = 16
 
-_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def is_missing(path: Path) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import write_rejected
 from medclip_jax.shards.retry import read_commits, reopen
 from medclip_jax.shards.scan import NOTED, REJECTED
-from medclip_jax.shards.work import ATTEMPT, Rejections, available_cores, cut_off, make_shards
+from medclip_jax.shards.work import ATTEMPT, READER_DIED, Rejections, available_cores, cut_off, make_shards
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,13 @@ class Job:
             write_plan(out, self.plan)
             kept = {name: commit for name, commit in commits.items() if name not in todo}
             self.options.say(f"{len(todo)} of {len(commits)} shards of '{out}' are made again")
-            made = self.run(kept)
+            died = {
+                entry["row"]
+                for name in todo
+                for entry in commits[name].entries
+                if entry["class"] == REJECTED and entry["reason"] == READER_DIED
+            }
+            made = self.run(kept, died)
             if all(
                 (made[name].entries, made[name].fingerprint)
                 == (commits[name].entries, commits[name].fingerprint)
@@ -170,15 +176,18 @@ class Job:
             reopen(info, commits, list(kept))
             return assemble(out, self.plan, [made[name] for name in self.plan.shards])[0]
 
-    def run(self, done: Mapping[str, Commit]) -> dict[str, Commit]:
-        """Finish every own shard that is not among `done`, and list privately what was rejected."""
+    def run(self, done: Mapping[str, Commit], died: Set[int] = frozenset()) -> dict[str, Commit]:
+        """Finish every own shard that is not among `done`, and list privately what was rejected.
+
+        Rows in `died` have killed their reader before.
+        """
         options, part = self.options, self.options.part
         examined = list(self.own.values())
         rejections = Rejections(
             options.max_rejected, sum(len(found.shard.items) for found in examined), sample=part is not None
         )
         try:
-            return self._run(examined, done, rejections)
+            return self._run(examined, done, rejections, died)
         finally:
             items = (item for found in examined for item in found.shard.items)
             known = {(*item.rejection, item.row) for item in items if item.rejection is not None}
@@ -194,7 +203,11 @@ class Job:
                 )
 
     def _run(
-        self, examined: Sequence[Examined], done: Mapping[str, Commit], rejections: Rejections
+        self,
+        examined: Sequence[Examined],
+        done: Mapping[str, Commit],
+        rejections: Rejections,
+        died: Set[int],
     ) -> dict[str, Commit]:
         options, part = self.options, self.options.part
         folder = options.out / PARTS_FOLDER
@@ -204,7 +217,7 @@ class Job:
         known.add(*((*item.rejection, item.row) for item in items if item.rejection is not None))
         todo = [found for found in examined if found.shard.name not in done]
         sweep(folder, (found.shard.name for found in todo))
-        suspects = cut_off(folder, (item for found in todo for item in found.shard.items))
+        suspects = died | cut_off(folder, (item for found in todo for item in found.shard.items))
         if suspects:
             options.say(
                 f"{name_rows(suspects)} of the input: an earlier run was killed while it read them. Each "
@@ -238,6 +251,6 @@ class Job:
                 made = make_shards_on_ray(todo, self.plan.settings, folder, options.workers, observe)
             else:
                 workers = options.workers or available_cores()
-                made = make_shards(todo, self.plan.settings, folder, workers, observe)
+                made = make_shards(todo, self.plan.settings, folder, workers, observe, suspects)
             with contextlib.closing(made):
                 return {**done, **{commit.name: commit for commit in made}}

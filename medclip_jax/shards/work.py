@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from medclip_jax.shards.commit import Commit, Entry, make_shard
@@ -22,6 +22,9 @@ ATTEMPT = "attempt-"
 
 _MOST_ATTEMPTS = 4
 
+READER_DIED = "reader-died"
+"""Code of a study whose file kills the process that reads it."""
+
 CHANCE = 4.0
 """Standard deviations that a part, a random sample, may lie above the limit of the whole."""
 
@@ -32,6 +35,7 @@ def make_shards(
     folder: Path,
     workers: int,
     observe: Callable[[Entry], None],
+    suspects: Set[int] = frozenset(),
 ) -> Iterator[Commit]:
     """Make and commit shards one after the other, their studies in parallel.
 
@@ -41,9 +45,9 @@ def make_shards(
         folder: of unfinished shards.
         workers: processes.
         observe: sees every line of the manifest.
+        suspects: rows that may kill their reader, and are read in a process of their own.
     """
     items = [item for examined in todo for item in examined.shard.items]
-    suspects = cut_off(folder, items)
     outcomes = map_in_order(
         functools.partial(attempt, settings=settings, folder=folder),
         items,
@@ -127,7 +131,7 @@ def reader_died(item: Item) -> Outcome:
             "patient": item.patient_hash,
             "split": item.split,
             "class": REJECTED,
-            "reason": "reader-died",
+            "reason": READER_DIED,
             "message": "The process that read this file was killed, by a crash of the decoder or for want of "
             "memory: prepare with fewer --workers or more memory, or convert the file again.",
         }
