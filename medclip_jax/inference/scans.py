@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from medclip_jax.corpora.folder import COLUMNS
 from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes.dicom_files import walk
@@ -22,9 +24,7 @@ from medclip_jax.volumes.dicom_survey import (
     survey_folder,
     take_one_of_each_study,
 )
-
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""What a search takes for a scan, besides folders that hold DICOM files."""
+from medclip_jax.volumes.formats import SUFFIXES
 
 _MANY = 2000
 """Files from which on headers are read by several processes."""
@@ -119,7 +119,7 @@ class _Search:
             found = self._below(argument)
             if not found:
                 raise FileNotFoundError(
-                    f"{_text(argument)} holds no scan: no {', '.join(IMAGE_SUFFIXES)} and no DICOM files in "
+                    f"{_text(argument)} holds no scan: no {', '.join(SUFFIXES)} and no DICOM files in "
                     "it or in the folders below"
                 )
             return found
@@ -138,12 +138,14 @@ class _Search:
         tasks = []
         for place, _, names in walk(folder, lambda error: closed.append(os.fspath(error.filename))):
             visible = [name for name in names if not name.startswith(".")]
-            images = [name for name in visible if name.lower().endswith(IMAGE_SUFFIXES)]
+            images = [name for name in visible if name.lower().endswith(SUFFIXES)]
             places[place] = [_entry(os.path.join(place, name)) for name in images]
-            others = [name for name in visible if name not in images]
-            tasks.append((place, others))
-        workers = self.workers if sum(len(names) for _, names in tasks) > _MANY else 1
-        surveys = list(map_in_order(survey_folder, tasks, workers, _died))
+            tasks.append((place, [name for name in visible if not name.lower().endswith(SUFFIXES)]))
+        is_large = sum(len(names) for _, names in tasks) > _MANY
+        found = map_in_order(survey_folder, tasks, self.workers if is_large else 1, _died)
+        surveys = list(
+            tqdm(found, desc="headers", unit="folder", total=len(tasks), disable=not is_large, leave=False)
+        )
         for survey in surveys:
             self.left_out += survey.others
         series = join_folders(surveys)

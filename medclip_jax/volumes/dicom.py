@@ -28,11 +28,15 @@ from medclip_jax.volumes.dicom_files import (
 )
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, read_file
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM, Stack
+from medclip_jax.volumes.formats import explain_folder
 from medclip_jax.volumes.scan import Scan
 from medclip_jax.volumes.volume import VolumeRejected
 
 _PADDING_HU = -32768
 """Stands for declared padding until `fill_padding` counts it and writes air."""
+
+_SEAM_HU = 400
+"""No neighbors in a body differ by so much in their median, and a wrong intercept is off by about 1000."""
 
 
 def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
@@ -47,7 +51,10 @@ def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
         OSError: the folder cannot be opened.
     """
     with silenced():
-        stack, notes = choose(_headers(source), wanted)
+        files = _headers(source)
+        if not files and isinstance(source, Path):
+            raise explain_folder(source)
+        stack, notes = choose(files, wanted)
         return _assemble(stack, notes)
 
 
@@ -93,10 +100,11 @@ def _headers(source: Path | Sequence[Path]) -> list[DicomFile]:
     if failed:
         # The errors' own texts would quote paths.
         reason = Counter(os.strerror(error.errno or 0) for error in failed).most_common(1)[0][0]
+        several = f"{len(failed)} files or subfolders" if len(failed) > 1 else "One file or subfolder"
         raise VolumeRejected(
             "unreadable",
-            f"{len(failed)} files or subfolders cannot be opened ({reason}), and slices may lie there: mend "
-            "the permissions, or the disk, and read again.",
+            f"{several} cannot be opened ({reason}), and slices may lie there: mend the permissions, or the "
+            "disk, and read again.",
         )
     return found
 
@@ -178,6 +186,7 @@ def _planes(
     kept: list[Slice] = []
     duplicates = 0
     decoded: dict[Path, np.ndarray] = {}
+    rescale = None
     along = stack.along
     for place in np.argsort(along, kind="stable"):
         item = stack.slices[place]
@@ -195,9 +204,23 @@ def _planes(
                 )
             duplicates += 1
             continue
+        if planes and item.modality == "CT" and rescales[place] != rescale:
+            _check_seam(planes[-1], plane)
         planes.append(plane)
         kept.append(item)
+        rescale = rescales[place]
     return planes, kept, duplicates
+
+
+def _check_seam(below: Real[np.ndarray, "H W"], above: Real[np.ndarray, "H W"]) -> None:
+    """Refuse neighbors of different rescale whose values jump: one of the two is not what its values need."""
+    jump = abs(float(np.median(above[::4, ::4])) - float(np.median(below[::4, ::4])))
+    if jump > _SEAM_HU:
+        raise VolumeRejected(
+            "mixed-rescale",
+            f"Slices with another RescaleSlope or RescaleIntercept lie {jump:.0f} HU off their neighbors: "
+            "export the series again.",
+        )
 
 
 def _even_grid(

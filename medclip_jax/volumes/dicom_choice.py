@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from medclip_jax.volumes.dicom_files import how_to_convert, name_syntax
@@ -57,11 +57,13 @@ class Series:
         files: those that have slices.
         refused: those of the same series that look like slices and cannot be used.
         others: those of the series that never were slices of a scan, such as a scout or a screenshot.
+        study: digest of the StudyInstanceUID, where the series UID alone does not tell the series.
     """
 
     files: tuple[DicomFile, ...]
     refused: tuple[DicomFile, ...] = ()
     others: tuple[DicomFile, ...] = ()
+    study: str = ""
 
     @property
     def first(self) -> DicomFile:
@@ -71,7 +73,7 @@ class Series:
     @property
     def key(self) -> str:
         """A short name of its own that says nothing about the patient."""
-        return digest(f"{self.first.patient} {self.first.uid}")
+        return digest(f"{self.first.patient} {self.first.uid} {self.study}".strip())
 
     @property
     def slices(self) -> list[Slice]:
@@ -101,7 +103,10 @@ class Wanted:
 
 
 def group_series(files: Iterable[DicomFile]) -> list[Series]:
-    """Files by patient and SeriesInstanceUID. An empty patient id goes with the only other one."""
+    """Files by patient and SeriesInstanceUID. An empty patient id goes with the only other one.
+
+    Where de-identification gave several examinations one series UID, they are told apart by StudyInstanceUID.
+    """
     by_uid = defaultdict(list)
     for file in files:
         by_uid[file.uid].append(file)
@@ -111,8 +116,17 @@ def group_series(files: Iterable[DicomFile]) -> list[Series]:
         by_patient = defaultdict(list)
         for file in same_uid:
             by_patient[file.patient if len(patients) > 1 else ""].append(file)
-        found += [_series(members) for members in by_patient.values()]
+        found += [series for members in by_patient.values() for series in _by_study(members)]
     return found
+
+
+def _by_study(members: Sequence[DicomFile]) -> list[Series]:
+    by_study = defaultdict(list)
+    for file in members:
+        by_study[file.study].append(file)
+    if len(by_study) == 1 or 2 * len(by_study) > len(members):  # a study UID for each file tells nothing
+        return [_series(members)]
+    return [replace(_series(some), study=study) for study, some in by_study.items()]
 
 
 def _series(members: Sequence[DicomFile]) -> Series:
@@ -308,8 +322,8 @@ def _check_owners(candidates: Sequence[tuple[Stack, Series]], files: Sequence[Di
     if len(studies) > 1:
         raise VolumeRejected(
             "several-studies",
-            f"The folder holds {len(studies)} examinations of one patient: name the series in the table's "
-            "column `series` (`medclip index` writes such a table), or give each its own folder.",
+            f"The folder holds {len(studies)} examinations (StudyInstanceUID): name the series in the "
+            "table's column `series` (`medclip index` writes such a table), or give each its own folder.",
         )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from medclip_jax.volumes.volume import VolumeRejected
 
-READ = ".nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, DICOM"
-"""What is read."""
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of files that are read; DICOM files have any."""
 
 _ARCHIVE = "a compressed file or archive: unpack it ({tool}) and give what is in it"
 _PICTURE = "a picture, without Hounsfield units and spacing: export the scan itself as DICOM or NIfTI"
@@ -85,8 +85,25 @@ def explain(file: Path) -> VolumeRejected:
     what = next((text for endings, text in _BY_NAME.items() if name.endswith(endings)), None)
     what = what or next((text for magic, text in _BY_START.items() if start.startswith(magic)), None)
     if what is None:
-        what = _TEXT if _is_text(start) else f"of no kind that is read ({READ}): convert it to NIfTI"
+        kinds = ", ".join(SUFFIXES)
+        what = _TEXT if _is_text(start) else f"of no kind that is read ({kinds}, DICOM): convert it to NIfTI"
     return VolumeRejected("unsupported-format", f"The file is {what}.")
+
+
+def explain_folder(folder: Path) -> VolumeRejected:
+    """Why a folder without DICOM files is no scan: what it holds instead."""
+    names = [path.name.lower() for path in folder.rglob("*") if path.is_file()]
+    scans = [name for name in names if name.endswith(SUFFIXES)]
+    if scans:
+        ending = next(suffix for suffix in reversed(SUFFIXES) if scans[0].endswith(suffix))
+        what = f"no DICOM file, but {len(scans)} such as *{ending}: give the file itself, not its folder"
+    elif names:
+        archives = sum(name.endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")) for name in names)
+        what = f"no DICOM file among its {len(names)} files: "
+        what += "unpack the archive in it" if archives else "point to the folder with the series"
+    else:
+        what = "no file: check the path, and that the series was copied"
+    return VolumeRejected("no-dicom-images", f"The folder holds {what}.")
 
 
 def _is_text(start: bytes) -> bool:

@@ -392,6 +392,37 @@ class TestTrueReasons:
         assert text in str(error)
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([], "no file: check the path"),
+        (["a.txt"], "no DICOM file among its 1 files: point to"),
+        (["a.nii.gz", "b.nii.gz", "c.txt"], "2 such as *.nii.gz: give the file itself"),
+        (["series.zip"], "unpack the archive"),
+    ],
+)
+def test_folders_of_other_kinds(tmp_path, names, text):
+    for name in names:
+        (tmp_path / name).write_bytes(b"words")
+    error = rejected(tmp_path)
+    assert error.code == "no-dicom-images"
+    assert text in str(error)
+
+
+@pytest.mark.parametrize("place", [5, 11])
+def test_a_wrong_intercept_in_one_slice(tmp_path, voxels, place):
+    edit = put(RescaleIntercept=lambda n: 0 if n == place else -1024)
+    error = rejected(write(tmp_path, voxels, edit))
+    assert error.code == "mixed-rescale"
+    assert "off their neighbors" in str(error)
+
+
+def test_examinations_under_one_series_uid(tmp_path, voxels):
+    for n in range(2):
+        write(tmp_path, voxels + n, put(StudyInstanceUID=f"1.{n}"), prefix=f"p{n}")
+    assert rejected(tmp_path).code == "several-studies"
+
+
 def test_deflated_data_end_where_the_header_says(tmp_path, voxels):
     """A small file must not fill the memory: 48 MB of zeros behind the pixels are not inflated."""
     write(tmp_path, voxels)
