@@ -31,6 +31,8 @@ _COMPATIBILITY = re.compile("[\ufb00-\ufb06\uff01-\uff5e]")
 _LEADER = re.compile(r"(?<![._…])(?:\.{4,}+|_{4,}+|…{2,}+)[ \t]*+(?=[A-Za-z])")
 # Two columns: "Heart", a tab or several spaces, "Normal".
 _COLUMN = re.compile(r"^([A-Za-z][A-Za-z /,]{2,40}?)(?:\t+| {4,})(?=\S[^\t\n]*$)", re.MULTILINE)
+# "Effusion: no", two spaces or a tab, "Nodule: yes".
+_NEXT_COLUMN = re.compile(r"(: ?(?:none|no|nil|yes|present|absent))(?: {2,}|\t)(?=[A-Z])", re.IGNORECASE)
 _LOST_APOSTROPHE = re.compile("(?<=n)\ufffd(?=t\\b)|(?<=\\w)\ufffd(?=s\\b)")
 
 
@@ -50,6 +52,8 @@ def clean_text(text: str) -> str:
     text = _COMPATIBILITY.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _LOST_APOSTROPHE.sub("'", text).replace("\ufffd", " ")
     text = _WRITTEN_BREAK.sub("\n", text).replace("\\t", "\t")
+    text = text.replace("…", "...")
+    text = _NEXT_COLUMN.sub("\\1\n", text)
     text = _COLUMN.sub(r"\1: ", _LEADER.sub(": ", _INVISIBLE.sub("", text)))
     return join_wrapped_lines(_SPACE.sub(" ", text))
 
@@ -170,6 +174,7 @@ _CONTRACTIONS = tuple(
         (r"\bcan'?t\b|\bcan not\b", "cannot"),
         (r"\bwon'?t\b(?! to)", "will not"),
         (r"\bw/o\b", "without"),
+        (r"\bwnl\b", "within normal limits"),
         (r"\b(is|are|was|were|do|does|did|has|have|had|could|would|should)n'?t\b", r"\1 not"),
         (r"\b(there|it|heart|lung)'s\b", r"\1 is"),
     )

@@ -212,7 +212,7 @@ class Sentence:
         for cue in self._by_kind.get("except", ()):
             if cue.start < end:
                 continue
-            between = self.text[end : cue.start]
+            between = self.text[end : cue.start].rstrip(" ,")
             if len(between) > _NEAR or re.search(r",|\b(?:or|and|nor)\b", between):
                 break
             stop = self._stops[_ENDS].next(cue.end, len(self.text))
@@ -261,6 +261,7 @@ _FINITE = re.compile(
     r"|found|present"
     r"|visuali)|shows?\b|demonstrates?\b|reveals?\b|contains?\b|has\b|have\b|measures?\b)"
 )
+_PLURAL = re.compile(r"[^sui]s$")
 _PLACE = re.compile(r"\b(?:in|at|on) (?:the|both)\b")
 _ABSENCE = re.compile(r"\bin the absence of [^,.;]{1,40}?(?P<end> (?=an? )|,)")
 
@@ -304,7 +305,15 @@ def _with_new_statements(text: str, cues: list[_Cue]) -> list[_Cue]:
             continue
         if not closed and _LIST.search(text, denial.end, stop):
             continue
-        own_predicate = tail is not None and tail.kind == "predicate" and _PLACE.search(text, comma.end, stop)
+        # "No nodes, cardiomegaly is noted": the predicate is not that of the plural before it.
+        own_predicate = (
+            tail is not None
+            and tail.kind == "predicate"
+            and (
+                _PLACE.search(text, comma.end, stop)
+                or (text.startswith(("is ", "was "), stop) and _PLURAL.search(text[: comma.start].rstrip()))
+            )
+        )
         if (tail is None or own_predicate) and not _ADJECTIVE.search(text[denial.end : comma.start].rstrip()):
             added.append(_Cue("terminator", comma.start, comma.end))
     added += [_Cue("terminator", match.start("end"), match.end("end")) for match in _ABSENCE.finditer(text)]

@@ -10,7 +10,7 @@ BE = r"(?:is|are|was|were|be|been|being|has been|have been)"
 SEEN = (
     r"(?:observed|detected|seen|noted|identified|found|present|visuali[sz]ed|distinguished|demonstrated|evident"
     r"|encountered|monitored|followed|watched|available|selected|determined|noticed|recogni[sz]ed|appreciated"
-    r"|shown|visible|appreciable)"
+    r"|shown|visible|appreciable|demonstrable|detectable)"
 )
 DEGREE = (
     r"(?:mild|minimal|small|moderate|trace|stable|unchanged|mildly|minimally|moderately|severe|tiny|slight"
@@ -25,11 +25,15 @@ _ADVERBS = r"(?:\w+ly |yet |been |be |so |quite |any )*"
 _CHANGE = r"(?:changes?|differences?|progression|regression|alteration|variation|evolution)"
 _GROWTH = (
     r"(?:increases?|decreases?|growth|reduction|improvement|worsening|enlargement|shrinkage|diminution"
-    r"|expansion|resolution|clearing|clearance|resorption)"
+    r"|expansion|resolution|clearing|clearance|resorption|progression|regression)"
 )
+# "No increase in heart size" denies the finding itself.
 _ORGAN_SIZE = (
-    r"(?:in|of) (?:the )?(?:\w+ ){0,2}?(?:lymph|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
+    r"(?:increase|enlargement)s? (?:in|of) (?:the )?(?:\w+ ){0,2}?"
+    r"(?:lymph node|heart|cardiac|ventric|aort|arter|wall|bronch|calib|dens)"
 )
+_SIDE = r"(?:left|right)(?: side)? ?:"
+_NONE = r"(?:none|no|nil|absent)\b"
 _VANISHED = r"(?:resolved|disappeared|resorbed|cleared|subsided|vanished|gone)"
 _EXCLUDE = r"(?:exclude|excluding|excludes|rule[ -]out|rules out|ruling out|exclusion of)"
 _PRIOR = r"(?:prior|previous|earlier|old|preceding|last|outside|initial)"
@@ -90,9 +94,10 @@ CUES: tuple[tuple[str, str], ...] = (
     (
         "unchanged",
         rf"\b(?:no|not|without|nor) (?:been )?(?:any )?{_EXTENT}{_CHANGE}\b"
-        rf"|\b(?:no|not|without|nor) (?:(?!or\b|and\b)[\w-]+ ){{0,4}}?{_GROWTH} (?!{_ORGAN_SIZE})(?:in"
-        r"|of|to|for|since|from"
-        r"|compared|as)\b"
+        r"|\b(?:no|not|without|n?either|nor|absence of|lack of) (?:(?!or\b|and\b)[\w-]+ ){0,4}?"
+        rf"(?!{_ORGAN_SIZE}){_GROWTH}(?: (?:or|nor|and) {_GROWTH})? (?:in|of|to|for|since|from|compared|as)\b"
+        r"|\bno (?:\w+ )?(?:worsening|progressive|progressing) (?=\w)"
+        r"|\bno longer (?:\w+ly )?(?:increasing|growing|enlarging|progressing|progressive)\b"
         rf"|\bno (?:increase|decrease) in (?:the )?(?:\w+ )?(?:sizes?|numbers?|diameter|dimensions?)\b"
         rf"|\b(?:not|never) {_ADVERBS}(?:changed?|changing|differ\w*|grow(?:n|ing)?|progress(?:ed|ing)?"
         r"|regress(?:ed|ing)?|improv(?:ed?|ing)|worsen(?:ed|ing)?|shr[au]nk|diminish(?:ed)?|evolved?|decreased?"
@@ -113,12 +118,15 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"(?:{_VANISHED}|resolution|disappearance|resorption|clearance|clearing|regression|regressed)\b"
         r"|\b(?:resolved|cleared|disappeared) (?:on|in) the (?P<side>left|right)\b"
         r"(?=[^.;]{0,60}\b(?:on|in) the (?!(?P=side))(?:left|right))"
+        rf"|\b{_SIDE} ?{_NONE}[.,;]? {_SIDE}(?! ?{_NONE})"
+        rf"|\b{_SIDE}(?! ?{_NONE})[\w ]{{1,40}}[.,;]? {_SIDE} ?{_NONE}"
         r"|\b(?:un|non-?)resolv(?:ed|ing)\b|\byet to (?:resolve|clear)\b|\bfail(?:ed|s"
         r"|ure)? to (?:resolve|clear)\b",
     ),
     (
         "uncertain_before",
-        r"\bno\b(?=[^.;,]{1,60}\b(?:can|could|may) be (?:\w+ )?(?:excluded|ruled out)\b)"
+        r"\babsence of\b(?=[^.;]{1,60}\bcannot be (?:confirmed|proven|assured|ensured)\b)"
+        r"|\bno\b(?=[^.;,]{1,60}\b(?:can|could|may) be (?:\w+ )?(?:excluded|ruled out)\b)"
         r"|\b(?:possibl[ey]|probabl[ey]|(?<!not )(?<!un)likely|suspicious (?:for|of)|suspected|suspicion of"
         r"|questionable|may (?:be|represent|belong|suggest|indicate|reflect)|might (?:be|represent|reflect)"
         r"|could (?:be|represent|reflect)|equivocal|concern(?:ing)? for|differential diagnosis|doubtful"
@@ -147,7 +155,7 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"|\b(?:is|are|was|were|has|have|had) (?:since |now |been |also )?(?:\w+ly )?{_VANISHED}\b(?! of)"
         rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci"
         r"|nodul|consol))"
-        rf"|\bwent away\b|\bremoved{_END}"
+        rf"|\b(?:is|are) now absent\b|\bwent away\b|\bremoved{_END}"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
         rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b"
         r"|\bcompletely regressed\b"
@@ -187,7 +195,8 @@ CUES: tuple[tuple[str, str], ...] = (
     ("negated_both", rf"(?<=\w) ?[-/] ?no\b(?=(?: [\w-]+){{1,4}}? (?:is|are|was|were) {SEEN})"),
     (
         "not_assessed",
-        r"\bwould be expected\b|\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated"
+        r"\bwould be expected\b|\b(?:may|might|could|would) (?:\w+ly |later |still )?(?:develop|occur"
+        r"|recur|arise)\b|\b(?:cannot|could not|can not|not|nor) (?:be )?(?:\w+ )?(?:evaluated"
         r"|assessed|assessable|evaluable)\b"
         r"|\b(?:cannot|can not|could not|may not|did not|do not|does not) (?:\w+ )?(?:be )?change\b",
     ),
@@ -223,15 +232,19 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|relatives?|family|familial)(?:'s)?\b"
         r"|\b(?:treated|treatment|therapy|hospitali[sz]ed|admitted) for\b|\b(?:worried|anxious"
         r"|afraid) (?:about|of)\b"
-        r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told|fears"
+        r"|\bpatient (?:\w+ly )?(?:reports?|states?|says|said|claims|believes|recalls|was told"
+        r"|complains of|fears"
         r"|mentions)\b"
         rf"|^(?:on |in |at )?(?:the )?{_PRIOR} (?:\w+ )?{_SCAN}(?: \w+)? ?:"
         r"|^(?:previous|past|former) (?=[\w ]{3,40}\.?$)(?!.*(?:otomy|surg|cabg|operat|stent|valve|fracture))"
-        rf"|^(?:on|in|at) (?:the )?{_PRIOR} (?:\w+ )?{_SCAN}\b|^previously\b(?=[^.;]*\b(?:was|were)\b)",
+        rf"|^(?:on|in|at) (?:the )?{_PRIOR} (?:\w+ )?{_SCAN}\b|^in (?:19|20)\d\d\b"
+        r"|^previously\b(?=[^.;]*\b(?:was|were)\b)",
     ),
     (
         "hypothesis",
-        r"\bif there (?:is|are|was|were)\b|\b(?:to|in order to|please) (?:rule out|exclude|assess for"
+        r"\bif there (?:is|are|was|were)\b|^(?:is|are) there\b(?=[^?]*\? ?$)|\bto (?:evaluate|assess)\b"
+        r"|\bfor (?:the |further )?(?:evaluation|assessment|exclusion) of\b|\b(?:to|in order to"
+        r"|please) (?:rule out|exclude|assess for"
         r"|evaluate for|look for)\b|\bin terms of\b"
         r"|\b(?:evaluat(?:e|ion|ing)|assess(?:ment|ing)?|look(?:ing)?|search(?:ing)?|screen(?:ing)?|check(?:ing)?"
         r"|referred|sent|ask(?:ed|ing)?|referral|request(?:ed)?|concern(?:ed)? clinically) for\b|\br/o\b"

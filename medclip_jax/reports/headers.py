@@ -73,13 +73,13 @@ HEADERS: dict[str, tuple[str, ...]] = {
 """Section name to the usual headers that open it, lower case; `section_of` understands their combinations."""
 
 ADMINISTRATIVE = re.compile(
-    r"(?:electronically |digitally )?(?:dictated|signed|reported|transcribed|read|verified|approved"
-    r"|finali[sz]ed"
-    r"|authenticated|interpreted|reviewed|validated)(?: (?:and|&) \w+)? (?:by|on|at)\b"
-    r"|electronically signed\b"
-    r"|(?:attending|resident|reporting|consultant|referring)? ?(?:physician|radiologist|doctor|resident)s? ?:"
-    r"|(?:accession|mrn|patient (?:name|id)|name|dob|date|cc|typed by|report(?:ed)? date"
-    r"|study date)\b[^:\n]{0,20}:",
+    r"(?:(?:this )?report (?:was |has been )?)?(?:(?:electronically|digitally|finally) )?(?:dictated|signed"
+    r"|reported|transcribed|read|verified|approved|finali[sz]ed|authenticated|interpreted|reviewed|validated)"
+    r"(?: (?:and|&) \w+)? (?:by|on|at)\b|electronically signed\b"
+    r"|(?:attending|resident|reporting|consultant|referring|reading|responsible)(?: physician| radiologist"
+    r"| doctor)?s? ?:|(?:physician|radiologist|doctor|author|signature|signatory)s? ?:"
+    r"|(?:accession|mrn|patient (?:name|id)|name|dob|date|cc|typed by|report(?:ed)? date|study date)\b"
+    r"[^:\n]{0,20}:",
     re.IGNORECASE,
 )
 """How a line opens that names people, numbers and dates, and describes no image."""

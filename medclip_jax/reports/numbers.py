@@ -53,7 +53,8 @@ def _exceeds(value: float, limit: float, before: str) -> bool | None:
 
 
 _RATIO = re.compile(
-    r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b|\bheart occupies\b)(?: \(?ctr\)?)?"
+    r"(?:\bcardio[- ]?thoracic (?:ratio|index)|\b(?:heart|cardiac)[/-]thora\w+ ratio|\bctr\b"
+    r"|\bct ratio\b|\bheart occupies\b)(?: \(?ctr\)?)?"
     r"(?P<between>[^.;\d]{0,40}?)"
     r"(?P<value>[01]?[.,]\d+|\d{2}(?:[.,]\d+)?(?= ?(?:%|percent))|(?<=: )[3-8]\d\b(?! ?[\w.,/]))"
 )

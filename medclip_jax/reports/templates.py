@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from medclip_jax.reports.cleaning import normalize
 from medclip_jax.reports.headers import is_region
-from medclip_jax.reports.sentences import split_sentences
+from medclip_jax.reports.sentences import LONGEST_SENTENCE, split_sentences
 
 _BOX = re.compile(r"\[ ?[xX✓✔*]? ?\]|\( ?[xX✓✔]? ?\)|[☐☑☒□■▢✓✔✗✘]")
 _TICKED = re.compile(r"[xX✓✔*☑☒■]")
@@ -91,12 +91,19 @@ _TAKEN_UP = re.compile(
 )
 
 
+_ONE_SIDE = re.compile(r"[:;,] ?(?:left|right)(?: side)? ?:", re.IGNORECASE)
+_OTHER_SIDE = re.compile(r"(?:left|right)(?: side)? ?:", re.IGNORECASE)
+
+
 def _with_taken_up(sentences: list[str]) -> list[str]:
-    """Join a sentence that only says that the thing before it is gone ("It has resolved.") to that"
-    " sentence."""
+    """Join a sentence that is about the one before it alone: "It has resolved.", "Left: none"."""
     joined: list[str] = []
     for sentence in sentences:
-        if joined and _TAKEN_UP.match(sentence):
+        if not joined or len(joined[-1]) > LONGEST_SENTENCE // 2:
+            joined.append(sentence)
+        elif _OTHER_SIDE.match(sentence) and _ONE_SIDE.search(joined[-1]):
+            joined[-1] = f"{joined[-1].rstrip('.')}, {sentence}"
+        elif _TAKEN_UP.match(sentence):
             joined[-1] = f"{joined[-1].rstrip('.')}, and {sentence[0].lower()}{sentence[1:]}"
         else:
             joined.append(sentence)

@@ -81,7 +81,9 @@ def _effusion_of_other(own: str, other: str) -> str:
 
 _HEART = r"\b(?:heart|cardiac|cardio-?mediastinal(?= silhouette| contour))\b"
 _HEART_LABEL = r"^(?:[\w ,/&]*\b)?(?:heart|cardiac)\b(?! (?:valve|rate))[\w ,/&]{0,40}(?::| -) ?"
-_RATIO = r"(?:\bcardio-?thoracic (?:ratio|index)|\bctr\b|\bct ratio\b)"
+_RATIO = (
+    r"(?:\bcardio[- ]?thoracic (?:ratio|index)|\b(?:heart|cardiac)[/-]thora\w+ ratio|\bctr\b|\bct ratio\b)"
+)
 _PULMONARY_TRUNK = (
     r"(?:\bpulmonary (?:trunk|conus)|\bmain pulmonary artery|\btruncus pulmonalis|\bmpa\b|\bmain pa\b)"
 )

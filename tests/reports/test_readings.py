@@ -86,6 +86,7 @@ REPEATED = (
     "no effusion, ",
     "heart: ",
     "NO PLEURAL\n",
+    "It has resolved. ",
     "approx. ",
     "Comparison: x. ",
     "Signed by: x\n",
