@@ -126,7 +126,7 @@ def _surveys(folders: Sequence[str], out: Path, workers: int, closed: list[str])
     from medclip_jax.corpora.dicom_index import KEYWORDS
     from medclip_jax.shards.pool import map_in_order
     from medclip_jax.volumes.dicom_files import walk
-    from medclip_jax.volumes.dicom_survey import FolderSurvey, survey_folder
+    from medclip_jax.volumes.dicom_survey import FEW_FILES, FolderSurvey, survey_folder
 
     tasks = {}
     for folder in dict.fromkeys(map(os.path.abspath, folders)):
@@ -136,10 +136,11 @@ def _surveys(folders: Sequence[str], out: Path, workers: int, closed: list[str])
     cache = SurveyCache(out.with_suffix(".cache.jsonl"))
     states = {place: folder_state(place, names, KEYWORDS) for place, names in tasks.items()}
     todo = [(place, names) for place, names in tasks.items() if cache.get(place, states[place]) is None]
+    count = sum(len(names) for _, names in todo)
     fresh = map_in_order(
         partial(survey_folder, also=KEYWORDS),
         todo,
-        min(workers, max(1, len(todo))),
+        min(workers, len(todo)) if count > FEW_FILES else 1,
         lambda task: FolderSurvey(task[0], unknown=tuple(task[1])),
     )
     with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc="index", unit="folder") as bar, cache:

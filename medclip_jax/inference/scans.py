@@ -18,6 +18,7 @@ from medclip_jax.corpora.folder import COLUMNS
 from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes.dicom_files import walk
 from medclip_jax.volumes.dicom_survey import (
+    FEW_FILES,
     FolderSurvey,
     FoundSeries,
     join_folders,
@@ -25,9 +26,6 @@ from medclip_jax.volumes.dicom_survey import (
     take_one_of_each_study,
 )
 from medclip_jax.volumes.formats import SUFFIXES
-
-_MANY = 2000
-"""Files from which on headers are read by several processes."""
 
 _CENTER = ("center_x", "center_y", "center_z")
 
@@ -141,7 +139,7 @@ class _Search:
             images = [name for name in visible if name.lower().endswith(SUFFIXES)]
             places[place] = [_entry(os.path.join(place, name)) for name in images]
             tasks.append((place, [name for name in visible if not name.lower().endswith(SUFFIXES)]))
-        is_large = sum(len(names) for _, names in tasks) > _MANY
+        is_large = sum(len(names) for _, names in tasks) > FEW_FILES
         found = map_in_order(survey_folder, tasks, self.workers if is_large else 1, _died)
         surveys = list(
             tqdm(found, desc="headers", unit="folder", total=len(tasks), disable=not is_large, leave=False)

@@ -154,6 +154,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
         raise _nothing([file for item in named for file in (*item.refused, *item.others)])
     stacks = [(stack, item) for item in usable for stack in cut_into_stacks(item.slices)]
     _check_uids(usable, stacks, wanted)
+    lone = [(stack, item) for stack, item in stacks if len(stack.slices) == 1]
     stacks = [(stack, item) for stack, item in stacks if len(stack.slices) > 1]
     if not stacks:
         raise VolumeRejected(
@@ -183,7 +184,9 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
             f"The series shows the same region more than once ({stack.phase} differs: phases, passes or time "
             "points): split them into one folder each.",
         )
-    return stack, notes + _left_out(stack)
+    if len({item.marks["ConvolutionKernel"] for item in stack.slices} - {""}) > 1:
+        notes.append("mixed-kernels")
+    return stack, notes + _left_out(stack, [other.slices[0] for other, item in lone if item is owner])
 
 
 def kernel_class(name: str) -> str | None:
@@ -431,10 +434,13 @@ def prefer(candidates: Sequence[Facts], rule: str) -> int:
     return min(range(len(candidates)), key=rank)
 
 
-def _left_out(stack: Stack) -> list[str]:
-    """Note slices beyond the ends that do not fit the others; refuse where they leave a hole, or are many."""
-    if not stack.deviating:
-        return []
+def _left_out(stack: Stack, lone: Sequence[Slice]) -> list[str]:
+    """Note slices of the series that stand in no stack; refuse where they leave a hole, or many deviate.
+
+    Args:
+        stack: that was chosen.
+        lone: slices of its series that stand alone.
+    """
     along, normal = stack.along, stack.slices[0].normal
     inside = sum(along[0] < item.position @ normal < along[-1] for item in stack.deviating)
     count = len(stack.deviating)
@@ -444,4 +450,5 @@ def _left_out(stack: Stack) -> list[str]:
             f"{count} of {len(stack.slices) + count} slices of the series differ from the others in size, "
             "orientation or pixel spacing: export the series again on one grid.",
         )
-    return [f"slices-left-out:{count}"]
+    total = len({id(item) for item in (*stack.deviating, *lone)})
+    return [f"slices-left-out:{total}"] if total else []

@@ -33,6 +33,13 @@ RECONSTRUCTIONS = (
 )
 """Elements in which pictures of one body and one time differ; each value is a stack of its own."""
 
+TELLING_TYPES = {
+    "ORIGINAL", "DERIVED", "M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "W", "F", "WATER",
+    "FAT", "IP", "OP", "IN_PHASE", "OUT_PHASE", "OPP_PHASE", "ADC", "FA", "TRACEW", "MIP", "MINIP", "MPR",
+    "PROJECTION IMAGE", "REFORMATTED", "AVERAGE", "MONOENERGETIC", "DET_A", "DET_B",
+}  # fmt: skip
+"""Parts of ImageType that tell pictures of one place apart; others are the makers' own remarks."""
+
 ACQUISITIONS = ("AcquisitionNumber", "FrameAcquisitionNumber")
 """Elements that count passes over the body, such as one before and one after contrast."""
 
@@ -315,6 +322,10 @@ def _slices(path: Path, header: pydicom.Dataset, known: Mapping[str, object]) ->
         if known["modality"] == "CT" and marks["RescaleType"].upper() not in _HU_TYPES:
             return "not-hounsfield"
         directions = np.asarray(group.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        position = np.asarray(group.ImagePositionPatient, dtype=float).reshape(3)
+        spacing = tuple(float(x) for x in group.PixelSpacing)
+        if not (np.isfinite(position).all() and np.isfinite(directions).all() and np.isfinite(spacing).all()):
+            return "damaged-dicom"
         slices.append(
             Slice(
                 path=path,
@@ -323,10 +334,10 @@ def _slices(path: Path, header: pydicom.Dataset, known: Mapping[str, object]) ->
                 modality=known["modality"],
                 number=_whole(header.get("InstanceNumber")),
                 location=_number(group.get("SliceLocation")),
-                position=np.asarray(group.ImagePositionPatient, dtype=float).reshape(3),
+                position=position,
                 rows=directions[0],
                 columns=directions[1],
-                pixel_spacing=tuple(float(x) for x in group.PixelSpacing),
+                pixel_spacing=spacing,
                 shape=(int(header.Rows), int(header.Columns)),
                 slope=_number(group.get("RescaleSlope")),
                 intercept=_number(group.get("RescaleIntercept")),

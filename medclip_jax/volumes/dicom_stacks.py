@@ -10,7 +10,7 @@ from itertools import combinations, pairwise
 import numpy as np
 from jaxtyping import Float
 
-from medclip_jax.volumes.dicom_headers import ACQUISITIONS, RECONSTRUCTIONS, TIMES, Slice
+from medclip_jax.volumes.dicom_headers import ACQUISITIONS, RECONSTRUCTIONS, TELLING_TYPES, TIMES, Slice
 from medclip_jax.volumes.volume import VolumeRejected
 
 DRIFT_MM = 0.5
@@ -156,11 +156,13 @@ def _cut(slices: list[Slice], name: str, *, alternating: bool) -> list[list[Slic
     values = [item.marks.get(name, "") for item in slices]
     if len({value for value in values if value}) < 2:
         return [slices]
+    along = _along(slices)
+    shared = bool((np.diff(along) < SAME_POSITION_MM).any())
+    if name == "ImageType" and not shared:
+        values = [_telling(value) for value in values]
     groups = defaultdict(list)
     for item, value in zip(slices, values, strict=True):
         groups[value].append(item)
-    along = _along(slices)
-    shared = bool((np.diff(along) < SAME_POSITION_MM).any())
     if not shared:
         runs = 1 + sum(before != after for before, after in pairwise(values))
         if not alternating or runs == len(groups):
@@ -168,6 +170,11 @@ def _cut(slices: list[Slice], name: str, *, alternating: bool) -> list[list[Slic
     elif not any(_is_shared(one, other) for one, other in combinations(groups.values(), 2)):
         return [slices]
     return list(groups.values())
+
+
+def _telling(image_type: str) -> str:
+    """The parts of an ImageType that name another picture of the same place; makers add what they like."""
+    return "\\".join(sorted(TELLING_TYPES.intersection(image_type.split("\\"))))
 
 
 def _is_shared(one: Sequence[Slice], other: Sequence[Slice]) -> bool:

@@ -29,6 +29,9 @@ from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, read_file
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM
 from medclip_jax.volumes.volume import VolumeRejected
 
+FEW_FILES = 2000
+"""So many headers are read by one process before others would have started."""
+
 _FEW = 2
 """Files of a series that may be pages of text, and no scan with something wrong."""
 

@@ -195,6 +195,20 @@ class TestMixtures:
     def test_table_positions_of_a_sequential_scan_are_one(self, tmp_path, voxels, count):
         assert_read(write(tmp_path, voxels, put(AcquisitionNumber=count)), voxels)
 
+    def test_kernels_in_blocks_are_noted(self, tmp_path, voxels):
+        write(tmp_path, voxels, put(ConvolutionKernel=lambda n: "B30f" if n < 6 else "B70f"))
+        assert_read(tmp_path, voxels, "mixed-kernels")
+
+    def test_remarks_of_makers_in_the_image_type_cut_nothing(self, tmp_path, voxels):
+        remark = lambda n: ["ORIGINAL", "PRIMARY", "AXIAL", *["CT_SOM5 SPI"] * (n % 2)]  # noqa: E731
+        assert_read(write(tmp_path, voxels, put(ImageType=remark)), voxels)
+
+    def test_bolus_tracking_within_the_series(self, tmp_path, voxels):
+        write(tmp_path, voxels, put(AcquisitionNumber=1))
+        track = put(AcquisitionNumber=lambda n: 2 + n, ImagePositionPatient=[-30, -40, 103])
+        write(tmp_path, voxels[:3] + 50, track, prefix="track")
+        assert_read(tmp_path, voxels, "slices-left-out:3")
+
     def test_echoes(self, tmp_path, voxels):
         bright = np.abs(voxels)
         for n in (1, 2):
@@ -325,6 +339,10 @@ class TestTrueReasons:
         assert error.code == "series-uid-per-slice"
         assert "12 slices" in str(error)
         assert_read(tmp_path, voxels, series="4")
+
+    def test_a_position_that_is_no_number(self, tmp_path, voxels):
+        place = lambda n: [-30, -40, 3 * n if n != 4 else "NaN"]  # noqa: E731
+        assert rejected(write(tmp_path, voxels, put(ImagePositionPatient=place))).code == "damaged-dicom"
 
     @pytest.mark.parametrize("place", [[0, 0, 0], [-30, -40, 7]])
     def test_one_position_for_all(self, tmp_path, voxels, place):
