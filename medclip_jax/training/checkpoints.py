@@ -42,6 +42,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
+        check_path(workdir)
         self.folder = Path(workdir).absolute() / FOLDER
         self._asynchronous = asynchronous
         self._writing: int | None = None
@@ -189,6 +190,23 @@ class Checkpoints:
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error
 
 
+def check_path(workdir: str | Path) -> None:
+    """See that the libraries that read and write checkpoints can do so in a folder.
+
+    TensorStore turns a backslash into a slash, and Orbax takes a path for a pattern where it puts together
+    what it wrote: the checkpoint would be empty.
+
+    Raises:
+        CheckpointError: the path has a character that they take for something else.
+    """
+    unfit = sorted(set(str(Path(workdir).absolute())) & set("\\*?[]"))
+    if unfit:
+        raise CheckpointError(
+            f"no checkpoint can be written or read in {workdir}: its path has {' '.join(unfit)} in it. Rename "
+            "the folder, or give another --workdir"
+        )
+
+
 def restore_from(path: str | Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """A state from anywhere, read only: the newest readable of another workdir, or a given checkpoint.
 
@@ -205,6 +223,7 @@ def restore_from(path: str | Path, target: TrainState) -> tuple[TrainState, dict
         FileNotFoundError: no checkpoint there.
         CheckpointError: none can be read.
     """
+    check_path(path)
     path = Path(path).absolute()
     if path.name.isdigit() and path.parent.name == FOLDER:
         folder, steps = path.parent, [int(path.name)] if path.is_dir() else []
@@ -363,6 +382,7 @@ def restore_weights(
         CheckpointError: none of its checkpoints can be read.
         ValueError: a regex matches nothing.
     """
+    check_path(workdir)
     folder = Path(workdir).absolute() / FOLDER
     if latest_step(workdir) is None:
         raise FileNotFoundError(

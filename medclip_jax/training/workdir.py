@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medclip_jax.training.checkpoints import saved_run
+from medclip_jax.training.checkpoints import check_path, saved_run
 from medclip_jax.training.config import complete, to_json
 from medclip_jax.training.durable import replace_durably, write_durably
 
@@ -34,9 +34,13 @@ class Workdir:
 
     Args:
         path: created where it does not exist.
+
+    Raises:
+        CheckpointError: no checkpoint could be written there.
     """
 
     def __init__(self, path: str | os.PathLike):
+        check_path(path)
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
 

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from medclip_jax.training.checksums import CheckpointError
 from medclip_jax.training.config import base_config, to_json
 from medclip_jax.training.workdir import Workdir
 
@@ -68,6 +69,13 @@ def test_a_run_of_an_earlier_version_resumes_unless_a_new_key_is_used(tmp_path):
     config.optimizer.accumulate = 2
     with pytest.raises(ValueError, match=r"config\.optimizer\.accumulate: 1 there, 2 now"):
         workdir.check_config(config, resuming=True)
+
+
+@pytest.mark.parametrize("name", ["run\\1", "[old]", "run*", "run?"])
+def test_a_name_in_which_no_checkpoint_can_be_written_is_refused_at_once(tmp_path, name):
+    with pytest.raises(CheckpointError, match="Rename the folder, or give another --workdir"):
+        Workdir(tmp_path / name / "run")
+    assert not (tmp_path / name).exists()
 
 
 JUNK = (b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b'{"steps": 3, "objective": 4}')
