@@ -202,8 +202,8 @@ def check_path(workdir: str | Path) -> None:
     unfit = sorted(set(str(Path(workdir).absolute())) & set("\\*?[]"))
     if unfit:
         raise CheckpointError(
-            f"no checkpoint can be written or read in {workdir}: its path has {' '.join(unfit)} in it. Rename "
-            "the folder, or give another --workdir"
+            f"no checkpoint can be written or read in {workdir}: its path has {' '.join(unfit)} in it. "
+            "Rename the folder, or give another --workdir"
         )
 
 

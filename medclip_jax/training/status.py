@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from medclip_jax.training.checkpoints import FOLDER
 from medclip_jax.training.goodput import BEAT_SECONDS, BUCKETS, goodput, read_heartbeat
+from medclip_jax.training.workdir import read_metrics
 
 SILENCE_SECONDS = 6 * BEAT_SECONDS
 """After so long without a heartbeat, a run that did not say goodbye counts as killed."""
@@ -98,7 +98,7 @@ def read_status(workdir: str | Path, *, now: float | None = None) -> RunStatus:
     metrics, config = workdir / "metrics.jsonl", workdir / "config.json"
     if beat is None and not metrics.exists() and not config.exists():
         raise FileNotFoundError(f"no run in {workdir}: give the --workdir of `medclip train`")
-    records = _records(metrics)
+    records = [{"step": step, **numbers} for step, numbers, _ in read_metrics(metrics)]
     trained = [record for record in records if "loss" in record]
     evaluated = [record for record in records if _EVALUATED in record]
     saved, damaged = _checkpoints(workdir / FOLDER)
@@ -126,22 +126,10 @@ def read_status(workdir: str | Path, *, now: float | None = None) -> RunStatus:
     )
 
 
-def _records(file: Path) -> list[dict[str, float]]:
-    """Lines of `metrics.jsonl`; null, which stands for what is no number, becomes NaN."""
-    records = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # being written
-        records.append({name: math.nan if value is None else value for name, value in record.items()})
-    return records
-
-
 def _steps(config: Path) -> int:
     try:
         return int(json.loads(config.read_text())["steps"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 

@@ -21,6 +21,7 @@ MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan
               "distributed", "initial_weights", "data.workers", "data.prefetch", "data.shards")  # fmt: skip
 """What a resumed run may set anew. A longer run stretches its learning rate schedule from there on."""
 
+CONFIG = "config.json"
 PREPARATION = "prepare.json"
 TOKENIZER = "tokenizer"
 TEXT_ENCODER = "text_encoder"
@@ -47,7 +48,7 @@ class Workdir:
     @property
     def config_file(self) -> Path:
         """The resolved config as JSON."""
-        return self.path / "config.json"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> Path:
@@ -64,7 +65,7 @@ class Workdir:
         Raises:
             ValueError: resuming with other values for keys outside of `MAY_CHANGE`; lists them.
         """
-        before = self._saved_config() if resuming else None
+        before = saved_config(self.path) if resuming else None
         if before is None:
             return
         changed = differences(before, to_json(config))
@@ -75,21 +76,6 @@ class Workdir:
                 "Set these back to resume it, or give a new --workdir (with "
                 f"config.initial_weights.workdir={str(self.path)!r} to start from its weights)"
             )
-
-    def _saved_config(self) -> dict[str, Any] | None:
-        """The config of the run, from its own file or else from its newest checkpoint; None without both."""
-        if not self.config_file.exists():
-            return None
-        try:
-            saved = json.loads(self.config_file.read_text())
-            saved["steps"]  # each has them
-            return complete(saved)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            logging.warning(
-                "%s is damaged (%s): the config in the newest checkpoint counts", self.config_file, error
-            )
-        saved = saved_run(self.path)
-        return complete(saved["config"]) if saved else None
 
     def write_config(self, config: ConfigDict) -> None:
         """Write `config.json`, whole or not at all."""
@@ -120,7 +106,7 @@ class Workdir:
     def metrics_at(self, step: int) -> dict[str, float]:
         """The numbers logged for a step, {} where there are none."""
         found: dict[str, float] = {}
-        for number, numbers, _ in self._lines():
+        for number, numbers, _ in read_metrics(self.metrics_file):
             if number == step:
                 found |= numbers
         return found
@@ -128,33 +114,51 @@ class Workdir:
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that will be run again, so that each step stands there once."""
         if self.metrics_file.exists():
-            write_durably(
-                self.metrics_file, "".join(line + "\n" for number, _, line in self._lines() if number <= step)
-            )
+            kept = [line for number, _, line in read_metrics(self.metrics_file) if number <= step]
+            write_durably(self.metrics_file, "".join(line + "\n" for line in kept))
 
-    def _lines(self) -> Iterator[tuple[int, dict[str, Any], str]]:
-        """Step, numbers and text of each line that is whole; of others, once, a warning."""
+
+def saved_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
+    """The config of a run, with defaults for what it lacks; None where there is none that can be read.
+
+    Where `config.json` is damaged, the newest checkpoint tells it.
+    """
+    file = Path(workdir) / CONFIG
+    try:
+        saved = json.loads(file.read_text())
+        saved["steps"]  # each has them
+        return complete(saved)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        logging.warning("%s is damaged (%s): the config in the newest checkpoint counts", file, error)
+    run = saved_run(workdir)
+    return complete(run["config"]) if run else None
+
+
+def read_metrics(file: Path) -> Iterator[tuple[int, dict[str, float], str]]:
+    """Step, numbers and text of each line of a `metrics.jsonl` that is whole; of others, a warning."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logging.warning("%s cannot be read: %s", file, error)
+        return
+    skipped = 0
+    for line in lines:
         try:
-            lines = self.metrics_file.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            logging.warning("%s cannot be read: %s", self.metrics_file, error)
-            return
-        skipped = 0
-        for line in lines:
-            try:
-                numbers = json.loads(line)
-                step = numbers.pop("step")
-                values = {str(name): math.nan if v is None else float(v) for name, v in numbers.items()}
-                if not isinstance(step, int):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError, AttributeError):
-                skipped += 1
-                continue
-            yield step, values, line
-        if skipped > 1:  # one is what a kill leaves
-            logging.warning("%s: %d lines are damaged and left out", self.metrics_file, skipped)
+            numbers = json.loads(line)
+            step = numbers.pop("step")
+            values = {str(name): math.nan if v is None else float(v) for name, v in numbers.items()}
+            if not isinstance(step, int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            skipped += 1
+            continue
+        yield step, values, line
+    if skipped > 1:  # one is what a kill leaves
+        logging.warning("%s: %d lines are damaged and left out", file, skipped)
 
 
 def _copy(source: Path, target: Path) -> None:
