@@ -20,7 +20,8 @@ Turn scans and reports into shards for training: read, check, crop, resample, co
 
 Run the same command again after any interruption: it goes on where it stopped. Every input ends as
 accepted, accepted-with-note or rejected-with-reason in OUT/manifest.jsonl; names, ids and paths never
-enter the shards, the manifest or the log."""
+enter the shards or the manifest. The exit status is 1 where something could not be read that another run
+may read (permissions, disk, memory): the same command tries it again."""
 
 EPILOG = """\
 examples:

@@ -195,18 +195,19 @@ def _prepare(
 
 def _say_what_is_left_out(settings: PrepareSettings, studies: Sequence[Study], say) -> None:
     people = len({study.patient_id for study in studies})
-    if settings.tokenizer == "train" and people < settings.vocabulary_patients:
+    least = settings.vocabulary_patients
+    if settings.tokenizer == "train" and people < least:
         say(
-            f"the studies are of {people} patients: the tokenizer learns no word of their reports, because a "
-            f"name could be among the words that fewer than {settings.vocabulary_patients} patients share; "
-            "it spells them. --vocabulary-patients 1 learns them all, --tokenizer FOLDER takes a ready one"
+            f"the studies are of fewer than {least} patients: the tokenizer learns no word of their reports, "
+            "because it could be a name, and spells them. --vocabulary-patients 1 learns them all, "
+            "--tokenizer FOLDER takes a ready one"
         )
     if settings.unknown_masks:
         names = unknown_masks(studies)
         shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
         say(
-            f"{len(names)} masks are left out, because their names are not known as organs: {shown}. Take "
-            "those that you want with --organs; what is named there is written into the set"
+            f"masks that are left out, because their names are not known as organs ({len(names)}): "
+            f"{shown}. Take those that you want with --organs; what is named there is written into the set"
         )
 
 

@@ -92,13 +92,16 @@ def test_the_mr_stops_a_careful_run(folder, capsys):
     assert "not-hounsfield (1, row 5): Values between" in error
 
 
-def test_a_scan_among_the_masks_is_rejected_by_name(folder, real_data, capsys):
+def test_a_scan_among_the_masks_is_left_out_or_rejected_by_name(folder, real_data, capsys):
     masks = folder / "masks"
     shutil.copy(real_data / "chest_contrast_masks/ct_cropped.nii.gz", masks)
-    strict = prepare(folder)
-    strict[strict.index("--out") + 1] = str(folder / "strange")
+    strict = [*prepare(folder), "--limit", "1", "--tokenizer", "none"]
     try:
-        assert main([*strict, "--limit", "1"]) == 2
+        strict[strict.index("--out") + 1] = str(folder / "strange")
+        assert main(strict) == 0
+        assert "names are not known as organs (1): 'ct_cropped'" in capsys.readouterr().err
+        strict[strict.index("--out") + 1] = str(folder / "stranger")
+        assert main([*strict, "--organs", "heart,ct_cropped"]) == 2
     finally:
         (masks / "ct_cropped.nii.gz").unlink()
     assert "organs-not-labels (1, row 1): The mask of 'ct_cropped'" in capsys.readouterr().err
