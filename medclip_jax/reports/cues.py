@@ -69,6 +69,7 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|\b(?:no|without) (?:doubt|question)\b|\bnot (?:be )?(?:given|administered|used)\b"
         r"|\bnot (?:in|un)(?:significant|substantial|considerable|common|remarkable|important)\b"
         r"|\bnot (?:negligible|without|absent|trivial)\b|\bno longer than\b"
+        r"|\bno more than (?:an? )?(?=trace|minimal|small|tiny|mild|moderate)"
         r"|\bif (?:any|present|at all)\b"
         # "... has increased, the left has resolved" says nothing of the first.
         r"|(?:,|;|\band|\bbut) (?:the )?(?:left|right)(?:-sided)?(?: one| side)? (?:has|have|is"
@@ -155,6 +156,8 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"|\b(?:is|are|was|were|has|have|had) (?:since |now |been |also )?(?:\w+ly )?{_VANISHED}\b(?! of)"
         rf"|\b(?:now|since|completely|totally|fully|entirely) {_VANISHED}\b(?! \w+ (?:effusion|opaci"
         r"|nodul|consol))"
+        r"|\bthere (?:is|are) none\b"
+        rf"|\bbut (?:(?:is|are|was|were) )?not (?:confirmed|verified|{SEEN[3:-1]})\b(?! (?:in|on|at)\b)"
         rf"|\b(?:is|are) now absent\b|\bwent away\b|\bremoved{_END}"
         r"|\b(?:complete|total|full) (?:regression|resolution|resorption|clearing)\b(?! of)"
         rf"|\b(?:resolved|disappeared|cleared|resorbed){_END}|\bregressed completely\b"
@@ -211,7 +214,8 @@ CUES: tuple[tuple[str, str], ...] = (
         rf"\b(?:{BE} |do |does |did )?(?:not|never|no longer) (?:\w+ )?(?:\w+ly )?(?:{BE} )?{SEEN}\b"
         rf"|\b(?:cannot|could not) be {SEEN}\b|\b(?:is|are|was|were|has been|have been) (?:excluded"
         r"|ruled out)\b"
-        r"|\b(?:is|are|was|were) (?:absent|negative(?! for))\b|\b(?:not|no longer) exists?\b"
+        rf"|\bnowhere {SEEN}\b"
+        r"|\b(?:is|are|was|were) (?:absent|denied|negative(?! for))\b|\b(?:not|no longer) exists?\b"
         r"|\babsent\b(?= ?(?:[.,;)]|$|(?:bilaterally|in|on|at|from|today|now|and|or|throughout)\b))",
     ),
     (
@@ -222,7 +226,8 @@ CUES: tuple[tuple[str, str], ...] = (
         r"|ing)?(?: of)?\b"
         r"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate|identify)\b|\bruled out\b|\bexcludes\b|\brules out\b"
         r"|\bcannot\b|\bnil\b|\bzero\b|\brather than\b|\binstead of\b|\bas opposed to\b|\bnothing\b"
-        r"|\bnever\b",
+        r"|\bnever\b|\bnowhere\b"
+        r"|\bnon-?visuali[sz]ation of\b",
     ),
     (
         "history",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from medclip_jax.reports.context import Assertion, Sentence
+from medclip_jax.reports.context import Assertion, Judgement, Sentence
 from medclip_jax.reports.numbers import READERS
 from medclip_jax.reports.sections import cut_sections
 from medclip_jax.reports.templates import split_statements
@@ -43,6 +43,7 @@ __all__ = [
 
 UNCERTAIN_MEANINGS = {"present": 1, "absent": -1, "unknown": 0}
 """How a finding is counted whose only mentions are uncertain."""
+_LEAVES_BEHIND = frozenset({"status post", "s/p"})
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class _Rules:
     labeled: re.Pattern | None
     labeled_normal: re.Pattern | None
     numbers: tuple[str, ...]
+    lasting: bool
 
 
 @lru_cache(maxsize=256)
@@ -154,6 +156,7 @@ def _compile(finding: Finding) -> _Rules:
         labeled=either(finding.labeled),
         labeled_normal=either(finding.labeled_normal),
         numbers=finding.numbers,
+        lasting=finding.lasting,
     )
 
 
@@ -252,7 +255,15 @@ def _mentions(sentence: Sentence, topic: str, rules: _Rules) -> list[Evidence]:
         if any(start < stop and begin < end for begin, stop in blocked):
             return
         judgement = sentence.judge(start, end)
-        if deniable or judgement.assertion is not Assertion.NEGATED:
+        if rules.lasting and judgement.trigger in _LEAVES_BEHIND:
+            judgement = Judgement(Assertion.AFFIRMED, judgement.trigger)
+        within = any(
+            one.start <= start
+            and end <= one.start + len(one.mention)
+            and one.assertion is judgement.assertion
+            for one in found
+        )
+        if not within and (deniable or judgement.assertion is not Assertion.NEGATED):
             found.append(_evidence(text, start, end, judgement.assertion, judgement.trigger))
 
     def add_normal(start: int, end: int) -> None:

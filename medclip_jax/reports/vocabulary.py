@@ -23,6 +23,7 @@ class Finding:
         implied: pairs as in `together` whose presence proves the finding but whose denial says nothing of it.
         normal: statements of normality; a match means absent unless it is itself negated.
         excluded: wordings that contain a mention but mean something else ("subcutaneous emphysema").
+        lasting: "status post" leaves it in the body.
         labeled: as `patterns`, over "label: value" of a structured report ("heart: mildly enlarged").
         labeled_normal: as `normal`, likewise.
         numbers: keys of `medclip_jax.reports.numbers.READERS`, whose numbers decide the finding.
@@ -35,6 +36,7 @@ class Finding:
     implied: tuple[tuple[str, str], ...] = ()
     normal: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    lasting: bool = False
     labeled: tuple[str, ...] = ()
     labeled_normal: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
@@ -99,7 +101,10 @@ _ALL = (
         "coronary_stenosis",
         "coronary stenosis",
         together=((r"\b(?:stenos[ei]s|stenotic|stenosed|narrow(?:ed|ing)|occlu(?:sion|ded))\b", _CORONARY),),
-        normal=(rf"{_CORONARY}(?:[^.;]{{0,40}}\b(?:is|are)|:) (?:patent|normal|unremarkable|open)",),
+        normal=(
+            rf"{_CORONARY}(?: arter\w+)?(?:[^.;]{{0,40}}\b(?:is|are)|:)? (?:\w+ly )?"
+            r"(?:patent|normal|unremarkable|open)\b",
+        ),
         numbers=("cad_rads", "stenosis_percent"),
     ),
     Finding(
@@ -135,12 +140,14 @@ _ALL = (
             rf"{_RATIO}[^.;]{{0,60}}?\bincreas\w*",
             rf"\bincreas\w*[^.;]{{0,30}}{_RATIO}",
             r"\b(?:enlarge|increase|global dilatation)\w*[^.;,]{0,20} (?:of|in) (?:the )?(?:heart|cardiac)\b",
-            r"\benlarged (?:heart|cardiac)\b",
+            r"\b(?:enlarged|large) (?:heart|cardiac)\b",
+            rf"{_HEART} (?:is |appears |looks )?(?:\w+ly )?(?:large|big|bulky)\b",
         ),
         normal=(
             rf"{_HEART}[^.;]{{0,40}}\bsize[^.;]{{0,40}}?\b{_NORMAL}",
             rf"{_HEART}(?:,? \w+){{0,4}} (?:is|are|was|were) {_NORMAL}",
-            rf"{_HEART} (?:is |was |has |shows )?(?:of |in |an? )*{_NORMAL} (?:\w+ )?(?:size|dimension"
+            rf"{_HEART} (?:\w+ ){{0,2}}?(?:is |are |was |has |shows )?(?:of |in "
+            rf"|an? )*{_NORMAL} (?:\w+ )?(?:size|dimension"
             r"|contour)",
             rf"{_RATIO}[^.;]{{0,30}}\b{_NORMAL}",
             r"\b(?:normal|unremarkable|non-?enlarged) (?:\w+ )?(?:heart|cardiac)\b",
@@ -237,7 +244,8 @@ _ALL = (
             r"\bclips?\b|\bmetallic\b",
             r"\b(?:picc|aicd|ppm|lvad|iabp|ett|ngt|hardware|screws?|coils?)\b",
         ),
-        excluded=(r"\bdr\.? \w+",),
+        excluded=(r"\bdr\.? \w+", r"\btube (?:current|voltage)\b", r"\bfallopian tubes?\b"),
+        lasting=True,
     ),
     Finding(
         "arterial_wall_calcification",
@@ -255,9 +263,11 @@ _ALL = (
         patterns=(
             r"\b(?:lymph)?adenopath\w*",
             r"\b(?:laps?|lan)\b",
+            r"\blymph nodes? (?:is|are) not (?:\w+ly )?enlarged\b",
             r"\blymph nodes?\b(?! ?:)",
             r"\blymphadenomegal\w*",
         ),
+        normal=(r"\blymph nodes? (?:is|are) (?:normal|unremarkable)\b",),
         labeled=(r"^[\w ,/&]*\blymph nodes?\b[\w ,/&]{0,30}: .{0,60}?\b(?:enlarged|prominent|nodes?|mm)\b",),
         labeled_normal=(
             r"^[\w ,/&]*\blymph nodes?\b[\w ,/&]{0,30}: (?:normal|unremarkable|negative|none)\b",
