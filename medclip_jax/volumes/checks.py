@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Int16, Real
+from jaxtyping import Int16, Real
+from scipy import ndimage
 
+from medclip_jax.volumes.histogram import Histogram
+from medclip_jax.volumes.hounsfield import PADDING_BELOW_HU, find_other_scale, has_soft_tissue, judge, reject
 from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
 
-PADDING_BELOW_HU = -1400
-"""No tissue, noise or ringing reaches this: lower values mark voxels outside the scanner's field of view."""
-
-AIR_RANGE_HU = (-1100, -850)
-"""Where the first percentile of a CT with air around or inside the patient must lie."""
-
-_SAMPLE = 1_000_000
-"""Voxels looked at for percentiles; a regular lattice of this many estimates them to well under 1 HU."""
-
-_OFFSETS = (1024, 1000, 8192)
-"""Rescale intercepts in use, without their sign: what a second or a forgotten application is off by."""
+_BEYOND_METAL_HU = 31_000
+"""No scanner writes more, not even on an extended scale."""
 
 
 def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np.ndarray, "D H W"], dict]:
@@ -35,7 +29,8 @@ def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeRejected(
             "not-finite",
-            "Voxels are NaN or infinite: find out why, then write -1024 there (air) and export again.",
+            "Voxels are NaN or infinite: find out why, then write "
+            f"{'-1024 (air)' if modality == 'CT' else 'the background value'} there and export again.",
         )
     provenance = {}
     if modality == "MR" and values.dtype.kind == "f" and (high > 32767 or low < -32768 or high - low < 256):
@@ -51,6 +46,47 @@ def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np
     if values.dtype.kind == "f":
         values = np.rint(values)
     return values.astype(np.int16), provenance
+
+
+def fill_missing(
+    values: Real[np.ndarray, "D H W"], modality: str
+) -> tuple[Real[np.ndarray, "D H W"], tuple[str, ...]]:
+    """Replace NaN outside the field of view by air, in MR by the lowest value; the note says how much.
+
+    Resampling tools write NaN where they had no data: such regions reach the border. NaN inside the volume
+    is damage, which `to_int16` refuses.
+    """
+    if values.dtype.kind != "f" or not np.isnan(values.min()):
+        return values, ()
+    missing = np.isnan(values)
+    regions, count = ndimage.label(missing)
+    borders = [regions.take(end, axis) for axis in range(3) for end in (0, -1)]
+    outside = np.zeros(count + 1, bool)
+    outside[np.unique(np.concatenate([border.ravel() for border in borders]))] = True
+    if not outside[1:].all() or missing.all():
+        return values, ()
+    fill = AIR_HU if modality == "CT" else values[~missing].min()
+    return np.where(missing, values.dtype.type(fill), values), (f"no-data:{100 * missing.mean():.1f}%",)
+
+
+def unwrap(values: Real[np.ndarray, "D H W"]) -> tuple[Real[np.ndarray, "D H W"], tuple[str, ...]]:
+    """Undo 16 or 32 bits that ran over, where that makes a CT of the values; the note says so.
+
+    Negative values read as unsigned appear 2^16 (or 2^32) too high; padding that lost too much, near 32767.
+    """
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize < 2 or not values.max() > _BEYOND_METAL_HU:
+        return values, ()
+    if values.max() > 2.0**17 and values.dtype == np.float32:
+        return values, ()  # too few digits are left of such numbers
+    beyond = values > _BEYOND_METAL_HU
+    if beyond.mean() < 0.005:  # neither air nor padding
+        return values, ()
+    modulus = 2.0**32 if values.max() > 2.0**31 else 2.0**16
+    wrapped = np.where(beyond, values.astype(np.float64) - modulus, values).astype(np.float32)
+    verdict = judge(Histogram.of(wrapped))
+    if verdict is None or not verdict.air:
+        return values, ()
+    return wrapped, ("wrapped-integers",)
 
 
 def fill_padding(voxels: Int16[np.ndarray, "D H W"]) -> tuple[Int16[np.ndarray, "D H W"], tuple[str, ...]]:
@@ -91,13 +127,13 @@ def resolve_rescale(
         return (slope, intercept), ()
     if version == "v2":
         return (1.0, 0.0), ("table-rescale-not-applied",)
-    sample = _sample(raw)
-    applied = sample * slope + intercept
-    for test in (_is_ct, _has_soft_tissue):  # first with air, then without (a crop inside the body)
-        if test(sample) != test(applied):
-            if test(applied):
-                return (slope, intercept), ()
-            return (1.0, 0.0), ("table-rescale-not-applied",)
+    # First with air, then without (a crop inside the body), then what `check_hu` can say most about.
+    histograms = [Histogram.of(raw, *mapping) for mapping in ((1.0, 0.0), (slope, intercept))]
+    readings = [judge(histogram) for histogram in histograms]
+    soft = [has_soft_tissue(h.between(PADDING_BELOW_HU, 32767)) for h in histograms]
+    for accepted in ([v is not None and v.air for v in readings], [v is not None for v in readings], soft):
+        if accepted[0] != accepted[1]:
+            return ((slope, intercept), ()) if accepted[1] else ((1.0, 0.0), ("table-rescale-not-applied",))
     raise VolumeRejected(
         "ambiguous-rescale",
         f"Neither the values as stored nor slope {slope:g}, intercept {intercept:g} applied to them look "
@@ -135,76 +171,16 @@ def check_hu(volume: Volume, *, modality: str = "CT") -> tuple[str, ...]:
     notes = [f"empty-slices:{flat_slices}"] if flat_slices else []
     if modality != "CT":
         return tuple(notes)
-    sample = _sample(voxels)
-    if not _is_ct(sample):
-        _reject_shifted(sample)
-        notes += _doubts(sample)
-    inside = sample[sample >= PADDING_BELOW_HU]
-    if _share(inside, -950, -600) < 0.05:
+    histogram = Histogram.of(voxels)
+    verdict = judge(histogram)
+    if verdict is None:
+        raise reject(histogram)
+    if not verdict.air and (rejection := find_other_scale(histogram)) is not None:
+        raise rejection  # without air, values on another scale may look like HU
+    notes += verdict.notes
+    inside = histogram.between(PADDING_BELOW_HU, 32767)
+    if inside.share(-950, -600) < 0.05:
         notes.append("little-lung")
-    if _share(inside, 0, 0) > 0.1:
+    if inside.share(0, 0) > 0.1:
         notes.append("zero-filled-region")
     return tuple(notes)
-
-
-def _reject_shifted(sample: Float32[np.ndarray, " N"]) -> None:
-    for offset in _OFFSETS:
-        if _is_ct(sample + offset):
-            raise VolumeRejected(
-                "double-rescale",
-                f"Values are about {offset} too low: the intercept was applied twice. Files that are in HU "
-                "already (CT-RATE v2) need no table: leave out the slope and intercept.",
-            )
-        if _is_ct(sample - offset):
-            raise VolumeRejected(
-                "missing-rescale",
-                f"Values are about {offset} too high for HU: give the table's slope and intercept, "
-                f"rescale=(1, {-offset}). "
-                'If this is an MR scan, say modality="MR".',
-            )
-
-
-def _doubts(sample: Float32[np.ndarray, " N"]) -> list[str]:
-    """What is unusual about soft tissue without air in its range; refused when it is not HU at all."""
-    inside = sample[sample >= PADDING_BELOW_HU]
-    first = np.percentile(inside, 1) if inside.size else np.nan
-    if _has_soft_tissue(sample):
-        if first < AIR_RANGE_HU[0]:
-            return ["air-below-range"]
-        if first <= -200:
-            return ["little-air"]
-        if _share(inside, -150, -30) >= 0.01:
-            return ["no-air"]
-    raise VolumeRejected(
-        "not-hounsfield",
-        f"Values between {sample.min():.0f} and {sample.max():.0f}, first percentile {first:.0f}, are no HU: "
-        'air must lie near -1000, soft tissue at 0 to 60. Is this MR (say modality="MR"), was it scaled to '
-        "[0, 1] or windowed (export the original), or does it need a slope and intercept?",
-    )
-
-
-def _sample(values: Real[np.ndarray, "D H W"]) -> Float32[np.ndarray, " N"]:
-    step = max(1, int(np.ceil((values.size / _SAMPLE) ** (1 / 3))))
-    # Thin axes keep their samples: the step is shared by the axes that have room for it.
-    lattice = values[tuple(slice(None, None, min(step, max(1, n // 8))) for n in values.shape)]
-    return lattice.astype(np.float32).ravel()
-
-
-def _share(sample: Float32[np.ndarray, " N"], low: float, high: float) -> float:
-    return float(((sample >= low) & (sample <= high)).mean()) if sample.size else 0.0
-
-
-def _has_soft_tissue(sample: Float32[np.ndarray, " N"]) -> bool:
-    """Fat, muscle and blood: a fair share of the body, and a visible one of all that is no padding."""
-    inside = sample[sample >= PADDING_BELOW_HU]
-    if inside.size < 0.05 * sample.size:
-        return False
-    return _share(inside, -150, 150) >= 0.03 and _share(inside[inside > -500], -150, 150) >= 0.4
-
-
-def _is_ct(sample: Float32[np.ndarray, " N"]) -> bool:
-    """Soft tissue, and air where air belongs."""
-    if not _has_soft_tissue(sample):
-        return False
-    first = np.percentile(sample[sample >= PADDING_BELOW_HU], 1)
-    return bool(AIR_RANGE_HU[0] <= first <= AIR_RANGE_HU[1])

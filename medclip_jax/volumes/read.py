@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer, Real
 
-from medclip_jax.volumes.checks import check_hu, fill_padding, resolve_rescale, to_int16
+from medclip_jax.volumes.checks import check_hu, fill_missing, fill_padding, resolve_rescale, to_int16, unwrap
 from medclip_jax.volumes.dicom import read_dicom
 from medclip_jax.volumes.dicom_choice import Wanted
 from medclip_jax.volumes.dicom_files import is_dicom
@@ -114,6 +114,11 @@ def to_volume(
         provenance["rescale"] = (slope, intercept)
         if (slope, intercept) != (1.0, 0.0):
             voxels = voxels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    voxels, more = fill_missing(voxels, modality)
+    notes += more
+    if modality == "CT":
+        voxels, more = unwrap(voxels)
+        notes += more
     voxels, scaled = to_int16(voxels, modality)
     volume = Volume(voxels, spacing_read, affine, provenance | scaled)
     notes += check_hu(volume, modality=modality)
@@ -140,7 +145,7 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
         VolumeRejected: the file cannot be read, or its values are no labels: fractions, or
             numbers below 0 ("not-labels").
     """
-    voxels, affine, _, _ = _place(_read(Path(path), Wanted()), None)
+    voxels, affine, _, _ = _place(_read(Path(path), Wanted(), labels=True), None)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
         if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
@@ -165,7 +170,7 @@ def _axes(affine: Float[np.ndarray, "4 4"]) -> str:
     return "".join(letters[row][int(columns[row, axis] > 0)] for axis, row in enumerate(largest))
 
 
-def _read(path: Path | list[Path], wanted: Wanted) -> Scan:
+def _read(path: Path | list[Path], wanted: Wanted, *, labels: bool = False) -> Scan:
     try:
         if isinstance(path, list):
             return read_dicom(path, wanted)
@@ -178,10 +183,10 @@ def _read(path: Path | list[Path], wanted: Wanted) -> Scan:
             return read_dicom(path, wanted)
         if path.stat().st_size == 0:
             raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
-        if name.endswith((".nii", ".nii.gz")):
-            return read_nifti(path)
+        if name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")):
+            return read_nifti(path, labels=labels)
         if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
-            return read_itk(path)
+            return read_itk(path, labels=labels)
         if not is_dicom(path):
             raise explain(path)
         return read_dicom(path, wanted)

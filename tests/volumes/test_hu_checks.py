@@ -1,5 +1,7 @@
 """Is it HU? Rescale applied twice, forgotten, or to the wrong files; padding; emptiness; modality."""
 
+import re
+
 import numpy as np
 import pytest
 from made_scans import RAS, SPACING, chest, write_nifti
@@ -36,11 +38,28 @@ def test_rescale_applied_twice(intercept):
     assert "twice" in str(error)
 
 
-@pytest.mark.parametrize("offset", [1024, 1000, 8192])
+@pytest.mark.parametrize("offset", [1024, 1000, 8192, 500])
 def test_rescale_forgotten(offset):
+    """The number told is the file's own: 1000 and 1024 are 24 HU apart."""
     error = rejected(check_hu, volume_of(chest().astype(int) + offset))
     assert error.code == "missing-rescale"
-    assert f"about {8192 if offset == 8192 else 1024} too high" in str(error)
+    found = int(re.search(r"about (\d+) too high", str(error))[1])
+    assert abs(found - offset) <= 4
+    advised = re.findall(r"rescale_intercept (-\d+)", str(error))
+    assert advised == ([f"-{offset}"] if offset != 500 else [])
+
+
+def test_two_intercepts_that_both_fit_are_both_named():
+    """Air cut off at the lowest value says nothing; fat and muscle alone do not tell 1000 from 1024."""
+    voxels = chest().astype(int)
+    error = rejected(check_hu, volume_of(np.where(voxels < -900, -1024, voxels + 12) + 1000))
+    assert "-1000 and -1024 both fit" in str(error)
+
+
+def test_a_table_that_is_24_off_is_noted(tmp_path):
+    path = write_nifti(tmp_path / "a.nii", (chest().astype(int) + 1000).astype(np.int16))
+    assert read_volume(path, rescale=(1, -1024)).notes == ("hu-offset:-24",)
+    assert read_volume(path, rescale=(1, -1000)).notes == ()
 
 
 @pytest.mark.parametrize("rescale", [(1.0, -8192.0), (1.0, -1024.0), (0.5, -1024.0), (2.0, -8192.0)])
@@ -149,9 +168,120 @@ def test_already_normalized(tmp_path, low):
     assert rejected(read_volume, write_nifti(tmp_path / "a.nii", values)).code == "not-hounsfield"
 
 
-def test_windowed_to_bytes(tmp_path):
-    values = ((chest().clip(-160, 240) + 160) / 400 * 255).astype(np.uint8)
-    assert rejected(read_volume, write_nifti(tmp_path / "a.nii", values)).code == "not-hounsfield"
+@pytest.mark.parametrize(("low", "high"), [(-160, 240), (-1000, 1000), (-1350, 150)])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_windowed_to_bytes(tmp_path, low, high, kind):
+    values = (chest().clip(low, high) - low) / (high - low) * 255 + np.iinfo(kind).min
+    error = rejected(read_volume, write_nifti(tmp_path / "a.nii", np.rint(values).astype(kind)))
+    assert error.code == "not-hounsfield"
+    assert "8 bits" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "where"),
+    [
+        (-125, 275, "below"),
+        (-160, 240, "below"),
+        (-500, 500, "below"),
+        (-500, 1300, "below"),
+        (-1350, 150, "above"),
+        (-1000, 200, "above"),
+    ],
+)
+def test_windowed(low, high, where):
+    error = rejected(check_hu, volume_of(chest().clip(low, high)))
+    assert error.code == "not-hounsfield"
+    cut = low if where == "below" else high
+    assert f"hold exactly {cut}, and nothing lies {where}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "note"),
+    [(-1000, 400, "clipped:-1000,400"), (-1000, 3000, "clipped:-1000"), (-1024, 350, "clipped:350")],
+)
+def test_clipped_beyond_air_and_soft_tissue_is_a_note(low, high, note):
+    noisy = chest().astype(int) + np.random.default_rng(1).normal(0, 12, chest().shape).round().astype(int)
+    noisy[noisy < -1000] = -1024
+    assert check_hu(volume_of(noisy.clip(low, high))) == (note,)
+
+
+def test_eight_bits_stretched_to_hu_are_a_note():
+    steps = np.rint((chest().clip(-1000, 1000) + 1000) / 2000 * 255)
+    notes = check_hu(volume_of(np.rint(steps * 2000 / 255 - 1000)))
+    assert "coarse-steps:8HU" in notes
+
+
+@pytest.mark.parametrize("factor", [2, 0.5, 4, 0.25, 10])
+def test_slope_applied_twice(factor):
+    error = rejected(check_hu, volume_of(np.rint(chest() * float(factor)).clip(-32768, 32767)))
+    assert error.code == "not-hounsfield"
+    assert f"HU x {factor:g}" in str(error)
+    assert f"rescale_slope (here {1 / factor:g})" in str(error)
+
+
+@pytest.mark.parametrize("top", [0, 3071])
+def test_inverted(top):
+    assert "inverted" in str(rejected(check_hu, volume_of(top - chest().astype(int))))
+
+
+@pytest.mark.parametrize("factor", [10, 100, 255, 1000])
+def test_z_scores(factor):
+    hu = chest().astype(float)
+    values = np.rint((hu - hu.mean()) / hu.std() * factor)
+    assert rejected(check_hu, volume_of(values)).code == "not-hounsfield"
+
+
+def test_gray_values_of_equal_frequency():
+    hu = chest()
+    ranks = np.searchsorted(np.sort(hu.ravel()), hu) / hu.size
+    for low, high in ((0, 255), (0, 4095), (-1000, 1000)):
+        values = np.rint(low + ranks * (high - low))
+        assert rejected(check_hu, volume_of(values)).code == "not-hounsfield"
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_negative_values_in_an_unsigned_type(tmp_path, kind):
+    """What lies just below 65536 in a CT is air that was written without its sign."""
+    volume = read_volume(write_nifti(tmp_path / "a.nii", chest().astype(kind)))
+    np.testing.assert_array_equal(volume.voxels, chest())
+    assert volume.notes == ("wrapped-integers",)
+
+
+def test_padding_that_ran_over(tmp_path):
+    stored = (chest().astype(int) + 1024).astype(np.int16)
+    stored[:, :3] = -32768
+    volume = read_volume(write_nifti(tmp_path / "a.nii", stored - np.int16(1024)))
+    np.testing.assert_array_equal(volume.voxels[:, 3:], chest()[:, 3:])
+    assert (volume.voxels[:, :3] == -1024).all()
+    assert volume.notes == ("wrapped-integers", "padding:-32768:7.5%")
+
+
+@pytest.mark.parametrize(("modality", "fill"), [("CT", -1024), ("MR", None)])
+def test_nan_outside_the_field_of_view_is_no_data(tmp_path, modality, fill):
+    values = chest().astype(np.float32)
+    values[:, :4], values[0] = np.nan, np.nan
+    volume = read_volume(write_nifti(tmp_path / "a.nii", values), modality=modality)
+    lowest = int(np.nanmin(values)) if fill is None else fill
+    np.testing.assert_array_equal(volume.voxels, np.where(np.isnan(values), lowest, values))
+    assert f"no-data:{100 * np.isnan(values).mean():.1f}%" in volume.notes
+    values[8, 20, 20] = np.nan  # inside: damage
+    error = rejected(read_volume, write_nifti(tmp_path / "b.nii", values), modality=modality)
+    assert error.code == "not-finite"
+    assert ("-1024" in str(error)) == (modality == "CT")
+
+
+def test_drawings_without_noise_pass():
+    """A water cylinder, or a chest of five values: a tissue's value is no clipping."""
+    assert check_hu(volume_of(np.where(chest() > -500, 0, -1000))) is not None
+    levels = np.array([-1000, -830, -100, 45, 400])
+    drawn = levels[np.abs(chest()[..., None].astype(int) - levels).argmin(-1)]
+    assert check_hu(volume_of(drawn)) == ()
+
+
+@pytest.mark.parametrize("noise", [0, 30, 60, 100])
+def test_noise_is_no_reason_to_refuse(noise):
+    noisy = chest() + np.random.default_rng(2).normal(0, noise, chest().shape)
+    check_hu(volume_of(np.rint(noisy).clip(-1024, 3071)))
 
 
 def test_little_lung_is_only_a_note():
