@@ -22,10 +22,6 @@ _BY_NAME = {
     (".npz", ".npy"): _ARRAY,
     (".mat", ".h5", ".hdf5", ".zarr"): _ARRAY,
     (".pkl", ".pickle", ".pt", ".pth", ".joblib"): "a pickle, which is never opened: write the scan as NIfTI",
-    (
-        ".img",
-        ".hdr",
-    ): "half of an Analyze or two-file NIfTI pair: write it as one .nii.gz",
     (".raw", ".zraw"): "the voxels of a MetaImage: give the .mhd file that describes them",
     (".mnc", ".par", ".rec", ".vtk", ".vti", ".v", ".ima.gz"): "a format that is not read: convert to NIfTI",
     (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"): _PICTURE,

@@ -183,10 +183,12 @@ def _read(path: Path | list[Path], wanted: Wanted, *, labels: bool = False) -> S
             return read_dicom(path, wanted)
         if path.stat().st_size == 0:
             raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
-        if name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")):
+        if name.endswith((".nii", ".nii.gz")):
             return read_nifti(path, labels=labels)
         if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
             return read_itk(path, labels=labels)
+        if name.endswith((".hdr", ".hdr.gz", ".img", ".img.gz")) and not is_dicom(path):
+            return read_nifti(path, labels=labels)
         if not is_dicom(path):
             raise explain(path)
         return read_dicom(path, wanted)
