@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Inspect. Returns 1 where a record is damaged."""
     from medclip_jax.pages.contact_sheet import contact_sheet
     from medclip_jax.shards.check import check
-    from medclip_jax.shards.manifest import read_manifest, summarize
+    from medclip_jax.shards.manifest import count_shared_studies, read_manifest, summarize
     from medclip_jax.shards.read import open_shards
 
     info = open_shards(args.folder)
@@ -63,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
         print(_aligned(rows))
     for problem in found.problems:
         print(f"DAMAGED: {problem}")
+    if shared := count_shared_studies(entries):
+        print(
+            f"{shared} studies belong to several patients, who count as one in training: the set was "
+            "prepared by an earlier version, which did not tell equal study ids apart. Prepare it again"
+        )
     out = args.out or info.folder.absolute().with_name(info.folder.absolute().name + ".html")
     facts = {
         "volumes": str(found.records),

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from medclip_jax.shards.manifest import read_manifest
-from medclip_jax.shards.read import PreparedInfo
+from medclip_jax.shards.read import TOKENIZER_FOLDER, PreparedInfo, open_split
 from medclip_jax.shards.record import ShardError, checksum, decode
 from medclip_jax.shards.scan import REJECTED
 
@@ -43,6 +43,35 @@ class Check:
     organs: Int[np.ndarray, "O 4"]
 
 
+def check_files(info: PreparedInfo) -> list[str]:
+    """What is wrong with the files that stand beside the shards, and with the shards' sizes.
+
+    Args:
+        info: from `open_shards`.
+
+    Returns:
+        One line for each problem; [] when the set can be opened.
+    """
+    from medclip_jax.reports.tokenizer import load_tokenizer
+
+    problems = []
+    try:
+        for split in info.splits:
+            open_split(info, split, fields=["id"])
+    except ShardError as error:
+        problems.append(str(error))
+    try:
+        if info.tokenizer is not None:
+            load_tokenizer(info.tokenizer)
+        elif info.settings.get("tokenizer") is not None:
+            problems.append(
+                f"{info.folder / TOKENIZER_FOLDER} is missing: copy it again, or prepare the set again"
+            )
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+    return problems
+
+
 def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     """Read every record, compare it with its checksum in the manifest, and decode it.
 
@@ -59,7 +88,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     for entry in read_manifest(info.folder):
         if entry["class"] != REJECTED:
             expected[str(entry["shard"])][int(entry["index"])] = entry
-    problems = [f"{name} is not in the manifest" for name in sorted(set(info.files) - set(expected))]
+    problems = check_files(info)
+    problems += [f"{name} is not in the manifest" for name in sorted(set(info.files) - set(expected))]
     histogram = np.zeros(_HIGHEST - _LOWEST + 1, np.int64)
     findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
     columns = np.arange(len(info.findings))

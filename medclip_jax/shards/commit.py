@@ -157,7 +157,7 @@ def records_file(folder: Path, name: str) -> Path:
 def _read(folder: Path, name: str, digest: str) -> Commit | None:
     try:
         commit = Commit(**json.loads((folder / f"{name}.json").read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return commit if (commit.name, commit.digest) == (name, digest) else None
 

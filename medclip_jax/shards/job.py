@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.corpora.tables import name_rows
+from medclip_jax.shards.check import check_files
 from medclip_jax.shards.commit import Commit, Entry, committed, sweep
 from medclip_jax.shards.manifest import Summary, may_pass, read_manifest, summarize
 from medclip_jax.shards.merge import LOCK_FILE, assemble, lock, tidy
@@ -97,6 +98,10 @@ class Job:
         options, out = self.options, self.options.out
         info = open_shards(out)
         self._check_same(info)
+        if problems := check_files(info):
+            raise ShardError(
+                f"'{out}' is finished, but damaged (remove it to prepare it again): {'; '.join(problems)}"
+            )
         commits = read_commits(info, self.shards)
         todo = {
             found.shard.name: found

@@ -95,6 +95,19 @@ def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
     )
 
 
+def count_shared_studies(entries: Iterable[Mapping[str, object]]) -> int:
+    """Studies of several patients: in sets of an early version, studies of equal number were one.
+
+    Args:
+        entries: lines of a manifest.
+    """
+    patients: dict[object, set[object]] = defaultdict(set)
+    for entry in entries:
+        if entry["class"] != REJECTED:
+            patients[entry.get("study")].add(entry.get("patient"))
+    return sum(len(owners) > 1 for owners in patients.values())
+
+
 def read_manifest(folder: str | Path) -> list[dict[str, object]]:
     """Read the manifest of a prepared folder.
 
@@ -118,7 +131,7 @@ def read_manifest(folder: str | Path) -> list[dict[str, object]]:
             missing = _NEEDED[entry["class"] == REJECTED] - entry.keys()
             if missing:
                 raise ValueError(f"no {', '.join(sorted(missing))}")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ShardError(f"{path}, line {number}, is damaged ({error}): {again}") from None
         entries.append(entry)
     return entries

@@ -180,7 +180,7 @@ def read_plan(out: Path) -> PlanFile | None:
         )
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ShardError(
             f"{path} is damaged, or of another version of medclip ({type(error).__name__}): remove "
             f"'{path.parent}' and prepare again"

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -97,19 +97,31 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
         tokenizer = folder / TOKENIZER_FOLDER
         return PreparedInfo(
             folder=folder,
-            shape=tuple(written["shape"]),
-            spacing=tuple(written["spacing"]),
+            shape=_positive(written["shape"], int),
+            spacing=_positive(written["spacing"], float),
             findings=tuple(written["findings"]),
             organs=tuple(written["organs"]),
             measurements=tuple(written["measurements"]),
             tokenizer=tokenizer if tokenizer.is_dir() else None,
-            splits=dict(written["splits"]),
+            splits=dict(zip(written["splits"], _positive(written["splits"].values(), int), strict=True)),
             settings=dict(written["settings"]),
             cell=int(written["cell"]),
             files=dict(written["files"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{path} is damaged ({error!r}): prepare the set again") from None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise ShardError(
+            f"{path} is damaged ({why}): copy it again from where the set was prepared, or prepare the set "
+            "again"
+        ) from None
+
+
+def _positive(values: Iterable[object], kind: type) -> tuple:
+    """Numbers of one kind as JSON holds them, all above 0."""
+    values = tuple(values)
+    if not values or not all(type(value) in (int, kind) and value > 0 for value in values):
+        raise ValueError("a number is missing, or not above 0")
+    return values
 
 
 class ShardSource:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -110,19 +111,19 @@ def decompress(frame: bytes | memoryview, shape: tuple[int, ...], dtype: type) -
     Raises:
         ShardError: the frame is damaged or holds an array of another size.
     """
-    array = borrow(shape, dtype)
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         size = blosc2.get_cbuffer_sizes(frame)[0]
-        if size == array.nbytes:
+        if size == expected:  # before memory is taken that a damaged number asks for
+            array = borrow(shape, dtype)
             blosc2.decompress2(frame, dst=array, nthreads=1)
+            return array
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"a compressed array is damaged ({error}): prepare this set again") from None
-    if size != array.nbytes:
-        raise ShardError(
-            f"a compressed array holds {size} bytes where {shape} {np.dtype(dtype)} needs {array.nbytes}: "
-            "prepare.json does not belong to these shards; prepare the set again"
-        )
-    return array
+    raise ShardError(
+        f"a compressed array holds {size} bytes where {shape} {np.dtype(dtype)} needs {expected}: "
+        "prepare.json does not belong to these shards; prepare the set again"
+    )
 
 
 def checksum(data: bytes | memoryview) -> str:

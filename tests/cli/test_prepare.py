@@ -1,7 +1,9 @@
 """The commands as a user runs them."""
 
 import csv
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -126,6 +128,43 @@ def test_inspect_names_what_is_damaged(table, tmp_path, capsys):
     assert f"DAMAGED: {first.name} has" in printed
     assert f"DAMAGED: {last.name}, record 0: its checksum" in printed
     assert "problems" in (tmp_path / "shards.html").read_text()
+
+
+def test_files_beside_the_shards_are_looked_at_too(table, tmp_path, capsys):
+    command = ["prepare", "--table", str(table), *SMALL, "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    for name, content in (
+        ("dataset_info.json", "{}"),
+        ("features.json", "[" * 5000),
+        ("tokenizer/tokenizer.json", "{}"),
+        ("prepare.json", "[" * 5000),
+        ("manifest.jsonl", '{"class": ' * 5000),
+    ):
+        out = tmp_path / name.replace("/", "-")
+        shutil.copytree(tmp_path / "whole", out)
+        shutil.copy(tmp_path / "whole.key", f"{out}.key")
+        (out / name).write_text(content)
+        capsys.readouterr()
+        early = name in ("prepare.json", "manifest.jsonl")  # without them there is nothing to look at
+        assert main(["inspect", str(out), "--count", "1"]) == (2 if early else 1)
+        said = capsys.readouterr()
+        assert name.split("/")[0] in (said.err if early else said.out.split("DAMAGED: ")[1])
+        assert main([*command, str(out)]) == 2
+        assert name.split("/")[0] in capsys.readouterr().err
+
+
+def test_inspect_tells_of_studies_that_several_patients_share(table, tmp_path, capsys):
+    """Sets of an early version."""
+    out = tmp_path / "shards"
+    assert main(["prepare", "--table", str(table), "--out", str(out), *SMALL, "--tokenizer", "none"]) == 0
+    manifest = out / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert main(["inspect", str(out), "--count", "1"]) == 0
+    assert "belong to several patients" not in capsys.readouterr().out
+    lines[1]["study"] = lines[0]["study"]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["inspect", str(out), "--count", "1"]) == 0
+    assert "1 studies belong to several patients" in capsys.readouterr().out
 
 
 def test_limit_crop_and_findings(table, tmp_path):
