@@ -85,22 +85,26 @@ class Page:
         self.rows(table.header, table.rows)
         self.pairs(table.conditions)
 
-    def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> None:
         """A table without title.
 
         Args:
             header: column names.
             rows: cells, formatted; long texts are wrapped, all else is aligned right but the first column.
+            prose: the cells are words and no numbers: wrapped and aligned left, whatever their length.
         """
+        in_words = ' class="text"'
 
         def cell(text: str) -> str:
-            kind = ' class="text"' if len(text) > 40 else ""
+            if prose:
+                return f"<td{in_words}>{html.escape(text)}</td>"
+            kind = in_words if len(text) > 40 else ""
             value, bracket, interval = text.partition(" [")
             if bracket and interval.endswith("]"):
                 return f"<td>{html.escape(value)}<br><small>[{html.escape(interval)}</small></td>"
             return f"<td{kind}>{html.escape(text)}</td>"
 
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        head = "".join(f"<th{in_words if prose else ''}>{html.escape(name)}</th>" for name in header)
         body = "".join(f"<tr>{''.join(map(cell, row))}</tr>\n" for row in rows)
         self._parts.append(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -52,7 +52,7 @@ def write_reports_page(
                     (title, sentence.text, name, mention.mention, cue_text(mention), mention.assertion.value)
                     for name, mention in said
                 ] or [(title, sentence.text, "", "", "", "")]
-        page.rows(("section", "sentence", "finding", "mention", "cue", "meant as"), rows)
+        page.rows(("section", "sentence", "finding", "mention", "cue", "meant as"), rows, prose=True)
         decided = {n: decision_text(d) for n, d in reading.decisions.items() if d.evidence}
         page.pairs(decided or {"decisions": "no finding is mentioned"})
     return page.write(path)
