@@ -37,8 +37,6 @@ class Judgement:
     trigger: str
 
 
-_COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in CUES)
-
 _FORWARD = {
     "negated_before": Assertion.NEGATED,
     "not_seen_before": Assertion.NEGATED,
@@ -242,7 +240,7 @@ _ONE = re.compile(
 def _find_cues(text: str) -> list[_Cue]:
     taken = bytearray(len(text) + 1)
     found: list[_Cue] = []
-    for kind, pattern in _COMPILED:
+    for kind, pattern in CUES:
         for match in pattern.finditer(text):
             # A group of this name is the cue, where the pattern looks at more than the cue.
             start, end = match.span("cue") if match.lastgroup == "cue" else match.span()
