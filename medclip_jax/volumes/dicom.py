@@ -8,7 +8,7 @@ families.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -112,8 +112,12 @@ def _headers(source: Path | Sequence[Path]) -> list[DicomFile]:
 def _assemble(stack: Stack, notes: list[str]) -> Scan:
     first = stack.slices[0]
     rescales = _rescales(stack.slices)
+    by_file = defaultdict(set)
+    for item, rescale in zip(stack.slices, rescales, strict=True):
+        if item.frame is not None and not by_pydicom(item.transfer_syntax):
+            by_file[item.path].add(rescale)
     # SimpleITK applies the first frame's rescale to all frames of a file.
-    if first.frame is not None and not by_pydicom(first.transfer_syntax) and len(set(rescales)) > 1:
+    if any(len(found) > 1 for found in by_file.values()):
         raise VolumeRejected(
             "unsupported-rescale",
             "The compressed frames differ in slope or intercept: decompress the file first (gdcmconv --raw).",

@@ -166,6 +166,8 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     _check_owners(candidates, files)
     if wanted.kernel is not None:
         candidates = _with_kernel(candidates, wanted.kernel)
+    # Time series and bolus tracking stand behind what is one volume.
+    candidates = [pair for pair in candidates if pair[0].extent > 0 and not pair[0].phase] or candidates
     stack, owner = candidates[prefer([state_facts(s, o.first) for s, o in candidates], wanted.rule)]
     if len(stacks) > 1:
         notes.append(f"several-series:{len(stacks)}")

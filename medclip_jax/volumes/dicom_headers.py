@@ -98,8 +98,8 @@ MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SEG",
 MODALITIES += ("RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "REG", "DOC", "ECG")
 """Any other text in the Modality tag is not quoted: it may be anything."""
 
-_HU_TYPES = ("", "HU", "HU_MOD", "US")
-"""RescaleType of CT values in HU; US is "unspecified"."""
+_OTHER_QUANTITIES = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""RescaleType of CT values that are no HU: density, iodine, atomic number, electron density, percent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,7 +319,7 @@ def _slices(path: Path, header: pydicom.Dataset, known: Mapping[str, object]) ->
         if not group.get("PixelSpacing"):
             return "zero-spacing"
         marks = _marks(header, group)
-        if known["modality"] == "CT" and marks["RescaleType"].upper() not in _HU_TYPES:
+        if known["modality"] == "CT" and marks["RescaleType"].upper() in _OTHER_QUANTITIES:
             return "not-hounsfield"
         directions = np.asarray(group.ImageOrientationPatient, dtype=float).reshape(2, 3)
         position = np.asarray(group.ImagePositionPatient, dtype=float).reshape(3)

@@ -209,6 +209,16 @@ class TestMixtures:
         write(tmp_path, voxels[:3] + 50, track, prefix="track")
         assert_read(tmp_path, voxels, "slices-left-out:3")
 
+    @pytest.mark.parametrize("rule", ["best", "largest"])
+    def test_a_time_series_and_bolus_tracking_stand_behind_the_scan(self, tmp_path, voxels, rule):
+        write(tmp_path / "scan", voxels, put(ConvolutionKernel="B70f"))
+        for n in range(3):
+            edit = put(ConvolutionKernel="B30f", TemporalPositionIdentifier=n, SeriesInstanceUID="1.2.8")
+            write(tmp_path / "time", chest((20, 20, 22), n), edit, prefix=f"t{n}")
+        track = put(ImagePositionPatient=[-30, -40, 103], SeriesInstanceUID="1.2.9")
+        write(tmp_path / "track", chest((30, 20, 22)), track)
+        assert_read(tmp_path, voxels, "several-series:5", rule=rule)
+
     def test_echoes(self, tmp_path, voxels):
         bright = np.abs(voxels)
         for n in (1, 2):
