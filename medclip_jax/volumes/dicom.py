@@ -243,10 +243,11 @@ def _even_grid(
     multiples = np.rint(gaps / usual).astype(int)
     whole = bool((np.abs(gaps - multiples * usual) <= 0.1 * usual).all()) and multiples.max() > 1
     if whole and _are_lost(slices, multiples):
+        lost = int((multiples - 1).sum())
         raise VolumeRejected(
             "missing-slices",
-            f"{int((multiples - 1).sum())} slices are missing (gap {usual:.3g} mm, once {gaps.max():.3g}): "
-            "copy the whole series.",
+            f"{lost} {'slices are' if lost > 1 else 'slice is'} missing (gap {usual:.3g} mm, once "
+            f"{gaps.max():.3g}): copy the whole series.",
         )
     if (np.abs(gaps - usual) <= 0.1 * usual).all():
         raise VolumeRejected(

@@ -73,6 +73,9 @@ def cut_into_stacks(slices: Iterable[Slice]) -> list[Stack]:
     grids = _group_by_grid(sorted(slices, key=lambda item: (str(item.path), item.frame or 0)))
     stacks = []
     for grid in grids:
+        if _have_lost_positions(grid):
+            stacks.append(Stack(tuple(grid)))
+            continue
         for part in _cut_by_marks(_sorted(grid), RECONSTRUCTIONS):
             stacks += _cut_by_phases(part)
     stacks.sort(key=lambda stack: -len(stack.slices))
@@ -85,16 +88,12 @@ def check_positions(stack: Stack) -> None:
     Raises:
         VolumeRejected: "no-positions", or "single-slice" where there really is only one place.
     """
-    positions = np.stack([item.position for item in stack.slices])
-    if np.ptp(positions, axis=0).max() >= SAME_POSITION_MM:
+    if not _have_one_position(stack.slices):
         return
-    locations = {item.location for item in stack.slices if item.location is not None}
-    if len(locations) > 1 or not positions.any():
-        also = (
-            " SliceLocation differs, but no header says which way it counts, so it cannot stand in."
-            if len(locations) > 1
-            else ""
-        )
+    if _have_lost_positions(stack.slices):
+        also = ""
+        if len(_locations(stack.slices)) > 1:
+            also = " SliceLocation differs, but no header says which way it counts, so it cannot stand in."
         raise VolumeRejected(
             "no-positions",
             f"All {len(stack.slices)} slices carry the same ImagePositionPatient: it was overwritten, as "
@@ -103,6 +102,22 @@ def check_positions(stack: Stack) -> None:
     raise VolumeRejected(
         "single-slice", "All slices lie at one position: give the folder with the whole series."
     )
+
+
+def _have_lost_positions(slices: Sequence[Slice]) -> bool:
+    """Whether several slices carry one position that cannot be theirs."""
+    if len(slices) < 2 or not _have_one_position(slices):
+        return False
+    return len(_locations(slices)) > 1 or not slices[0].position.any()
+
+
+def _have_one_position(slices: Sequence[Slice]) -> bool:
+    positions = np.stack([item.position for item in slices])
+    return bool(np.ptp(positions, axis=0).max() < SAME_POSITION_MM)
+
+
+def _locations(slices: Sequence[Slice]) -> set[float]:
+    return {item.location for item in slices if item.location is not None}
 
 
 def _along(slices: Sequence[Slice]) -> Float[np.ndarray, " N"]:

@@ -356,7 +356,8 @@ class TestTrueReasons:
 
     @pytest.mark.parametrize("place", [[0, 0, 0], [-30, -40, 7]])
     def test_one_position_for_all(self, tmp_path, voxels, place):
-        write(tmp_path, voxels, put(ImagePositionPatient=place, SliceLocation=lambda n: 3 * n))
+        each = {"SliceLocation": lambda n: 3 * n, "AcquisitionNumber": lambda n: n}
+        write(tmp_path, voxels, put(ImagePositionPatient=place, **each))
         error = rejected(tmp_path)
         assert error.code == "no-positions"
         assert "SliceLocation" in str(error)
