@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from medclip_jax.corpora.tables import TableError, name_rows
@@ -65,6 +65,11 @@ def clean_ids(ids: Mapping[int, str], column: str, table: str, warn: Callable[[s
         ids = {
             row: re.split("[.,]", text)[0] if _FLOAT.fullmatch(text) else text for row, text in ids.items()
         }
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for text in ids.values():
+        spellings[text.casefold()].add(text)
+    if rows := [row for row, text in ids.items() if len(spellings[text.casefold()]) > 1]:
+        warn(f"{place}: {name_rows(rows)} hold ids that differ in capitals alone; they count as different")
     _check_digits({row: text for row, text in ids.items() if text.isdecimal()}, place, warn)
     return ids
 

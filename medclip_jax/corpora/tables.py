@@ -87,7 +87,9 @@ class Table:
                 Cells are not quoted.
         """
         self.empty_rows = 0
-        reader = csv.reader(self._lines[self._header_lines :], delimiter=self.delimiter, strict=True)
+        reader = csv.reader(
+            self._lines[self._header_lines :], delimiter=self.delimiter, skipinitialspace=True, strict=True
+        )
         number, before = 0, 0
         width = len(self.header)
         while True:
@@ -104,6 +106,8 @@ class Table:
             if not any(cell.strip() for cell in cells):
                 self.empty_rows += 1
                 continue
+            while len(cells) > width and not cells[-1].strip():  # a delimiter at the end of every line
+                cells.pop()
             place = f"row {number} (line {line}) of '{self.path}'"
             if len(cells) > width:
                 raise TableError(
@@ -214,7 +218,7 @@ def _header(
     """Delimiter, names, and the number of lines down to the header's last."""
     best: tuple[tuple[int, int], str, tuple[str, ...], int] | None = None
     for delimiter in delimiters:
-        reader = csv.reader(lines[skipped:], delimiter=delimiter)
+        reader = csv.reader(lines[skipped:], delimiter=delimiter, skipinitialspace=True)
         try:
             names = tuple(next(reader, ()))
         except csv.Error as error:

@@ -63,3 +63,9 @@ def test_ordinary_ids_are_left_alone(tmp_path, ids):
 def test_one_letter_in_two_unicode_forms_is_one_patient(tmp_path):
     first, second = read(tmp_path, ["M\u00fcller", "Mu\u0308ller"])
     assert first.patient_id == second.patient_id
+
+
+def test_capitals_are_told(tmp_path):
+    table = read(tmp_path, ["P1", "p1", "P2"])
+    assert len({study.patient_id for study in table}) == 3
+    assert any("rows 1, 2 hold ids that differ in capitals alone" in remark for remark in table.remarks)

@@ -146,3 +146,13 @@ def test_empty_rows_are_passed_over_and_counted(tmp_path):
 def test_short_rows_are_told(tmp_path):
     table = folder(write(tmp_path, "volume,report,split\n0.nii,r\n1.nii,r,\n2.nii,r\n"))
     assert any(remark.startswith("rows 1, 3 have fewer cells") for remark in table.remarks)
+
+
+def test_tables_written_by_hand(tmp_path):
+    """Spaces behind the commas, and a comma at the end of every line but the header's."""
+    text = 'volume, patient, report\n0.nii, a, "Heart, lungs.",\n1.nii, b, Normal.,\n'
+    studies = list(folder(write(tmp_path, text)))
+    assert [(s.volume_id, s.patient_id, s.report) for s in studies] == [
+        ("0.nii", "a", "Heart, lungs."),
+        ("1.nii", "b", "Normal."),
+    ]
