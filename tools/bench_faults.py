@@ -5,6 +5,8 @@
     python tools/bench_faults.py term --times 30              SIGTERM
     python tools/bench_faults.py layouts --layouts 1x8 1x4 1x1
                                                               other processes x devices after each stop
+    python tools/bench_faults.py disk --times 20              a disk that is full (root: it mounts small ones)
+    python tools/bench_faults.py double --times 20            a second start beside the first
 
 It generates phantoms, prepares them, and trains Cardiac-CLIP on them by the code of `medclip train`. A start
 is a fork of this process, which has imported everything and touched no device, so that it costs little.
@@ -24,12 +26,13 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,8 @@ WITHIN = {"start": 1.5, "compile": 1.0, "input": 0.02, "step": 0.2, "evaluation"
 
 CLOCK = ("seconds", "volumes_per_second", "input_wait", "goodput", "utilization")
 PATIENCE = 1800.0
+DISK_BYTES = 16 << 20
+"""Of the small disk: a few checkpoints."""
 
 CONFIG = f"""
 from medclip_jax.objectives import cardiac_clip
@@ -85,7 +90,7 @@ def get_config():
     config.evaluation.batch_size = 8
     with config.unlocked():
         config.evaluation.evaluators = {{"zero_shot": {{"draws": 5}}}}
-    config.log.update(every_steps=1, tensorboard=False, progress=False)
+    config.log.update(every_steps=1, tensorboard=True, progress=False)
     return config
 """
 
@@ -181,8 +186,9 @@ def _train(
     folder: Path, workdir: Path, number: int, index: int, devices: int, writer: int, cold: bool
 ) -> int:
     """`medclip train` with a record of the samples that it is given and of the phases that it enters."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    log = os.open(workdir / f"log-{number}-{index}.txt", os.O_CREAT | os.O_WRONLY, 0o644)
+    records = records_of(workdir)
+    records.mkdir(parents=True, exist_ok=True)
+    log = os.open(records / f"log-{number}-{index}.txt", os.O_CREAT | os.O_WRONLY, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     jax.config.update("jax_num_cpu_devices", devices)
@@ -197,7 +203,7 @@ def _train(
             os.write(writer, bytes([PHASES.index(phase)]))
 
     def recorded(*arguments: Any, start_step: int = 0, **named: Any) -> Iterator[Any]:
-        with (workdir / f"samples-{number}-{index}.jsonl").open("w") as lines:
+        with (records / f"samples-{number}-{index}.jsonl").open("w") as lines:
             given = batches(*arguments, start_step=start_step, **named)
             for step, batch in enumerate(given, start_step + 1):
                 lines.write(
@@ -222,6 +228,22 @@ def _train(
     preemption.Preemption.__enter__ = entered
     arguments = ["--config", str(folder / "config.py"), "--workdir", str(workdir)]
     return medclip(["train", *arguments, f"--config.data.shards={folder / 'shards'}"])
+
+
+def records_of(workdir: Path) -> Path:
+    """Where the logs and samples of a run are kept: not on its disk, which may be full."""
+    return workdir.with_name(f"{workdir.name}.records")
+
+
+def clear(workdir: Path) -> None:
+    """Remove a run and its records."""
+    for folder in (workdir, records_of(workdir)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def said(workdir: Path, number: int) -> str:
+    """What the first process of a start logged."""
+    return (records_of(workdir) / f"log-{number}-0.txt").read_text(errors="replace")
 
 
 def _in_fork(work: Callable[[], Any]) -> Any:
@@ -279,7 +301,7 @@ def digest(workdir: Path) -> dict[str, Any]:
         return found
 
     samples = {}
-    for file in sorted(workdir.glob("samples-*.jsonl")):
+    for file in sorted(records_of(workdir).glob("samples-*.jsonl")):
         for line in file.read_text().splitlines():
             try:
                 record = json.loads(line)
@@ -311,13 +333,13 @@ def untouched(folder: Path, processes: int, devices: int) -> tuple[dict[str, Any
     """The run that nobody touches, and its seconds."""
     workdir = folder / f"untouched-{processes}x{devices}"
     if not (workdir / "seconds").exists():
-        shutil.rmtree(workdir, ignore_errors=True)
+        clear(workdir)
         for _ in range(2):  # the second finds the compilation cache filled, and tells the seconds
-            shutil.rmtree(workdir, ignore_errors=True)
+            clear(workdir)
             start = Start(folder, workdir, 0, processes=processes, devices=devices)
             seconds = start.end()
             if any(start.codes.values()):
-                raise SystemExit(f"the untouched run failed with {start.codes}: see {workdir}/log-0-0.txt")
+                raise SystemExit(f"the untouched run failed with {start.codes}: see {records_of(workdir)}")
         (workdir / "seconds").write_text(str(seconds))
     return digest(workdir), float((workdir / "seconds").read_text())
 
@@ -362,7 +384,7 @@ def faults(args: argparse.Namespace) -> int:
     with tqdm(total=args.times, unit="fault", mininterval=5) as bar:
         while struck < args.times:
             workdir = args.folder / f"{args.fault}-{args.processes}x{args.devices}-{args.seed}-{run}"
-            shutil.rmtree(workdir, ignore_errors=True)
+            clear(workdir)
             begun = struck
             for number in range(args.chain + 1):
                 cold = rng.random() < args.cold
@@ -395,7 +417,7 @@ def faults(args: argparse.Namespace) -> int:
             wrong += not good
             print(json.dumps({**result, "equal": good}), flush=True)
             if good:
-                shutil.rmtree(workdir)
+                clear(workdir)
             run += 1
     sums = {"faults": struck, "runs": run, "wrong": wrong, "missed": missed, "phases": phases}
     sums |= {"fault": args.fault, "longest_seconds_to_end": longest, **vars_of(args)}
@@ -410,7 +432,7 @@ def layouts(args: argparse.Namespace) -> int:
     wrong, worst = 0, 0.0
     for run in tqdm(range(args.times), unit="run"):
         workdir = args.folder / f"layouts-{args.seed}-{run}"
-        shutil.rmtree(workdir, ignore_errors=True)
+        clear(workdir)
         stops = []
         for number, layout in enumerate(args.layouts):
             processes, devices = map(int, layout.split("x"))
@@ -432,8 +454,82 @@ def layouts(args: argparse.Namespace) -> int:
         result |= {"loss_difference": difference, "samples": same, "equal": good}
         print(json.dumps(result), flush=True)
         if good:
-            shutil.rmtree(workdir)
+            clear(workdir)
     print(json.dumps({"runs": args.times, "wrong": wrong, "largest_loss_difference": worst}), flush=True)
+    return wrong
+
+
+def disks(args: argparse.Namespace) -> int:
+    """Fill the disk of a run at a random moment, make room, start again, and compare."""
+    rng = random.Random(args.seed)
+    expected, _ = untouched(args.folder, 1, 1)
+    wrong, longest = 0, 0.0
+    for run in tqdm(range(args.times), unit="run"):
+        workdir = args.folder / f"disk-{args.seed}-{run}"
+        clear(workdir)
+        workdir.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(workdir)], check=True
+        )
+        try:
+            start = Start(args.folder, workdir, 0, processes=1, devices=1)
+            aim = rng.choice(PHASES)
+            if start.wait_for(aim, 1):
+                time.sleep(rng.uniform(0.0, WITHIN[aim]))
+            with (workdir / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+                while filler.write(bytes(4096)):
+                    pass
+            seconds = start.end(args.limit)
+            code = start.codes[0]
+            told = "no space left" in said(workdir, 0).lower()
+            (workdir / "filler").unlink()
+            again = Start(args.folder, workdir, 1, processes=1, devices=1)
+            again.end()
+            result = {"run": run, "aim": aim, "code": code, "told": told, "seconds_to_end": round(seconds, 2)}
+            result |= {"then": again.codes[0]}
+            good = not again.codes[0] and (code == 0 or (code == 2 and told))
+            if good:
+                result |= compare(digest(workdir), expected)
+                good = all(result[name] for name in expected)
+            wrong, longest = wrong + (not good), max(longest, seconds)
+            print(json.dumps({**result, "equal": good}), flush=True)
+        finally:
+            subprocess.run(["umount", str(workdir)], check=True)
+        if good:
+            clear(workdir)
+    print(json.dumps({"runs": args.times, "wrong": wrong, "longest_seconds_to_end": longest}), flush=True)
+    return wrong
+
+
+def doubles(args: argparse.Namespace) -> int:
+    """Start a run twice, at once or at a random moment of the first; one is refused, the other is equal."""
+    rng = random.Random(args.seed)
+    expected, _ = untouched(args.folder, 1, 1)
+    wrong = 0
+    for run in tqdm(range(args.times), unit="run"):
+        workdir = args.folder / f"double-{args.seed}-{run}"
+        clear(workdir)
+        starts = [Start(args.folder, workdir, 0, processes=1, devices=1)]
+        aim = rng.choice(("at once", *PHASES))
+        if aim != "at once" and starts[0].wait_for(aim, 1):
+            time.sleep(rng.uniform(0.0, WITHIN[aim]))
+        # Where the first has ended, the second finds a finished run.
+        alone = not starts[0].alive()
+        starts.append(Start(args.folder, workdir, 1, processes=1, devices=1))
+        for start in reversed(starts):
+            start.end()
+        codes = [start.codes[0] for start in starts]
+        refused = [number for number, code in enumerate(codes) if code == 2]
+        told = all("is used by a run on" in said(workdir, number) for number in refused)
+        result = {"run": run, "aim": aim, "codes": codes, "told": told, "one_after_the_other": alone}
+        result |= compare(digest(workdir), expected)
+        good = told and sorted(codes) == ([0, 0] if alone else [0, 2])
+        good = good and all(result[name] for name in expected)
+        wrong += not good
+        print(json.dumps({**result, "equal": good}), flush=True)
+        if good:
+            clear(workdir)
+    print(json.dumps({"runs": args.times, "wrong": wrong}), flush=True)
     return wrong
 
 
@@ -455,14 +551,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("fault", choices=("kill", "term", "layouts"))
-    parser.add_argument("--times", type=int, default=10, help="faults, or runs for `layouts` (%(default)s)")
+    parser.add_argument("fault", choices=("kill", "term", "layouts", "disk", "double"))
+    parser.add_argument("--times", type=int, default=10, help="faults, or runs (%(default)s)")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--devices", type=int, default=1, help="simulated, for each process")
     parser.add_argument("--chain", type=int, default=4, help="faults that may hit one run")
     parser.add_argument("--cold", type=float, default=0.1, help="share of starts without a compilation cache")
     parser.add_argument("--aimed", type=float, default=0.7, help="share of faults aimed at a phase")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds to end after a SIGTERM")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds to end after the fault")
     parser.add_argument("--layouts", nargs="+", default=["1x8", "1x4", "1x1"], metavar="PROCESSESxDEVICES")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for data and runs (a temporary one)")
@@ -471,7 +567,7 @@ def main() -> int:
     tqdm.monitor_interval = 0
     args.folder = (args.folder or Path(tempfile.mkdtemp(prefix="medclip-faults-"))).absolute()
     make_data(args.folder)
-    run = layouts if args.fault == "layouts" else faults
+    run = {"layouts": layouts, "disk": disks, "double": doubles}.get(args.fault, faults)
     return 1 if run(args) else 0
 
 

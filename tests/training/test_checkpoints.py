@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -295,6 +296,23 @@ def test_a_disk_that_is_full_for_real_keeps_the_last_good_one(small_disk, caplog
         checkpoints.save(state(2), {})
     assert latest_step(small_disk) == 2
     assert not list((small_disk / "checkpoints").glob("*tmp*"))
+
+
+def test_a_disk_without_room_for_a_folder_leaves_no_thread_that_waits_for_it(small_disk):
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4", str(small_disk)], check=True)
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(CheckpointError, match=r"no space left .* \(no further files free\)"),
+        Checkpoints(small_disk) as checkpoints,
+    ):
+        checkpoints.save(make_state(1), {})
+    # Each would keep the process for five minutes.
+    waiting = [
+        thread for thread in set(threading.enumerate()) - before if "Signaling" in type(thread).__name__
+    ]
+    for thread in waiting:
+        threading.Thread.join(thread, 10)
+    assert not any(thread.is_alive() for thread in waiting)
 
 
 def move(workdir, devices, fsdp, expected, processes=1):
