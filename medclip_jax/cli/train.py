@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.training import distributed
 
     # Before anything touches a device.
-    processes = distributed.start(config.distributed)
+    processes = distributed.start(config.distributed, workdir=args.workdir)
     if not processes.first:
         logging.basicConfig(
             level=logging.WARNING, format=f"%(levelname)s process {processes.index}: %(message)s", force=True

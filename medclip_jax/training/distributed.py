@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import itertools
+import json
 import logging
 import os
 import re
@@ -17,11 +18,13 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 
 from medclip_jax.training.cluster import Cluster, detect
+from medclip_jax.training.lock import describe_process, is_dead
 
 START_SECONDS = 300.0
 """How long a process waits at the start for all others."""
@@ -31,6 +34,12 @@ HEARTBEAT_SECONDS = 60
 
 BARRIER_SECONDS = 300.0
 """How long a process waits for all others at a point of agreement."""
+
+GONE_SECONDS = 20.0
+"""How long the others wait for a new first process where the one that was there is dead."""
+
+FIRST_PROCESS = "process-0.json"
+"""In the workdir, until the first process can be reached: which process that is."""
 
 _LINGER_SECONDS = 3.0
 """What a process has to end on its own terms (the same error, say) before another's failure ends it."""
@@ -56,11 +65,19 @@ class Processes(NamedTuple):
         return self.index == 0
 
 
-def start(config: Any, *, timeout: float = START_SECONDS, heartbeat: int = HEARTBEAT_SECONDS) -> Processes:
+def start(
+    config: Any,
+    *,
+    workdir: str | Path | None = None,
+    timeout: float = START_SECONDS,
+    heartbeat: int = HEARTBEAT_SECONDS,
+) -> Processes:
     """Join the other processes of this run. One plain process starts nothing.
 
     Args:
         config: `config.distributed`.
+        workdir: of the run. There the first process tells the others of its machine, until it can be
+            reached, that it lives.
         timeout: seconds to wait for the coordinator and for all processes.
         heartbeat: seconds without a sign of life after which a process counts as dead.
 
@@ -74,8 +91,13 @@ def start(config: Any, *, timeout: float = START_SECONDS, heartbeat: int = HEART
     cluster = detect(config, os.environ, tpu=tpu)
     if cluster is None:
         return Processes(0, 1)
+    sign = Path(workdir) / FIRST_PROCESS if workdir is not None and cluster.coordinator else None
     if cluster.coordinator:
-        _check_coordinator(cluster, timeout)
+        if sign is not None and cluster.index == 0:
+            with suppress(OSError):  # the workdir itself is looked at later, where it counts
+                sign.parent.mkdir(parents=True, exist_ok=True)
+                sign.write_text(json.dumps(describe_process()))
+        _check_coordinator(cluster, timeout, sign)
         logging.info(
             "process %d of %d (%s), coordinator %s",
             *(cluster.index, cluster.count, cluster.where, cluster.coordinator),
@@ -105,6 +127,9 @@ def start(config: Any, *, timeout: float = START_SECONDS, heartbeat: int = HEART
             jax.distributed.initialize(**options)
     finally:
         arrived.set()
+        if sign is not None and cluster.index == 0:
+            with suppress(OSError):
+                sign.unlink()
     _watch_for_failures()
     return processes()
 
@@ -122,7 +147,7 @@ def _state() -> Any:
     return distributed.global_state
 
 
-def _check_coordinator(cluster: Cluster, timeout: float) -> None:
+def _check_coordinator(cluster: Cluster, timeout: float, sign: Path | None = None) -> None:
     """See that process 0 can listen, and that the others reach it: JAX itself would abort with a trace."""
     host, port = cluster.coordinator.rsplit(":", 1)
     if cluster.index == 0:
@@ -137,6 +162,7 @@ def _check_coordinator(cluster: Cluster, timeout: float) -> None:
                 ) from None
         return
     end = time.monotonic() + timeout
+    gone = None
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -149,7 +175,26 @@ def _check_coordinator(cluster: Cluster, timeout: float) -> None:
                     "process 0 runs and logs no error, that all processes were given the same address, that "
                     "this host can resolve it, and that no firewall closes the port"
                 ) from None
+        first = _read_sign(sign)
+        if not first or not is_dead(first):
+            gone = None
+        elif gone is None:
+            gone = time.monotonic()  # or a sign left by an earlier start, which a new one will replace
+        elif time.monotonic() - gone > GONE_SECONDS:
+            raise ValueError(
+                f"process 0 of {cluster.count} (process {first['pid']} of this machine) ended before it "
+                f"listened at {cluster.coordinator}: look at its log"
+            )
         time.sleep(0.5)
+
+
+def _read_sign(sign: Path | None) -> dict[str, Any]:
+    """What the first process told of itself, {} where it did not."""
+    try:
+        content = json.loads(sign.read_text()) if sign is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _expect(arrived: threading.Event, cluster: Cluster, timeout: float) -> None:

@@ -106,7 +106,7 @@ class WorkdirLock:
             )
 
     def _take(self) -> None:
-        own = json.dumps(_describe())
+        own = json.dumps(describe_process())
         candidate = self._folder / f"lock-{secrets.token_hex(4)}.partial"
         try:
             candidate.write_text(own)
@@ -211,7 +211,7 @@ def _find(folder: Path) -> Holder | None:
     return None
 
 
-def _describe() -> dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """This process, for others to know whether it lives."""
     return {
         "host": socket.gethostname(),
@@ -223,15 +223,20 @@ def _describe() -> dict[str, Any]:
     }
 
 
+def is_dead(content: Mapping[str, Any]) -> bool:
+    """Whether a process, by what `describe_process` told of it, is one of this machine and dead."""
+    if not _is_of_this_machine(content):
+        return False
+    started = _started(content["pid"])
+    # Another process may have been given the number.
+    return started is None or bool(started and content["process"] and started != content["process"])
+
+
 def _is_gone(holder: Holder) -> bool:
     """Whether a holder let go, or is known to be dead."""
-    if holder.changed == 0:
-        return True
     content = holder.content
-    if _is_of_this_machine(content):
-        started = _started(content["pid"])
-        # Another process may have been given the number.
-        return started is None or bool(started and content["process"] and started != content["process"])
+    if holder.changed == 0 or is_dead(content):
+        return True
     # SLURM starts a job again only after it has ended its processes.
     again = bool(content.get("job")) and content["job"] == os.environ.get("SLURM_JOB_ID")
     return again and content.get("restarts", 0) < _restarts()

@@ -1,5 +1,6 @@
 """Several processes on loopback do what one does; what `start` reads from its environment."""
 
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from test_loop import metrics
 
 from medclip_jax.training import cluster, distributed
 from medclip_jax.training.checkpoints import latest_step
+from medclip_jax.training.lock import describe_process
 
 SECONDS = 900
 """A machine that is busy with other work may take that long; no figure depends on it."""
@@ -304,6 +306,24 @@ def test_a_coordinator_that_is_not_there_and_a_port_in_use():
         port = listener.getsockname()[1]
         with pytest.raises(ValueError, match=f"process 0 cannot listen on port {port}"):
             distributed.start(settings(f"127.0.0.1:{port}", 2, 0), timeout=0.1)
+
+
+def test_a_first_process_that_died_before_it_listened_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "GONE_SECONDS", 0.0)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    told = {**describe_process(), "pid": process.pid}
+    (tmp_path / distributed.FIRST_PROCESS).write_text(json.dumps(told))
+    where = settings(f"127.0.0.1:{free_port()}", 2, 1)
+    with pytest.raises(
+        ValueError, match=rf"process {process.pid} of this machine\) ended before it listened"
+    ):
+        distributed.start(where, workdir=tmp_path, timeout=SECONDS)
+    # One that lives, or of another machine, may still come.
+    for other in (describe_process(), {**told, "host": "node7"}):
+        (tmp_path / distributed.FIRST_PROCESS).write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="cannot reach the coordinator"):
+            distributed.start(where, workdir=tmp_path, timeout=1.2)
 
 
 def test_missing_processes_are_told():

@@ -23,7 +23,7 @@ def quick(monkeypatch):
 def leave(folder, number=1, changed=None, **content):
     """A lock file as another process would have written it."""
     file = folder / f"lock-{number}.json"
-    file.write_text(json.dumps({**lock._describe(), **content}))
+    file.write_text(json.dumps({**lock.describe_process(), **content}))
     if changed is not None:
         os.utime(file, (changed, changed))
     return file
