@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Float, Real
 
-from medclip_jax.volumes.dicom_choice import Wanted, choose, kernel_class
+from medclip_jax.volumes.dicom_choice import Wanted, choose, group_series, kernel_class, name_series
 from medclip_jax.volumes.dicom_files import (
     by_pydicom,
     name_syntax,
@@ -26,7 +27,7 @@ from medclip_jax.volumes.dicom_files import (
     silenced,
     walk,
 )
-from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, read_file
+from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, read_file, read_identity
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM, Stack
 from medclip_jax.volumes.formats import explain_folder
 from medclip_jax.volumes.scan import Scan
@@ -51,7 +52,7 @@ def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
         OSError: the folder cannot be opened.
     """
     with silenced():
-        files = _headers(source)
+        files = _headers(source, wanted)
         if not files and isinstance(source, Path):
             raise explain_folder(source)
         stack, notes = choose(files, wanted)
@@ -75,23 +76,43 @@ def check_stack(stack: Stack) -> None:
     _even_grid(kept, np.cross(rows, columns))
 
 
-def _headers(source: Path | Sequence[Path]) -> list[DicomFile]:
-    """Of all DICOM files.
+def _headers(source: Path | Sequence[Path], wanted: Wanted) -> list[DicomFile]:
+    """Of all DICOM files; where a series is named, only of what belongs to it.
 
     Raises:
         VolumeRejected: "unreadable" where a folder or file may not be opened: slices may lie there.
     """
-    failed: list[OSError] = []
     if not isinstance(source, Path):
-        paths = list(source)
-    elif source.is_file():
-        paths = [source]
-    else:
-        paths = [Path(place, name) for place, _, names in walk(source, failed.append) for name in names]
-    found = []
+        return _read_each(source, read_file)
+    if source.is_file():
+        return _read_each([source], read_file)
+    if wanted.series is None:
+        return _read_folder(source, read_file)
+    identities = _identities(source, source.stat().st_mtime_ns)
+    named = (file for series in name_series(group_series(identities), wanted) for file in series.members)
+    unknown = (file for file in identities if not file.uid)
+    return _read_each([file.path for file in (*named, *unknown)], read_file)
+
+
+@lru_cache(maxsize=2)
+def _identities(folder: Path, changed: int) -> tuple[DicomFile, ...]:
+    """Whose the files of a folder are. Kept, because a table may name one series of it after the other."""
+    return tuple(_read_folder(folder, read_identity))
+
+
+def _read_folder(folder: Path, read: Callable[[Path], DicomFile | None]) -> list[DicomFile]:
+    closed: list[OSError] = []
+    paths = [Path(place, name) for place, _, names in walk(folder, closed.append) for name in names]
+    return _read_each(paths, read, closed)
+
+
+def _read_each(
+    paths: Iterable[Path], read: Callable[[Path], DicomFile | None], failed: Sequence[OSError] = ()
+) -> list[DicomFile]:
+    found, failed = [], list(failed)
     for path in paths:
         try:
-            file = read_file(path)
+            file = read(path)
         except OSError as error:
             failed.append(error)
             continue

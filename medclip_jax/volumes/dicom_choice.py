@@ -66,9 +66,14 @@ class Series:
     study: str = ""
 
     @property
+    def members(self) -> tuple[DicomFile, ...]:
+        """All its files."""
+        return (*self.files, *self.refused, *self.others)
+
+    @property
     def first(self) -> DicomFile:
         """What stands for the whole series."""
-        return (*self.files, *self.refused, *self.others)[0]
+        return self.members[0]
 
     @property
     def key(self) -> str:
@@ -147,7 +152,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
         VolumeRejected: there is none, or more than one may be meant.
     """
     series = group_series(files)
-    named = _named(series, wanted)
+    named = name_series(series, wanted)
     notes = _unknown_damage(files, wanted)
     usable = [item for item in named if item.files]
     if not usable:
@@ -209,7 +214,12 @@ def kernel_class(name: str) -> str | None:
     return None
 
 
-def _named(series: list[Series], wanted: Wanted) -> list[Series]:
+def name_series(series: list[Series], wanted: Wanted) -> list[Series]:
+    """Those that the caller means: by UID, by the key of `medclip embed`, or by SeriesNumber.
+
+    Raises:
+        VolumeRejected: "no-such-series".
+    """
     if wanted.series is None:
         return series
     text = wanted.series.strip()
@@ -233,10 +243,7 @@ def _joined(series: Sequence[Series]) -> list[Series]:
     by_patient = defaultdict(list)
     for item in series:
         by_patient[item.first.patient].append(item)
-    return [
-        _series([file for item in items for file in (*item.files, *item.refused, *item.others)])
-        for items in by_patient.values()
-    ]
+    return [_series([file for item in items for file in item.members]) for items in by_patient.values()]
 
 
 def _unknown_damage(files: Sequence[DicomFile], wanted: Wanted) -> list[str]:

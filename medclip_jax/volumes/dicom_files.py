@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import FileDataset
-from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
 from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -125,12 +125,15 @@ class Header(NamedTuple):
     rest: int | None
 
 
-def read_header(file: str | os.PathLike, tags: Sequence[BaseTag]) -> Header | None:
+def read_header(
+    file: str | os.PathLike, tags: Sequence[BaseTag], *, last: BaseTag | None = None
+) -> Header | None:
     """Read the given elements of a file, nothing from its pixels on.
 
     Args:
         file: of any kind.
         tags: elements of the upper level that are wanted.
+        last: element after which nothing is read; default: all before the pixels.
 
     Returns:
         Elements whose `file_meta` names a transfer syntax, also where the file does not; None where the file
@@ -149,6 +152,11 @@ def read_header(file: str | os.PathLike, tags: Sequence[BaseTag]) -> Header | No
         if _DEFLATED in start:
             return Header(_read_deflated(file, list(tags)), None)
         opened.seek(0)
+        if last is not None:
+            found = read_partial(
+                opened, stop_when=lambda tag, *_: tag > last, specific_tags=list(tags), force=True
+            )
+            return Header(_with_syntax(found), None)
         found = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=list(tags), force=True)
         return Header(_with_syntax(found), os.fstat(opened.fileno()).st_size - opened.tell())
 

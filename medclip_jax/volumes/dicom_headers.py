@@ -229,6 +229,25 @@ def read_file(path: Path, also: Sequence[str] = ()) -> DicomFile | None:
     return DicomFile(path, "", slices, **known)
 
 
+def read_identity(path: Path) -> DicomFile | None:
+    """Read whose a file is, and no more: its patient, study and series, at a fraction of the time.
+
+    Returns:
+        As `read_file`, without slices; `refusal` is "damaged-dicom" or "".
+    """
+    if path.name.upper() == "DICOMDIR":
+        return None
+    try:
+        found = read_header(path, _IDENTITY_TAGS, last=_IDENTITY_TAGS[-1])
+        if found is None or found.elements.file_meta.get("MediaStorageSOPClassUID", "") == _DIRECTORY:
+            return None
+        return DicomFile(path, "", **_identity(found.elements, ()))
+    except OSError:
+        raise
+    except Exception:
+        return DicomFile(path, "damaged-dicom")
+
+
 def digest(text: str) -> str:
     """A short name for a text that must not be shown: 12 hex digits."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
@@ -403,5 +422,9 @@ def _padding(header: pydicom.Dataset) -> tuple[float, float] | None:
     ends = [wrap(first), wrap(header.get("PixelPaddingRangeLimit", first))]
     return float(min(ends)), float(max(ends))
 
+
+_IDENTITY = ("SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber")
+_IDENTITY_TAGS = [Tag(tag_for_keyword(name)) for name in _IDENTITY]
+"""In the order of the file."""
 
 _TAGS = [Tag(tag_for_keyword(name)) for name in _KEYWORDS]

@@ -12,7 +12,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medclip_jax.volumes import VolumeRejected, read_volume
+from medclip_jax.volumes import VolumeRejected, dicom, read_volume
 from medclip_jax.volumes.dicom_choice import kernel_class
 
 SHAPE = (12, 20, 22)
@@ -284,6 +284,26 @@ class TestChoice:
     )
     def test_one_of_several(self, folder, options, slices):
         assert len(read_volume(folder, **options).voxels) == slices
+
+    def test_of_a_named_series_alone_the_headers_are_read(self, tmp_path, voxels, monkeypatch):
+        """And the notes say nothing about what lies beside it."""
+        for n in range(3):
+            write(tmp_path, voxels + n, prefix=f"s{n}", SeriesInstanceUID=f"1.2.{n}")
+        write_object(tmp_path / "report", REPORT, "SR", shape=None)
+        opened = []
+        before = dicom.read_file
+        monkeypatch.setattr(dicom, "read_file", lambda path: opened.append(path.name[:2]) or before(path))
+        for n in (1, 2):
+            assert_read(tmp_path, voxels + n, series=f"1.2.{n}")
+        assert opened == ["s1"] * 12 + ["s2"] * 12
+        write(tmp_path, voxels + 3, prefix="s3", SeriesInstanceUID="1.2.3")
+        assert_read(tmp_path, voxels + 3, series="1.2.3")
+
+    def test_a_damaged_file_beside_a_named_series(self, tmp_path, voxels):
+        write(tmp_path, voxels)
+        (tmp_path / "cut").write_bytes(next(tmp_path.iterdir()).read_bytes()[:160])
+        assert rejected(tmp_path).code == "damaged-dicom"
+        assert_read(tmp_path, voxels, "damaged-files:1", series="1.2.3.4.5")
 
     def test_what_is_not_there(self, folder):
         assert rejected(folder, series="77").code == "no-such-series"
