@@ -179,7 +179,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     if not stack.is_axial:
         notes.append("not-axial")
     skipped = sum(file.refusal != "localizer" for item in series for file in item.others)
-    skipped += sum(len(item.refused) for item in series if item is not owner)
+    skipped += sum(bool(file.uid) for item in series if item is not owner for file in item.refused)
     if skipped:
         notes.append(f"other-objects:{skipped}")
     if owner.refused:
