@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
-from medclip_jax.shards.scan import crop_and_resample
 from medclip_jax.volumes import Scan as StoredScan
-from medclip_jax.volumes import Volume, VolumeRejected, check_hu, is_image, read_scan, to_scan, to_volume
+from medclip_jax.volumes import (
+    Volume,
+    VolumeRejected,
+    check_hu,
+    crop_and_resample,
+    is_image,
+    read_scan,
+    to_scan,
+    to_volume,
+)
 from medclip_jax.volumes.checks import to_int16
 from medclip_jax.volumes.grid import Grid
 from medclip_jax.volumes.images import is_array, scan_of_volume, to_array

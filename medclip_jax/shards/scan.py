@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,15 +12,7 @@ from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
 from medclip_jax.shards.plan import Item, report_of, says_nothing
 from medclip_jax.shards.record import Record, checksum, encode
 from medclip_jax.shards.settings import PrepareSettings
-from medclip_jax.volumes import (
-    AIR_HU,
-    Volume,
-    VolumeRejected,
-    crop_or_pad,
-    mask_center,
-    read_volume,
-    resample,
-)
+from medclip_jax.volumes import VolumeRejected, crop_and_resample, mask_center, read_volume
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
 
@@ -131,57 +122,6 @@ def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[st
         organ_sentences=organ_texts(study, source, settings),
     )
     return record, dict(volume.provenance), tuple(dict.fromkeys(notes))
-
-
-def crop_and_resample(
-    volume: Volume,
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
-    center: Float[np.ndarray, " 3"] | None = None,
-) -> tuple[Volume, list[str]]:
-    """Resample to `spacing` and cut or pad to `shape` around a point, working only on the voxels needed.
-
-    Args:
-        volume: any volume.
-        shape: wanted (D, H, W).
-        spacing: wanted mm along depth, height, width.
-        center: world RAS mm; None means the volume's middle.
-
-    Returns:
-        The volume, and notes.
-
-    Raises:
-        VolumeRejected: the crop lies outside the volume.
-    """
-    size = np.array(volume.voxels.shape)
-    middle = (size - 1) / 2
-    if center is not None:
-        middle = np.linalg.solve(volume.affine[:3, :3], center - volume.affine[:3, 3])
-    else:
-        center = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
-    # Two voxels of either grid beyond the crop: what anti-aliasing looks at, and the rounding of the crop.
-    ratio = np.array(spacing) / np.array(volume.spacing)
-    reach = (np.array(shape) / 2 + 2) * ratio + 2
-    low = np.clip(np.floor(middle - reach), 0, size).astype(int)
-    high = np.clip(np.ceil(middle + reach) + 1, 0, size).astype(int)
-    for axis in range(3):
-        # An even crop out of an odd grid, or the reverse, would lie half a voxel off its center.
-        while low[axis] > 0 and high[axis] < size[axis]:
-            resampled = math.floor((high[axis] - low[axis]) / ratio[axis] + 0.5 - 1e-6)  # as `resample` does
-            if (resampled - shape[axis]) % 2 == 0:
-                break
-            low[axis], high[axis] = low[axis] - 1, high[axis] + 1
-    if (high <= low).any():
-        raise VolumeRejected(
-            "crop-outside", "The crop's center lies outside the volume: check the box or the organ mask."
-        )
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ low
-    box = replace(volume, voxels=volume.voxels[tuple(map(slice, low, high))], affine=affine)
-    fill = AIR_HU if volume.provenance.get("modality", "CT") == "CT" else int(volume.voxels.min())
-    prepared = crop_or_pad(resample(box, spacing), shape, center=center, fill=fill)
-    covered = np.prod(np.minimum(size / ratio, shape)) / np.prod(shape)
-    return prepared, [f"mostly-padding:{100 * (1 - covered):.0f}%"] if covered < 0.25 else []
 
 
 def _crop_center(

@@ -1,6 +1,7 @@
 """CT and MR files in, canonical Hounsfield arrays out."""
 
 from medclip_jax.volumes.checks import check_hu, resolve_rescale
+from medclip_jax.volumes.crop import crop_and_resample
 from medclip_jax.volumes.dicom_choice import RULES
 from medclip_jax.volumes.geometry import (
     canonical,
@@ -23,6 +24,7 @@ __all__ = [
     "VolumeRejected",
     "canonical",
     "check_hu",
+    "crop_and_resample",
     "crop_or_pad",
     "fraction_in_cells",
     "is_image",

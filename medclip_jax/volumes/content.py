@@ -108,7 +108,9 @@ def inflate(content: bytes, wanted: int, wrapper: int) -> tuple[bytes, int]:
                     )
                 if not part and not left and not member.eof:
                     raise VolumeRejected(
-                        "truncated-file", "The compressed data end early: copy or download the file again."
+                        "truncated-file",
+                        f"The {'gzip' if wrapper == GZIP else 'zlib'} data end early: copy or download the "
+                        "file again.",
                     )
         except (inflater.error, zlib.error):
             raise _damaged() from None

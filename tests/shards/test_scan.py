@@ -1,10 +1,15 @@
 """One study: the crop, and what happens when a reader fails."""
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 
+from medclip_jax.corpora.study import Study
 from medclip_jax.shards import scan
 from medclip_jax.shards.plan import Item
+from medclip_jax.shards.record import decode
 from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.volumes import Volume, VolumeRejected, crop_or_pad, resample
 
@@ -60,6 +65,26 @@ def test_little_data_is_noted_and_none_is_rejected():
     with pytest.raises(VolumeRejected, match="outside the volume") as error:
         scan.crop_and_resample(ramp(), (4, 4, 4), (4.0, 2.0, 1.5), np.array([500.0, 0, 0]))
     assert error.value.code == "crop-outside"
+
+
+@pytest.mark.parametrize("shape", [(41, 100, 91), (40, 99, 90)])
+def test_the_recipe_of_the_docs_gives_what_prepare_gives(tmp_path, monkeypatch, shape):
+    """Whole scans of odd and even size, where two steps one after the other give another grid."""
+    random = np.random.default_rng(0)
+    height, width = np.mgrid[-1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
+    body = np.where(height**2 + width**2 < 0.5, 40, -1000)
+    voxels = (body + random.normal(0, 20, shape)).astype(np.int16)
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), np.diag([3.1, 3.1, 7.0, 1.0]))
+    nib.save(image, tmp_path / "scan.nii.gz")
+    text = (Path(__file__).parents[2] / "docs/volumes.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    study = Study(tmp_path / "scan.nii.gz", "v", "s", "p", report="Cardiomegaly.")
+    settings = PrepareSettings(findings=("cardiomegaly",), organs=(), measurements=())
+    outcome = scan.prepare_study(Item(1, study, "id", 1, 2, "train"), settings)
+    record = decode(outcome.record, settings.schema)
+    np.testing.assert_array_equal(names["prepared"].voxels, record["volume"])
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,110 @@ def test_bytes_after_the_voxels_are_noted(tmp_path, voxels):
     assert read_volume(path).notes == ("bytes-after-voxels:32",)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("offset", [0, 100, 348, 360, -4, float("nan")])
+def test_voxel_offset_inside_the_header(tmp_path, voxels, name, offset):
+    """The file's length says where voxels start; 0 would show the header as the first voxels."""
+    volume = read_volume(write_nifti(tmp_path / name, voxels, vox_offset=offset))
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    assert volume.notes == ("voxel-offset-mended:352",)
+
+
+def test_voxel_offset_that_the_length_does_not_tell(tmp_path, voxels):
+    path = write_nifti(tmp_path / "a.nii", voxels, vox_offset=0)
+    path.write_bytes(path.read_bytes() + b"\0" * 6)
+    assert rejected(path).code == "damaged-header"
+
+
+def test_voxels_after_extensions(tmp_path, voxels):
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), RAS[:, [2, 1, 0, 3]])
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
+    nib.save(image, tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").notes == ()
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    header["vox_offset"] = 352  # now the extension would be read as voxels
+    content[:348] = header.binaryblock
+    (tmp_path / "b.nii").write_bytes(content)
+    volume = read_volume(tmp_path / "b.nii")
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    assert volume.notes[0].startswith("voxel-offset-mended:")
+
+
+def test_header_fields_that_contradict_each_other(tmp_path, voxels):
+    volume = read_volume(write_nifti(tmp_path / "a.nii", voxels, bitpix=32))
+    assert volume.notes == ("bits-per-voxel-ignored",)
+    path = write_nifti(tmp_path / "b.nii", voxels, bitpix=32)
+    path.write_bytes(path.read_bytes() + b"\0" * 5)
+    assert rejected(path).code == "damaged-header"
+    flat = rejected(write_nifti(tmp_path / "c.nii", voxels, dim=[2, 44, 40, 16, 1, 1, 1, 1]))
+    assert flat.code == "damaged-header"
+    volume = read_volume(write_nifti(tmp_path / "d.nii", voxels, dim=[4, 44, 40, 16, 0, 1, 1, 1]))
+    assert volume.notes == ("empty-dimension-ignored", "one-frame-of-4d")
+    analyze = rejected(write_nifti(tmp_path / "e.nii", voxels, magic=b""))
+    assert analyze.code == "not-nifti"
+    assert "orientation" in str(analyze)
+
+
+def test_axis_of_channels_first(tmp_path, voxels):
+    """(1, X, Y, Z): the affine's columns belong to other axes than was meant."""
+    nib.save(
+        nib.Nifti1Image(voxels.transpose(2, 1, 0)[None], np.diag([1.5, 2.0, 3.0, 1.0])), tmp_path / "a.nii"
+    )
+    error = rejected(tmp_path / "a.nii")
+    assert error.code == "channel-first"
+    assert "without that axis" in str(error)
+
+
+def test_negative_pixdim_and_invalid_qform(tmp_path, voxels):
+    """The sform counts; a qform that nibabel refuses does not make the file unreadable."""
+    for pixdim in ([1, -1.5, 2, 3, 0, 0, 0, 0], [7, 1.5, 2, 3, 0, 0, 0, 0]):
+        volume = read_volume(write_nifti(tmp_path / "a.nii", voxels, pixdim=pixdim, qform_code=1))
+        np.testing.assert_allclose(volume.affine, RAS)
+        assert volume.notes == ("invalid-qform-ignored",)
+
+
+def test_pairs_of_files(tmp_path, voxels):
+    nib.save(nib.Nifti1Pair(voxels.transpose(2, 1, 0), RAS[:, [2, 1, 0, 3]]), tmp_path / "a.img")
+    for name in ("a.hdr", "a.img"):
+        volume = read_volume(tmp_path / name)
+        np.testing.assert_array_equal(volume.voxels, voxels)
+        assert volume.notes == ()
+    (tmp_path / "a.img").unlink()
+    assert rejected(tmp_path / "a.hdr").code == "missing-file"
+
+
+@pytest.mark.parametrize(("shape", "code"), [((2000, 2000, 2000), "implausible-size"), ((44, 40, 16), "")])
+def test_little_is_inflated_where_the_header_states_much(tmp_path, voxels, shape, code, monkeypatch):
+    """A small file that claims 16 GB is refused before anything is inflated."""
+    path = write_nifti(tmp_path / "a.nii.gz", voxels, dim=[3, *shape, 1, 1, 1, 1])
+
+    def fail(*_):
+        raise AssertionError("inflated")
+
+    if code:
+        monkeypatch.setattr("medclip_jax.volumes.nifti.inflate", fail)
+        assert rejected(path).code == code
+    else:
+        np.testing.assert_array_equal(read_volume(path).voxels, voxels)
+
+
+def test_more_is_stored_than_stated(tmp_path, voxels):
+    plain = write_nifti(tmp_path / "a.nii", voxels).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain + b"\0" * (3 << 20)))
+    assert rejected(tmp_path / "b.nii.gz").code == "size-mismatch"
+    (tmp_path / "c.nii.gz").write_bytes(gzip.compress(plain + b"\0" * 32))
+    assert read_volume(tmp_path / "c.nii.gz").notes == ("bytes-after-voxels:32",)
+
+
+def test_no_room_in_memory(tmp_path, voxels, monkeypatch):
+    monkeypatch.setattr("medclip_jax.volumes.content._LARGE", 1000)
+    monkeypatch.setattr("medclip_jax.volumes.content._free_memory", lambda: 90_000)
+    error = rejected(write_nifti(tmp_path / "a.nii.gz", voxels))
+    assert error.code == "out-of-memory"
+    assert "--workers" in str(error)
+
+
 def test_gzip_of_two_members_and_plain_file_named_gz(tmp_path, voxels):
     plain = write_nifti(tmp_path / "a.nii", voxels).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain[:5000]) + gzip.compress(plain[5000:]))
