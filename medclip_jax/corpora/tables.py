@@ -150,7 +150,7 @@ class Table:
 
 
 def open_table(
-    path: Path, *, encoding: str | None = None, known: Collection[str] = (), option: str = "--encoding"
+    path: Path, *, encoding: str | None = None, known: Collection[str] = (), option: str | None = "--encoding"
 ) -> Table:
     """Read a table into memory.
 
@@ -160,7 +160,7 @@ def open_table(
             order mark), else UTF-8.
         known: names of columns, as `plain_name` gives them. The delimiter (comma, semicolon, tab or ``|``)
             is the one by which the first line holds most of them, then the one that gives most columns.
-        option: of the command, which sets the encoding, for messages.
+        option: of the command, which sets the encoding, for messages; None where it has none.
 
     Raises:
         TableError: a spreadsheet, another encoding, or no table. Cells are not quoted.
@@ -173,10 +173,10 @@ def open_table(
             raise TableError(f"'{path}' {kind}")
     text, encoding = _decode(data, path, encoding, option)
     if (place := text.find("\0")) >= 0:
+        give = f"give its encoding, for example {option} utf-16" if option else "save it as UTF-8"
         raise TableError(
             f"line {text.count(chr(10), 0, place) + 1} of '{path}' holds a NUL byte: the file is damaged, or "
-            f"not in the encoding {encoding}; copy it again, or give its encoding with {option} (for example "
-            "utf-16)"
+            f"not in the encoding {encoding}; copy it again, or {give}"
         )
     # Reports are long, and csv stops at 128 kB by default.
     csv.field_size_limit(1 << 30)
@@ -187,7 +187,7 @@ def open_table(
     return Table(path, header, delimiter, encoding, lines, end)
 
 
-def _decode(data: bytes, path: Path, encoding: str | None, option: str) -> tuple[str, str]:
+def _decode(data: bytes, path: Path, encoding: str | None, option: str | None) -> tuple[str, str]:
     marked = next((name for mark, name in _BOMS if data.startswith(mark)), None)
     chosen = encoding or marked or "utf-8"
     if marked == "utf-8-sig" and chosen.lower().replace("_", "-") in ("utf-8", "utf8"):
@@ -206,9 +206,9 @@ def _decode(data: bytes, path: Path, encoding: str | None, option: str) -> tuple
                 f"line {line} of '{path}' is not in the encoding {encoding}: give another one with {option}"
             ) from None
         likely = "utf-16" if data[:400].count(b"\0") > 20 else "cp1252"
+        give = f", or give its encoding, for example {option} {likely}" if option else ""
         raise TableError(
-            f"'{path}' is not UTF-8 (line {line}): save it as CSV with UTF-8 encoding, or give its encoding, "
-            f"for example {option} {likely}"
+            f"'{path}' is not UTF-8 (line {line}): save it as CSV with UTF-8 encoding{give}"
         ) from None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import math
 import os
 from collections import Counter
@@ -14,7 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medclip_jax.corpora.folder import COLUMNS
+from medclip_jax.corpora.cells import looks_like_scan
+from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES
+from medclip_jax.corpora.tables import open_table, plain_name
 from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes.dicom_files import walk
 from medclip_jax.volumes.dicom_survey import (
@@ -232,18 +232,15 @@ def _read_list(path: Path, root: str | os.PathLike | None) -> Iterator[Entry]:
     start = Path(root) if root is not None else path.parent
     if not start.is_dir():
         raise FileNotFoundError(f"no folder {start}: --root is where the relative paths of the list start")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: save it again as UTF-8 text") from None
     if path.suffix.lower() not in (".csv", ".tsv"):
-        names = [line.strip() for line in text.splitlines()]
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8: save it again as UTF-8 text") from None
         yield from (Entry(name, start / name) for name in names if name and not name.startswith("#"))
         return
-    csv.field_size_limit(1 << 30)  # tables of studies hold reports, too
-    first = text.partition("\n")[0]
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max("\t,;", key=first.count))
-    columns = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
+    table = open_table(path, known=KNOWN_NAMES, option=None)
+    columns = {plain_name(name): place for place, name in enumerate(table.header)}
     volume = next((columns[name] for name in COLUMNS["volume"] if name in columns), None)
     if volume is None:
         raise ValueError(
@@ -253,21 +250,21 @@ def _read_list(path: Path, root: str | os.PathLike | None) -> Iterator[Entry]:
     missing = [name for name in _CENTER if name not in columns]
     if 0 < len(missing) < 3:
         raise ValueError(f"{path} lacks {' and '.join(missing)}: a center takes three columns, RAS mm")
-    for row, cells in enumerate(table, start=1):
-        name = (cells[volume] or "").strip()
+    for row in table.rows(lambda inside, cells: looks_like_scan(inside[volume], cells[volume])):
+        cells = {name: row.cells[place].strip() for name, place in columns.items()}
+        name = row.cells[volume].strip()
         if not name:
-            raise ValueError(f"row {row} of {path} names no volume: fill the cell, or take the row out")
-        series = (cells.get(columns.get("series", ""), None) or "").strip() or None
-        identity = (cells.get(columns.get("id", ""), None) or "").strip() or None
-        center = None if missing else _center(cells, columns, f"row {row} of {path}")
+            raise ValueError(
+                f"row {row.number} of {path} names no volume: fill the cell, or take the row out"
+            )
+        series, identity = cells.get("series") or None, cells.get("id") or None
+        center = None if missing else _center(cells, f"row {row.number} of {path}")
         scan = f"{name}#{series}" if series else name
         yield Entry(scan, start / name, identity, center, series)
 
 
-def _center(
-    cells: Mapping[str, str | None], columns: Mapping[str, str], where: str
-) -> tuple[float, float, float] | None:
-    texts = [(cells[columns[name]] or "").strip() for name in _CENTER]
+def _center(cells: Mapping[str, str], where: str) -> tuple[float, float, float] | None:
+    texts = [cells[name] for name in _CENTER]
     if not any(texts):
         return None
     try:

@@ -241,6 +241,7 @@ class TestLists:
             ("volume,center_x,center_y,center_z\na.nii,1,nan,2\n", "row 1 of .*three numbers"),
             ("volume,id\n,1\n", "row 1 of .* names no volume"),
             ("volume\n\xe4.nii\n", "not UTF-8"),
+            ('volume,id\na.nii,"1\nb.nii,2\n', r"row 1 \(line 2\).* never closed"),
             ("", "lacks the column volume; it has nothing"),
         ],
     )
