@@ -249,7 +249,7 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
             ),
             (
                 r"(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of"
-                r"|the) )(?:interval )?resolved (?=[a-z])(?!since|in\b|on\b|and\b|with|compared|from|today"
+                r"|the) )(?:interval )?(?:resolved|cleared) (?=[a-z])(?!since|in\b|on\b|and\b|with|compared|from|today"
                 r"|now|by\b|completely)"
             ),
             r"\bno longer (?:shows?|demonstrates?|has|have|contains?|any)\b",
@@ -260,7 +260,7 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             (
                 r"\b(?:is|are|seems?|appears?|considered|thought|felt|deemed)(?: to be)?(?: very"
-                r"| \w+ly)? unlikely\b(?! to)"
+                r"| \w+ly)? (?:unlikely|not likely)\b(?! to)"
             ),
             rf"\bunlikely{_END}",
             rf"\bless likely{_END}",

@@ -120,6 +120,7 @@ _SCORE = re.compile(
     r"\bagatston\b|\bca(?:lcium)?\.? scor\w+|\bcalcium burden\b|\bcoronary (?:artery )?calcium\b"
     r"|\bcacs?\b(?=(?: score)?(?: of| is| was)? ?[:=]? ?(?:\d|zero|nil))"
 )
+_ZERO_SCORE = re.compile(r"(?<![\d.,])(?:zero|0) (?:calcium|agatston) score\b")
 _SCORED = re.compile(rf"(?<![\w.,-])(?P<value>{_NUMBER}|zero|nil)(?![\w])")
 _NOT_A_SCORE = re.compile(
     r" ?(?:%|percent|(?:th|st|nd|rd) percent|th\b|mm|cm|years?|y/?o\b|mg|kv|vessels?|slices?|hu\b|[-/]\d)"
@@ -138,7 +139,7 @@ _REACH = 160
 
 def agatston_score(text: str) -> list[Measured]:
     """The calcium score: the total where vessels are listed, else any of them; percentiles do not count."""
-    found: list[Measured] = []
+    found = [Measured(match.start(), match.end(), False) for match in _ZERO_SCORE.finditer(text)]
     for match in _SCORE.finditer(text):
         if found and match.start() < found[-1].end:
             continue

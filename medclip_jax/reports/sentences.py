@@ -14,7 +14,7 @@ _PERSON = frozenset({"dr", "mr", "mrs", "ms", "prof"})
 # Double quotes part the points of CT-RATE's impressions. One that hugs a word in small letters quotes it.
 _BREAK = re.compile(
     r"[.!?]+[\"')\]]*(?=\s|$|[A-Z(\"•*])|(?<=[a-z]{3})\.(?=[a-z]{4})"
-    r"|(?<!\S)\"(?=\s*[A-Z\d]|\s|$)|\"(?=\s+[A-Z\"]|\s*$)|[•●▪\n\r]+"
+    r"|(?<!\S)(?<![:,] )\"(?=\s*[A-Z\d]|\s|$)|\"(?=\s+[A-Z\"]|\s*$)|[•●▪\n\r]+"
 )
 _BULLETS = ' \t\r\n"“”•●▪*-–'
 _ITEM = re.compile(r"^\(?(?:\d{1,2}|[a-h])[.)]\s+")
