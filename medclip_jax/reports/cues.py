@@ -248,9 +248,9 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 r"|(?:complete|total|full) regression) of\b"
             ),
             (
-                r"(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of"
-                r"|the) )(?:interval )?(?:resolved|cleared) (?=[a-z])(?!since|in\b|on\b|and\b|with|compared|from|today"
-                r"|now|by\b|completely)"
+                r"(?:^|[,;:] ?|\b(?:with|and|interval|now|completely|fully|of|the) )"
+                r"(?:interval )?(?:resolved|cleared) (?=[a-z])"
+                r"(?!since|in\b|on\b|and\b|with|compared|from|today|now|by\b|completely)"
             ),
             r"\bno longer (?:shows?|demonstrates?|has|have|contains?|any)\b",
         ),
