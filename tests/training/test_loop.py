@@ -12,9 +12,11 @@ from toy import SPEC, Toy, Words, make_config, make_data, make_records
 from medclip_jax.evaluation import run as evaluation_run
 from medclip_jax.pipeline import train_batches
 from medclip_jax.training.checkpoints import latest_step, restore_weights
+from medclip_jax.training.lock import WorkdirInUse, WorkdirLock
 from medclip_jax.training.loop import Data, train
 from medclip_jax.training.nonfinite import NonFiniteError
 from medclip_jax.training.state import flatten
+from medclip_jax.training.status import read_status
 
 HERE = Path(__file__).parent
 
@@ -103,6 +105,23 @@ def test_another_config_is_refused_and_the_keys_are_named(finished):
         train(other, workdir, data=make_data(), objective_factory=Toy)
     assert "config.optimizer.learning_rate: 0.01 there, 0.5 now" in str(error.value)
     assert "config.steps" not in str(error.value)
+
+
+def test_a_refused_start_leaves_a_finished_run_finished(finished):
+    workdir, _ = finished
+    config, beat = (workdir / "config.json").read_text(), (workdir / "heartbeat.json").read_text()
+    for changes in ({"objective__width": 4}, {"batch_size": 12}):
+        with pytest.raises(ValueError, match=r"width|batch_size"):
+            train(make_config(steps=50, **changes), workdir, data=make_data(), objective_factory=Toy)
+    assert (workdir / "config.json").read_text() == config
+    assert json.loads((workdir / "heartbeat.json").read_text()) == json.loads(beat)
+    assert read_status(workdir).state == "finished"
+
+
+def test_a_second_start_is_refused_and_writes_nothing(tmp_path):
+    with WorkdirLock(tmp_path), pytest.raises(WorkdirInUse, match="give another --workdir"):
+        train(make_config(), tmp_path, data=make_data(), objective_factory=Toy)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock-1.json"]
 
 
 def test_other_data_is_refused(finished):
