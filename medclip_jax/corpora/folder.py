@@ -104,7 +104,7 @@ class _Reader:
 
     def read(self) -> StudyTable:
         volume = self._columns.places["volume"]
-        rows = list(self._table.rows(lambda inside, row: looks_like_scan(inside[volume], row[volume])))
+        rows = list(self._table.rows(lambda inside, row: self._is_scan(inside[volume], row[volume])))
         self._remark_on_columns(rows)
         ids = {name: self._ids(name, rows) for name in ("patient", "study")}
         studies = [self._study(row, ids) for row in rows]
@@ -119,6 +119,11 @@ class _Reader:
             self._remark_on_zeros(meaning)
         self._check_reports(studies)
         return StudyTable(tuple(studies), tuple(self._remarks), meaning)
+
+    def _is_scan(self, text: str, like: str) -> bool:
+        return looks_like_scan(text, like) or bool(
+            text.strip() and os.path.lexists(self._root / text.strip())
+        )
 
     def _remark(self, text: str) -> None:
         self._remarks.append(text)

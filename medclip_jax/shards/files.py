@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 _WHOLE_BYTES = 1 << 20
@@ -47,6 +48,8 @@ def content_state(path: Path) -> str:
 
 
 def _file_state(path: str | os.PathLike) -> str:
+    if not stat.S_ISREG(kind := os.stat(path).st_mode):
+        return f"special {stat.S_IFMT(kind)}"  # opening a pipe would wait for its writer
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= _WHOLE_BYTES:

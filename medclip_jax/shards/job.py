@@ -20,7 +20,7 @@ from medclip_jax.shards.commit import Commit, Entry, committed, sweep
 from medclip_jax.shards.manifest import Summary, may_pass, read_manifest, summarize
 from medclip_jax.shards.merge import LOCK_FILE, assemble, lock, tidy
 from medclip_jax.shards.parts import Part, PlanFile, write_plan
-from medclip_jax.shards.plan import ID_RULE, Examined, ShardPlan
+from medclip_jax.shards.plan import ID_RULE, MISSING_FILE, Examined, ShardPlan
 from medclip_jax.shards.read import PARTS_FOLDER, PreparedInfo, open_shards
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import write_rejected
@@ -87,11 +87,12 @@ class Job:
         }
 
     def _to_try(self, found: Examined, commit: Commit) -> bool:
-        if not self.options.retry_rejected:
-            return any(map(may_pass, commit.entries))
-        settled = [item.rejection is not None for item in found.shard.items]
-        rejected = [entry["class"] == REJECTED for entry in commit.entries]
-        return found.fingerprint != commit.fingerprint or rejected != settled
+        pairs = list(zip(found.shard.items, commit.entries, strict=True))
+        # What is rejected by the table, or because there is no file, needs no other try.
+        rejected = [entry for item, entry in pairs if entry["class"] == REJECTED and item.rejection is None]
+        if self.options.retry_rejected:
+            return bool(rejected) or found.fingerprint != commit.fingerprint
+        return any(may_pass(entry) or entry["reason"] == MISSING_FILE for entry in rejected)
 
     def again(self, start: float) -> PreparedInfo:
         """Run on a finished set: try again what could not be read."""
@@ -115,9 +116,8 @@ class Job:
         ]
         if changed:
             raise ShardError(
-                f"scans or masks of '{out}' have changed or have appeared since it was prepared (in "
-                f"{len(changed)} "
-                f"of {len(self.shards)} shards): --retry-rejected reads them again, together with what was "
+                f"scans or masks of '{out}' have changed since it was prepared (in {len(changed)} of "
+                f"{len(self.shards)} shards): --retry-rejected reads them again, together with what was "
                 "rejected; or give --out a new folder"
             )
         if todo and options.part is None:

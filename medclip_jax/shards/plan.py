@@ -25,6 +25,9 @@ ID_RULE = 2
 """How ids are hashed. In sets of rule 1, which do not name a rule, the hash of a study knew nothing of the
 patient: studies of one number were one study, whoever's they were."""
 
+MISSING_FILE = "missing-file"
+"""Code of a study whose volume is not there."""
+
 _SAYS_NOTHING = re.compile(r"(not given|not available|none|nan|n/?a|null|nil|-+|\.+)?[\s.]*", re.IGNORECASE)
 
 
@@ -222,7 +225,7 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
         study = item.study
         if item.rejection is None and is_missing(study.volume):
             missing = "There is no such file or folder: check the path in the table and --root."
-            item = replace(item, rejection=("missing-file", missing))
+            item = replace(item, rejection=(MISSING_FILE, missing))
         items.append(item)
         masks = sorted(study.organs) if settings.uses_masks else ()
         states.append(

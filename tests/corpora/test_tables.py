@@ -130,6 +130,12 @@ def test_swallowed_rows_without_a_suffix(tmp_path):
         folder(write(tmp_path, text))
 
 
+def test_swallowed_rows_that_name_folders(tmp_path):
+    (tmp_path / "second").mkdir()
+    with pytest.raises(TableError, match=r"row 1 \(line 2\).*line 3 looks like a row"):
+        folder(write(tmp_path, 'volume,patient,report\nfirst,a,"Emphysema\nsecond,b,Normal."\n'))
+
+
 def test_reports_of_many_lines_are_no_swallowed_rows(tmp_path):
     report = "Findings:\nHeart, lungs, pleura\nT12, L1, L2 normal\n,,\nImpression, 12 mm, stable"
     text = f'volume,patient,report\nscan_01,a,"{report}"\nscan_02,b,"He said ""no""."\n'
