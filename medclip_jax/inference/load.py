@@ -43,15 +43,16 @@ def load(
 ) -> Model:
     """Load a trained model.
 
-    It computes on the device that JAX chooses: an accelerator where there is one; `JAX_PLATFORMS=cpu` in the
-    environment keeps it on the CPU.
+    Compiled programs are kept for the next process, see `training.compilation`. It computes on the device
+    that JAX chooses: an accelerator where there is one; `JAX_PLATFORMS=cpu` in the environment keeps it on
+    the CPU.
 
     Args:
         source: the workdir of `medclip train`, a folder that `medclip export` wrote, or such a folder on the
             Hugging Face hub, "hf://owner/name" (see `interop.hub.hub_id` for when "owner/name" will do). Of a
-            workdir the newest checkpoint is taken, its moving
-            average where one was kept; what scans must look like, the tokenizer and the sizes of a text
-            encoder from elsewhere are read from the run's own copies, else from where the run took them.
+            workdir the newest checkpoint is taken, its moving average where one was kept; what scans must
+            look like, the tokenizer and the sizes of a text encoder from elsewhere are read from the run's
+            own copies, else from where the run took them.
         step: which checkpoint of a workdir; None for the newest.
         shards: prepared folder that the model is to be used on. A workdir which kept no copy of its
             preparation (and tokenizer) takes it from there; else its volumes must be of the same kind.
@@ -74,6 +75,7 @@ def load(
     import jax
 
     from medclip_jax.interop.folder import is_export
+    from medclip_jax.training.compilation import use_compilation_cache
 
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
@@ -81,6 +83,7 @@ def load(
         batch_size = 1 if jax.default_backend() == "cpu" else 4
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
+    use_compilation_cache()
     folder = find_model(source)
     if is_export(folder):
         if step is not None or shards is not None:

@@ -14,6 +14,7 @@ from medclip_jax.objectives.base import Objective
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import Checkpoints
+from medclip_jax.training.compilation import use_compilation_cache
 from medclip_jax.training.config import to_json, total_steps
 from medclip_jax.training.data import Data, identify, open_data
 from medclip_jax.training.distributed import Processes
@@ -75,6 +76,7 @@ def train(
             to change. Nothing in the workdir was changed then.
         WorkdirInUse: another run is at work there.
     """
+    use_compilation_cache()
     workdir = Workdir(workdir)
     processes = distributed.processes()
     with WorkdirLock(workdir.path, holding=processes.first) as lock, Preemption() as preemption:
