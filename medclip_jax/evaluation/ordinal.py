@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
-from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc
-from medclip_jax.evaluation.results import NotEvaluable, Table, with_interval
+from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc, mean_of_defined
+from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, with_interval
 from medclip_jax.evaluation.similarity import describe, similarity
 from medclip_jax.reports import prompts
 
@@ -44,17 +44,22 @@ class OrdinalResult:
         return flat | {f"{self.name}/auroc/{cut:g}": v for cut, v in self.auroc.by_threshold.items()}
 
     def table(self) -> Table:
-        """One line for each cut, then the mean."""
-        rows = [
-            (
-                f"grade >= {cut:g}",
-                str(int((self.grades >= cut).sum())),
-                str(int((self.grades < cut).sum())),
-                with_interval(value, self.intervals.get(cut)),
-            )
-            for cut, value in self.auroc.by_threshold.items()
-        ]
-        rows.append(("mean of defined", "", "", with_interval(self.auroc.mean, self.mean_interval)))
+        """One line for each cut that separates any volumes, then the mean of what is shown."""
+        rows, enough = [], []
+        for cut, value in self.auroc.by_threshold.items():
+            above = int((self.grades >= cut).sum())
+            below = len(self.grades) - above
+            if not (above and below):
+                continue
+            cell = TOO_FEW
+            if is_enough(above, below):
+                enough.append(value)
+                cell = with_interval(value, self.intervals.get(cut))
+            rows.append((f"grade >= {cut:g}", str(above), str(below), cell))
+        # The interval is of the mean of all cuts that are defined.
+        interval = self.mean_interval if len(enough) == len(rows) else None
+        mean = with_interval(mean_of_defined(enough), interval) if enough else TOO_FEW
+        rows.append(("mean", "", "", mean))
         header = ("cut", "at or above", "below", "AUROC")
         return Table(f"Ordered grades: {self.name}", header, tuple(rows), self.conditions)
 

@@ -11,6 +11,19 @@ import numpy as np
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.reports.names import UnknownFinding, finding_name
 
+FEWEST = 10
+"""So many volumes with a finding, and so many without, tables and pages want before they show its scores.
+
+From two positives an AUROC of 1.000 is as likely as not. Files of numbers hold every value, with its counts.
+"""
+
+TOO_FEW = "too few"
+
+
+def is_enough(present: int, absent: int) -> bool:
+    """Whether scores of so many volumes are shown."""
+    return min(present, absent) >= FEWEST
+
 
 class NotEvaluable(ValueError):
     """The shards or the model lack what an evaluator needs; the message says what to do."""

@@ -138,19 +138,20 @@ class RetrievalResult:
         return Table(f"Retrieval among {self.subsets.size} pairs", header, rows, self.subset_conditions)
 
     def keyword_table(self) -> Table | None:
-        """One line for each keyword; None where no label is known."""
-        if not self.keywords:
+        """One line for each keyword that any volume has; None where there is none."""
+        shown = {finding: keyword for finding, keyword in self.keywords.items() if keyword.relevant}
+        if not shown:
             return None
-        ks = next(iter(self.keywords.values())).precision
+        ks = next(iter(shown.values())).precision
         rows = tuple(
             (
                 finding,
                 str(keyword.relevant),
                 str(keyword.gallery),
-                number(keyword.relevant / keyword.gallery if keyword.gallery else float("nan")),
+                number(keyword.relevant / keyword.gallery),
                 *(number(value) for value in keyword.precision.values()),
             )
-            for finding, keyword in self.keywords.items()
+            for finding, keyword in shown.items()
         )
         header = ("finding", "relevant", "gallery", "chance", *(f"P@{k}" for k in ks))
         return Table("Keyword to image", header, rows, self.keyword_conditions)

@@ -11,7 +11,15 @@ from jaxtyping import Float, Int8
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
-from medclip_jax.evaluation.results import Table, chosen_findings, number, with_interval
+from medclip_jax.evaluation.results import (
+    FEWEST,
+    TOO_FEW,
+    Table,
+    chosen_findings,
+    is_enough,
+    number,
+    with_interval,
+)
 from medclip_jax.evaluation.similarity import Embeddings, describe, preference
 from medclip_jax.reports import prompts
 
@@ -40,6 +48,21 @@ class FindingScores:
     values: Mapping[str, float]
     intervals: Mapping[str, Interval]
 
+    @property
+    def present(self) -> int:
+        """Volumes with the finding."""
+        return int(self.labels.sum())
+
+    @property
+    def absent(self) -> int:
+        """Volumes without it."""
+        return len(self.labels) - self.present
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough of both to show the scores."""
+        return is_enough(self.present, self.absent)
+
 
 @dataclass(frozen=True)
 class ZeroShotResult:
@@ -58,29 +81,52 @@ class ZeroShotResult:
     conditions: Mapping[str, str]
 
     def metrics(self) -> dict[str, float]:
-        """Keys ``auroc_mean``, ``auroc/<finding>``, and so for each of `METRICS`."""
+        """Keys ``auroc_mean``, ``auroc/<finding>``, and so for each of `METRICS`; the counts behind them.
+
+        The counts are ``present/<finding>`` and ``absent/<finding>``.
+        """
         flat = {f"{name}_mean": value for name, value in self.means.items()}
         for name in METRICS:
             flat |= {f"{name}/{finding}": scores.values[name] for finding, scores in self.findings.items()}
+        for finding, scores in self.findings.items():
+            flat |= {f"present/{finding}": scores.present, f"absent/{finding}": scores.absent}
         return flat
 
+    @property
+    def shown(self) -> Mapping[str, FindingScores]:
+        """The findings with both kinds of volumes; the others have no AUROC."""
+        return {name: scores for name, scores in self.findings.items() if scores.present and scores.absent}
+
+    @property
+    def shown_mean(self) -> float:
+        """Mean AUROC of those with enough volumes of both kinds; NaN where there are none."""
+        return mean_of_defined(scores.values["auroc"] for scores in self.shown.values() if scores.is_enough)
+
     def table(self) -> Table:
-        """One line for each finding, then the mean."""
-        rows = [
-            (
-                finding,
-                str(int(scores.labels.sum())),
-                str(int((scores.labels == 0).sum())),
-                *(with_interval(scores.values[name], scores.intervals.get(name)) for name in METRICS),
-                number(scores.threshold, 4),
+        """One line for each finding that has volumes of both kinds, then the mean of what is shown."""
+        rows = []
+        for finding, scores in self.shown.items():
+            cells = [with_interval(scores.values[name], scores.intervals.get(name)) for name in METRICS]
+            cells = cells if scores.is_enough else [TOO_FEW] * len(METRICS)
+            rows.append(
+                (finding, str(scores.present), str(scores.absent), *cells, number(scores.threshold, 4))
             )
-            for finding, scores in self.findings.items()
-        ]
-        means = [with_interval(self.means["auroc"], self.mean_auroc_interval)]
-        means += [number(self.means[name]) for name in METRICS[1:]]
-        rows.append(("mean of defined", "", "", *means, ""))
+        enough = [scores for scores in self.shown.values() if scores.is_enough]
+        means = {name: mean_of_defined(scores.values[name] for scores in enough) for name in METRICS}
+        # The interval is of the mean of all that are defined.
+        interval = self.mean_auroc_interval if len(enough) == len(self.shown) else None
+        cells = [with_interval(means["auroc"], interval), *(number(means[name]) for name in METRICS[1:])]
+        rows.append(("mean", "", "", *(cells if enough else [TOO_FEW] * len(METRICS)), ""))
         header = ("finding", "present", "absent", "AUROC", "average precision", "F1", "accuracy", "threshold")
-        return Table("Zero-shot classification", header, tuple(rows), self.conditions)
+        return Table("Zero-shot classification", header, tuple(rows), self.conditions | self._left_out())
+
+    def _left_out(self) -> dict[str, str]:
+        notes = {}
+        if few := [name for name, scores in self.shown.items() if not scores.is_enough]:
+            notes[TOO_FEW] = f"fewer than {FEWEST} present or absent, not in the mean: {', '.join(few)}"
+        if one := [name for name in self.findings if name not in self.shown]:
+            notes["not shown"] = f"nowhere present, or nowhere absent: {', '.join(one)}"
+        return notes
 
     def __str__(self) -> str:
         return str(self.table())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from medclip_jax.evaluation.results import TOO_FEW, is_enough
 
 if TYPE_CHECKING:
     from medclip_jax.model import Model
@@ -273,15 +276,30 @@ def _evaluation(metrics: tuple[int, Mapping[str, float]] | None) -> str:
             "add its numbers here, with the data they were measured on."
         )
     step, numbers = metrics
-    shown = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+    shown = {
+        name: f"{value:.4g}"
+        for name, value in numbers.items()
+        if value is not None and math.isfinite(value) and not re.search(r"/(present|absent)/", name)
+    }
+    for name in shown:
+        if (counts := _counts(name, numbers)) and not is_enough(*counts):
+            shown[name] = f"{TOO_FEW} ({counts[0]:g} present, {counts[1]:g} absent)"
     lines = [
         f"## Evaluation\n\nOf the run itself, at step {step:,}, on held-out data:",
         "",
         "| metric | value |",
         "|---|---|",
     ]
-    lines += [f"| {name} | {value:.4g} |" for name, value in sorted(shown.items())]
+    lines += [f"| {name} | {value} |" for name, value in sorted(shown.items())]
     return "\n".join(lines)
+
+
+def _counts(name: str, numbers: Mapping[str, float]) -> tuple[float, float] | None:
+    """Volumes with and without the finding that a number is of, where the run logged them."""
+    evaluator, _, rest = name.partition("/")
+    finding = rest.rpartition("/")[2]
+    counts = tuple(numbers.get(f"{evaluator}/{kind}/{finding}") for kind in ("present", "absent"))
+    return None if None in counts else counts
 
 
 def _limits(model: Model, has_text: bool, phantoms: bool) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medclip_jax.evaluation.ordinal import OrdinalResult
-from medclip_jax.evaluation.results import number
+from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.uncertainty import UncertaintyResult
@@ -42,7 +44,8 @@ def write_evaluation_page(
     )
     for result in evaluation.results.values():
         if isinstance(result, ZeroShotResult):
-            page.tile(number(result.means["auroc"]), "mean zero-shot AUROC")
+            mean = TOO_FEW if np.isnan(result.shown_mean) else number(result.shown_mean)
+            page.tile(mean, "mean zero-shot AUROC")
         elif isinstance(result, RetrievalResult):
             k = sorted(result.image_to_text.recall)[0]
             page.tile(number(result.image_to_text.recall[k]), f"image to text R@{k}")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.ordinal import OrdinalResult
-from medclip_jax.evaluation.results import number
+from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
@@ -198,7 +198,7 @@ def roc(result: ZeroShotResult) -> Figure:
     Args:
         result: of the zero-shot evaluator.
     """
-    findings = list(result.findings.items())
+    findings = list(result.shown.items())
     columns = min(4, max(1, len(findings)))
     rows = -(-len(findings) // columns) or 1
     figure = new_figure(2.6 * columns, 2.75 * rows)
@@ -208,8 +208,8 @@ def roc(result: ZeroShotResult) -> Figure:
     for panel, (name, scores) in zip(panels.flat, findings, strict=False):
         panel.set_axis_on()
         panel.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
-        text = "n/a: one class only"
-        if not np.isnan(scores.values["auroc"]):
+        text = TOO_FEW
+        if scores.is_enough:
             panel.plot(*metrics.roc_curve(scores.labels, scores.scores), color=BLUE, linewidth=1.8)
             text = f"AUROC {number(scores.values['auroc'])}"
             interval = scores.intervals.get("auroc")
@@ -237,10 +237,12 @@ def auroc_bars(
         baseline: finding to AUROC of something simpler.
         baseline_name: what that is.
     """
-    names = list(result.findings)
-    values = [result.findings[name].values["auroc"] for name in names] + [result.means["auroc"]]
-    intervals = [result.findings[name].intervals.get("auroc") for name in names]
-    intervals.append(result.mean_auroc_interval)
+    names = list(result.shown)
+    enough = [name for name in names if result.shown[name].is_enough]
+    values = [result.shown[name].values["auroc"] if name in enough else np.nan for name in names]
+    intervals = [result.shown[name].intervals.get("auroc") for name in names]
+    values.append(result.shown_mean)
+    intervals.append(result.mean_auroc_interval if len(enough) == len(names) else None)
     figure = new_figure(7.2, 0.36 * len(values) + 0.9)
     panel = figure.subplots()
     places = np.arange(len(values))[::-1]
@@ -249,7 +251,8 @@ def auroc_bars(
     for place, value, interval in zip(places, values, intervals, strict=True):
         if interval is not None and interval.defined and not np.isnan(value):
             panel.plot([interval.low, interval.high], [place, place], color=FAINT, linewidth=2.2)
-        panel.text(1.015, place, number(value), va="center", fontsize=8, color=INK)
+        text = TOO_FEW if np.isnan(value) else number(value)
+        panel.text(1.015, place, text, va="center", fontsize=8, color=INK)
     if baseline:
         points = [
             (baseline[name], place) for name, place in zip(names, places, strict=False) if name in baseline

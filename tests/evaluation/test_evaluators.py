@@ -138,9 +138,26 @@ class TestZeroShot:
             "volume mean",
             "argmax",
             "10 draws",
-            "n/a",
+            "not shown: nowhere present, or nowhere absent: atherosclerosis",
         ):
             assert part in text
+        assert "n/a" not in text
+
+    def test_two_positives_are_too_few_to_show_and_stay_in_the_numbers(self):
+        labels = {name: column.copy() for name, column in made_split().labels.items()}
+        column = labels["cardiomegaly"]
+        column[:] = -1
+        column[:2] = 1
+        result = evaluate_zero_shot(made_split(labels=labels), encode_texts, draws=10)
+        table = {row[0]: row[1:] for row in result.table().rows}
+        assert table["cardiomegaly"][:4] == ("2", "58", "too few", "too few")
+        assert not any("too few" in cell for cell in table["pericardial_effusion"])
+        flat = result.metrics()
+        assert 0 <= flat["auroc/cardiomegaly"] <= 1
+        assert (flat["present/cardiomegaly"], flat["absent/cardiomegaly"]) == (2, 58)
+        assert result.shown_mean == flat["auroc/pericardial_effusion"]
+        assert table["mean"][2] == f"{result.shown_mean:.3f}"
+        assert "fewer than 10 present or absent" in str(result)
 
     def test_nan_embedding_is_an_error(self):
         volumes = made_split().volumes.copy()

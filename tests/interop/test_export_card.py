@@ -115,3 +115,21 @@ def test_what_is_undefined_is_left_out(model):
     assert "| a/d | 0.25 |" in card
     assert "a/b" not in card
     assert "a/c" not in card
+
+
+def test_scores_of_few_volumes_are_not_shown():
+    from medclip_jax.interop.model_card import _evaluation
+
+    numbers = {
+        "zero_shot/auroc/cardiomegaly": 1.0, "zero_shot/present/cardiomegaly": 2,
+        "zero_shot/absent/cardiomegaly": 58,
+        "zero_shot/auroc/emphysema": 0.8125, "zero_shot/present/emphysema": 10,
+        "zero_shot/absent/emphysema": 50,
+        "zero_shot/auroc/atelectasis": float("nan"), "retrieval/image_to_text/R@5": 0.25,
+    }  # fmt: skip
+    card = _evaluation((100, numbers))
+    assert "| zero_shot/auroc/cardiomegaly | too few (2 present, 58 absent) |" in card
+    assert "| zero_shot/auroc/emphysema | 0.8125 |" in card
+    assert "| retrieval/image_to_text/R@5 | 0.25 |" in card
+    assert "atelectasis" not in card
+    assert "/present/" not in card
