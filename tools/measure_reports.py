@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of the report rules against a table of labelled reports.
+"""Precision, recall and F1 of the report rules against a table of labeled reports.
 
     python tools/measure_reports.py --table ct_rate_reports_labels_800.csv --half odd
     python tools/measure_reports.py --table ct_rate_reports_labels_800.csv --half odd --reader negspacy
@@ -82,12 +82,12 @@ class Score:
 
     @property
     def precision(self) -> float:
-        """Share of the reports called present that are labelled present."""
+        """Share of the reports called present that are labeled present."""
         return self.true_positive / max(1, self.true_positive + self.false_positive)
 
     @property
     def recall(self) -> float:
-        """Share of the reports labelled present that are called present."""
+        """Share of the reports labeled present that are called present."""
         return self.true_positive / max(1, self.true_positive + self.false_negative)
 
     @property
@@ -186,7 +186,7 @@ def negspacy_reader() -> Reader:
 
 
 def measure(texts: Sequence[str], labels: Mapping[str, Sequence[bool]], reader: Reader) -> dict[str, Score]:
-    """Score a reader on every labelled finding."""
+    """Score a reader on every labeled finding."""
     statuses = [reader(text, list(labels)) for text in tqdm(texts, unit="report", file=sys.stderr)]
     return {name: score([status[name] > 0 for status in statuses], labels[name]) for name in labels}
 

@@ -36,7 +36,7 @@ def write_reports_page(
         page.rows(header, rows)
     page.section(
         "Reports",
-        "Every sentence, the findings that it mentions, the words that were recognised, the cue that decided "
+        "Every sentence, the findings that it mentions, the words that were recognized, the cue that decided "
         "how they are meant, and the decisions. Sections that are not read are named.",
     )
     for name, reading in readings:

@@ -52,7 +52,7 @@ class Evidence:
 
     Attributes:
         sentence: the sentence as the rules see it: lower case, contractions written out.
-        mention: the words that were recognised.
+        mention: the words that were recognized.
         assertion: how they are meant.
         trigger: the words that made it so, "" where none did.
         section: name of the section that the sentence stands in, as in `split_sections`.

@@ -52,7 +52,7 @@ def learn_pieces(
         for pair in itertools.pairwise(word):
             pair_counts[pair] += counts[index]
             where[pair].add(index)
-    # Entries of the heap go stale when a count changes; they are recognised by comparing counts when popped.
+    # Entries of the heap go stale when a count changes; they are recognized by comparing counts when popped.
     heap = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(heap)
 
