@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medclip_jax.cli import check_data
 from medclip_jax.cli.overrides import accept_overrides
+
+if TYPE_CHECKING:
+    from medclip_jax.planning.chips import Chip
 
 HELP = """say whether a config fits its devices, and what it costs
 
@@ -20,6 +23,8 @@ EPILOG = """\
 any field of the config is set by --config.section.field=value, as often as you like
 
 examples:
+  medclip check --config configs/own/mae.py --chip here --config.data.shards=shards
+  medclip check --config configs/own/mae.py --chip rtx4090
   medclip check --config configs/cardiac_clip/mae.py --chip h100 --devices 8
   medclip check --config configs/cardiac_clip/contrastive.py --chip v5e-64 --config.batch_size=1024
   medclip check --config configs/cardiac_clip/mae.py --chip a100 --devices 8 --mesh data=4,fsdp=2 --compile
@@ -36,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments. Fields of the config follow as ``--config.a.b=value``."""
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
-        "--chip", default="h100", metavar="NAME", help="h100 (default), a100, v5e, ..., or a slice: v5e-64"
+        "--chip",
+        default="h100",
+        metavar="NAME",
+        help="h100 (default), a100, rtx4090, v5e, ...; a slice: v5e-64; memory and bfloat16 rate of any GPU: "
+        "24GB:165TF; or 'here' for this machine",
     )
     parser.add_argument("--devices", type=int, metavar="N", help="chips; default 1, or those of the slice")
     parser.add_argument("--mesh", metavar="data=D,fsdp=F", help="instead of the config's mesh")
@@ -69,13 +78,12 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing is computed here
     from medclip_jax.cli import check_report
     from medclip_jax.planning.ahead import compile_step
-    from medclip_jax.planning.chips import find_chip, find_topology
     from medclip_jax.planning.estimate import estimate
-    from medclip_jax.planning.remedies import remedies
+    from medclip_jax.planning.remedies import changed_model, fewest_microbatches, remedies
     from medclip_jax.planning.shapes import build
     from medclip_jax.training.config import find_config, load_config
 
-    chip, count = find_topology(args.tpu) if args.tpu else find_chip(args.chip)
+    chip, count = _chip(args)
     if args.tpu and args.devices not in (None, count):
         raise ValueError(f"--tpu {args.tpu} has {count} chips: leave --devices out")
     devices = args.devices or count or 1
@@ -85,9 +93,17 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, overrides)
     data = check_data.assume(config, find_config(args.config), args)
     model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
-    found = estimate(model, chip, devices)
+    if model.config.microbatches:
+        found = estimate(model, chip, devices)
+    else:
+        found = fewest_microbatches(model, chip, devices)
+        model = changed_model(model, (f"--config.microbatches={found.microbatches}",))
+    # The same for whoever reads the config anew.
+    overrides += [f"--config.{name}={model.config[name]}" for name in ("batch_size", "microbatches")]
     figures = check_report.figures(model, data, found)
     print(check_report.report(model, data, found), flush=True)
+    if chosen := check_report.chosen(config, model):
+        print(f"\n{chosen}", flush=True)
     fits = found.fits
 
     targets = [("compiled", {"devices": devices})] if args.compile else []
@@ -109,6 +125,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if fits else 1
+
+
+def _chip(args: argparse.Namespace) -> tuple[Chip, int | None]:
+    from medclip_jax.planning.chips import find_chip, find_topology
+    from medclip_jax.planning.here import chip_here
+
+    if args.tpu:
+        return find_topology(args.tpu)
+    return chip_here() if args.chip == "here" else find_chip(args.chip)
 
 
 def _mesh(text: str | None) -> list[str]:

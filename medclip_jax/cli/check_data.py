@@ -62,7 +62,7 @@ def assume(config: Any, config_file: str | Path, args: argparse.Namespace) -> As
         ValueError: the shape is nowhere, or a flag cannot be read.
     """
     if config.data.shards:
-        found = _of_shards(config)
+        found = of_shards(config)
     else:
         found = _beside(Path(config_file)) or _of_docstring(Path(config_file))
     shape = _triple(args.shape, "--shape", int) if args.shape else found and found.spec.shape
@@ -94,7 +94,14 @@ def assume(config: Any, config_file: str | Path, args: argparse.Namespace) -> As
     return AssumedData(spec, organ_shape, args.samples or (found.samples if found else 0), source)
 
 
-def _of_shards(config: Any) -> AssumedData:
+def of_shards(config: Any) -> AssumedData:
+    """The data of the shards that a config names.
+
+    Raises:
+        ValueError: no such folder, split or tokenizer.
+    """
+    if not config.data.shards:
+        raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
     from medclip_jax.shards.read import open_shards, open_split
 
     info = open_shards(config.data.shards)

@@ -51,6 +51,30 @@ def report(model: Model, data: AssumedData, found: Estimate) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def chosen(config: Any, model: Model) -> str:
+    """What the config leaves open and what it comes to, "" where it leaves nothing open.
+
+    Args:
+        config: as it was read.
+        model: built from it.
+    """
+    lines = []
+    if not config.batch_size:
+        lines.append(f"batch_size={model.config.batch_size}, by the number of training volumes")
+    if not config.microbatches:
+        lines.append(f"microbatches={model.config.microbatches}, by the memory; the gradient is the same")
+    if not config.objective.get("vision", {}).get("patch", True):
+        shape = " x ".join(map(str, model.spec.shape))
+        lines.append(
+            f"objective.vision.patch={tuple(model.config.objective.vision.patch)}, which divides {shape}"
+        )
+    if not lines:
+        return ""
+    return "CHOSEN by `medclip train` as here, unless you say otherwise\n" + "\n".join(
+        f"  --config.{line}" for line in lines
+    )
+
+
 def figures(model: Model, data: AssumedData, found: Estimate) -> dict[str, Any]:
     """The same figures as JSON types; bytes of one device, seconds of one step."""
     return {

@@ -266,16 +266,21 @@ def _command() -> list[str]:
 
 def _table(args: argparse.Namespace) -> StudyTable:
     from medclip_jax.corpora.folder import TableError, folder
+    from medclip_jax.corpora.roots import check_root
 
     if args.table is None:
         raise TableError(
             "--corpus folder needs --table: a CSV with the columns volume and report, see docs/data.md"
         )
+    root, given = args.root or args.table.parent, args.root is not None
     if args.sentences is None:
-        return folder(args.table, root=args.root, encoding=args.encoding).first(args.limit)
+        table = folder(args.table, root=args.root, encoding=args.encoding).first(args.limit)
+        check_root(table.studies, root, given=given)
+        return table
     from medclip_jax.corpora.sentences import join_sentences, read_sentences
 
     table = folder(args.table, root=args.root, reports_elsewhere=True, encoding=args.encoding)
+    check_root(table.studies, root, given=given)
     # All rows are joined, also with --limit: what is left out of the sentences is a fact of the archive.
     joined = join_sentences(table, read_sentences(args.sentences, encoding=args.encoding))
     print(joined.text(), file=sys.stderr)

@@ -8,8 +8,12 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from medclip_jax.cli.overrides import accept_overrides
+
+if TYPE_CHECKING:
+    from medclip_jax.training.distributed import Processes
 
 HELP = "train a model from a config file, or go on where a workdir stopped"
 
@@ -77,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.training.nonfinite import NonFiniteError
 
     try:
+        if not config.microbatches:
+            config.microbatches = _microbatches(config, processes)
         metrics = train(config, args.workdir)
     except BaseException as error:
         if processes.count > 1:
@@ -89,6 +95,34 @@ def run(args: argparse.Namespace) -> int:
         for name, value in metrics.items():
             print(f"{name:40s} {value:.6g}")
     return 0
+
+
+def _microbatches(config: Any, processes: Processes) -> int:
+    """As few as the memory of this machine allows, by the estimate of `medclip check`."""
+    if processes.count > 1:
+        raise ValueError(
+            "config.microbatches=0 is chosen for one process alone: `medclip check` says how many are needed "
+            "(--config.microbatches=N)"
+        )
+    import jax
+
+    from medclip_jax.cli.check_data import of_shards
+    from medclip_jax.planning.here import chip_of
+    from medclip_jax.planning.remedies import fewest_microbatches
+    from medclip_jax.planning.shapes import build
+
+    data = of_shards(config)
+    model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+    chip = chip_of(jax.local_devices()[0])
+    found = fewest_microbatches(model, chip, jax.device_count())
+    needed, there = found.memory.total / 2**30, chip.usable_bytes / 2**30
+    logging.info(
+        "batch %d in %d microbatches: %.1f GiB by estimate, %.1f GiB are there",
+        found.batch_size, found.microbatches, needed, there,
+    )  # fmt: skip
+    if not found.fits:
+        logging.warning("this may not fit into the memory: `medclip check --chip here` says what would")
+    return found.microbatches
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -168,7 +168,9 @@ def _read_workdir(
 
     from medclip_jax.interop.exported_config import read_json
     from medclip_jax.reports.tokenizer import load_tokenizer
+    from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.training.config import complete
+    from medclip_jax.training.settle import settle_objective
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
 
     config = ConfigDict(complete(read_json(workdir / "config.json")))
@@ -182,6 +184,9 @@ def _read_workdir(
     if dtype is not None:
         _set_dtype(config.objective, dtype)
     spec = DataSpec.of(info, tokenizer)
+    # By what it was trained on, also where it is to be used on another grid.
+    trained_on = open_shards(workdir) if (workdir / SETTINGS_FILE).is_file() else info
+    config.objective = settle_objective(config.objective, DataSpec.of(trained_on, tokenizer))
     return _Trained(
         objective=_restored(workdir, step, config, spec),
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -9,6 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
 from medclip_jax.models.constraints import batch_sharded
+
+MOST_TOKENS = 2048
+"""Patches of a volume that a laptop still trains on."""
+
+PATCH_MM = 24.0
+"""Edge of a patch, as in HiPro-CT (8 x 24 x 24 voxels of 3 x 1 x 1 mm)."""
 
 
 def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -24,6 +31,33 @@ def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[i
                 f" voxels. Prepare the volumes at a multiple of {step} or change the patch"
             )
     return tuple(size // step for size, step in zip(shape, patch, strict=True))
+
+
+def choose_patch(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], *, tokens: int = MOST_TOKENS
+) -> tuple[int, int, int]:
+    """The patch that divides a volume and is nearest to a cube of `PATCH_MM`.
+
+    >>> choose_patch((64, 160, 160), (3.0, 1.5, 1.5))
+    (8, 16, 16)
+
+    Args:
+        shape: (D, H, W) voxels.
+        spacing: mm of a voxel along each axis.
+        tokens: patches that there may be. Where cubes of that size would be more, patches are larger.
+
+    Returns:
+        Voxels along depth, height, width.
+    """
+    divisors = [[step for step in range(1, size + 1) if size % step == 0] for size in shape]
+    fitting = [patch for patch in itertools.product(*divisors) if math.prod(grid_of(shape, patch)) <= tokens]
+
+    def distance(patch: tuple[int, ...]) -> float:
+        edges = [math.log(size * step / PATCH_MM) for size, step in zip(patch, spacing, strict=True)]
+        # Slices are thicker than pixels are wide; in the plane, patches are to be square.
+        return sum(edge**2 for edge in edges) + 2.0 * (edges[1] - edges[2]) ** 2
+
+    return min(fitting, key=lambda patch: (round(distance(patch), 6), patch))
 
 
 def patchify(

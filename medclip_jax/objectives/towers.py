@@ -18,6 +18,8 @@ from medclip_jax.objectives.base import DataSpec
 def vision_defaults() -> dict[str, Any]:
     """ViT-B on one wide window, as Cardiac-CLIP was released (patch 8, class token).
 
+    A `patch` of () follows from the volumes, see `training.settle`.
+
     `windows` are (low, high) HU, one channel each, scaled to [-1, 1]; `standardize` may give (mean, standard
     deviation) of each such channel over the training volumes, to bring them to mean 0 and variance 1.
 

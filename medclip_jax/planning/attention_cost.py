@@ -40,7 +40,7 @@ def attention_of(chip: Chip, chosen: set[str] | None = None) -> Iterator[None]:
         mask: Bool[Array, "batch keys"] | None = None,
     ) -> Float[Array, "batch queries heads features"]:
         sizes = query.shape[1], key.shape[1], query.shape[-1]
-        how = attention.implementation(chip.kind, query.dtype, *sizes)
+        how = attention.implementation(chip.kind, query.dtype, *sizes, chip.capability)
         if chosen is not None:
             chosen.add(f"{how} at {sizes[0]} tokens, {query.shape[2]} heads of {sizes[2]}, {query.dtype}")
         if how in FUSED:

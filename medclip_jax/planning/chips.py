@@ -1,7 +1,8 @@
 """Peak figures of accelerators, one chip each, from the makers' public specification sheets.
 
-Sources: NVIDIA's data sheets of A100, A800, L40S, H100, H200 (SXM where there is one) and DGX B200, dense
-figures, that is half of what is printed "with sparsity"; AMD's of MI300X; Google Cloud's pages "TPU v4",
+Sources: NVIDIA's data sheets of A100, A800, L4, L40S, T4, RTX A6000, H100, H200 (SXM where there is one) and
+DGX B200, and its Ada white paper for the RTX 4090, dense figures, that is half of what is printed "with
+sparsity"; AMD's of MI300X; Google Cloud's pages "TPU v4",
 "v5e", "v5p", "v6e", "TPU7x". Capacities are decimal gigabytes as printed.
 """
 
@@ -33,6 +34,7 @@ class Chip:
         usable: share of the memory that a program can have: a TPU's compiler names 15.75 of 16 GiB; a GPU's
             driver, cuDNN and NCCL take a few GB, and JAX takes 75 % unless it is told otherwise.
         per_host: chips that one host feeds.
+        capability: compute capability of a GPU, which decides how it attends; "8.0" and above does so fused.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Chip:
     network_bandwidth: float
     usable: float
     per_host: int = 8
+    capability: str = "8.0"
 
     @property
     def usable_bytes(self) -> float:
@@ -77,6 +80,11 @@ CHIPS: dict[str, Chip] = {
         _gpu("a100-40gb", 312.0, 156.0, 40.0, 1555.0, 300.0, 8),
         _gpu("a800", 312.0, 156.0, 80.0, 2039.0, 200.0, 8),
         _gpu("l40s", 362.0, 183.0, 48.0, 864.0, 32.0, 8),
+        _gpu("l4", 121.0, 60.0, 24.0, 300.0, 32.0, 8),
+        _gpu("rtx4090", 165.2, 82.6, 24.0, 1008.0, 32.0, 8),
+        _gpu("a6000", 154.8, 77.4, 48.0, 768.0, 32.0, 8),
+        # Turing multiplies neither bfloat16 nor TF32 in its tensor cores.
+        dataclasses.replace(_gpu("t4", 8.1, 8.1, 16.0, 320.0, 16.0, 8), capability="7.5"),
         _gpu("h100", 989.0, 494.5, 80.0, 3350.0, 450.0, 8),
         _gpu("h200", 989.0, 494.5, 141.0, 4800.0, 450.0, 8),
         _gpu("b200", 2250.0, 1125.0, 180.0, 8000.0, 900.0, 8),
@@ -94,26 +102,64 @@ CORES_IN_NAME = ("v4", "v5p")
 """Google names slices of these by TensorCores, two a chip: a v5p-256 has 128 chips."""
 
 
+BANDWIDTH_PER_TFLOP = 4.0
+"""GB/s of memory for each TFLOP/s of a chip that is given by its figures: between an H100's and an A100's."""
+
+
+def other_chip(memory_gb: float, tflops: float, bandwidth: float | None = None) -> Chip:
+    """A GPU that is not listed.
+
+    Args:
+        memory_gb: decimal.
+        tflops: of bfloat16, dense; half of that is taken for float32, as on NVIDIA's.
+        bandwidth: GB/s of its memory; None for `BANDWIDTH_PER_TFLOP`.
+    """
+    name = f"{memory_gb:g}GB:{tflops:g}TF"
+    return _gpu(name, tflops, tflops / 2, memory_gb, bandwidth or BANDWIDTH_PER_TFLOP * tflops, 32.0, 8)
+
+
+def _by_figures(text: str) -> Chip | None:
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"{number}\s*gb:{number}\s*tf(?:lops?)?(?:/s)?(?::{number}\s*gb/s)?", text)
+    if not found:
+        return None
+    figures = [float(part) if part else None for part in found.groups()]
+    if not all(figure is None or figure > 0 for figure in figures):
+        return None
+    return other_chip(*figures)
+
+
 def find_chip(text: str) -> tuple[Chip, int | None]:
     """The chip of a name, and its number where a TPU slice is named.
 
     >>> find_chip("v5p-256")[1], find_chip("v5e-64")[1], find_chip("h100")[1]
     (128, 64, None)
+    >>> find_chip("24GB:165TF:1008GB/s")[0].bf16_tflops
+    165.0
+
+    Args:
+        text: a name; or memory and dense bfloat16 rate of a GPU, and its memory's bandwidth where known.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
-    name = text.lower()
+    name = text.lower().strip()
     if name in CHIPS:
         return CHIPS[name], None
     named = re.fullmatch(r"(.+)-(\d+)", name)
     if named and named[1] in CHIPS and CHIPS[named[1]].kind == "tpu":
         count = int(named[2])
         return CHIPS[named[1]], count // 2 if named[1] in CORES_IN_NAME else count
+    if figures := _by_figures(name):
+        return figures, None
+    plain = re.sub(r"nvidia|geforce|tesla|[\s_-]", "", name)
+    if plain != name and plain in CHIPS:
+        return CHIPS[plain], None
     near = difflib.get_close_matches(name, CHIPS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(
-        f"--chip {text}: unknown; there are {', '.join(CHIPS)}, and slices of TPUs such as v5e-64.{hint}"
+        f"--chip {text}: unknown; there are {', '.join(CHIPS)}, slices of TPUs such as v5e-64, 'here' for "
+        f"this machine, and any GPU by memory and bfloat16 rate, such as 24GB:165TF.{hint}"
     )
 
 

@@ -71,6 +71,24 @@ def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
     return [attempt] if attempt else []
 
 
+def fewest_microbatches(model: Model, chip: Chip, devices: int) -> Estimate:
+    """The estimate with as few microbatches as fit; with as many as there can be where nothing fits.
+
+    Args:
+        model: from `planning.shapes.build`; its own number of microbatches does not count.
+        chip: what each device is.
+        devices: how many.
+
+    Raises:
+        ValueError: mesh and batch size do not divide.
+    """
+    found = estimate(changed_model(model, ("--config.microbatches=1",)), chip, devices)
+    if found.fits:
+        return found
+    fewer = _microbatches(model, chip, found, ())
+    return fewer.estimate if fewer else found
+
+
 def chips_that_hold(found: Estimate) -> list[str]:
     """Names of the chips whose memory would hold an estimate."""
     return [chip.name for chip in CHIPS.values() if found.memory.total <= chip.usable_bytes]

@@ -19,6 +19,7 @@ from medclip_jax.planning.footprint import Footprint, footprint
 from medclip_jax.training.config import total_steps
 from medclip_jax.training.flops import count_flops
 from medclip_jax.training.optimizer import Optimizer, make_optimizer
+from medclip_jax.training.settle import settle
 from medclip_jax.training.state import (
     TrainState,
     combine,
@@ -36,7 +37,7 @@ class Model:
     """A config built from shapes.
 
     Attributes:
-        config: the whole config.
+        config: the whole config, settled.
         spec: what the data fix.
         graphdef: of the objective.
         state: a `TrainState` of shapes.
@@ -127,6 +128,7 @@ def build(config: Any, spec: DataSpec, *, samples: int = 0, organ_shape: tuple[i
     Raises:
         ValueError: whatever would stop the run at its start.
     """
+    config = settle(config, spec, samples)
     objective = nnx.eval_shape(lambda: objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
     graphdef, params, variables = split(objective)
     steps = None if config.epochs > 0 and not samples else total_steps(config, samples)

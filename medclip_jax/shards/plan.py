@@ -336,4 +336,8 @@ def _patient_splits(studies: Sequence[Study], settings: PrepareSettings, key: by
                 low, high = bounds[name]
                 movable = [p for p in free if counts[chosen[p]] > 1]
                 chosen[min(movable, key=lambda p: (max(low - places[p], places[p] - high), p))] = name
+    elif len(free) == len(given):
+        # Too few for every split: without train there is nothing to begin with, then comes test.
+        first = [name for name in ("train", "test", "validation") if name in wanted]
+        chosen = dict(zip(sorted(free, key=lambda p: (places[p], p)), first, strict=False))
     return {patient: next(iter(names), None) or chosen[patient] for patient, names in given.items()}

@@ -60,7 +60,7 @@ def base_config() -> ConfigDict:
                 "prefetch": 2,  # batches assembled at once and kept ready, each by its own thread
             },
             "objective": {"name": ""},
-            "batch_size": 64,  # global, over all devices and hosts
+            "batch_size": 64,  # global, over all devices and hosts; 0 = 8 to 32, as the volumes fill it
             "steps": 0,  # batches to train on; 0 = from epochs
             "epochs": 0.0,
             "optimizer": {
@@ -79,7 +79,9 @@ def base_config() -> ConfigDict:
                 "accumulate": 1,  # batches averaged into one update
             },
             "ema": {"decay": 0.0},  # moving average of weights and statistics, used by evaluators; 0 = off
-            "microbatches": 1,  # encode the batch in this many slices: less memory, the same gradient
+            # Encode the batch in this many slices: less memory, the same gradient. 0 = as few as the memory
+            # allows, found by `medclip train` when it starts.
+            "microbatches": 1,
             "mesh": {
                 "data": -1,  # devices that share a batch; -1 = all that `fsdp` leaves
                 "fsdp": 1,  # devices that also share parameters, optimizer state and average
@@ -393,6 +395,8 @@ def _over(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "
 def total_steps(config: ConfigDict, samples: int) -> int:
     """Batches to train on: `steps`, or `epochs` over `samples` samples, rounded up.
 
+    Where `batch_size` is 0, it follows from the samples, see `training.settle`.
+
     Raises:
         ValueError: neither is set, or both.
     """
@@ -401,5 +405,7 @@ def total_steps(config: ConfigDict, samples: int) -> int:
     if config.steps > 0:
         return config.steps
     if config.epochs > 0:
-        return max(1, -(-int(config.epochs * samples) // config.batch_size))
+        from medclip_jax.training.settle import settle_batch_size
+
+        return max(1, -(-int(config.epochs * samples) // settle_batch_size(config.batch_size, samples)))
     raise ValueError("how long to train? Set config.steps or config.epochs above 0")

@@ -24,6 +24,7 @@ from medclip_jax.training.lock import WorkdirLock
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.nonfinite import NonFiniteError, describe
 from medclip_jax.training.preemption import Preemption
+from medclip_jax.training.settle import settle
 from medclip_jax.training.start import (
     Model,
     check_evaluation,
@@ -85,9 +86,11 @@ def train(
         if opened:
             data = open_data(config.data)
             check_evaluation(config)
+        # Computed with from here on; `config.json` keeps what was said.
+        said, config = config, settle(config, data.spec, len(data.source))
         steps = total_steps(config, len(data.source))
         clock = Clock(workdir=workdir.path if processes.first else None, steps=steps)
-        beginning = find_beginning(config, workdir, data, processes)
+        beginning = find_beginning(said, workdir, data, processes)
         with clock:
             model, state = make_model(
                 config, data, objective_factory, steps=steps, beginning=beginning, processes=processes

@@ -146,7 +146,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None
         ValueError: with the nearest batch sizes, and the device or microbatch counts that work.
     """
     if microbatches < 1:
-        raise ValueError(f"config.microbatches={microbatches} must be at least 1")
+        raise ValueError(
+            f"config.microbatches={microbatches} must be at least 1 here; 0 is for `medclip train`, which "
+            "chooses how many, and `medclip check` says it"
+        )
     devices = mesh.size
     parts = devices * microbatches
     if batch_size % parts == 0:

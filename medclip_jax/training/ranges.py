@@ -44,6 +44,10 @@ _ABOVE_0 = _number("above 0", lambda value: value > 0)
 _SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = _number("from 0 to below 1", lambda value: 0 <= value < 1)
 _THREE_FROM_1 = _listed("three whole numbers above 0, such as (8, 8, 8)", _whole(1).allows, 3)
+_PATCH = _Rule(
+    "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes",
+    lambda value: value in ((), []) or _THREE_FROM_1.allows(value),
+)
 _WINDOWS = _listed(
     "(low, high) HU for each channel, low below high, such as ((-1000.0, 1000.0),)",
     lambda pair: (
@@ -94,7 +98,8 @@ _RULES: dict[str, _Rule] = {
     r"objective\.(.+\.)?(depth|vocabulary|chunk_rows)": _whole(0),
     r"objective\.(.+\.)?(mlp_ratio|layer_norm_epsilon|target_temperature|logit_scale)": _ABOVE_0,
     r"objective\.(.+\.)?mask_fraction": _number("between 0 and 1", lambda value: 0 < value < 1),
-    r"objective\.vision\.(patch|cell)": _THREE_FROM_1,
+    r"objective\.vision\.patch": _PATCH,
+    r"objective\.vision\.cell": _THREE_FROM_1,
     r"objective\.vision\.windows": _WINDOWS,
     r"objective\.vision\.standardize": _STANDARDIZE,
     r"objective\.vision\.augment\.shift_voxels": _listed(
