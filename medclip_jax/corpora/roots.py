@@ -32,14 +32,14 @@ def check_root(studies: Sequence[Study], root: Path, *, given: bool) -> None:
     name = root.resolve().name
     if given and first == {name} and any(_exists(root.parent / path) for path in relative):
         raise TableError(
-            f"the table's paths start with '{name}/' already, so that '{root / name}/...' was looked for, and "
-            f"none of the first {len(relative)} volumes is there: give --root {root.parent}"
+            f"the table's paths start with '{name}/' already, so that '{root / name}/...' was looked for, "
+            f"and none of the first {len(relative)} volumes is there: give --root {root.parent}"
         )
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if any(_exists(folder / path) for path in relative):
             raise TableError(
-                f"none of the first {len(relative)} volumes is in '{root}', from where the table's paths were "
-                f"taken to start, but they are in '{folder}': give --root {folder}"
+                f"none of the first {len(relative)} volumes is in '{root}', from where the table's paths "
+                f"were taken to start, but they are in '{folder}': give --root {folder}"
             )
 
 

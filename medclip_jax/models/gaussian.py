@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from medclip_jax.losses.contrastive import normalize
 from medclip_jax.models.attention_chunks import MASKED
 from medclip_jax.models.constraints import batch_sharded
-from medclip_jax.models.heads import Projection
+from medclip_jax.models.heads import Projection, common_part
 
 INITIAL_LOG_VARIANCE = -10.0
 """Of every dimension at the start, a standard deviation of 0.0067: nearly a point."""
@@ -164,4 +164,4 @@ class GaussianHead(nnx.Module):
     def center(self, pooled: Float[Array, "batch pooled"]) -> None:
         """Bring what the linear map makes of a batch of pooled vectors to mean 0, by its bias."""
         bias = self.mean.linear.bias
-        bias[...] = bias[...] - self.mean(pooled.astype(jnp.float32)).mean(axis=0)
+        bias[...] = bias[...] - common_part(self.mean(pooled.astype(jnp.float32)))

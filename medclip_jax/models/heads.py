@@ -10,6 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
+def common_part(vectors: Float[Array, "batch features"]) -> Float[Array, " features"]:
+    """The mean of vectors; 0 where all are alike, of one sample or of copies of one.
+
+    Without the mean of vectors that are alike, nothing would be left whose direction could be learned.
+    """
+    mean = vectors.mean(axis=0)
+    spread = jnp.linalg.norm(vectors - mean, axis=1).max()
+    return jnp.where(spread > 1e-4 * jnp.linalg.norm(mean), mean, 0.0)
+
+
 class Projection(nnx.Module):
     """A linear map from a tower's features to the joint space."""
 

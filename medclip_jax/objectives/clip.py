@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.losses import chunked, contrastive
-from medclip_jax.models.heads import LogitScale, Projection
+from medclip_jax.models.heads import LogitScale, Projection, common_part
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
 
@@ -97,7 +97,7 @@ class Clip(Objective):
         features = self.encode(batch, key, train=False)
         for name, projection in (("volume", self.vision_projection), ("text", self.text_projection)):
             bias = projection.linear.bias
-            bias[...] = bias[...] - features[name].mean(axis=0)
+            bias[...] = bias[...] - common_part(features[name])
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Projected, unnormalised vectors of both towers."""

@@ -56,9 +56,9 @@ def chip_of(device: jax.Device) -> Chip:
 def _named(name: str, memory: float) -> Chip:
     """A chip of the list by its maker's name for it; one that is not listed by its memory (bytes) alone."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    known = [chip for chip in CHIPS.values() if re.sub(r"[^a-z0-9]", "", chip.name) in plain]
+    known = [chip for chip in CHIPS.values() if chip.name.split("-")[0] in plain]
     if known:
-        # The memory tells editions of one chip apart.
+        # The longest name is meant ("l40s" holds "l4"); the memory tells editions of one chip apart.
         return min(
             known, key=lambda chip: (-len(chip.name.split("-")[0]), abs(chip.memory_gb * 1e9 - memory))
         )
@@ -66,9 +66,7 @@ def _named(name: str, memory: float) -> Chip:
 
 
 def _cpu() -> Chip:
-    from medclip_jax.shards.work import available_cores
-
-    speed = CORE_TFLOPS * available_cores()
+    speed = CORE_TFLOPS * (os.cpu_count() or 1)
     chip = other_chip(free_memory() / 1e9, speed, CPU_BANDWIDTH)
     return dataclasses.replace(
         chip, name="this processor", kind="cpu", f32_tflops=speed, usable=CPU_SHARE, group=1

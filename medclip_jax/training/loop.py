@@ -106,7 +106,7 @@ def train(
                     clock.resume({})
                 # What can refuse this start has had its say: only now the workdir is written to.
                 if processes.first:
-                    workdir.write_config(config)
+                    workdir.write_config(said)
                     if opened:
                         keep_preparation(workdir, config)
                 run = _Run(

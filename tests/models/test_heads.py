@@ -55,3 +55,11 @@ def test_weight_decay_leaves_scale_and_bias_alone():
 def test_initial_out_of_range(initial):
     with pytest.raises(ValueError, match="give the multiplier itself"):
         LogitScale(initial)
+
+
+def test_the_common_part_is_what_differing_vectors_share():
+    """Moved to the origin, copies of one vector would have no direction left, and no gradient."""
+    vectors = jnp.asarray([[3.0, 1.0], [3.0, -1.0]])
+    np.testing.assert_allclose(heads.common_part(vectors), [3.0, 0.0])
+    for alike in (vectors[:1], jnp.tile(vectors[:1], (8, 1)) * (1 + 1e-7 * jnp.arange(8.0)[:, None])):
+        np.testing.assert_array_equal(heads.common_part(alike), [0.0, 0.0])

@@ -148,3 +148,28 @@ def test_pooled_cells_lie_where_patchify_puts_the_patch():
 def test_cells_that_do_not_fit_are_named(cell, patch, message):
     with pytest.raises(ValueError, match=message):
         patches.pool_cells(jnp.zeros((1, 1, 6, 4, 4), jnp.uint8), cell, patch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "patch"),
+    [
+        ((112, 224, 224), (3.0, 1.5, 1.5), (14, 16, 16)),  # cubes of 24 mm would be too many
+        ((128, 144, 144), (1.5, 1.33, 1.33), (16, 18, 18)),
+        ((96, 336, 336), (3.0, 1.0, 1.0), (8, 28, 28)),
+        ((8, 16, 16), (8.0, 6.0, 6.0), (4, 4, 4)),
+        ((7, 11, 13), (3.0, 1.5, 1.5), (7, 11, 13)),
+    ],
+)
+def test_a_patch_is_chosen_that_divides_and_is_near_a_cube(shape, spacing, patch):
+    chosen = patches.choose_patch(shape, spacing)
+    assert chosen == patch
+    assert np.prod(patches.grid_of(shape, chosen)) <= patches.MOST_TOKENS
+
+
+def test_fewer_tokens_make_larger_patches():
+    shape, spacing = (64, 160, 160), (3.0, 1.5, 1.5)
+    counts = [
+        np.prod(patches.grid_of(shape, patches.choose_patch(shape, spacing, tokens=n))) for n in (800, 80, 1)
+    ]
+    assert counts[0] == 800
+    assert counts[0] > counts[1] > counts[2] == 1

@@ -1,10 +1,12 @@
 import dataclasses
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from medclip_jax.models import attention
+from medclip_jax.planning import here
 from medclip_jax.planning.attention_cost import attention_of
 from medclip_jax.planning.chips import CHIPS, find_chip, find_topology
 from medclip_jax.planning.footprint import footprint
@@ -135,4 +137,41 @@ def test_slices_and_topologies_name_their_chips():
         find_chip("h10")
     with pytest.raises(ValueError, match="v5e:8x8"):
         find_topology("h100:8")
+    assert find_chip("RTX 4090")[0] is CHIPS["rtx4090"]
+    given = find_chip("24GB:165TF")[0]
+    assert (given.memory_gb, given.bf16_tflops, given.usable_bytes) == (24.0, 165.0, 24e9 * 0.92)
+    assert find_chip("11gb:13.4tf:616GB/s")[0].memory_bandwidth == 616
+    for wrong in ("24GB", "24:165", "0GB:165TF", "24GB:TF"):
+        with pytest.raises(ValueError, match="such as 24GB:165TF"):
+            find_chip(wrong)
     assert all(dataclasses.asdict(chip)["memory_bandwidth"] > 100 for chip in CHIPS.values())
+
+
+def test_a_gpu_before_ampere_holds_its_scores():
+    chosen = {}
+    query = jax.ShapeDtypeStruct((1, 512, 2, 64), jnp.bfloat16)
+    for chip in ("t4", "a6000"):
+        with attention_of(CHIPS[chip], chosen.setdefault(chip, set())):
+            footprint(lambda q, k, v: attention.attend(q, k, v), query, query, query)
+    assert [next(iter(chosen[chip])).split()[0] for chip in ("t4", "a6000")] == ["plain", "cudnn"]
+
+
+class TestHere:
+    def test_gpus_as_nvidia_smi_lists_them(self, monkeypatch):
+        listed = "NVIDIA GeForce RTX 4090, 24564\nNVIDIA GeForce RTX 4090, 24564\n"
+        answer = subprocess.CompletedProcess([], 0, listed, "")
+        monkeypatch.setattr(here.shutil, "which", lambda name: name)
+        monkeypatch.setattr(here.subprocess, "run", lambda *_, **__: answer)
+        assert here.chip_here() == (CHIPS["rtx4090"], 2)
+        answer.stdout = "NVIDIA A100-SXM4-40GB, 40960\n"
+        assert here.chip_here() == (CHIPS["a100-40gb"], 1)
+        answer.stdout = "NVIDIA TITAN RTX, 24576\n"
+        assert here.chip_here()[0].memory_gb == pytest.approx(25.8, abs=0.1)
+
+    def test_the_processor_where_there_is_none(self, monkeypatch):
+        monkeypatch.setattr(here.shutil, "which", lambda name: None)
+        monkeypatch.setattr(here, "free_memory", lambda: 8e9)
+        chip, count = here.chip_here()
+        assert (chip.kind, count) == ("cpu", 1)
+        assert chip.usable_bytes == 8e9 * here.CPU_SHARE
+        assert here.chip_of(jax.devices()[0]) == chip
