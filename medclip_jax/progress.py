@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Self, TextIO, TypeVar
+from typing import Self, TextIO, TypeVar
 
 SECONDS_BETWEEN_LINES = 30.0
 """At least so long between two lines of a log file."""
@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 30.0
 Item = TypeVar("Item")
 
 
-def progress(
+def track(
     *, total: int, unit: str, label: str = "", initial: int = 0, show: bool = True, smoothing: float = 0.3
 ) -> Progress:
     """Something that shows how far a piece of work is; use it as a context.
@@ -34,9 +34,9 @@ def progress(
     return _Lines(total, unit, label, initial, sys.stderr)
 
 
-def follow(items: Iterable[Item], *, total: int, unit: str, label: str = "") -> Iterator[Item]:
+def track_each(items: Iterable[Item], *, total: int, unit: str, label: str = "") -> Iterator[Item]:
     """The items, each counted when the next one is wanted."""
-    with progress(total=total, unit=unit, label=label) as shown:
+    with track(total=total, unit=unit, label=label) as shown:
         for item in items:
             yield item
             shown.update()
@@ -75,7 +75,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own."""
-        _write(sys.stderr, line)
+        _write(sys.stdout, line)
 
     def close(self) -> None:
         """Nothing more will be done."""
@@ -105,7 +105,7 @@ class _Bar(Progress):
         self._bar.set_postfix_str(text, refresh=False)
 
     def say(self, line: str) -> None:
-        self._bar.write(line, file=sys.stderr)
+        self._bar.write(line)
 
     def close(self) -> None:
         self._bar.close()
@@ -140,7 +140,7 @@ class _Lines(Progress):
         seconds = max(now - self._begin, 1e-9)
         rate = (self.n - self._initial) / seconds
         parts = [f"{self.n} of {self._total} {self._unit}s", f"{_duration(seconds)} gone"]
-        if 0 < rate and self.n < self._total:
+        if rate > 0 and self.n < self._total:
             parts.append(f"{_duration((self._total - self.n) / rate)} left")
         parts += [f"{rate:.3g} {self._unit}s/s", *([self._note] if self._note else [])]
         _write(self._stream, f"{self._label + ': ' if self._label else ''}{', '.join(parts)}")
@@ -149,7 +149,7 @@ class _Lines(Progress):
 
 def _write(stream: TextIO, line: str) -> None:
     # Whoever reads the output may be gone; the work goes on.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         print(line, file=stream, flush=True)
 
 

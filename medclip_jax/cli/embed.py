@@ -276,19 +276,18 @@ def _outcomes(
     model: Model, entries: Sequence[Entry], todo: Sequence[int], args: argparse.Namespace
 ) -> Iterator[Row | Failure]:
     """Embed, with a bar."""
-    from tqdm.auto import tqdm
-
     from medclip_jax.inference.archive import embed_scans
     from medclip_jax.inference.table import Failure
+    from medclip_jax.progress import track
 
     outcomes = embed_scans(model, entries, todo, center=args.center, kernel=args.kernel, workers=args.workers)
     failed = 0
-    with tqdm(total=len(entries), initial=len(entries) - len(todo), desc="embed", unit="scan") as bar:
+    with track(total=len(entries), initial=len(entries) - len(todo), label="embed", unit="scan") as bar:
         try:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failed += 1
-                    bar.set_postfix(failed=failed)
+                    bar.note(f"{failed} failed")
                 bar.update()
                 yield outcome
         finally:

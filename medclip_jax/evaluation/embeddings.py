@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int8, Int16, Int32, Int64
-from tqdm.auto import tqdm
 
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
 from medclip_jax.losses.probabilistic import inclusion
 from medclip_jax.objectives.base import Embedding, Objective
+from medclip_jax.progress import track
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 """Texts of a prepared record."""
@@ -212,7 +212,7 @@ class Embedder:
         out: list[Any] = []
         with (
             ThreadPoolExecutor(self.readers) as pool,
-            tqdm(total=count, desc=label, unit="volume", disable=not self.progress) as bar,
+            track(total=count, label=label, unit="volume", show=self.progress) as bar,
         ):
             # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
             batches = _batches(
@@ -265,10 +265,8 @@ class Embedder:
                 "there is no tokenizer: prepare the shards with one, or evaluate without texts"
             )
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        bar = tqdm(
-            total=len(new), desc="embed texts", unit="text", disable=not self.progress or len(new) <= 64
-        )
-        with bar:
+        show = self.progress and len(new) > 64
+        with track(total=len(new), label="embed texts", unit="text", show=show) as bar:
             for start in range(0, len(new), self.batch_size):
                 batch = new[start : start + self.batch_size]
                 tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
 from medclip_jax.models.constraints import batch_sharded
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 """Patches of a volume that a laptop still trains on."""
 
 PATCH_MM = 24.0

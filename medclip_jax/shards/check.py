@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
+from medclip_jax.progress import track
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.read import TOKENIZER_FOLDER, PreparedInfo, open_split
 from medclip_jax.shards.record import ShardError, checksum, decode
@@ -95,14 +95,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     columns = np.arange(len(info.findings))
     organs = np.zeros((len(info.organs), 4), np.int64)
     records = 0
-    bar = tqdm(
-        total=sum(map(len, expected.values())),
-        unit="volume",
-        desc="verify",
-        disable=not progress,
-        smoothing=0.05,
-    )
-    with bar:
+    count = sum(map(len, expected.values()))
+    with track(total=count, unit="volume", label="verify", show=progress, smoothing=0.05) as bar:
         for name, entries in sorted(expected.items()):
             path = info.folder / name
             problem = None

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from medclip_jax.progress import track
 from medclip_jax.sweeps.progress import log_tail, progress
 from medclip_jax.sweeps.units import EXIT_CODE_FILE, LOG_FILE, Unit
 
@@ -31,7 +30,9 @@ class _Run(NamedTuple):
     process: subprocess.Popen
 
 
-def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None] = tqdm.write) -> list[Unit]:
+def run_local(
+    units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None] | None = None
+) -> list[Unit]:
     """Run every unit that is not finished; each prints into `log.txt` of its folder.
 
     A unit that fails does not stop the others. On Ctrl-C, SIGTERM or a closed terminal the runs are asked to
@@ -40,7 +41,7 @@ def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None
     Args:
         units: written by `units.write`.
         jobs: how many run at once. Where there are that many GPUs, each job sees its own share of them.
-        say: prints lines above the bar.
+        say: what becomes of messages; None prints them above the bar.
 
     Returns:
         The units that are not finished now.
@@ -53,6 +54,8 @@ def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None
         raise ValueError(f"--jobs is {jobs}: give 1 or more")
     states = {unit.name: progress(unit.folder, unit.config).state for unit in units}
     waiting = [unit for unit in units if states[unit.name] != "finished"]
+    bar = track(total=len(units), initial=len(units) - len(waiting), unit="unit", label="sweep")
+    say = say or bar.say
     if len(waiting) < len(units):
         say(f"{len(units) - len(waiting)} of {len(units)} units are finished")
     for unit in waiting:
@@ -62,7 +65,6 @@ def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None
     slots = list(range(jobs))
     running: list[_Run] = []
     shown = 0.0
-    bar = tqdm(total=len(units), initial=len(units) - len(waiting), unit="unit", dynamic_ncols=True)
     try:
         with _stop_as_interrupt():
             while waiting or running:
@@ -83,7 +85,8 @@ def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None
                     bar.update()
                 if time.monotonic() > shown + REFRESH_SECONDS:
                     shown = time.monotonic()
-                    bar.set_postfix_str(", ".join(map(_under_way, running[:3])))
+                    bar.note(", ".join(map(_under_way, running[:3])))
+                    bar.update(0)
                 time.sleep(POLL_SECONDS)
     finally:
         if running:
@@ -99,7 +102,7 @@ def run_local(units: Sequence[Unit], *, jobs: int = 1, say: Callable[[str], None
 
 def _start(unit: Unit, devices: str | None) -> subprocess.Popen | None:
     """Start a unit's command; None where its folder is in use."""
-    environment = {"TQDM_MININTERVAL": "10", **os.environ}  # the bars go into a file
+    environment = dict(os.environ)
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     with (unit.folder / LOG_FILE).open("ab") as log:

@@ -7,8 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
+from medclip_jax.progress import track
 from medclip_jax.training.log_writers import Background, Lines, TensorBoard, WeightsAndBiases
 from medclip_jax.training.workdir import Workdir
 
@@ -29,13 +28,8 @@ class Logs:
 
     def __init__(self, workdir: Workdir, config: Any, *, start: int, steps: int, writing: bool = True):
         self._writing = writing
-        self._bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            disable=not (config.log.progress and writing),
-            dynamic_ncols=True,
-        )
+        show = config.log.progress and writing
+        self._bar = track(total=steps, initial=start, unit="step", label="train", show=show)
         self._writers: list[Lines | Background] = []
         if not writing:
             return
@@ -65,13 +59,13 @@ class Logs:
     def advance(self, **shown: str) -> None:
         """One step further on the bar."""
         if shown:
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.note(", ".join(f"{name}={value}" for name, value in shown.items()))
         _print(self._bar.update)
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self._writing:
-            _print(lambda: self._bar.write(message))
+            _print(lambda: self._bar.say(message))
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medclip_jax.models.heads import LogitScale, Projection
+from medclip_jax.models.heads import LogitScale, Projection, common_part
 from medclip_jax.training.config import DEFAULT_NO_DECAY
 from medclip_jax.training.optimizer import matching
 
@@ -60,6 +60,6 @@ def test_initial_out_of_range(initial):
 def test_the_common_part_is_what_differing_vectors_share():
     """Moved to the origin, copies of one vector would have no direction left, and no gradient."""
     vectors = jnp.asarray([[3.0, 1.0], [3.0, -1.0]])
-    np.testing.assert_allclose(heads.common_part(vectors), [3.0, 0.0])
+    np.testing.assert_allclose(common_part(vectors), [3.0, 0.0])
     for alike in (vectors[:1], jnp.tile(vectors[:1], (8, 1)) * (1 + 1e-7 * jnp.arange(8.0)[:, None])):
-        np.testing.assert_array_equal(heads.common_part(alike), [0.0, 0.0])
+        np.testing.assert_array_equal(common_part(alike), [0.0, 0.0])

@@ -147,5 +147,6 @@ class TestProgress:
         assert progress(folder, config) == ("stopped", 3, 6)
         config.steps, config.epochs = 0, 1.0
         assert progress(folder, config) == ("stopped", 3, 0)  # these shards are nowhere
-        (folder / "heartbeat.json").write_text('{"steps": 3}')
+        beat = {"state": "finished", "time": 1.0, "step_time": 1.0, "step": 3, "steps": 3, "counters": {}}
+        (folder / "heartbeat.json").write_text(json.dumps(beat))
         assert progress(folder, config) == ("finished", 3, 3)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from tqdm import tqdm
 
 from medclip_jax.corpora.phantom.generate import generate
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
+from medclip_jax.progress import track_each
 
 _RECIPE_FILE = "phantoms.json"
 """What the phantoms of a folder were made from; written before the table, which is written last."""
@@ -130,13 +130,13 @@ def write(
 def _generate_all(
     tasks: list[tuple[str, int, int, PhantomSettings]], workers: int
 ) -> list[dict[str, object]]:
-    show = {"total": len(tasks), "desc": "phantoms", "unit": "volume"}
+    show = {"total": len(tasks), "label": "phantoms", "unit": "volume"}
     if workers <= 1:
-        return list(tqdm(map(_write_one, tasks), **show))
+        return list(track_each(map(_write_one, tasks), **show))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # read by the children when they load NumPy
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(tqdm(pool.map(_write_one, tasks, chunksize=4), **show))
+        return list(track_each(pool.map(_write_one, tasks, chunksize=4), **show))
 
 
 def _is_whole(folder: Path, table: Path, recipe: str, count: int) -> bool:
