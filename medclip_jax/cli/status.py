@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medclip_jax.cli.metric_lines import metric_lines
+
 if TYPE_CHECKING:
     from medclip_jax.training.status import RunStatus
 
@@ -109,7 +111,8 @@ def describe(status: RunStatus, curves: Sequence[str] = ()) -> str:
     lines += [f"  {name}: damaged, set aside" for name in status.damaged]
     if status.evaluation:
         lines += ["", f"evaluation at step {status.evaluation['step']}"]
-        lines += [f"  {name:44s} {value:.4g}" for name, value in status.evaluation.items() if name != "step"]
+        found = {name: value for name, value in status.evaluation.items() if name != "step"}
+        lines += [f"  {line}" for line in metric_lines(found, digits=4)]
     return "\n".join(line for line in lines if line is not None)
 
 

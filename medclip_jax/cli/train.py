@@ -10,6 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from medclip_jax.cli.metric_lines import metric_lines
 from medclip_jax.cli.overrides import accept_overrides
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"medclip train: {error}", file=sys.stderr)
         return 1
     if processes.first:
-        for name, value in metrics.items():
-            print(f"{name:40s} {value:.6g}")
+        print("\n".join(metric_lines(metrics)))
     return 0
 
 

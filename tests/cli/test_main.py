@@ -1,11 +1,13 @@
 """What all commands share: the version, and an output that nobody reads to its end."""
 
+import math
 import os
 import sys
 
 import pytest
 
 from medclip_jax.cli.main import main
+from medclip_jax.cli.metric_lines import metric_lines
 
 
 def test_the_version(capsys):
@@ -24,6 +26,15 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(monkeypatch, capsys, 
         patched.setattr(sys, "stdout", stream)  # as `| head` leaves it
         assert main([*words, *workdir]) == 141
     assert capsys.readouterr().err == ""
+
+
+def test_undefined_metrics_are_counted_and_not_listed():
+    metrics = {"loss": 0.25, "auroc/a": math.nan, "auroc/b": math.nan, "auroc/c": math.nan}
+    lines = metric_lines(metrics)
+    assert lines[0].split() == ["loss", "0.25"]
+    assert lines[1].startswith("3 undefined, ")
+    assert lines[1].endswith(": auroc/a, auroc/b, ...")
+    assert metric_lines({}) == []
 
 
 def test_a_pipe_to_somebody_else_is_an_error(monkeypatch, capsys):
