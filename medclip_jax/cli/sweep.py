@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medclip_jax.cli.overrides import accept_overrides
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.sweeps import local, units
 
     found = units.expand(args.config, args.workdir, args.grid, settings=args.set, seeds=_numbers(args.seeds))
+    _check(found, elsewhere=bool(args.dry_run or args.emit))
     if args.dry_run:
         for unit in found:
             print(unit.name)
@@ -96,6 +98,48 @@ def run(args: argparse.Namespace) -> int:
         print(problems, file=sys.stderr)
     print(f"{len(found) - len(unfinished)} of {len(found)} units are finished in {args.workdir}")
     return 1 if unfinished else 0
+
+
+def _check(units: Sequence[Unit], *, elsewhere: bool) -> None:
+    """Build every unit's model from shapes, so that what would stop a run is found before any begins.
+
+    Args:
+        units: resolved.
+        elsewhere: they may run where other folders are: then shards that are not here are no error.
+
+    Raises:
+        ValueError: a unit that cannot work; the message names it.
+    """
+    from medclip_jax.cli.check_data import of_shards
+    from medclip_jax.planning.shapes import build, terms_of
+    from medclip_jax.training.config import to_json
+    from medclip_jax.training.start import check_evaluation
+
+    checked, missing = set(), set()
+    for unit in units:
+        config = unit.config
+        # Runs that differ in their seed alone are built alike.
+        alike = json.dumps(to_json(config) | {"seed": 0}, sort_keys=True)
+        if alike in checked:
+            continue
+        checked.add(alike)
+        if elsewhere and not Path(config.data.shards).is_dir():
+            missing.add(config.data.shards)
+            continue
+        try:
+            data = of_shards(config)
+            check_evaluation(config)
+            model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+            terms_of(model)
+            if config.microbatches and model.config.batch_size % config.microbatches:
+                raise ValueError(
+                    f"config.batch_size={model.config.batch_size} is no multiple of config.microbatches="
+                    f"{config.microbatches}"
+                )
+        except ValueError as error:
+            raise ValueError(f"{unit.name}: {error}") from None
+    for folder in sorted(missing):
+        print(f"no folder {folder} here: what depends on the shards was not checked", file=sys.stderr)
 
 
 def _emit(units: Sequence[Unit], args: argparse.Namespace) -> int:

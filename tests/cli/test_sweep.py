@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_two_by_two_runs_and_their_results(sweep, tmp_path, capsys, monkeypatch)
 def test_mistakes_end_before_anything_runs(sweep, tmp_path, capsys):
     assert sweep(tmp_path / "out", "--grid", "optimizer.lerning_rate=1,2") == 2
     assert "Did you mean config.optimizer.learning_rate?" in capsys.readouterr().err
+    for grid, message in (
+        ("objective.vision.patch=(4,8,8),(3,8,8)", r"patch=3x8x8: patch \(3, 8, 8\) does not divide"),
+        ("data.text_length=24,65", r"text_length=65: 65 tokens, but .* 64 positions"),
+        ("microbatches=2,3", r"microbatches=3: config.batch_size=8 is no multiple"),
+        ("data.train_split=train,tran", r"no split 'tran'"),
+        ("optimizer.warmup_steps=1,3", r"warmup_steps=3: .* is longer than the run"),
+    ):
+        assert sweep(tmp_path / "out", "--grid", grid, "--dry-run") == 2
+        assert re.search(message, capsys.readouterr().err)
     assert sweep(tmp_path / "out", "--seeds", "a") == 2
     assert sweep(tmp_path / "out") == 2
     assert main(["sweep", "--grid", "seed=1"]) == 2
