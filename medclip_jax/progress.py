@@ -34,9 +34,11 @@ def track(
     return _Lines(total, unit, label, initial, sys.stderr)
 
 
-def track_each(items: Iterable[Item], *, total: int, unit: str, label: str = "") -> Iterator[Item]:
-    """The items, each counted when the next one is wanted."""
-    with track(total=total, unit=unit, label=label) as shown:
+def track_each(
+    items: Iterable[Item], *, total: int, unit: str, label: str = "", show: bool = True
+) -> Iterator[Item]:
+    """The items, each counted when the next one is wanted; the rest as for `track`."""
+    with track(total=total, unit=unit, label=label, show=show) as shown:
         for item in items:
             yield item
             shown.update()

@@ -121,9 +121,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _surveys(folders: Sequence[str], out: Path, workers: int, closed: list[str]) -> Iterator[FolderSurvey]:
     """Surveys of all folders, in their order, from the cache where nothing has changed."""
-    from tqdm.auto import tqdm
-
     from medclip_jax.corpora.dicom_index import KEYWORDS
+    from medclip_jax.progress import track
     from medclip_jax.shards.pool import map_in_order
     from medclip_jax.volumes.dicom_files import walk
     from medclip_jax.volumes.dicom_survey import FEW_FILES, FolderSurvey, survey_folder
@@ -143,7 +142,7 @@ def _surveys(folders: Sequence[str], out: Path, workers: int, closed: list[str])
         min(workers, len(todo)) if count > FEW_FILES else 1,
         lambda task: FolderSurvey(task[0], unknown=tuple(task[1])),
     )
-    with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc="index", unit="folder") as bar, cache:
+    with track(total=len(tasks), initial=len(tasks) - len(todo), label="index", unit="folder") as bar, cache:
         for survey in fresh:
             cache.put(states[survey.place], survey)
             bar.update()

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medclip_jax.corpora.cells import looks_like_scan
 from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES
 from medclip_jax.corpora.tables import open_table, plain_name
+from medclip_jax.progress import track_each
 from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes.dicom_files import walk
 from medclip_jax.volumes.dicom_survey import (
@@ -141,9 +140,7 @@ class _Search:
             tasks.append((place, [name for name in visible if not name.lower().endswith(SUFFIXES)]))
         is_large = sum(len(names) for _, names in tasks) > FEW_FILES
         found = map_in_order(survey_folder, tasks, self.workers if is_large else 1, _died)
-        surveys = list(
-            tqdm(found, desc="headers", unit="folder", total=len(tasks), disable=not is_large, leave=False)
-        )
+        surveys = list(track_each(found, total=len(tasks), unit="folder", label="headers", show=is_large))
         for survey in surveys:
             self.left_out += survey.others
         series = join_folders(surveys)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medclip_jax.corpora.study import Study
 from medclip_jax.corpora.tables import name_rows
+from medclip_jax.progress import track
 from medclip_jax.shards.check import check_files
 from medclip_jax.shards.commit import Commit, Entry, committed, sweep
 from medclip_jax.shards.manifest import Summary, may_pass, read_manifest, summarize
@@ -233,18 +232,18 @@ class Job:
             for entry in commit.entries:
                 counts[str(entry["class"])] += 1
                 rejections.add_entry(entry)
-        bar = tqdm(
+        bar = track(
             total=rejections.total,
             initial=counts.total(),
             unit="volume",
-            desc="prepare" if part is None else f"part {part}",
-            disable=not options.progress,
+            label="prepare" if part is None else f"part {part}",
+            show=options.progress,
             smoothing=0.05,
         )
 
         def observe(entry: Entry) -> None:
             counts[str(entry["class"])] += 1
-            bar.set_postfix_str(f"{counts[NOTED]} with notes, {counts[REJECTED]} rejected", refresh=False)
+            bar.note(f"{counts[NOTED]} with notes, {counts[REJECTED]} rejected")
             bar.update()
             rejections.add_entry(entry)
 
