@@ -167,6 +167,9 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
             "There is only one slice: give the folder that holds the whole series, not one file.",
         )
     same = [pair for pair in stacks if pair[0].slices[0].modality == wanted.modality]
+    unread = [file for item in named for file in item.refused if file.modality == wanted.modality]
+    if unread and not same:  # the scan is there, and what can be read is another
+        raise _refusal(unread, len(files))
     candidates = same or stacks
     _check_owners(candidates, files)
     if wanted.kernel is not None:

@@ -119,6 +119,12 @@ class TestOtherObjects:
         write(tmp_path / "pet", np.abs(chest((30, 20, 22))), pet, rescale=(2.5, 0.0))
         assert_read(tmp_path, voxels, "several-series:2")
 
+    def test_a_ct_that_cannot_be_read_beside_pet(self, tmp_path, voxels):
+        write(tmp_path / "ct", voxels, put(PhotometricInterpretation="MONOCHROME1"))
+        pet = put(SOPClassUID=PET, Modality="PT", SeriesInstanceUID="1.2.7")
+        write(tmp_path / "pet", np.abs(voxels), pet, rescale=(2.5, 0.0))
+        assert rejected(tmp_path).code == "inverted"
+
     def test_nothing_but_other_objects(self, tmp_path):
         write_object(tmp_path / "a", REPORT, "SR", shape=None)
         write_object(tmp_path / "b", ULTRASOUND, "US")
