@@ -169,21 +169,15 @@ def _write_tokenizer(out: Path, settings: PrepareSettings, commits: Sequence[Com
             minimum_patients=settings.vocabulary_patients,
         )
     else:
-        load_tokenizer(settings.tokenizer)
-        shutil.copytree(
-            settings.tokenizer, folder, ignore=lambda _, names: [n for n in names if _is_weights(n)]
-        )
+        # What else lies in the folder, and the path that its settings may hold, is not passed on.
+        folder.mkdir(parents=True)
+        load_tokenizer(settings.tokenizer).save(folder)
     shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
     os.replace(folder, out / TOKENIZER_FOLDER)
 
 
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ot"))
-
-
 def tidy(out: Path) -> None:
-    """Remove what a run left that was cut off after the set was whole, unless another one is at work "
-    "there."""
+    """Remove what a run left that was cut off after the set was whole, unless another is at work there."""
     if (out / PARTS_FOLDER).is_dir():
         with contextlib.suppress(ShardError, OSError), lock(out):
             shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)

@@ -180,8 +180,10 @@ def test_limit_crop_and_findings(table, tmp_path):
 
 def test_a_tokenizer_folder_is_copied(table, tmp_path):
     assert main(["prepare", "--table", str(table), "--out", str(tmp_path / "one"), *SMALL]) == 0
+    (tmp_path / "one" / "tokenizer" / "patients.csv").write_text("MRN4711")
     arguments = ["--tokenizer", str(tmp_path / "one" / "tokenizer")]
     assert main(["prepare", "--table", str(table), "--out", str(tmp_path / "two"), *SMALL, *arguments]) == 0
+    assert not (tmp_path / "two" / "tokenizer" / "patients.csv").exists()
     ours, theirs = (
         (tmp_path / name / "tokenizer" / "tokenizer.json").read_bytes() for name in ("one", "two")
     )
