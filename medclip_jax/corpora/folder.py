@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
 from medclip_jax.corpora.study import Study
 from medclip_jax.corpora.table_ids import clean_ids
 from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
+
+_LONGEST_MISSING = max(map(len, MISSING))
 
 __all__ = ["COLUMNS", "StudyTable", "TableError", "folder"]
 
@@ -281,11 +283,13 @@ class _Reader:
 
     def _check_reports(self, studies: Sequence[Study]) -> None:
         """Scans of one study share a report; where they do not, the ids may be those of several people."""
+        scans = Counter((study.patient_id, study.study_id) for study in studies)
         texts: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for study in studies:
-            text = " ".join((study.report, *study.sections.values()))
+            owner = (study.patient_id, study.study_id)
+            text = " ".join((study.report, *study.sections.values())) if scans[owner] > 1 else ""
             if plain := re.sub(r"\W+", " ", text).strip().lower():
-                texts[study.patient_id, study.study_id][plain].append(study.row)
+                texts[owner][plain].append(study.row)
         rows = [row for said in texts.values() if len(said) > 1 for found in said.values() for row in found]
         if not rows:
             return
@@ -304,4 +308,4 @@ class _Reader:
 def _said(cell: str) -> str:
     """A cell's text, "" for what stands for a missing value."""
     text = cell.strip()
-    return "" if text.lower() in MISSING else text
+    return "" if len(text) <= _LONGEST_MISSING and text.lower() in MISSING else text

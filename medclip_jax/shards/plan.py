@@ -160,7 +160,7 @@ class _Table:
         volume_owners: volume to the patients and studies that claim it.
         scans: patient and study to the number of rows.
         owners: report to the patients and studies that have it.
-        reports: patient and study to their different reports.
+        reports: patient and study, of several rows, to their different reports.
     """
 
     rows: Mapping[str, int]
@@ -172,19 +172,15 @@ class _Table:
     @classmethod
     def of(cls, studies: Sequence[Study]) -> _Table:
         volume_owners, owners, reports = defaultdict(set), defaultdict(set), defaultdict(set)
+        scans = Counter((study.patient_id, study.study_id) for study in studies)
         for study in studies:
             owner, report = (study.patient_id, study.study_id), report_of(study)
             volume_owners[study.volume_id].add(owner)
             owners[report].add(owner)
-            if report:
+            if report and scans[owner] > 1:
                 reports[owner].add(" ".join(report.lower().split()))
-        return cls(
-            Counter(study.volume_id for study in studies),
-            volume_owners,
-            Counter((study.patient_id, study.study_id) for study in studies),
-            owners,
-            reports,
-        )
+        rows = Counter(study.volume_id for study in studies)
+        return cls(rows, volume_owners, scans, owners, reports)
 
 
 def _cut(groups: Iterable[Sequence[Item]], size: int) -> Iterator[tuple[Item, ...]]:
