@@ -248,7 +248,9 @@ def _to_file(
     rows: list[Row] = []
     failures: list[Failure] = []
     with (
-        Table(args.out, describe_origin(model, args.center, args.kernel), restart=args.restart) as table,
+        Table(
+            args.out, describe_origin(model, args.center, args.kernel, _rule(args)), restart=args.restart
+        ) as table,
         _stoppable(),
     ):
         table.check_all_wanted(entries)
@@ -280,7 +282,9 @@ def _outcomes(
     from medclip_jax.inference.table import Failure
     from medclip_jax.progress import track
 
-    outcomes = embed_scans(model, entries, todo, center=args.center, kernel=args.kernel, workers=args.workers)
+    outcomes = embed_scans(
+        model, entries, todo, center=args.center, kernel=args.kernel, rule=_rule(args), workers=args.workers
+    )
     failed = 0
     with track(total=len(entries), initial=len(entries) - len(todo), label="embed", unit="scan") as bar:
         try:
@@ -306,6 +310,11 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _rule(args: argparse.Namespace) -> str:
+    """By which one of several series in a folder is taken, where one must be."""
+    return "best" if args.series_rule == "all" else args.series_rule
 
 
 def _list(failures: Sequence[Failure], out: str | None) -> None:

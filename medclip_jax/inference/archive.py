@@ -40,6 +40,7 @@ def embed_scans(
     *,
     center: Center = None,
     kernel: str | None = None,
+    rule: str = "best",
     workers: int = 1,
 ) -> Iterator[Row | Failure]:
     """Embed scans, each of which ends as a vector or as a reason.
@@ -53,6 +54,7 @@ def embed_scans(
         todo: ascending indices of those to embed.
         center: for those that have none of their own.
         kernel: of DICOM series, as for `volumes.read_volume`.
+        rule: which of several series in a folder of a list, as for `volumes.read_volume`.
         workers: processes that read and decode. A file that kills its process is a `Failure`; with 1, or for
             a few scans, this process does the work, and such a file ends it.
 
@@ -64,7 +66,7 @@ def embed_scans(
     outcomes = map_in_order(
         partial(_attempt, preparation=model.preparation),
         [
-            (entry.path, entry.center or center, entry.series, kernel)
+            (entry.path, entry.center or center, entry.series, kernel, rule)
             for entry in map(entries.__getitem__, todo)
         ],
         workers if len(todo) > _FEW else 1,
@@ -102,13 +104,16 @@ def embed_scans(
         outcomes.close()
 
 
-def describe_origin(model: Model, center: Center = None, kernel: str | None = None) -> dict[str, Any]:
+def describe_origin(
+    model: Model, center: Center = None, kernel: str | None = None, rule: str = "best"
+) -> dict[str, Any]:
     """What vectors depend on besides the scan: weights, architecture, preparation.
 
     Args:
         model: a trained model.
         center: for scans that have none of their own.
         kernel: of DICOM series, where one was asked for.
+        rule: by which one of several DICOM series is taken.
 
     Returns:
         JSON, without any path.
@@ -127,18 +132,20 @@ def describe_origin(model: Model, center: Center = None, kernel: str | None = No
         "crop": model.crop,
         "modality": model.modality,
         "center": None if center is None else [float(number) for number in center],
+        # Not where they are as they always were, so that older files are known again.
         **({} if kernel is None else {"kernel": kernel}),
+        **({} if rule == "best" else {"series rule": rule}),
     }
 
 
-_Task = tuple[Any, Center, str | None, str | None]
-"""Path, center, series, kernel."""
+_Task = tuple[Any, Center, str | None, str | None, str]
+"""Path, center, series, kernel, rule."""
 
 
 def _attempt(task: _Task, preparation: Preparation) -> Prepared | _Reason:
-    path, center, series, kernel = task
+    path, center, series, kernel, rule = task
     try:
-        return preparation.read(path, center, series=series, kernel=kernel)
+        return preparation.read(path, center, series=series, kernel=kernel, rule=rule)
     except VolumeRejected as rejection:
         return _Reason(rejection.code, str(rejection))
 

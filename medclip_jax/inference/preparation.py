@@ -107,6 +107,7 @@ class Preparation:
         *,
         series: str | None = None,
         kernel: str | None = None,
+        rule: str = "best",
     ) -> Prepared:
         """Prepare a file, a DICOM folder, or the files of a DICOM series.
 
@@ -115,12 +116,13 @@ class Preparation:
             center: as above.
             series: which of several, as for `volumes.read_volume`.
             kernel: as for `volumes.read_volume`.
+            rule: as for `volumes.read_volume`.
 
         Raises:
             VolumeRejected: whatever is wrong with it; the message does not name the path.
         """
         try:
-            scan = read_scan(path, modality=self.modality, series=series, kernel=kernel)
+            scan = read_scan(path, modality=self.modality, series=series, kernel=kernel, rule=rule)
             return self._from_stored(scan, center)
         except VolumeRejected:
             raise

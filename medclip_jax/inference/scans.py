@@ -254,7 +254,8 @@ def _read_list(path: Path, root: str | os.PathLike | None) -> Iterator[Entry]:
             raise ValueError(
                 f"row {row.number} of {path} names no volume: fill the cell, or take the row out"
             )
-        series, identity = cells.get("series") or None, cells.get("id") or None
+        series = next((cells[name] for name in COLUMNS["series"] if cells.get(name)), None)
+        identity = cells.get("id") or None
         center = None if missing else _center(cells, f"row {row.number} of {path}")
         scan = f"{name}#{series}" if series else name
         yield Entry(scan, start / name, identity, center, series)

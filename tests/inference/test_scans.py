@@ -201,8 +201,9 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 class TestLists:
-    def test_a_column_of_series(self, folder):
-        Path("top/s.csv").write_text("volume,series\np1/one,1.2.3.4.5\nb.nii.gz,\n")
+    @pytest.mark.parametrize("name", ["series", "SeriesInstanceUID", "series_number"])
+    def test_a_column_of_series(self, folder, name):
+        Path("top/s.csv").write_text(f"volume,{name}\np1/one,1.2.3.4.5\nb.nii.gz,\n")
         found = find_scans(list_file="top/s.csv")
         assert [(entry.scan, entry.series) for entry in found] == [
             ("p1/one#1.2.3.4.5", "1.2.3.4.5"),
