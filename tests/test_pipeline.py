@@ -296,3 +296,15 @@ def test_workers_end_when_the_process_that_reads_is_killed():
         else:
             os.kill(worker, signal.SIGKILL)
             pytest.fail("a worker outlived the process that it read for")
+
+
+def test_a_batch_may_be_one_sample():
+    """Grain's own endless repetition overflows there."""
+    from ml_collections import ConfigDict
+
+    source = [{"study": n, "volume": np.zeros((1, 1, 1), np.int16)} for n in range(3)]
+    data = {"text": {"report": 1.0}, "text_length": 4, "workers": 0, "prefetch": 1}
+    batches = train_batches(source, ConfigDict(data), None, seed=0, batch_size=1, start_step=4)
+    seen = [int(next(batches)["sample"][0]) for _ in range(5)]
+    batches.close()
+    assert set(seen) <= {0, 1, 2}

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+LARGEST = 2**31 - 1
+"""Of whole numbers: a device counts steps and samples in 32 bits."""
+
 
 class _Rule(NamedTuple):
     """What a field can be: in words for the message, and as a test."""
@@ -21,8 +24,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(low: int, high: float = math.inf) -> _Rule:
-    words = f"a whole number, {low} or more" if high == math.inf else f"a whole number from {low} to {high}"
+def _whole(low: int, high: int = LARGEST) -> _Rule:
+    words = f"a whole number from {low} to {high}"
     return _Rule(words, lambda value: _is_number(value) and isinstance(value, int) and low <= value <= high)
 
 
@@ -39,6 +42,11 @@ def _listed(words: str, allows: Callable[[Any], bool], length: int | None = None
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_REGEXES = _listed("regular expressions, such as (r'^vision/',)", _is_text)
 _FROM_0 = _number("of 0 or more", lambda value: value >= 0)
 _ABOVE_0 = _number("above 0", lambda value: value > 0)
 _SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
@@ -68,7 +76,7 @@ _RULES: dict[str, _Rule] = {
     r"data\.(organ_text_length|workers)": _whole(0),
     r"data\.prefetch": _whole(1),
     r"batch_size|microbatches|steps": _whole(0),
-    r"epochs": _FROM_0,
+    r"epochs": _number("from 0 to 1000000", lambda value: 0 <= value <= 1e6),
     r"optimizer\.(learning_rate|final_fraction|weight_decay|clip_norm)": _FROM_0,
     r"optimizer\.epsilon": _ABOVE_0,
     r"optimizer\.warmup_steps": _whole(0),
@@ -80,6 +88,15 @@ _RULES: dict[str, _Rule] = {
     ),
     r"optimizer\.accumulate": _whole(1),
     r"ema\.decay": _BELOW_1,
+    r"optimizer\.(no_decay|frozen)|initial_weights\.include": _REGEXES,
+    r"initial_weights\.rename": _listed(
+        "((regex, replacement), ...)",
+        lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_text, pair)),
+    ),
+    r"mesh\.rules": _listed(
+        "((regex, axes), ...), see docs/training.md",
+        lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and _is_text(pair[0]),
+    ),
     r"mesh\.data": _Rule(
         "a whole number above 0, or -1 for all that fsdp leaves",
         lambda value: value == -1 or _whole(1).allows(value),
@@ -100,6 +117,13 @@ _RULES: dict[str, _Rule] = {
     r"objective\.(.+\.)?mask_fraction": _number("between 0 and 1", lambda value: 0 < value < 1),
     r"objective\.vision\.patch": _PATCH,
     r"objective\.vision\.cell": _THREE_FROM_1,
+    r"objective\.vision\.projections": _listed(
+        "'mean', 'max' or 'min' for each channel, or ()", lambda value: value in ("mean", "max", "min")
+    ),
+    r"objective\.(.+\.)?dtype": _Rule(
+        "'float32', 'bfloat16' or 'float16'", lambda value: value in ("float32", "bfloat16", "float16")
+    ),
+    r"objective\.logit_bias": _Rule("a number", _is_number),
     r"objective\.vision\.windows": _WINDOWS,
     r"objective\.vision\.standardize": _STANDARDIZE,
     r"objective\.vision\.augment\.shift_voxels": _listed(

@@ -64,6 +64,13 @@ def test_small_sets_leave_no_split_empty(patients, key):
     assert set(split_of(studies(patients), key=key).values()) == {"train", "validation", "test"}
 
 
+@pytest.mark.parametrize("key", [b"a", b"b", b"c", b"d"])
+def test_where_patients_are_fewer_than_splits_train_comes_first_then_test(key):
+    assert set(split_of(studies(1), key).values()) == {"train"}
+    assert sorted(split_of(studies(2), key).values()) == ["test", "train"]
+    assert set(split_of(studies(1), key, fractions=(0, 0.5, 0.5)).values()) == {"test"}
+
+
 def test_a_split_of_nothing_stays_empty():
     assert set(split_of(studies(30), fractions=(0.9, 0.1, 0.0)).values()) == {"train", "validation"}
     assert set(split_of(studies(30), fractions=(0.0, 0.0, 1.0)).values()) == {"test"}
