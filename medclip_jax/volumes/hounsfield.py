@@ -21,7 +21,7 @@ CLIP_LIMITS_HU = (-900, 300)
 _UNREMARKABLE_CLIP_HU = (-1024, 1900)
 """Cut off here or beyond, nothing but the noise of air and metal is lost: no note."""
 
-_IF_MR = 'If this is an MR scan, say modality="MR".'
+_IF_MR = 'Is this MR (say modality="MR")?'
 
 _AIR_HU, _FAT_HU, _MUSCLE_HU = -1000, -100, 52
 _USUAL_OFFSETS = (1000, 1024, 8192)
@@ -304,7 +304,10 @@ def _find_mapping(histogram: Histogram) -> Mapping | None:
         smoothing = max(0.7, zoom * span / 150)
         peaks = turned.peaks(turned.low - 9, turned.high + 9, smoothing=smoothing, least=0.02)
         places = [place for place, _ in peaks]
+        found = None
         for air in places[:2]:
+            if found is not None and found.misfit < 60:
+                break  # lungs may pass for air, too
             for soft in places[:8]:
                 scale = (_MUSCLE_HU - _AIR_HU) / (soft - air) if soft > air else 1.0
                 if 0.6 < scale * zoom < 1.7 and sign > 0:
@@ -314,8 +317,10 @@ def _find_mapping(histogram: Histogram) -> Mapping | None:
                 if verdict is None or not verdict.air or not _is_sharp_air(moved):
                     continue
                 misfit = _misfit(moved)
-                if best is None or misfit < best.misfit:
-                    best = Mapping(sign * scale, _AIR_HU - air * scale, misfit)
+                if found is None or misfit < found.misfit:
+                    found = Mapping(sign * scale, _AIR_HU - air * scale, misfit)
+        if found is not None and (best is None or found.misfit < best.misfit):
+            best = found
     return best
 
 
@@ -348,10 +353,10 @@ def _rescaled(mapping: Mapping, histogram: Histogram) -> VolumeRejected:
         )
     return VolumeRejected(
         "not-hounsfield",
-        f"Values between {histogram.low} and {histogram.high} are a scan on another scale: air near "
-        f"{(_AIR_HU - mapping.offset) / mapping.scale:.0f}, soft tissue near "
-        f"{(_MUSCLE_HU - mapping.offset) / mapping.scale:.0f}. It was normalized, windowed to 8 bits, or "
-        f"a slope and intercept were not applied: export the original in HU. {_IF_MR}",
+        f"Values between {histogram.low} and {histogram.high} are no HU. {_IF_MR} In a CT, air lies near "
+        f"{(_AIR_HU - mapping.offset) / mapping.scale:.0f} and soft tissue near "
+        f"{(_MUSCLE_HU - mapping.offset) / mapping.scale:.0f}: it was normalized, windowed to 8 bits, or "
+        "a slope and intercept were not applied. Export the original in HU.",
     )
 
 
