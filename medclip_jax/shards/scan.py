@@ -1,4 +1,4 @@
-"""One study through the mill: read, check, crop, resample, compress. Runs in worker processes."""
+"""One study: read, check, crop, resample, compress. Runs in worker processes."""
 
 from __future__ import annotations
 
