@@ -412,7 +412,7 @@ def saved_run(workdir: str | Path) -> dict[str, Any] | None:
     """The JSON of the newest checkpoint whose JSON can be read, None where there is none."""
     folder = Path(workdir) / FOLDER
     for step in reversed(_steps(folder)):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             run = json.loads((folder / str(step) / "run" / "metadata").read_text())
             if isinstance(run, dict):
                 return run

@@ -58,7 +58,7 @@ def verify(folder: Path) -> None:
             name: (size, value)
             for name, (size, value) in json.loads((folder / CHECKSUMS).read_text()).items()
         }
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{CHECKSUMS} is damaged") from None
     if _RUN not in sums:
         raise CheckpointError(f"{CHECKSUMS} is incomplete")
@@ -75,7 +75,7 @@ def verify(folder: Path) -> None:
 def _must_be_sealed(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / _RUN).read_text()).get(SEALED))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{_RUN} is damaged, and {CHECKSUMS} is missing") from None
 
 

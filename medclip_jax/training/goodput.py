@@ -235,7 +235,7 @@ def read_heartbeat(workdir: str | os.PathLike) -> dict[str, Any] | None:
         counters = {str(name): float(value) for name, value in beat["counters"].items()}
         counters |= _totals(counters)
         return {**beat, **numbers, **steps, "state": str(beat["state"]), "counters": counters}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # cut short, or written by something else
 
 

@@ -205,7 +205,7 @@ def _find(folder: Path) -> Holder | None:
             content = json.loads(files[number].read_text())
         except FileNotFoundError:
             continue  # the next one was just created
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             content = {}
         return Holder(number, files[number], changed, content if isinstance(content, dict) else {})
     return None

@@ -129,7 +129,7 @@ def read_status(workdir: str | Path, *, now: float | None = None) -> RunStatus:
 def _steps(config: Path) -> int:
     try:
         return int(json.loads(config.read_text())["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
 
 

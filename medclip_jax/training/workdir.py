@@ -130,7 +130,7 @@ def saved_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
         return complete(saved)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         logging.warning("%s is damaged (%s): the config in the newest checkpoint counts", file, error)
     run = saved_run(workdir)
     return complete(run["config"]) if run else None
@@ -153,7 +153,7 @@ def read_metrics(file: Path) -> Iterator[tuple[int, dict[str, float], str]]:
             values = {str(name): math.nan if v is None else float(v) for name, v in numbers.items()}
             if not isinstance(step, int):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             skipped += 1
             continue
         yield step, values, line

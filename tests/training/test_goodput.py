@@ -161,7 +161,7 @@ def test_the_heartbeat_tells_how_it_ended(time, tmp_path):
 def test_a_heartbeat_that_cannot_be_read_or_written_stops_nothing(time, tmp_path, caplog):
     (tmp_path / HEARTBEAT).write_text('{"state": "run')
     assert read_heartbeat(tmp_path) is None
-    for junk in ("[]", "3", "null", "{}", '{"state": "running", "time": 1, "counters": []}'):
+    for junk in ("[]", "3", "null", "{}", "[" * 9999, '{"state": "running", "time": 1, "counters": []}'):
         (tmp_path / HEARTBEAT).write_text(junk)
         assert read_heartbeat(tmp_path) is None
     assert Clock(workdir=tmp_path).counters()["starts"] == 1

@@ -78,7 +78,8 @@ def test_a_name_in_which_no_checkpoint_can_be_written_is_refused_at_once(tmp_pat
     assert not (tmp_path / name).exists()
 
 
-JUNK = (b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b'{"steps": 3, "objective": 4}')
+NESTED = b"[" * 9999
+JUNK = (b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b'{"steps": 3, "objective": 4}', NESTED)
 
 
 @pytest.mark.parametrize("junk", JUNK)
@@ -105,7 +106,7 @@ def test_junk_among_the_metrics_is_left_out(tmp_path, caplog):
     assert workdir.metrics_at(1) == {"loss": 2.5}
     workdir.forget_metrics_after(1)
     assert workdir.metrics_file.read_bytes() == good
-    assert "metrics.jsonl: 11 lines are damaged" in caplog.text
+    assert "metrics.jsonl: 12 lines are damaged" in caplog.text
     workdir.metrics_file.unlink()
     workdir.metrics_file.mkdir()
     assert workdir.metrics_at(1) == {}
