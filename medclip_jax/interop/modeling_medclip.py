@@ -16,6 +16,8 @@ and then:
     model.embed_texts(["There is cardiomegaly."]).mean  # (1, E)
     model.zero_shot(volume)                             # {finding: probability}
 
+`model.prepare(image)` and `model.zero_shot(image)` take images of nibabel and SimpleITK, too.
+
 Volumes have axes (D, H, W) = (superior, anterior, right), indices growing that way. `embed_volumes`,
 `embed_texts`, `zero_shot` and `reconstruct` keep no gradients; `forward`, `patch_tokens` and the towers do.
 """
@@ -409,8 +411,9 @@ OBJECTIVES = "clip", "cardiac_clip", "hipro_ct", "mae"
 class MedclipModel(PreTrainedModel):
     """Towers, and the preparation their input needs, of one of `OBJECTIVES`.
 
-    Wherever a method takes `volumes`: prepared (B, D, H, W) or (D, H, W) HU, or one scan as a tuple of the
-    arguments of `prepare`, or a list of either. `texts`: strings, or their ids (B, L).
+    Wherever a method takes `volumes`: prepared (B, D, H, W) or (D, H, W) HU, or one scan as an image of
+    nibabel or SimpleITK or as a tuple of the arguments of `prepare`, or a list of any of these. `texts`:
+    strings, or their ids (B, L).
     """
 
     config_class = MedclipConfig
@@ -423,6 +426,7 @@ class MedclipModel(PreTrainedModel):
             raise ValueError(
                 f"objective {objective['name']!r} is newer than this file: export the model again"
             )
+        check_config(objective, data)
         self.tokenizer, self.tokenizer_files = None, {}
         self.vision = VisionTower(objective["vision"], data["shape"])
         if objective["name"] == "mae":
@@ -457,6 +461,8 @@ class MedclipModel(PreTrainedModel):
             ValueError: weights are missing or left over.
         """
         if TRANSFORMERS:
+            if not Path(folder).is_dir() and Path(folder).parent.is_dir() and str(Path(folder).parent) != ".":
+                raise FileNotFoundError(f"no folder {folder}: a mistyped path is not asked for on the hub")
             with_info = options.pop("output_loading_info", False)
             model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
             missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
@@ -469,7 +475,7 @@ class MedclipModel(PreTrainedModel):
                 raise FileNotFoundError(
                     f"no config.json in {folder}: give an exported folder; hub ids need transformers"
                 )
-            config = MedclipConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            config = MedclipConfig(**read_json(folder / "config.json"))
             with torch.device("meta"):  # every weight comes from the file
                 model = cls(config).eval()
             missing, unexpected = model.load_state_dict(read_weights(folder), strict=False, assign=True)
@@ -491,16 +497,25 @@ class MedclipModel(PreTrainedModel):
         """Bring a scan to the grid the model was trained on, as `medclip prepare` does.
 
         Args:
-            voxels: (I, J, K) HU, array or tensor; with `spacing` in the order (superior, anterior, right).
-            affine: (4, 4) from array index to RAS mm, as nibabel gives it. From SimpleITK: docs/export.md.
+            voxels: an image of nibabel or SimpleITK; or (I, J, K) HU, array or tensor, with `affine` or
+                `spacing`; with `spacing` in the order (superior, anterior, right).
+            affine: (4, 4) from array index to RAS mm, as nibabel gives it.
             spacing: mm along the three axes, instead of `affine`.
             center: RAS mm of the crop's middle, by default the scan's; with `spacing`, mm to the right of,
                 in front of and above the first voxel.
 
         Returns:
             (D, H, W) int16 HU, on the CPU.
+
+        Raises:
+            ValueError: the values are no HU, or the geometry is none; the message says what to do.
+            TypeError: neither an image nor an array.
         """
         data, modality = self.config.data, self.config.modality
+        if is_image(voxels):
+            if affine is not None or spacing is not None:
+                raise ValueError("an image has its own affine: leave affine and spacing out")
+            voxels, affine = array_and_affine(voxels)
         if (affine is None) == (spacing is None):
             raise ValueError("give the affine (array index to RAS mm) or the spacing (mm), one of the two")
         if spacing is not None:
@@ -509,7 +524,12 @@ class MedclipModel(PreTrainedModel):
         if center is None and self.config.crop != "center":
             wanted = f"crops around {self.config.crop!r}: give center=(x, y, z), in RAS mm, of that organ"
             warnings.warn(f"the model was trained on {wanted}", stacklevel=2)
-        voxels, affine = to_canonical(to_hu(voxels, modality), torch.as_tensor(affine, dtype=torch.float64))
+        affine = torch.as_tensor(affine, dtype=torch.float64).cpu()
+        if affine.shape != (4, 4):
+            raise ValueError(f"the affine is (4, 4), array index to RAS mm, not {tuple(affine.shape)}")
+        voxels, affine = to_canonical(to_hu(voxels, modality), affine)
+        if modality == "CT":
+            check_hu(voxels)
         fill = AIR_HU if modality == "CT" else int(voxels.min())
         return crop_and_resample(voxels, affine, data["shape"], data["spacing"], center, fill)
 
@@ -517,8 +537,17 @@ class MedclipModel(PreTrainedModel):
         """(B, D, H, W) on the model's device, from what the public methods take."""
         if isinstance(volumes, tuple):
             volumes = self.prepare(*volumes)
+        elif is_image(volumes):
+            volumes = self.prepare(volumes)
         elif isinstance(volumes, list):
+            if not volumes:
+                raise ValueError("no volumes were given")
             volumes = torch.cat([self._prepared(volume) for volume in volumes])
+        elif not hasattr(volumes, "shape"):
+            raise TypeError(
+                f"give arrays, images, (array, affine), or a list, not {type(volumes).__name__}: "
+                "read a file with nibabel or SimpleITK"
+            )
         volumes = torch.as_tensor(volumes, device=self.vision.transformer.class_token.device)
         shape = list(self.config.data["shape"])
         if volumes.ndim not in (3, 4) or list(volumes.shape[-3:]) != shape:
@@ -535,7 +564,10 @@ class MedclipModel(PreTrainedModel):
                 "no tokenizer: the model has no text tower, or its folder no vocab.txt (a tokenizer.json "
                 "alone needs the tokenizers package); give ids"
             )
-        return self.tokenizer([texts] if isinstance(texts, str) else texts)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError("give one text or a list of texts, none of them empty")
+        return self.tokenizer(texts)
 
     def scale(self) -> Tensor:
         """The learned multiplier of cosines, within 1 and 100."""
@@ -577,11 +609,18 @@ class MedclipModel(PreTrainedModel):
     @torch.no_grad()
     def embed_volumes(self, volumes) -> Embedding:
         """Vectors of volumes, mean (B, E); log_variance (B, E) where the model has one."""
+        if volumes is None:
+            raise TypeError("no volumes were given")
+        volumes = self._prepared(volumes)
+        if self.config.modality == "CT" and volumes.amin() >= 0:
+            raise ValueError("no voxel is below 0: volumes are HU, without any scaling of your own")
         return self(volumes=volumes).volumes
 
     @torch.no_grad()
     def embed_texts(self, texts) -> Embedding:
         """Vectors of texts, mean (B, E); log_variance (B, E) where the model has one."""
+        if texts is None:
+            raise TypeError("no texts were given")
         return self(texts=texts).texts
 
     @torch.no_grad()
@@ -590,22 +629,24 @@ class MedclipModel(PreTrainedModel):
 
         Args:
             volumes: see the class.
-            findings: names in config.prompts, by default all; or {name: (positive, negative)}.
+            findings: names in config.prompts, in any case and with spaces, by default all; or
+                {name: (positive, negative)}.
 
         Returns:
             {finding: probability} of a single volume; of several, (B, F) float64 on the CPU.
         """
         known = self.config.prompts
         if not isinstance(findings, dict):
-            names = list(known if findings is None else findings)
-            if not names or not known.keys() >= set(names):
+            names = [findings] if isinstance(findings, str) else list(known if findings is None else findings)
+            plain = {name: re.sub(r"[\W_]+", "_", str(name).strip().lower()) for name in names}
+            if not names or not known.keys() >= set(plain.values()):
                 raise KeyError(f"give names among {[*known]}, or {{name: (positive, negative)}}; not {names}")
-            findings = {name: known[name] for name in names}
+            findings = {name: known[plain[name]] for name in names}
         texts = [text for pair in findings.values() for text in pair]
         alike = similarity(*map(doubled, (self.embed_volumes(volumes), self.embed_texts(texts))))
         positive, negative = alike.unflatten(1, (-1, 2)).unbind(2)
         scores = torch.sigmoid(self.scale().item() * (positive - negative))
-        single = isinstance(volumes, tuple) or getattr(volumes, "ndim", 0) == 3
+        single = isinstance(volumes, tuple) or is_image(volumes) or getattr(volumes, "ndim", 0) == 3
         return dict(zip(findings, scores[0].tolist(), strict=True)) if single else scores
 
     @torch.no_grad()
@@ -657,7 +698,11 @@ def to_hu(voxels, modality: str) -> Tensor:
     """(I, J, K) of any real type to int16: padding below -1400 HU made air, MR in fractions scaled up."""
     if hasattr(voxels, "astype"):  # NumPy's: native byte order, no negative strides
         voxels = voxels.astype(voxels.dtype.newbyteorder("="))
+    if not hasattr(voxels, "shape"):
+        raise TypeError(f"voxels are an array or an image, not {type(voxels).__name__}")
     voxels = torch.as_tensor(voxels).cpu()
+    if voxels.dtype == torch.bool or voxels.is_complex():
+        raise TypeError(f"voxels are real numbers, not {voxels.dtype}")
     if voxels.ndim != 3:
         raise ValueError(f"a scan has three axes, not {voxels.ndim}")
     if voxels.dtype != torch.int16:
@@ -672,9 +717,61 @@ def to_hu(voxels, modality: str) -> Tensor:
                 f"values from {low:g} to {high:g}: write air (-1024) into NaN, check the rescale"
             )
         voxels = voxels.clamp(min=-32768).round().to(torch.int16)
-    if modality == "CT" and voxels.min() >= 0:
-        warnings.warn("no voxel is below 0 HU: apply the scan's rescale slope and intercept", stacklevel=3)
     return voxels.masked_fill(voxels < PADDING_BELOW_HU, AIR_HU) if modality == "CT" else voxels
+
+
+def check_hu(voxels: Tensor) -> None:
+    """Refuse what is no CT in HU: nothing below 0, next to no range, or another offset.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    step = max(1, round((voxels.numel() / 1e6) ** (1 / 3)))
+    values = voxels[::step, ::step, ::step].flatten().float()
+    low, high = values.aminmax()
+    if high - low < 200:
+        raise ValueError(
+            f"values from {low:g} to {high:g} are no HU: undo your scaling, or give the scan itself"
+        )
+    if voxels.min() >= 0:
+        raise ValueError("no voxel is below 0 HU: apply the scan's rescale slope and intercept")
+    if not is_ct(values):
+        for offset in (1024, 1000, -1024, -1000):
+            if is_ct(values - offset):
+                raise ValueError(f"values are about {offset} off: HU + ({offset}) is no HU, take it away")
+
+
+def is_ct(values: Tensor) -> bool:
+    """Whether values (N,) look like HU: air near -1000, and most of what is no air like soft tissue."""
+    first = values.kthvalue(max(1, round(0.01 * len(values)))).values
+    body = values[values > -500]
+    soft = (body.abs() <= 150).sum()
+    return bool(-1100 <= first <= -850 and soft >= 0.03 * len(values) and soft >= 0.4 * len(body))
+
+
+def is_image(scan) -> bool:
+    """Whether it is an image of nibabel or SimpleITK."""
+    return hasattr(scan, "GetDirection") or (hasattr(scan, "dataobj") and hasattr(scan, "affine"))
+
+
+def array_and_affine(image) -> tuple:
+    """Voxels (I, J, K) of an image of nibabel or SimpleITK, and the (4, 4) affine from index to RAS mm."""
+    if hasattr(image, "dataobj"):
+        voxels = image.get_fdata(dtype="float32")
+        while voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
+        return voxels, image.affine
+    import SimpleITK
+
+    if image.GetDimension() != 3:
+        raise ValueError(f"a scan has three axes, not {image.GetDimension()}")
+    voxels = SimpleITK.GetArrayFromImage(image).transpose()
+    to_ras = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64)
+    direction = torch.tensor(image.GetDirection(), dtype=torch.float64).view(3, 3)
+    affine[:3, :3] = to_ras[:, None] * direction * torch.tensor(image.GetSpacing(), dtype=torch.float64)
+    affine[:3, 3] = to_ras * torch.tensor(image.GetOrigin(), dtype=torch.float64)
+    return voxels, affine
 
 
 def to_canonical(voxels: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
@@ -853,6 +950,37 @@ def read_tokenizer(files: dict[str, str], length: int, pad: int) -> Callable[[Se
     return tokenize
 
 
+def check_config(objective: dict, data: dict) -> None:
+    """Refuse sizes that no model has, before anything of theirs is allocated."""
+    sizes = {"data.shape": data["shape"]}
+    for name in ("vision", "text", "decoder"):
+        tower = objective.get(name) or {}
+        sizes |= {
+            f"{name}.{key}": tower[key]
+            for key in ("width", "heads", "depth", "patch", "cell")
+            if key in tower
+        }
+    for name, size in sizes.items():
+        least = 0 if name.endswith("depth") else 1
+        for value in size if isinstance(size, list | tuple) else [size]:
+            if type(value) is not int or not least <= value < 2**24:
+                raise ValueError(f"config.json is damaged: {name} is {size}")
+    for name in ("vision", "text", "decoder"):
+        if sizes.get(f"{name}.width", 0) % sizes.get(f"{name}.heads", 1):
+            raise ValueError(f"config.json is damaged: {name}.heads does not divide {name}.width")
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}): copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged (no JSON object): copy it again")
+    return content
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors, else of pytorch_model.bin; nothing but tensors is ever unpickled."""
     file = folder / "model.safetensors"
@@ -860,12 +988,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    entries = json.loads(data[8:start])
-    entries.pop("__metadata__", None)
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {}
-    for name, entry in entries.items():
-        first, last = (start + offset for offset in entry["data_offsets"])
-        flat = torch.frombuffer(bytearray(data[first:last]), dtype=types[entry["dtype"]])
-        tensors[name] = flat.view(entry["shape"])
+    try:
+        entries = json.loads(data[8:start])
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            first, last = (start + offset for offset in entry["data_offsets"])
+            flat = torch.frombuffer(bytearray(data[first:last]), dtype=types[entry["dtype"]])
+            tensors[name] = flat.view(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}): copy it again") from error
     return tensors

@@ -126,7 +126,7 @@ def test_kinds_of_arrays():
         padded[2, 3, 4] = wrong
         with pytest.raises(ValueError, match=message):
             model.prepare(padded, affine)
-    with pytest.warns(UserWarning, match="no voxel is below 0 HU"):
+    with pytest.raises(ValueError, match="no voxel is below 0 HU"):
         model.prepare((values + 1024).astype(np.uint16), affine)
     with pytest.raises(ValueError, match="three axes, not 4"):
         model.prepare(values[None], affine)
@@ -145,8 +145,91 @@ def test_leaning_axes_are_refused():
 
 def test_a_model_of_organ_crops_asks_for_the_center():
     model = model_for((4, 6, 8), (1.0, 1.0, 1.0), crop="heart")
+    scan = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
     with pytest.warns(UserWarning, match="crops around 'heart': give center"):
-        model.prepare(np.full((5, 6, 7), -500, np.int16), np.eye(4))
+        model.prepare(scan, np.eye(4))
+
+
+def made_chest() -> tuple[np.ndarray, np.ndarray]:
+    """(array, affine): air and soft tissue on an oblique, anisotropic grid."""
+    voxels = np.full((20, 24, 12), -1000.0)
+    voxels[4:16, 5:20] = 40
+    voxels += np.random.default_rng(0).normal(0, 10, voxels.shape)
+    affine = np.eye(4)
+    turned = Rotation.from_euler("xyz", [10, -8, 15], degrees=True).as_matrix()
+    affine[:3, :3], affine[:3, 3] = turned @ np.diag([-4.0, -3.5, 5.0]), [31, 42, -90]
+    return voxels.round().astype(np.int16), affine
+
+
+def test_images_of_nibabel_and_simpleitk(tmp_path):
+    import SimpleITK as sitk
+
+    voxels, affine = made_chest()
+    model = model_for((8, 16, 16), (6.0, 4.0, 4.0))
+    expected = model.prepare(voxels, affine)
+    image = nib.Nifti1Image(voxels, affine)
+    nib.save(image, tmp_path / "chest.nii.gz")
+    for given in (
+        image,
+        nib.Nifti1Image(voxels[..., None], affine),
+        sitk.ReadImage(str(tmp_path / "chest.nii.gz")),
+    ):
+        assert (model.prepare(given) - expected).abs().max() <= 1
+        torch.testing.assert_close(
+            model.embed_volumes(given).mean, model.embed_volumes([(voxels, affine)]).mean, atol=1e-2, rtol=0
+        )
+    with pytest.raises(ValueError, match="has its own affine"):
+        model.prepare(image, affine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda hu: hu + 1024, "below 0 HU|about 1024 off"),
+        (lambda hu: np.where(hu < -900, -900, hu) + 1024 - 300 * (hu == hu.min()), "about 1024 off|below 0"),
+        (lambda hu: hu / 1000, "are no HU"),
+        (lambda hu: hu * 0 - 1024, "are no HU"),
+        (lambda hu: np.clip(hu, -160, 240) + 160, "below 0 HU"),
+        (lambda hu: hu - 1024.0, "about -1024 off|are no HU"),
+    ],
+)
+def test_values_that_are_no_hu_are_refused(change, message):
+    voxels, affine = made_chest()
+    with pytest.raises(ValueError, match=message):
+        model_for((8, 16, 16), (6.0, 4.0, 4.0)).prepare(change(voxels.astype(np.float32)), affine)
+
+
+def test_wrong_kinds_are_named():
+    voxels, affine = made_chest()
+    model = model_for((8, 16, 16), (6.0, 4.0, 4.0))
+    for given, kind, message in [
+        (None, TypeError, "no volumes"), ("scan.nii.gz", TypeError, "not str: read a file"),
+        ({"a": voxels}, TypeError, "not dict"), ([], ValueError, "no volumes"),
+        (voxels, ValueError, "`prepare` them, or give affines"), ([None], TypeError, "not NoneType"),
+        ((voxels, affine[:3]), ValueError, "is \\(4, 4\\)"),
+        ((voxels > 0, affine), TypeError, "real numbers"), ((voxels.tolist(), affine), TypeError, "not list"),
+        (np.zeros((8, 16, 16), np.int16), ValueError, "no voxel is below 0"),
+    ]:  # fmt: skip
+        with pytest.raises(kind, match=message):
+            model.embed_volumes(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 0}, "vision.heads is 0"),
+        ({"heads": 5}, "does not divide"),
+        ({"width": -24}, "vision.width is -24"),
+        ({"width": 10**12}, "vision.width is 1000000000000"),
+        ({"patch": [0, 8, 8]}, "vision.patch is"),
+    ],
+)
+def test_sizes_that_no_model_has(change, message):
+    from medclip_jax.interop.modeling_medclip import check_config
+
+    vision = small("mae").vision.to_dict() | change
+    with pytest.raises(ValueError, match=message):
+        check_config({"vision": vision}, {"shape": [8, 16, 16]})
 
 
 def test_magnetic_resonance(real_data):
