@@ -118,7 +118,11 @@ def compiled(objective: Objective, function: Callable, *arguments):
 
 
 def made_volumes(count: int, shape=SHAPE, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-1500, 2000, (count, *shape)).astype(np.int16)
+    """Air, soft tissue and a little bone in disorder: values that pass for HU."""
+    random = np.random.default_rng(seed)
+    kind = random.random((count, *shape))
+    values = np.where(kind < 0.5, random.normal(-950, 25, kind.shape), random.normal(40, 60, kind.shape))
+    return np.where(kind > 0.97, random.uniform(300, 1500, kind.shape), values).astype(np.int16)
 
 
 def made_tokens(count: int, length: int, vocabulary: int = 50, seed: int = 0) -> np.ndarray:
