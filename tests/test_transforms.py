@@ -125,8 +125,56 @@ def test_projection_errors_say_what_to_do():
     volume = np.zeros((1, 4, 6, 9), np.int16)
     with pytest.raises(ValueError, match="choose cells that do"):
         transforms.project(volume, (2, 4, 3), "mean")
-    with pytest.raises(ValueError, match="'mean', 'max' or 'min'"):
+    with pytest.raises(ValueError, match="'mean', 'max', 'min' or 'blob'"):
         transforms.project(volume, (2, 3, 3), "median")
+    with pytest.raises(ValueError, match="must be even"):
+        transforms.project(volume, (2, 3, 3), "blob")
+
+
+def lung(*structures):
+    """Air of a lung with what is told, in HU: pairs of an index and a value."""
+    volume = np.full((1, 24, 24, 24), -850, np.int16)
+    for place, value in structures:
+        volume[(0, *place)] = value
+    return volume
+
+
+NODULE = tuple(slice(10, 14) for _ in range(3))
+
+
+def test_blobs_equal_loops_over_voxels():
+    volume = np.random.default_rng(0).integers(-1200, 2000, (1, 5, 6, 7)).astype(np.int16)
+    clipped = np.pad(np.clip(volume[0].astype(np.float64), -1000, 100), 1, mode="edge")
+    means = np.array([[[clipped[d : d + 3, h : h + 3, w : w + 3].mean() for w in range(7)] for h in range(6)]
+                      for d in range(5)])  # fmt: skip
+    around = [(0, 0, 3), (0, 3, 0), (3, 0, 0), (2, 2, 2), (2, 2, -2), (2, -2, 2), (-2, 2, 2)]
+    found = np.asarray(transforms.blobs(volume))[0]
+    assert found.shape == (3, 3, 4)
+    for place in np.ndindex(found.shape):
+        middle = 2 * np.array(place)
+        others = [np.clip(middle + sign * np.array(way), 0, (4, 5, 6)) for way in around for sign in (-1, 1)]
+        expected = means[tuple(middle)] - max(means[tuple(other)] for other in others)
+        assert abs(found[place] - expected) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        (slice(None), slice(11, 14), slice(11, 14)),  # a vessel along an axis
+        (slice(11, 14), slice(11, 14), slice(12, None)),  # one that ends inside
+        (slice(None), slice(None), slice(12, None)),  # a wall
+        (slice(None), slice(12, None), slice(12, None)),  # an edge of it
+    ],
+)
+def test_a_nodule_stands_out_and_vessels_and_walls_do_not(structure):
+    nodule = float(transforms.blobs(lung((NODULE, 40))).max())
+    assert nodule > 500
+    assert float(transforms.blobs(lung((structure, 40))).max()) < 0.4 * nodule
+
+
+def test_a_calcified_rib_is_no_brighter_blob_than_a_nodule():
+    bright, plain = (transforms.blobs(lung((NODULE, value))).max() for value in (1500, 100))
+    assert float(bright) == float(plain)
 
 
 def test_maps_of_cells_move_with_the_volume():

@@ -18,7 +18,7 @@ def vision(config):
     config.peaks = True
     config.skip = True
     config.width = 128
-    config.depth = 2
+    config.depth = 1
     config.heads = 2
     config.windows = (
         (-1000.0, 0.0),  # lung, and its consolidation or effusion
@@ -27,8 +27,10 @@ def vision(config):
         (400.0, 1200.0),  # calcium beside contrast
         (-600.0, 100.0),  # nodules and vessels in the lung
         (-1024.0, -850.0),  # emphysema
+        (-200.0, 600.0),  # what stands out on all sides: nodules
     )
-    config.projections = ("mean", "mean", "max", "max", "max", "min")
+    config.projections = ("mean", "mean", "max", "max", "max", "min", "blob")
+    config.extremes = True
     config.standardize = (  # mean and standard deviation of each channel over 100 such phantoms
         (0.084, 0.824),
         (-0.645, 0.468),
@@ -36,6 +38,7 @@ def vision(config):
         (-0.993, 0.041),
         (0.197, 0.883),
         (0.293, 0.882),
+        (-0.631, 0.190),
     )
     config.dtype = "float32"
 
@@ -45,14 +48,15 @@ def get_config():
     config.objective = mae.default_config()
     vision(config.objective.vision)
     config.objective.vision.pooling = "mean"
-    config.objective.decoder = {"width": 64, "depth": 1, "heads": 2}
+    config.objective.decoder = {"width": 128, "depth": 1, "heads": 2}
+    config.objective.paint_windows = ((-1350.0, 150.0), (-160.0, 240.0))  # lung, mediastinum
     config.objective.normalize_patches = False
     config.batch_size = 32
     config.steps = 150
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     # Drawn at random and kept so: what a masked autoencoder makes of it drowns plaques, which are few voxels.
-    config.optimizer.frozen = (r"^vision/transformer/embed/",)
+    config.optimizer.frozen = (r"^vision/transformer/embed/", r"^vision/transformer/extreme_")
     config.log.every_steps = 10
     config.log.tensorboard = False
     return config

@@ -29,11 +29,14 @@ examples:
   medclip demo --short                         two minutes: everything runs, little is learned
 """
 
-KEYWORD_FINDINGS = ("cardiomegaly", "coronary_calcification", "pericardial_effusion")
-"""Findings whose prompts are explained by heat maps."""
-
-SHOWN_WINDOW = 1
-"""Window of configs/demo whose reconstruction is shown: soft tissue."""
+KEYWORD_FINDINGS = {
+    "cardiomegaly": "SOFT_TISSUE_HU",
+    "coronary_calcification": "SOFT_TISSUE_HU",
+    "pericardial_effusion": "SOFT_TISSUE_HU",
+    "pleural_effusion": "SOFT_TISSUE_HU",
+    "consolidation": "LUNG_HU",
+}
+"""Findings whose prompts are explained by heat maps, and the window of `pages.figures` that shows them."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def _pictures(args: argparse.Namespace, shards: Path, evaluation: Any) -> _Pictu
     import medclip_jax
     from medclip_jax.evaluation.baselines import statistics_baseline
     from medclip_jax.pages import demo as page
+    from medclip_jax.pages import figures
     from medclip_jax.reports.prompts import pair
     from medclip_jax.shards.read import open_shards, open_split
 
@@ -172,15 +176,18 @@ def _pictures(args: argparse.Namespace, shards: Path, evaluation: Any) -> _Pictu
     encode_texts = model.embedder.texts
 
     mae = medclip_jax.load(args.out / "mae").objective
-    few = np.stack([test[index]["volume"] for index in range(min(3, len(test)))])
+    few = np.stack([test[index]["volume"] for index in range(min(2, len(test)))])
     rebuilt = jax.jit(mae.reconstruct)(few, jax.random.key(0))
     reconstructions = [
-        page.ReconstructionView(*(np.asarray(part[index, ..., SHOWN_WINDOW]) for part in rebuilt))
+        page.ReconstructionView(
+            *(np.asarray(part[index, ..., channel]) for part in rebuilt), f"{low:g} to {high:g} HU"
+        )
         for index in range(len(few))
+        for channel, (low, high) in enumerate(mae.paint_windows)
     ]
 
     heat_maps = []
-    for name in KEYWORD_FINDINGS:
+    for name, window in KEYWORD_FINDINGS.items():
         column = info.findings.index(name)
         positives = [index for index in range(len(test)) if test[index]["labels"][column] == 1]
         if not positives:
@@ -188,7 +195,10 @@ def _pictures(args: argparse.Namespace, shards: Path, evaluation: Any) -> _Pictu
         volume = test[positives[0]]["volume"]
         prompt = pair(name)[0]
         heat = model.explain(volume, name)
-        heat_maps.append(page.HeatMapView(prompt, volume, heat.voxels, heat.score, f"A scan with {name}."))
+        caption = f"A scan with {name.replace('_', ' ')}."
+        heat_maps.append(
+            page.HeatMapView(prompt, volume, heat.voxels, heat.score, caption, getattr(figures, window))
+        )
 
     gallery = [
         page.gallery_query(evaluation.data, encode_texts, test, index, text="impression")

@@ -179,6 +179,29 @@ def unpatchify(patches: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Te
     return cut.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
+def blobs(volume: Tensor) -> Tensor:
+    """How far every second voxel of HU (B, D, H, W) stands out on all sides, as the library's `blobs`.
+
+    The mean of 3 x 3 x 3 voxels less the highest such mean at 14 points around it; (B, d, h, w).
+    """
+    tissue = volume.float().round().clamp(-1000, 100)[:, None]
+    means = F.avg_pool3d(F.pad(tissue, (1,) * 6, mode="replicate"), 3, stride=1)
+    wide = F.pad(means, (3,) * 6, mode="replicate")[:, 0]
+    steps = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    highest = None
+    for step in steps:
+        axes = sum(map(abs, step))
+        if axes in (1, 3):
+            far = 3 if axes == 1 else 2  # voxels, along each axis
+            depth, height, width = (
+                slice(3 + far * way, 3 + far * way + size, 2)
+                for way, size in zip(step, volume.shape[1:], strict=True)
+            )
+            around = wide[:, depth, height, width]
+            highest = around if highest is None else torch.maximum(highest, around)
+    return means[:, 0, ::2, ::2, ::2] - highest
+
+
 # --- towers ---------------------------------------------------------------------------------------------
 
 
@@ -194,6 +217,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, epsilon = config["width"], config["layer_norm_epsilon"]
         self.width, self.pooling, self.peaks = width, config["pooling"], config["peaks"]
+        self.extremes = config.get("extremes", False)  # folders of earlier versions do not say
         self.patch, self.channels = tuple(config["patch"]), len(config["windows"])
         self.grid = tuple(size // step for size, step in zip(shape, self.patch, strict=True))
         count, voxels = math.prod(self.grid), math.prod(self.patch) * self.channels
@@ -209,11 +233,15 @@ class VisionTransformer(nn.Module):
         self.skip_norm = nn.LayerNorm(width, eps=epsilon) if config["skip"] else None
         self.pooled_width = width
         if self.pooling == "grid":
-            features = config["grid_features"]
-            self.pooled_width = count * features
+            features, places = config["grid_features"], count + self.extremes
+            self.pooled_width = places * features
             self.grid_pool = nn.Linear(width, features)
-            self.grid_scale = nn.Parameter(torch.ones(count, features))
-            self.grid_shift = nn.Parameter(torch.zeros(count, features))
+            self.grid_scale = nn.Parameter(torch.ones(places, features))
+            self.grid_shift = nn.Parameter(torch.zeros(places, features))
+        if self.extremes:
+            self.extreme_scale = nn.Parameter(torch.ones(count, 2 * self.channels))
+            self.extreme_shift = nn.Parameter(torch.zeros(count, 2 * self.channels))
+            self.extreme_embed = nn.Linear(4 * self.channels, width)
 
     def forward(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Intensities (B, D, H, W, C) to tokens (B, 1 + N, width), the class token first.
@@ -223,13 +251,19 @@ class VisionTransformer(nn.Module):
         tokens = patchify(voxels, self.patch)
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        channels = tokens.unflatten(2, (-1, self.channels))
         if self.peaks:  # each channel's maximum over the patch, with the weight of all its voxels
-            channels = tokens.unflatten(2, (-1, self.channels))
             tokens = torch.cat([tokens, channels.amax(dim=2) * channels.shape[2] ** 0.5], dim=-1)
         tokens = self.embed["projection"](tokens)
         table = sincos_3d(self.grid, self.width).to(tokens) if self.positions is None else self.positions
         tokens = tokens + (table if keep is None else table[keep])
-        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        first = self.class_token.expand(tokens.shape[0], -1, -1)
+        if self.extremes:  # how unusual the most unusual patch is, each at its place
+            scale, shift = (x if keep is None else x[keep] for x in (self.extreme_scale, self.extreme_shift))
+            unusual = torch.cat([channels.mean(dim=2), channels.amax(dim=2)], dim=-1) * scale + shift
+            unusual = torch.cat([unusual.amax(dim=1), unusual.amin(dim=1)], dim=-1)
+            first = first + self.extreme_embed(unusual)[:, None]
+        tokens = torch.cat([first, tokens], dim=1)
         tokens = embedded = tokens if self.pre_norm is None else self.pre_norm(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -242,7 +276,8 @@ class VisionTransformer(nn.Module):
             return tokens[:, 0]
         if self.pooling == "mean":
             return tokens[:, 1:].mean(dim=1)
-        return (self.grid_pool(tokens[:, 1:]) * self.grid_scale + self.grid_shift).flatten(1)
+        places = tokens if self.extremes else tokens[:, 1:]
+        return (self.grid_pool(places) * self.grid_scale + self.grid_shift).flatten(1)
 
 
 class VisionTower(nn.Module):
@@ -263,12 +298,12 @@ class VisionTower(nn.Module):
 
     def to_voxels(self, volume: Tensor) -> Tensor:
         """HU (B, D, H, W) to (B, d, h, w, C): one value a cell, one channel a window, low -1 and high +1."""
-        cut = volume.float()
-        for axis, step in zip((1, 3, 5), self.cell, strict=True):
-            cut = cut.unflatten(axis, (-1, step))
-        reduce = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
+        reduce = {"mean": torch.mean, "max": torch.amax, "min": torch.amin, "blob": torch.amax}
         channels = []
         for (low, high), projection in zip(self.windows, self.projections, strict=True):
+            cut, stride = (blobs(volume), 2) if projection == "blob" else (volume.float(), 1)
+            for axis, step in zip((1, 3, 5), self.cell, strict=True):
+                cut = cut.unflatten(axis, (-1, step // stride))
             seen = reduce[projection](cut, dim=(2, 4, 6)).clamp(low, high)
             channels.append((seen - low) * (2.0 / (high - low)) - 1.0)
         for index, (mean, deviation) in enumerate(self.standardize):
@@ -378,9 +413,15 @@ class GaussianHead(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """Predicts every patch from the visible ones. Args: `objective["decoder"]`, and its encoder."""
+    """Predicts every patch from the visible ones.
 
-    def __init__(self, config: dict, encoder: VisionTransformer):
+    Args:
+        config: `objective["decoder"]` of config.json.
+        encoder: whose tokens it gets.
+        numbers: to predict for each patch.
+    """
+
+    def __init__(self, config: dict, encoder: VisionTransformer, numbers: int):
         super().__init__()
         width, heads = config["width"], config["heads"]
         self.grid, self.width = encoder.grid, width
@@ -388,7 +429,7 @@ class MaskedDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, math.prod(encoder.patch) * encoder.channels)
+        self.predict = nn.Linear(width, numbers)
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         """Tokens (B, 1 + K, W) of the patches `keep` (B, K) to all patches (B, N, voxels * C)."""
@@ -430,7 +471,12 @@ class MedclipModel(PreTrainedModel):
         self.tokenizer, self.tokenizer_files = None, {}
         self.vision = VisionTower(objective["vision"], data["shape"])
         if objective["name"] == "mae":
-            self.decoder = MaskedDecoder(objective["decoder"], self.vision.transformer)
+            vit, windows = self.vision.transformer, objective.get("paint_windows", ())
+            self.painted_patch = tuple(
+                a * b for a, b in zip(vit.patch, self.vision.cell if windows else (1, 1, 1), strict=True)
+            )
+            numbers = math.prod(self.painted_patch) * len(windows or self.vision.windows)
+            self.decoder = MaskedDecoder(objective["decoder"], vit, numbers)
         else:
             self.text = TextTower(objective["text"], data)
             self._add_heads(objective)
@@ -657,8 +703,10 @@ class MedclipModel(PreTrainedModel):
             volumes: see the class.
             keep: indices (B, K) of the patches that stay visible, or how many, drawn at random.
         """
-        vit, voxels = self.vision.transformer, self.vision.to_voxels(self._prepared(volumes))
-        target = patchify(voxels, vit.patch)
+        vit, volumes = self.vision.transformer, self._prepared(volumes)
+        voxels, windows = self.vision.to_voxels(volumes), self.config.objective.get("paint_windows", ())
+        shown = [(volumes.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0 for low, high in windows]
+        target = patchify(torch.stack(shown, dim=-1) if windows else voxels, self.painted_patch)
         if not isinstance(keep, Tensor):
             keep = torch.rand(target.shape[:2]).argsort(dim=1)[:, :keep]
         keep = keep.to(voxels.device)
@@ -668,8 +716,8 @@ class MedclipModel(PreTrainedModel):
             painted = painted * (variance + 1e-6).sqrt() + mean
         hidden = torch.ones_like(target).scatter(1, keep[..., None].expand(-1, -1, target.shape[2]), 0) > 0
         kinds = target, target.masked_fill(hidden, math.nan), torch.where(hidden, painted, target)
-        grids = (unpatchify(patches, vit.grid, vit.patch) for patches in kinds)
-        return Reconstruction(*(self.vision.to_windows(grid) for grid in grids))
+        grids = (unpatchify(patches, vit.grid, self.painted_patch) for patches in kinds)
+        return Reconstruction(*(grid if windows else self.vision.to_windows(grid) for grid in grids))
 
 
 def normalized(embedding: Embedding) -> Embedding:

@@ -28,7 +28,7 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """Heads of the published vision transformers, by width; their weights do not tell."""
 
 _FIELD = "config.objective.vision"
-_MAY_BE_FRESH = ("norm/", "skip_norm/", "grid_pool/", "grid_scale", "grid_shift")
+_MAY_BE_FRESH = ("norm/", "skip_norm/", "grid_pool/", "grid_scale", "grid_shift", "extreme_")
 """Parameters of the tower that a checkpoint need not have."""
 
 

@@ -105,6 +105,24 @@ def unpatchify(
     return cut.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, d * pd, h * ph, w * pw, channels)
 
 
+def mean_and_peak(
+    volume: Float[Array, "batch depth height width channels"], patch: tuple[int, int, int]
+) -> Float[Array, "batch tokens {2*channels}"]:
+    """Each channel's mean over each patch, then each channel's maximum.
+
+    Args:
+        volume: (B, D, H, W, C).
+        patch: voxels along depth, height, width.
+
+    Returns:
+        (B, N, 2 C).
+    """
+    channels = volume.shape[-1]
+    voxels = patchify(volume, patch)
+    voxels = voxels.reshape(*voxels.shape[:2], -1, channels)
+    return jnp.concatenate([voxels.mean(axis=2), voxels.max(axis=2)], axis=-1)
+
+
 def pool_cells(
     organs: UInt8[Array, "batch organs d h w"], cell: int, patch: tuple[int, int, int]
 ) -> Float32[Array, "batch organs tokens"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
 from medclip_jax.models.constraints import batch_sharded
-from medclip_jax.models.patches import PatchEmbedding, grid_of
+from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 
 
 class VisionTransformer(nnx.Module):
@@ -30,6 +30,11 @@ class VisionTransformer(nnx.Module):
             last knows where a finding lies from the first step on, and learns far faster on volumes that
             are centered on an organ; the others have to learn it through the positions.
         grid_features: numbers that "grid" keeps of each patch token.
+        extremes: tell the class token how unusual the most unusual patch is: of each channel's mean and
+            maximum over a patch, relative to what is usual at that place (`calibrate`), the highest and the
+            lowest of all patches. "grid" pooling then reads the class token, too. What may lie anywhere and
+            fills little (a nodule, a consolidation) is learned at once for all places, and not for each on
+            its own.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
         pre_norm: a LayerNorm between the embedded patches with their positions and the blocks, as in CLIP.
         activation: of the MLPs, one of `blocks.ACTIVATIONS`.
@@ -64,6 +69,7 @@ class VisionTransformer(nnx.Module):
         pooling: str = "cls",
         grid_features: int = 16,
         skip: bool = False,
+        extremes: bool = False,
         position: str = "sincos",
         pre_norm: bool = False,
         activation: str = "gelu",
@@ -109,10 +115,16 @@ class VisionTransformer(nnx.Module):
             self.skip_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.pooled_width = width
         if pooling == "grid":
-            self.pooled_width = tokens * grid_features
+            places = tokens + extremes
+            self.pooled_width = places * grid_features
             self.grid_pool = nnx.Linear(width, grid_features, dtype=dtype, rngs=rngs)
-            self.grid_scale = nnx.Param(jnp.ones((tokens, grid_features)))
-            self.grid_shift = nnx.Param(jnp.zeros((tokens, grid_features)))
+            self.grid_scale = nnx.Param(jnp.ones((places, grid_features)))
+            self.grid_shift = nnx.Param(jnp.zeros((places, grid_features)))
+        self.extremes = extremes
+        if extremes:
+            self.extreme_scale = nnx.Param(jnp.ones((tokens, 2 * channels)))
+            self.extreme_shift = nnx.Param(jnp.zeros((tokens, 2 * channels)))
+            self.extreme_embed = nnx.Linear(4 * channels, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -168,23 +180,52 @@ class VisionTransformer(nnx.Module):
             return tokens[:, 0]
         if self.pooling == "mean":
             return tokens[:, 1:].mean(axis=1)
-        features = self.grid_pool(tokens[:, 1:])
+        features = self.grid_pool(self._places(tokens))
         if features.shape[1] * features.shape[2] != self.pooled_width:
             raise ValueError("pooling='grid' needs every patch: encode without keep, or pool otherwise")
         features = features * self.grid_scale[...] + self.grid_shift[...]
         return features.reshape(tokens.shape[0], -1)
 
-    def calibrate(self, tokens: Float[Array, "batch tokens features"]) -> None:
-        """Bring each feature that "grid" pooling keeps to mean 0 and variance 1 over a batch of tokens.
+    def calibrate(self, volume: Float[Array, "batch depth height width channels"]) -> None:
+        """Bring what differs between places to a common scale, from a batch of volumes.
 
-        What differs between patients is small beside what differs between places; a linear head on such
-        features learns in a fraction of the steps.
+        Each feature that "grid" pooling keeps gets mean 0 and variance 1 at each place, and so do the patch
+        means and maxima that `extremes` compares, and the extremes themselves. What differs between patients
+        is small beside what differs between places; a linear head on such features learns in a fraction of
+        the steps.
+
+        Args:
+            volume: (B, D, H, W, C) intensities.
         """
+        if self.extremes:
+            unusual = mean_and_peak(volume, self.embed.patch).astype(jnp.float32)
+            # Plus a quarter of the usual spread: where hardly anything varies, not every change is news.
+            spread = unusual.std(axis=0)
+            scale = 1.0 / (spread + 0.25 * spread.mean(axis=0) + 1e-6)
+            self.extreme_scale[...] = scale
+            self.extreme_shift[...] = -unusual.mean(axis=0) * scale
+            extremes = self._extremes(volume, None)
+            kernel, bias = self.extreme_embed.kernel, self.extreme_embed.bias
+            kernel[...] = kernel[...] / (extremes.std(axis=0) + 1e-6)[:, None]
+            bias[...] = bias[...] - extremes.mean(axis=0) @ kernel[...]
         if self.pooling == "grid":
-            features = self.grid_pool(tokens[:, 1:]).astype(jnp.float32)
+            features = self.grid_pool(self._places(self(volume))).astype(jnp.float32)
             scale = 1.0 / (features.std(axis=0) + 0.05 * features.std())
+            if self.extremes:  # one place that speaks for all: as much weight at the start as the others
+                scale = scale.at[0].multiply((scale.shape[0] - 1) ** 0.5)
             self.grid_scale[...] = scale
             self.grid_shift[...] = -features.mean(axis=0) * scale
+
+    def _places(self, tokens):
+        """The tokens that "grid" pooling reads."""
+        return tokens if self.extremes else tokens[:, 1:]
+
+    def _extremes(self, volume, keep):
+        unusual = mean_and_peak(volume, self.embed.patch)
+        unusual = unusual * self.extreme_scale[...] + self.extreme_shift[...]
+        if keep is not None:
+            unusual = jnp.take_along_axis(unusual, keep[..., None], axis=1)
+        return jnp.concatenate([unusual.max(axis=1), unusual.min(axis=1)], axis=-1)
 
     def _tokens(self, volume, keep):
         tokens = batch_sharded(self.embed(batch_sharded(volume), keep))
@@ -193,5 +234,7 @@ class VisionTransformer(nnx.Module):
         ).astype(tokens.dtype)
         tokens = tokens + (table if keep is None else table[keep])
         first = jnp.broadcast_to(self.class_token[...], (tokens.shape[0], 1, self.width))
+        if self.extremes:
+            first = first + self.extreme_embed(self._extremes(volume, keep))[:, None]
         tokens = batch_sharded(jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1))
         return tokens if self.pre_norm is None else self.pre_norm(tokens)

@@ -90,8 +90,7 @@ class Clip(Objective):
             representation learning" (the cone); Krähenbühl et al. 2016, "Data-dependent initializations of
             convolutional neural networks".
         """
-        transformer = self.vision.transformer
-        transformer.calibrate(transformer(self.vision.to_voxels(batch["volume"])))
+        self.vision.transformer.calibrate(self.vision.to_voxels(batch["volume"]))
         if not self.centered:
             return
         features = self.encode(batch, key, train=False)

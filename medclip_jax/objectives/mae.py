@@ -11,17 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from medclip_jax.losses import masked
 from medclip_jax.models.mae import MaskedDecoder, random_keep
 from medclip_jax.models.patches import patchify, unpatchify
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import VisionTower, vision_defaults
+from medclip_jax.transforms import to_float
 
 
 def default_config() -> Any:
-    """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalised patches."""
+    """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalised patches.
+
+    `paint_windows`: (low, high) HU; then the decoder paints every voxel of a hidden patch in these windows.
+    By default, (), it paints what the encoder sees: its channels, and where the tower looks at cells, cells.
+    """
     from ml_collections import ConfigDict
 
     return ConfigDict(
@@ -31,6 +36,7 @@ def default_config() -> Any:
             "decoder": {"width": 384, "depth": 5, "heads": 6},
             "mask_fraction": 0.75,
             "normalize_patches": True,
+            "paint_windows": (),
         }
     )
 
@@ -62,10 +68,14 @@ class MaskedAutoencoder(Objective):
         self.tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.keep = max(1, round(self.tokens * (1.0 - config.mask_fraction)))
         self.normalize_patches = config.normalize_patches
-        self.channels = len(self.vision.windows)
+        self.paint_windows = tuple((float(low), float(high)) for low, high in config.paint_windows)
+        self.painted_patch, self.channels = self.patch, len(self.vision.windows)
+        if self.paint_windows:
+            self.painted_patch = tuple(a * b for a, b in zip(self.patch, self.vision.cell, strict=True))
+            self.channels = len(self.paint_windows)
         self.decoder = MaskedDecoder(
             grid=self.grid,
-            patch=self.patch,
+            patch=self.painted_patch,
             channels=self.channels,
             encoder_width=config.vision.width,
             width=config.decoder.width,
@@ -77,6 +87,14 @@ class MaskedAutoencoder(Objective):
             rngs=rngs,
         )
 
+    def _target(
+        self, volume: Num[Array, "B D H W"], voxels: Float[Array, "B d h w C"]
+    ) -> Float[Array, "B N P"]:
+        """What the decoder is to paint: patches of the tower's channels, or of the voxels."""
+        if self.paint_windows:
+            voxels = to_float(volume, self.paint_windows)
+        return patchify(voxels, self.painted_patch)
+
     def _predict(
         self, voxels: Float[Array, "B D H W C"], keys: jax.Array
     ) -> tuple[Float[Array, "B N P"], Float[Array, "B N"]]:
@@ -87,10 +105,11 @@ class MaskedAutoencoder(Objective):
         """Sum over hidden patches of their mean squared error, and their number, per sample."""
         augment_key, mask_key = jax.random.split(key)
         augment_keys = sample_keys(augment_key, batch["sample"]) if train else None
-        voxels = self.vision.to_voxels(batch["volume"], augment_keys)
+        volume = self.vision.augment(batch["volume"], augment_keys)
+        voxels = self.vision.to_voxels(volume)
         prediction, mask = self._predict(voxels, sample_keys(mask_key, batch["sample"]))
         error, count = masked.reconstruction_sums(
-            prediction, patchify(voxels, self.patch), mask, normalize_patches=self.normalize_patches
+            prediction, self._target(volume, voxels), mask, normalize_patches=self.normalize_patches
         )
         return {"error": error, "count": count}
 
@@ -115,7 +134,7 @@ class MaskedAutoencoder(Objective):
         """
         voxels = self.vision.to_voxels(volumes)
         prediction, mask = self._predict(voxels, jax.random.split(key, volumes.shape[0]))
-        target = patchify(voxels, self.patch)
+        target = self._target(volumes, voxels)
         prediction = prediction.astype(jnp.float32)
         if self.normalize_patches:
             mean = target.mean(axis=-1, keepdims=True)
@@ -123,10 +142,11 @@ class MaskedAutoencoder(Objective):
         hidden = mask[..., None] > 0
 
         def to_grid(patches: Float[Array, "B N P"]) -> Float[Array, "B D H W C"]:
-            return self.vision.to_windows(unpatchify(patches, self.grid, self.patch, self.channels))
+            grid = unpatchify(patches, self.grid, self.painted_patch, self.channels)
+            return grid if self.paint_windows else self.vision.to_windows(grid)
 
         return Reconstruction(
-            self.vision.to_windows(voxels),
+            to_grid(target),
             to_grid(jnp.where(hidden, jnp.nan, target)),
             to_grid(jnp.where(hidden, prediction, target)),
         )

@@ -24,8 +24,8 @@ def vision_defaults() -> dict[str, Any]:
     deviation) of each such channel over the training volumes, to bring them to mean 0 and variance 1.
 
     With a `cell` above one voxel the tower sees one value a cell: each window's entry of `projections`
-    ("mean", "max" or "min") says which, and `patch` counts cells. Large volumes then cost little, and small
-    bright or dark findings still show.
+    ("mean", "max", "min" or "blob", see `transforms.project`) says which, and `patch` counts cells. Large
+    volumes then cost little, and small bright or dark findings still show.
 
     `pre_norm`, `activation` ("gelu" or "quick_gelu") and `layer_norm_epsilon` are there for published models:
     CLIP's towers normalise before the first block, use the quick GELU and 1e-5. `weights` names a checkpoint
@@ -44,6 +44,7 @@ def vision_defaults() -> dict[str, Any]:
         "pooling": "cls",
         "grid_features": 16,
         "skip": False,
+        "extremes": False,
         "position": "sincos",
         "pre_norm": False,
         "activation": "gelu",
@@ -126,6 +127,7 @@ class VisionTower(nnx.Module):
             pooling=config.pooling,
             grid_features=config.grid_features,
             skip=config.skip,
+            extremes=config.extremes,
             position=config.position,
             pre_norm=config.pre_norm,
             activation=config.activation,
@@ -136,19 +138,24 @@ class VisionTower(nnx.Module):
             rngs=rngs,
         )
 
+    def augment(self, volume: Num[Array, "B D H W"], keys: jax.Array | None) -> Num[Array, "B D H W"]:
+        """HU of volumes, varied as the config says; unchanged without keys (B,)."""
+        if keys is None:
+            return volume
+        return transforms.augment(
+            volume,
+            keys,
+            shift_voxels=self.shift_voxels,
+            noise_hu=self.noise_hu,
+            offset_hu=self.offset_hu,
+            gain=self.gain,
+        )
+
     def to_voxels(
         self, volume: Num[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B D H W C"]:
         """HU to floats, one channel a window; augmented when keys (B,) are given."""
-        if keys is not None:
-            volume = transforms.augment(
-                volume,
-                keys,
-                shift_voxels=self.shift_voxels,
-                noise_hu=self.noise_hu,
-                offset_hu=self.offset_hu,
-                gain=self.gain,
-            )
+        volume = self.augment(volume, keys)
         if self.cell == (1, 1, 1):
             voxels = transforms.to_float(volume, self.windows)
         else:

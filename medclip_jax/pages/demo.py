@@ -48,11 +48,13 @@ class ReconstructionView:
         original: (D, H, W).
         visible: the same with hidden patches at NaN.
         completed: visible patches as they were, hidden ones as predicted.
+        title: e.g. the name of the window.
     """
 
     original: Float[np.ndarray, "D H W"]
     visible: Float[np.ndarray, "D H W"]
     completed: Float[np.ndarray, "D H W"]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class HeatMapView:
         heat: (D, H, W) relevance, `HeatMap.voxels`.
         score: cosine, or difference of two.
         caption: e.g. what the phantom really has, and where.
+        window: (low, high) HU shown as black and white.
     """
 
     prompt: str
@@ -72,6 +75,7 @@ class HeatMapView:
     heat: Float[np.ndarray, "D H W"]
     score: float
     caption: str = ""
+    window: tuple[float, float] = figures.SOFT_TISSUE_HU
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,9 @@ def write_demo_page(path: str | Path, results: DemoResults) -> Path:
         )
         for view in results.reconstructions:
             page.figure(
-                figures.reconstruction(view.original, view.visible, view.completed, results.spacing),
+                figures.reconstruction(
+                    view.original, view.visible, view.completed, results.spacing, title=view.title
+                ),
                 "Original, visible and completed slices in three planes",
             )
     add_results(
@@ -282,6 +288,7 @@ def write_demo_page(path: str | Path, results: DemoResults) -> Path:
                 figures.slices(
                     view.volume,
                     results.spacing,
+                    window=view.window,
                     heat=view.heat,
                     title=f"{view.prompt}   score {view.score:+.3f}",
                 ),

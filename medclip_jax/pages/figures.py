@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from medclip_jax.evaluation import metrics
@@ -21,8 +22,16 @@ from medclip_jax.evaluation.zero_shot import ZeroShotResult
 SOFT_TISSUE_HU = (-160.0, 240.0)
 """Window that shows heart, vessels and calcium."""
 
+LUNG_HU = (-1350.0, 150.0)
+"""Window that shows vessels, nodules and airless parts of the lungs."""
+
 WIDE_HU = (-1000.0, 600.0)
 """Window that shows lungs too."""
+
+PLANES = ("axial", "coronal", "sagittal")
+
+SIDES = ("RLAP", "RLSI", "APSI")
+"""What lies left, right, above and below in a picture of each plane."""
 
 INK, FAINT, BLUE, ORANGE = "#1d2126", "#8a929a", "#0b5c8a", "#c8641b"
 
@@ -94,7 +103,7 @@ def slices(
 ) -> Figure:
     """Axial, coronal and sagittal slice in radiological convention, in mm, with heat on top.
 
-    The patient's right is on the left of axial and coronal slices; anterior is up, or left.
+    The patient's right is on the left of axial and coronal slices; anterior is up, or left. Letters say so.
 
     Args:
         volume: (D, H, W) HU.
@@ -114,10 +123,10 @@ def slices(
     panels = figure.subplots(1, 3, width_ratios=widths)
     top = float(heat.max()) if heat is not None and heat.max() > 0 else 1.0
     drawn = None
-    for axis, (panel, name) in enumerate(zip(panels, ("axial", "coronal", "sagittal"), strict=True)):
+    for axis, (panel, name) in enumerate(zip(panels, PLANES, strict=True)):
         picture, extent = _plane(volume, spacing, axis, at[axis])
         panel.imshow(
-            picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="nearest"
+            picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear"
         )
         if heat is not None:
             overlay = _plane(heat, spacing, axis, at[axis])[0] / top
@@ -129,13 +138,9 @@ def slices(
                 extent=extent,
                 # Low relevance stays see-through, the peak hides little of the anatomy.
                 alpha=np.clip(overlay * 1.2, 0, 0.6),
-                interpolation="nearest",
+                interpolation="bilinear",
             )
-        left, right = ("A", "P") if axis == 2 else ("R", "L")
-        for x, letter, side in ((0.02, left, "left"), (0.98, right, "right")):
-            panel.text(
-                x, 0.5, letter, transform=panel.transAxes, color="#ffd479", fontsize=8, ha=side, va="center"
-            )
+        _mark_sides(panel, axis)
         panel.set_title(f"{name}, slice {at[axis] + 1} of {volume.shape[axis]}", fontsize=8, color=INK)
         panel.set_axis_off()
     if drawn is not None:
@@ -168,25 +173,29 @@ def reconstruction(
     sizes = np.array(original.shape) * spacing
     heights = [sizes[1], sizes[0], sizes[0]]
     widths = [sizes[2], sizes[2], sizes[1]]
-    unit = 2.2 / max(widths)
-    figure = new_figure(3 * 2.2 + 0.4, unit * sum(heights) + 0.7)
+    unit = 2.6 / max(widths)
+    figure = new_figure(3 * 2.6 + 0.4, unit * sum(heights) + 0.7)
     panels = figure.subplots(3, 3, height_ratios=heights)
+    hidden = np.isnan(visible)
     for axis in range(3):
         at = original.shape[axis] // 2
         for panel, (name, array) in zip(
             panels[axis],
-            (("original", original), ("seen by the model", visible), ("completed", completed)),
+            (("original", original), ("seen by the model", original), ("completed", completed)),
             strict=True,
         ):
             picture, extent = _plane(array, spacing, axis, at)
-            shown = np.ma.masked_invalid(picture)
-            panel.set_facecolor("#31506b")
-            panel.imshow(shown, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+            panel.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="bilinear")
+            if name == "seen by the model":
+                # Over the picture and not instead of it: interpolation would blur the patches' borders.
+                cover = np.ma.masked_equal(_plane(hidden, spacing, axis, at)[0], False)
+                panel.imshow(cover, cmap=ListedColormap(["#31506b"]), extent=extent, interpolation="nearest")
+            _mark_sides(panel, axis)
             panel.set_xticks([])
             panel.set_yticks([])
             if axis == 0:
                 panel.set_title(name, fontsize=9, color=INK)
-        panels[axis][0].set_ylabel(("axial", "coronal", "sagittal")[axis], fontsize=8)
+        panels[axis][0].set_ylabel(PLANES[axis], fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
@@ -358,7 +367,15 @@ def thumbnail(
     figure = Figure(figsize=(1.6, 1.6 * (extent[3] - extent[2]) / (extent[1] - extent[0])))
     FigureCanvasAgg(figure)
     panel = figure.add_axes((0, 0, 1, 1))
-    panel.imshow(picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, aspect="auto")
+    panel.imshow(
+        picture,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        extent=extent,
+        aspect="auto",
+        interpolation="bilinear",
+    )
     panel.set_axis_off()
     return to_png(figure, dpi=100, tight=False)
 
@@ -370,6 +387,16 @@ def _plane(
     picture = np.take(volume, index, axis=axis)[::-1, ::-1]
     vertical, horizontal = [s for i, s in enumerate(spacing) if i != axis]
     return picture, (0.0, picture.shape[1] * horizontal, 0.0, picture.shape[0] * vertical)
+
+
+def _mark_sides(panel: Any, axis: int) -> None:
+    """The letters of a plane's four sides: right and left, anterior and posterior, superior and inferior."""
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
+    ways = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    for letter, place, (horizontal, vertical) in zip(SIDES[axis], places, ways, strict=True):
+        panel.text(
+            *place, letter, transform=panel.transAxes, color="#ffd479", fontsize=7, ha=horizontal, va=vertical
+        )
 
 
 def new_figure(width: float, height: float) -> Figure:

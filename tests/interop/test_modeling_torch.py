@@ -46,6 +46,16 @@ VISION = {
         "width": 32,  # 6 does not divide it
         "heads": 4,
     },
+    "blobs, extremes on the grid": {
+        "windows": ((-1000.0, 1000.0), (-600.0, 900.0)),
+        "projections": ("max", "blob"),
+        "cell": (2, 2, 2),
+        "patch": (3, 5, 1),
+        "pooling": "grid",
+        "extremes": True,
+        "skip": True,
+    },
+    "extremes, class token": TWO_WINDOWS | {"extremes": True, "pre_norm": True},
 }
 
 
@@ -208,10 +218,15 @@ def test_logit_scale_stays_within_its_limits():
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
-    "vision", [{}, TWO_WINDOWS | {"standardize": ((0.2, 0.6), (-0.3, 0.9)), "scan": True}]
+    ("vision", "painted"),
+    [
+        ({}, ()),
+        (TWO_WINDOWS | {"standardize": ((0.2, 0.6), (-0.3, 0.9)), "scan": True}, ()),
+        (TWO_WINDOWS | {"cell": (1, 2, 3), "patch": (2, 5, 2)}, ((-1350.0, 150.0),)),
+    ],
 )
-def test_masked_autoencoder_paints_the_same(vision, normalize):
-    objective, twin = twins("mae", vision=vision, normalize_patches=normalize)
+def test_masked_autoencoder_paints_the_same(vision, painted, normalize):
+    objective, twin = twins("mae", vision=vision, normalize_patches=normalize, paint_windows=painted)
     volumes, key = made_volumes(2), jax.random.key(3)
     expected = compiled(objective, lambda o, v: o.reconstruct(v, key), volumes)
     keep, _, _ = random_keep(jax.random.split(key, 2), objective.tokens, objective.keep)

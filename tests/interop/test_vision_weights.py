@@ -227,9 +227,10 @@ def test_fresh_patch_layer(twin):
 
 
 def test_other_parts_of_a_tower_start_afresh(twin):
-    _, found = started(twin, (4, 8, 12), pooling="grid", skip=True)
+    _, found = started(twin, (4, 8, 12), pooling="grid", skip=True, extremes=True)
     modules = {name.split("/")[1] for name in found.fresh}
-    assert modules == {"grid_pool", "grid_scale", "grid_shift", "skip_norm"}
+    extremes = {"extreme_scale", "extreme_shift", "extreme_embed"}
+    assert modules == extremes | {"grid_pool", "grid_scale", "grid_shift", "skip_norm"}
 
 
 def with_decoder(twin):

@@ -8,10 +8,12 @@ import torch
 from flax import nnx
 
 from medclip_jax.models import positions
+from medclip_jax.models.patches import patchify, unpatchify
 from medclip_jax.models.vit import VisionTransformer
 
 SHAPE, PATCH, WIDTH, HEADS = (4, 12, 15), (2, 4, 3), 24, 3
-SIZES = {"shape": SHAPE, "patch": PATCH, "channels": 2, "width": WIDTH, "depth": 3, "heads": HEADS}
+CHANNELS = 2
+SIZES = {"shape": SHAPE, "patch": PATCH, "channels": CHANNELS, "width": WIDTH, "depth": 3, "heads": HEADS}
 
 
 def build(**options):
@@ -171,6 +173,42 @@ def test_pooling_on_the_grid_keeps_places_apart():
         np.testing.assert_allclose(pooled[:, 4 * place : 4 * place + 4], expected, atol=1e-5)
     with pytest.raises(ValueError, match="needs every patch"):
         vit.pool(tokens[:, :9])
+
+
+def test_extremes_tell_the_class_token_of_the_most_unusual_patch():
+    """Calibrated on a batch; then the same lesion in any of the patches changes the class token alike."""
+    vit = build(depth=0, pooling="grid", grid_features=4, extremes=True)
+    usual = volumes(24)
+    vit.calibrate(usual)
+    assert vit.pooled_width == 31 * 4
+    pooled = np.asarray(vit.pool(vit(usual))).reshape(24, 31, 4)
+    np.testing.assert_allclose(pooled.mean(axis=0), 0, atol=1e-3)
+    assert pooled[:, 0].std() > 3 * pooled[:, 1:].std()  # one place that weighs as much as all others
+
+    patches = patchify(volumes(1), PATCH)
+    grid = tuple(vit.grid)
+
+    def first_token(*lesions):
+        marked = patches
+        for place in lesions:
+            marked = marked.at[:, place].add(30.0)
+        return np.asarray(vit(unpatchify(marked, grid, PATCH, CHANNELS)))[0, 0]
+
+    healthy, here, there = first_token(), first_token(3), first_token(17)
+    moved = np.linalg.norm(here - healthy)
+    assert moved > 0.5
+    assert here @ there / np.linalg.norm(here) / np.linalg.norm(there) > 0.9
+
+
+def test_hidden_patches_are_no_extremes():
+    vit = build(depth=0, extremes=True)
+    patches = patchify(volumes(1), PATCH)
+    keep = jnp.arange(5)[None]
+    whole, marked = (
+        vit(unpatchify(x, tuple(vit.grid), PATCH, CHANNELS), keep)
+        for x in (patches, patches.at[:, 5:].add(50.0))
+    )
+    np.testing.assert_array_equal(whole, marked)
 
 
 def test_attention_maps_and_what_a_score_owes_them():

@@ -128,6 +128,23 @@ def test_mae_hides_the_stated_fraction_and_reconstructs_on_the_voxel_grid():
     assert np.all(np.isfinite(picture.completed))
 
 
+def test_mae_paints_voxels_where_the_tower_sees_cells():
+    config = small(mae.default_config())
+    config.normalize_patches = False
+    config.vision.update(cell=(2, 2, 2), patch=(2, 2, 3))
+    config.paint_windows = ((-1350.0, 150.0),)
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch()
+    picture = jax.jit(model.reconstruct)(batch["volume"][:2], jax.random.key(0))
+    shown = np.clip(np.asarray(batch["volume"][:2], np.float32), -1350, 150) / 750 + 0.8
+    np.testing.assert_allclose(picture.original[..., 0], shown, atol=1e-5)
+    hidden = np.isnan(picture.visible)
+    np.testing.assert_array_equal(hidden[:, ::4, ::4, ::6].sum((1, 2, 3, 4)), model.tokens - model.keep)
+    features = jax.jit(lambda batch: model.encode(batch, jax.random.key(0), train=False))(batch)
+    assert features["error"].shape == (6,)
+    assert np.all(np.asarray(features["error"]) > 0)
+
+
 def test_standardised_windows_come_back_to_be_looked_at():
     config = small(mae.default_config())
     plain = objectives.create(config, SPEC, rngs=nnx.Rngs(0)).vision
