@@ -37,7 +37,7 @@ def get_config():
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.text_length = 80
     config.batch_size = 48
-    config.steps = 600
+    config.steps = 700
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 30
     config.optimizer.weight_decay = 0.05
