@@ -16,12 +16,12 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from medclip_jax.reports.agreement import Agreement
 from medclip_jax.reports.findings import CT_RATE_COLUMNS, CT_RATE_FINDINGS, extract
 from medclip_jax.reports.sections import clean
 
@@ -72,34 +72,6 @@ PHRASES = {
 }
 
 
-@dataclass(frozen=True)
-class Score:
-    """Counts of one finding, or of several together."""
-
-    true_positive: int
-    false_positive: int
-    false_negative: int
-
-    @property
-    def precision(self) -> float:
-        """Share of the reports called present that are labeled present."""
-        return self.true_positive / max(1, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        """Share of the reports labeled present that are called present."""
-        return self.true_positive / max(1, self.true_positive + self.false_negative)
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall."""
-        return (
-            2
-            * self.true_positive
-            / max(1, 2 * self.true_positive + self.false_positive + self.false_negative)
-        )
-
-
 def read_table(path: Path, half: str = "all") -> tuple[list[str], dict[str, list[bool]]]:
     """Read texts and labels.
 
@@ -135,23 +107,17 @@ def read_table(path: Path, half: str = "all") -> tuple[list[str], dict[str, list
     return texts, labels
 
 
-def score(predicted: Sequence[bool], labels: Sequence[bool]) -> Score:
+def score(statuses: Sequence[int], labels: Sequence[bool]) -> Agreement:
     """Count agreement over reports."""
-    pairs = list(zip(predicted, labels, strict=True))
-    return Score(
-        true_positive=sum(p and y for p, y in pairs),
-        false_positive=sum(p and not y for p, y in pairs),
-        false_negative=sum(y and not p for p, y in pairs),
-    )
+    found = Agreement()
+    for status, label in zip(statuses, labels, strict=True):
+        found.add(status, 1 if label else -1, two_valued=True)
+    return found
 
 
-def micro(scores: Sequence[Score]) -> Score:
+def micro(scores: Iterable[Agreement]) -> Agreement:
     """Counts of several findings added up."""
-    return Score(
-        sum(s.true_positive for s in scores),
-        sum(s.false_positive for s in scores),
-        sum(s.false_negative for s in scores),
-    )
+    return sum(scores, start=Agreement())
 
 
 Reader = Callable[[str, Sequence[str]], Mapping[str, int]]
@@ -185,10 +151,12 @@ def negspacy_reader() -> Reader:
     return read
 
 
-def measure(texts: Sequence[str], labels: Mapping[str, Sequence[bool]], reader: Reader) -> dict[str, Score]:
+def measure(
+    texts: Sequence[str], labels: Mapping[str, Sequence[bool]], reader: Reader
+) -> dict[str, Agreement]:
     """Score a reader on every labeled finding."""
     statuses = [reader(text, list(labels)) for text in tqdm(texts, unit="report", file=sys.stderr)]
-    return {name: score([status[name] > 0 for status in statuses], labels[name]) for name in labels}
+    return {name: score([status[name] for status in statuses], labels[name]) for name in labels}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     if len(labels) > len(ELEVEN):
-        rows.append(("micro, all", sum(map(sum, labels.values())), micro(list(scores.values()))))
+        rows.append(("micro, all", sum(map(sum, labels.values())), micro(scores.values())))
     if options.json:
         for name, positive, result in rows:
             print(

@@ -201,7 +201,7 @@ def test_scores_by_their_definition(tool):
     precision, recall = labels[predicted].mean(), predicted[labels].mean()
     expected = [precision, recall, 2 / (1 / precision + 1 / recall)]
     np.testing.assert_allclose([result.precision, result.recall, result.f1], expected, atol=1e-12)
-    total = tool.micro([result, tool.Score(1, 2, 3)])
+    total = tool.micro([result, tool.Agreement(true_positive=1, false_positive=2, false_negative=3)])
     assert total.true_positive == (labels & predicted).sum() + 1
     assert total.false_positive == (~labels & predicted).sum() + 2
     assert total.false_negative == (labels & ~predicted).sum() + 3
