@@ -232,14 +232,23 @@ class TestFigures:
         )
         assert list(panel.collections[0].get_offsets()[:, 0]) == pytest.approx([0.4, 0.6, 0.5])
 
-    def test_reconstruction_leaves_hidden_patches_open(self):
+    def test_reconstruction_covers_hidden_patches(self):
         original = np.zeros(SHAPE)
         visible = original.copy()
         visible[:, :6] = np.nan
         figure = figures.reconstruction(original, visible, original, SPACING)
-        seen = figure.axes[1].get_images()[0].get_array()
-        assert seen.mask.mean() == 0.5
-        assert seen.mask[6:].all()  # posterior lies below
+        cover = figure.axes[1].get_images()[1].get_array()  # on top of the original
+        assert cover.mask.mean() == 0.5
+        assert not cover.mask[6:].any()  # posterior lies below
+        assert [len(panel.get_images()) for panel in figure.axes[:3]] == [1, 2, 1]
+
+    def test_letters_name_the_sides_of_each_plane(self):
+        volume = np.zeros(SHAPE)
+        for axis, panel in enumerate(figures.slices(volume, SPACING).axes[:3]):
+            where = {text.get_text(): text.get_position() for text in panel.texts}
+            left, right, above, below = figures.SIDES[axis]
+            assert where[left][0] < 0.1 < 0.9 < where[right][0]
+            assert where[below][1] < 0.1 < 0.9 < where[above][1]
 
     def test_thumbnail_has_the_aspect_of_the_slice(self):
         picture = figures.thumbnail(np.zeros((4, 10, 20), np.int16), (1.0, 2.0, 2.0))
