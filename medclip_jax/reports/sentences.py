@@ -78,16 +78,18 @@ def _ends(text: str) -> list[int]:
 
 
 def _numbered_items(text: str) -> list[int]:
-    """Where the items of "1. ... 2. ... 3. ..." begin within a line, from the second on."""
+    """Where the items of "1. ... 2. ... 3. ..." begin within a line, from the second on.
+
+    The first stands where a sentence may begin, so that "segment 1. ... segment 2. ..." is no list.
+    """
     starts: list[int] = []
-    expected = 1
+    expected: int | None = None
     for match in _NUMBER.finditer(text):
         number = int(match[1]) if match[1].isdigit() else ord(match[1]) - ord("a") + 1
-        if number == 1:
-            expected = 1
-        if number == expected:
-            if number > 1:
-                starts.append(match.start())
+        if number == 1 and re.search(r"(?:^|[^\w\s,])\s*$", text[max(0, match.start() - 12) : match.start()]):
+            expected = 2
+        elif number == expected:
+            starts.append(match.start())
             expected += 1
     return starts
 

@@ -118,7 +118,8 @@ _RULES: dict[str, _Rule] = {
     r"objective\.vision\.patch": _PATCH,
     r"objective\.vision\.cell": _THREE_FROM_1,
     r"objective\.vision\.projections": _listed(
-        "'mean', 'max' or 'min' for each channel, or ()", lambda value: value in ("mean", "max", "min")
+        "'mean', 'max', 'min' or 'blob' for each channel, or ()",
+        lambda value: value in ("mean", "max", "min", "blob"),
     ),
     r"objective\.(.+\.)?dtype": _Rule(
         "'float32', 'bfloat16' or 'float16'", lambda value: value in ("float32", "bfloat16", "float16")

@@ -36,6 +36,11 @@ from medclip_jax.reports.statements import pathology_vector, statements
             "A node in the right\nupper lobe of\n3 mm. Fine.",
             ["A node in the right upper lobe of 3 mm.", "Fine."],
         ),
+        ("1. Hernia 2. Scar 3. Cyst", ["Hernia", "Scar", "Cyst"]),
+        (
+            "Cyst in segment 1. Scar in segment 2. Fine.",
+            ["Cyst in segment 1.", "Scar in segment 2.", "Fine."],
+        ),
         ("Is it a cyst? Yes!", ["Is it a cyst?", "Yes!"]),
         ("Seen on 03.05.2019 and stable.", ["Seen on 03.05.2019 and stable."]),
     ],
