@@ -49,7 +49,9 @@ def split_sentences(text: str) -> list[str]:
     text = join_wrapped_lines(text.replace("\r\n", "\n"))
     pieces: list[str] = []
     start = 0
-    for end in sorted({*_ends(text), *_numbered_items(text)}):
+    items = _numbered_items(text)
+    numbers = {end for start, end in items}  # the full stop of an item's number ends nothing
+    for end in sorted({start for start, end in items} | (set(_ends(text)) - numbers)):
         pieces.append(text[start:end])
         start = end
     pieces.append(text[start:])
@@ -77,21 +79,21 @@ def _ends(text: str) -> list[int]:
     return ends
 
 
-def _numbered_items(text: str) -> list[int]:
-    """Where the items of "1. ... 2. ... 3. ..." begin within a line, from the second on.
+def _numbered_items(text: str) -> list[tuple[int, int]]:
+    """Where the items of "1. ... 2. ... 3. ..." begin, from the second on, and where their numbers end.
 
     The first stands where a sentence may begin, so that "segment 1. ... segment 2. ..." is no list.
     """
-    starts: list[int] = []
+    items: list[tuple[int, int]] = []
     expected: int | None = None
     for match in _NUMBER.finditer(text):
         number = int(match[1]) if match[1].isdigit() else ord(match[1]) - ord("a") + 1
         if number == 1 and re.search(r"(?:^|[^\w\s,])\s*$", text[max(0, match.start() - 12) : match.start()]):
             expected = 2
         elif number == expected:
-            starts.append(match.start())
+            items.append((match.start(), match.end(1) + 1))
             expected += 1
-    return starts
+    return items
 
 
 def _cut_long(sentence: str) -> list[str]:
