@@ -610,10 +610,7 @@ class MedclipModel(PreTrainedModel):
                 "no tokenizer: the model has no text tower, or its folder no vocab.txt (a tokenizer.json "
                 "alone needs the tokenizers package); give ids"
             )
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError("give one text or a list of texts, none of them empty")
-        return self.tokenizer(texts)
+        return self.tokenizer([texts] if isinstance(texts, str) else list(texts))
 
     def scale(self) -> Tensor:
         """The learned multiplier of cosines, within 1 and 100."""
@@ -665,8 +662,10 @@ class MedclipModel(PreTrainedModel):
     @torch.no_grad()
     def embed_texts(self, texts) -> Embedding:
         """Vectors of texts, mean (B, E); log_variance (B, E) where the model has one."""
-        if texts is None:
-            raise TypeError("no texts were given")
+        if not isinstance(texts, Tensor):
+            texts = [texts] if isinstance(texts, str) else list(texts or ())
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError("give one text or a list of texts, none of them empty")
         return self(texts=texts).texts
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from medclip_jax.interop.names import to_torch
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
 from medclip_jax.training.state import flatten, split
+from tests.interop.twins import made_volumes
 
 WIDTH, DEPTH, PATCH, GRID, EMBEDDING = 128, 2, 8, (2, 3, 4), 40
 SHAPE = tuple(PATCH * cells for cells in GRID)
@@ -136,7 +137,7 @@ def checkpoint(twin, tmp_path_factory):
 @pytest.fixture(scope="module")
 def volumes():
     """(2, D, H, W) int16 HU in our order, each with the window's edges as its extremes."""
-    drawn = np.random.default_rng(0).integers(int(LOW), int(HIGH), (2, *SHAPE)).astype(np.int16)
+    drawn = made_volumes(2, SHAPE).clip(int(LOW), int(HIGH))
     drawn[:, 0, 0, 0], drawn[:, 1, 2, 3] = LOW, HIGH
     return drawn
 

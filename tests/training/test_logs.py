@@ -137,7 +137,7 @@ def test_a_terminal_that_is_gone_stops_nothing(tmp_path, monkeypatch):
     def gone(*_, **__):
         raise BrokenPipeError
 
-    for name in ("update", "write"):
+    for name in ("update", "say", "close"):
         monkeypatch.setattr(opened._bar, name, gone)
     opened.advance(loss="1")
     opened.say("something")
