@@ -4,6 +4,7 @@ An objective with a batch norm between two linear layers, trained for a few step
 its statistics are far from the fresh 0 and 1.
 """
 
+import json
 import shutil
 
 import jax
@@ -263,9 +264,12 @@ def test_a_file_without_them_is_refused(workdir, exported, tmp_path):
         shutil.rmtree(step / "variables")
     with pytest.raises(CheckpointError, match="copy one back from a backup"):
         medclip_jax.load(run)
-    # Written so, by code that knew of none.
+    # Written so, by an early version that knew of neither statistics nor checksums.
     for step in (run / "checkpoints").glob("[0-9]*"):
         (step / "checksums.json").unlink()
+        metadata = json.loads((step / "run" / "metadata").read_text())
+        del metadata["sealed"]
+        (step / "run" / "metadata").write_text(json.dumps(metadata))
         shutil.rmtree(step / "ema")
     with pytest.raises(ValueError, match=f"{MEAN!r} is missing there"):
         medclip_jax.load(run)
