@@ -43,7 +43,7 @@ def test_defaults_are_in_range(config):
         ("objective.vision.patch=(8,8)", "three whole numbers"),
         ("objective.vision.patch=(8,8,0)", "three whole numbers"),
         ("objective.vision.windows=((100.0,-100.0),)", "low below high"),
-        ("objective.vision.projections=('median',)", "'mean', 'max' or 'min'"),
+        ("objective.vision.projections=('median',)", "'mean', 'max', 'min' or 'blob'"),
         ("objective.vision.dtype=float31", "'bfloat16'"),
         ("objective.logit_bias=nan", "a number"),
     ],
