@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medclip_jax.inference.load import load
-    from medclip_jax.model import Model
+    from medclip_jax.inference.model import Model
 
 __all__ = ["Model", "__version__", "load"]
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "Model":
-        from medclip_jax.model import Model
+        from medclip_jax.inference.model import Model
 
         return Model
     raise AttributeError(f"module 'medclip_jax' has no attribute {name!r}; it has {', '.join(__all__)}")

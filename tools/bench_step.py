@@ -41,10 +41,10 @@ from medclip_jax.models.patches import patchify
 from medclip_jax.models.positions import sincos_3d
 from medclip_jax.models.vit import VisionTransformer
 from medclip_jax.objectives.base import Objective, Term
+from medclip_jax.parameters import split
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.microbatches import loss_and_gradients
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import split
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 1e-4, (0.9, 0.95), 0.05
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from medclip_jax.inference.model import Model
     from medclip_jax.inference.scans import Entry
     from medclip_jax.inference.table import Failure, Row
-    from medclip_jax.model import Model
 
 HELP = "embed scans with a trained model, compare them with texts, classify them zero-shot"
 

@@ -101,7 +101,7 @@ def _written_config(folder: Path) -> dict[str, Any]:
 def _load(args: argparse.Namespace, folder: Path, shards: str) -> Any:
     """The model, refused where the shards hold volumes of another kind than its training's."""
     import medclip_jax
-    from medclip_jax.interop.folder import is_export
+    from medclip_jax.export.folder import is_export
     from medclip_jax.shards.grid import refuse_other_kind, volume_kind
     from medclip_jax.shards.read import open_shards
 

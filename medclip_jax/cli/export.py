@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 when the folder was written and gives the model's vectors, else an error and no folder."""
     formats = _formats(args.format)
     import medclip_jax
-    from medclip_jax.interop.folder import check_out, is_export, write_folder
+    from medclip_jax.export.folder import check_out, is_export, write_folder
 
     check_out(args.out)
     if is_export(args.workdir):
@@ -118,14 +118,14 @@ def _formats(given: list[str]) -> list[str]:
 
 def _finish(model: Any, folder: Path, formats: list[str]) -> dict[str, float]:
     """Add the programs, and compare what was written with the model."""
-    from medclip_jax.interop.parity import TOLERANCE, largest_difference, load_torch
+    from medclip_jax.export.parity import TOLERANCE, largest_difference, load_torch
 
     if "stablehlo" in formats:
-        from medclip_jax.interop.stablehlo import write_stablehlo
+        from medclip_jax.export.stablehlo import write_stablehlo
 
         write_stablehlo(model, folder)
     if "onnx" in formats:
-        from medclip_jax.interop.onnx import write_onnx
+        from medclip_jax.export.onnx import write_onnx
 
         write_onnx(load_torch(folder), folder)
     differences = largest_difference(folder, model.objective)
@@ -139,7 +139,7 @@ def _finish(model: Any, folder: Path, formats: list[str]) -> dict[str, float]:
 
 
 def _card(args: argparse.Namespace, model: Any) -> str:
-    from medclip_jax.interop.model_card import last_evaluation, model_card
+    from medclip_jax.export.model_card import last_evaluation, model_card
     from medclip_jax.shards.manifest import read_manifest
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.shards.record import ShardError

@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; 0 when the folder was written."""
-    from medclip_jax.interop.cardiac_clip_release import Choices, import_release
-    from medclip_jax.interop.vision_weights import summarize
+    from medclip_jax.weights.cardiac_clip import Choices, import_release
+    from medclip_jax.weights.vision import summarize
 
     choices = Choices(
         window=tuple(args.window),

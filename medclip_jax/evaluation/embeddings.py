@@ -294,7 +294,7 @@ class Embedder:
         mesh = self.sharding.mesh
 
         def embed(state: nnx.State, *batch: jax.Array) -> Any:
-            # Models pin activations to the mesh in force (`models.constraints`).
+            # Models pin activations to the mesh in force (`medclip_jax.sharding`).
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(self.graph, state, *batch)
 

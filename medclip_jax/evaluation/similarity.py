@@ -1,4 +1,4 @@
-"""How a volume and a text are compared: every evaluator, and `medclip_jax.model`, asks here.
+"""How a volume and a text are compared: every evaluator, and `medclip_jax.inference.model`, asks here.
 
 Points are plain (N, E) arrays of length 1 and are compared by their cosine. Gaussians are compared by
 ``1 - CSD / 2``, with CSD the closed-form sampled distance of `losses.probabilistic.csd`: the order is that

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means
+from medclip_jax.inference.model import Center, Model
 from medclip_jax.inference.preparation import Preparation, Prepared
 from medclip_jax.inference.scans import Entry
 from medclip_jax.inference.table import Failure, Row
-from medclip_jax.model import Center, Model
 from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes import AIR_HU, VolumeRejected
 

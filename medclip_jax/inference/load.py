@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medclip_jax.model import Model
+from medclip_jax.inference.model import Model
 from medclip_jax.objectives.base import DataSpec, Objective
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load(
 
     Args:
         source: the workdir of `medclip train`, a folder that `medclip export` wrote, or such a folder on the
-            Hugging Face hub, "hf://owner/name" (see `interop.hub.hub_id` for when "owner/name" will do). Of a
+            Hugging Face hub, "hf://owner/name" (see `weights.hub.hub_id` for when "owner/name" will do). Of a
             workdir the newest checkpoint is taken, its moving average where one was kept; what scans must
             look like, the tokenizer and the sizes of a text encoder from elsewhere are read from the run's
             own copies, else from where the run took them.
@@ -74,7 +74,7 @@ def load(
     """
     import jax
 
-    from medclip_jax.interop.folder import is_export
+    from medclip_jax.export.folder import is_export
     from medclip_jax.training.compilation import use_compilation_cache
 
     if dtype not in (None, "float32", "bfloat16"):
@@ -113,8 +113,8 @@ def find_model(source: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: as `load`.
     """
-    from medclip_jax.interop.folder import TOKENIZER_FILES
-    from medclip_jax.interop.hub import locate
+    from medclip_jax.export.folder import TOKENIZER_FILES
+    from medclip_jax.weights.hub import locate
 
     try:
         folder = locate(source, more=TOKENIZER_FILES)
@@ -134,7 +134,7 @@ def find_model(source: str | os.PathLike) -> Path:
 def _read_exported(folder: Path, dtype: str | None) -> _Trained:
     from ml_collections import ConfigDict
 
-    from medclip_jax.interop.folder import read_folder
+    from medclip_jax.export.folder import read_folder
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.config import complete
 
@@ -166,7 +166,7 @@ def _read_workdir(
 ) -> _Trained:
     from ml_collections import ConfigDict
 
-    from medclip_jax.interop.exported_config import read_json
+    from medclip_jax.export.exported_config import read_json
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.training.config import complete
@@ -203,8 +203,8 @@ def _restored(workdir: Path, step: int | None, config: ConfigDict, spec: DataSpe
     from flax import nnx
 
     from medclip_jax import objectives
+    from medclip_jax.parameters import combine, flatten, merge, split, unflatten
     from medclip_jax.training.checkpoints import restore_weights
-    from medclip_jax.training.state import combine, flatten, merge, split, unflatten
 
     found = flatten(restore_weights(workdir, ema=True, step=step))
     # Shapes only: drawing numbers that are overwritten at once takes seconds and as much memory again.

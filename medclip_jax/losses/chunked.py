@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from medclip_jax.models.constraints import batch_axes, batch_shards
+from medclip_jax.sharding import batch_axes, batch_shards
 
 AUTOMATIC_PAIRS = 4096 * 4096
 """Pairs (rows of a device x batch) up to which `automatic` keeps a whole matrix: 64 MiB in float32."""
@@ -24,7 +24,7 @@ def automatic(batch: int) -> int:
 def map_rows(function: Callable[[Any, Any], Any], rows: Any, columns: Any, chunk_rows: int = 0) -> Any:
     """``function(rows, columns)``, row by row independent, without holding all rows' work at once.
 
-    Under a mesh (see `models.constraints`) each device takes its part of the rows and meets all columns,
+    Under a mesh (see `medclip_jax.sharding`) each device takes its part of the rows and meets all columns,
     which are gathered once. With `chunk_rows` it takes that many rows at a time and computes them again in
     the backward pass, so that what is kept for it grows linearly with the batch.
 

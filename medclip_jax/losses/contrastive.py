@@ -14,17 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from medclip_jax.losses.chunked import map_rows
+from medclip_jax.vectors import normalize
 
 EXCLUDED = -1e30
 """Logit of a pair that takes no part: its probability is exactly 0 and no NaN can come of it."""
-
-
-def normalize(vectors: Num[Array, "... features"]) -> Float[Array, "... features"]:
-    """L2-normalise the last axis in float32; a zero vector stays zero, with zero gradient."""
-    vectors = vectors.astype(jnp.float32)
-    square = jnp.sum(vectors**2, axis=-1, keepdims=True)
-    nonzero = square > 1e-30
-    return jnp.where(nonzero, vectors * jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
 def cosine(

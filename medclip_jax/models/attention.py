@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models.attention_chunks import MASKED, attend_in_chunks
-from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.sharding import batch_sharded
 
 DENSE_SCORES = 4096 * 1024
 """Scores (queries x keys, one head) up to which the whole map may lie in memory."""

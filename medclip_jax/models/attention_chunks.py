@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from medclip_jax.models.constraints import on_batch_shards
+from medclip_jax.sharding import on_batch_shards
 
 CHUNK_SCORES = 1024 * 1024
 """Scores of one head that a chunk of queries makes."""

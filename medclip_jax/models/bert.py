@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.models import blocks
 from medclip_jax.models.attention import SelfAttention
-from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.sharding import batch_sharded
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -129,7 +129,7 @@ class Bert(nnx.Module):
         rngs: draws the initial parameters (tables normal 0.02, matrices Xavier).
 
     References:
-        Devlin et al. 2019. Weights: `medclip_jax.interop.text_weights`.
+        Devlin et al. 2019. Weights: `medclip_jax.weights.text`.
     """
 
     def __init__(

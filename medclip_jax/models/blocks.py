@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models.attention import SAVED, SelfAttention
-from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.sharding import batch_sharded
 
 REMAT = ("none", "block", "attention", "dots")
 """What a block keeps for the backward pass, see `run`."""

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from medclip_jax.losses.contrastive import normalize
 from medclip_jax.models.attention_chunks import MASKED
-from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.heads import Projection, common_part
+from medclip_jax.sharding import batch_sharded
+from medclip_jax.vectors import normalize
 
 INITIAL_LOG_VARIANCE = -10.0
 """Of every dimension at the start, a standard deviation of 0.0067: nearly a point."""

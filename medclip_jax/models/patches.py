@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
-from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.sharding import batch_sharded
 
 MOST_TOKENS = 1024
 """Patches of a volume that a laptop still trains on."""

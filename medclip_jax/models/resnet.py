@@ -1,7 +1,7 @@
 """3D residual networks (18, 34, 50, 101, 152 layers) with batch norm.
 
 Attributes are named as in PyTorch's ResNet (conv1, bn1, layer1 to layer4, downsample), so that a parameter's
-path is the name that published checkpoints give it; see `medclip_jax.interop.resnet_weights`.
+path is the name that published checkpoints give it; see `medclip_jax.weights.resnet`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from medclip_jax.models.blocks import stack
-from medclip_jax.models.constraints import batch_sharded
+from medclip_jax.sharding import batch_sharded
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 REMAT = ("none", "stage")

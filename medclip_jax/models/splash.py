@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as static_mask
 from jaxtyping import Array, Bool, Float
 
-from medclip_jax.models.constraints import on_batch_shards
+from medclip_jax.sharding import on_batch_shards
 
 BLOCKS = (512, 384, 256, 128)
 """Tokens that the kernel may hold at a time: multiples of a TPU's 128 lanes, the largest first."""

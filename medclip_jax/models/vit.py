@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
-from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
+from medclip_jax.sharding import batch_sharded
 
 
 class VisionTransformer(nnx.Module):

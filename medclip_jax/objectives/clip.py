@@ -17,6 +17,7 @@ from medclip_jax.losses import chunked, contrastive
 from medclip_jax.models.heads import LogitScale, Projection, common_part
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+from medclip_jax.vectors import normalize
 
 
 def default_config() -> Any:
@@ -38,12 +39,6 @@ def default_config() -> Any:
             "chunk_rows": 0,
         }
     )
-
-
-def normalize(vectors: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """L2-normalise in float32; a zero vector stays zero."""
-    vectors = vectors.astype(jnp.float32)
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
 class Clip(Objective):

@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from medclip_jax import transforms
 from medclip_jax.losses import chunked, probabilistic
-from medclip_jax.models.constraints import batch_sharded
 from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
 from medclip_jax.models.heads import LogitScale
 from medclip_jax.models.patches import pool_cells
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+from medclip_jax.sharding import batch_sharded
 
 DIRECTIONS = ("global_contains_local", "local_contains_global")
 """Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""

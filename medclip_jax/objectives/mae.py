@@ -19,6 +19,7 @@ from medclip_jax.models.patches import patchify, unpatchify
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
 from medclip_jax.objectives.towers import VisionTower, vision_defaults
 from medclip_jax.transforms import to_float
+from medclip_jax.vectors import normalize
 
 
 def default_config() -> Any:
@@ -119,8 +120,7 @@ class MaskedAutoencoder(Objective):
 
     def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
         """The encoder's pooled vector with every patch visible."""
-        pooled = self.vision(volumes).astype(jnp.float32)
-        return Embedding(pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-6))
+        return Embedding(normalize(self.vision(volumes)))
 
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.

@@ -30,7 +30,7 @@ def vision_defaults() -> dict[str, Any]:
     `pre_norm`, `activation` ("gelu" or "quick_gelu") and `layer_norm_epsilon` are there for published models:
     CLIP's towers normalise before the first block, use the quick GELU and 1e-5. `weights` names a checkpoint
     of a 2D or 3D ViT that a fresh run starts from, and `weights_patch` what becomes of its patch layer:
-    "inflate" or "fresh"; see `interop.vision_weights`.
+    "inflate" or "fresh"; see `weights.vision`.
 
     `remat` and `scan` say how blocks are run, see `models.blocks.run`; a decoder follows them.
     """
@@ -195,7 +195,7 @@ def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
     """
     if config.folder:
         # Imported here: a hub id needs the hub client, which a bare training machine may lack.
-        from medclip_jax.interop.hub import locate
+        from medclip_jax.weights.hub import locate
 
         sizes = BertConfig.from_hf(locate(config.folder, weights=False))
         where, remedy = f"the encoder in {config.folder!r}", "config.data.tokenizer to the same folder"
@@ -224,7 +224,7 @@ def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
 
 
 class TextTower(nnx.Module):
-    """A BERT-type encoder with pooling, drawn at random: weights come later, see `interop.pretrained`.
+    """A BERT-type encoder with pooling, drawn at random: weights come later, see `weights.pretrained`.
 
     Args:
         config: the keys of `text_defaults`.

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from medclip_jax.parameters import flatten, select
 from medclip_jax.planning.chips import Chip
 from medclip_jax.planning.collectives import Exchange, on_paper
 from medclip_jax.planning.shapes import (
@@ -28,9 +29,8 @@ from medclip_jax.planning.shapes import (
     nbytes,
     remat_policies,
 )
-from medclip_jax.training.mesh import AXES
+from medclip_jax.sharding import BATCH_AXES
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import flatten, select
 
 PRODUCT_EFFICIENCY = 0.65
 """Share of the peak that large matrix products reach."""
@@ -151,7 +151,7 @@ def estimate(model: Model, chip: Chip, devices: int) -> Estimate:
             + (f" in {microbatches} microbatches" if microbatches > 1 else "")
             + f": set it to a multiple of {parts}"
         )
-    mesh = AbstractMesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    mesh = AbstractMesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
     shardings = state_shardings(model.state, mesh, config.mesh.rules)
     held = {
         name: _sharded_bytes(model.state[name], shardings[name]) for name in ("params", "optimizer", "ema")

@@ -13,6 +13,7 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.objectives.base import Batch, DataSpec, total
+from medclip_jax.parameters import combine, flatten, merge, select, split, statistics
 from medclip_jax.planning.attention_cost import attention_of
 from medclip_jax.planning.chips import Chip
 from medclip_jax.planning.footprint import Footprint, footprint
@@ -20,16 +21,7 @@ from medclip_jax.training.config import total_steps
 from medclip_jax.training.flops import count_flops
 from medclip_jax.training.optimizer import Optimizer, make_optimizer
 from medclip_jax.training.settle import settle
-from medclip_jax.training.state import (
-    TrainState,
-    combine,
-    flatten,
-    initial_state,
-    merge,
-    select,
-    split,
-    statistics,
-)
+from medclip_jax.training.state import TrainState, initial_state
 
 
 @dataclass(frozen=True)

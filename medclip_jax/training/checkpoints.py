@@ -17,9 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from medclip_jax.parameters import Tree, combine, flatten, unflatten
 from medclip_jax.training.checksums import SEALED, CheckpointError, seal, verify
 from medclip_jax.training.durable import synchronize, write_durably
-from medclip_jax.training.state import TrainState, Tree, combine, flatten, unflatten
+from medclip_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 NEWEST = "newest"

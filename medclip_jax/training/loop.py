@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from medclip_jax.objectives.base import Objective
+from medclip_jax.parameters import merge
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import Checkpoints
@@ -35,7 +36,7 @@ from medclip_jax.training.start import (
     make_model,
     restored,
 )
-from medclip_jax.training.state import TrainState, averaged, merge
+from medclip_jax.training.state import TrainState, averaged
 from medclip_jax.training.step import Metrics
 from medclip_jax.training.workdir import Workdir
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp")
+from medclip_jax.sharding import BATCH_AXES
 
 
 def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -46,7 +46,7 @@ def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
                 f"{len(processes)} processes, but all must take part: set config.mesh.data to -1"
             )
         logging.warning("config.mesh: %d x %d uses only %d of %d devices", data, fsdp, used, len(devices))
-    return Mesh(arrange(devices[:used], fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(arrange(devices[:used], fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def _axis_sizes(config: Any, count: int, platform: str) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def _arrange_group(devices: list[jax.Device], shape: tuple[int, int]) -> np.ndar
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.objectives.base import Batch, Features, Term, total
-from medclip_jax.training.mesh import AXES, batch_sharding
-from medclip_jax.training.state import Tree, combine, merge, split
+from medclip_jax.parameters import Tree, combine, merge, split
+from medclip_jax.sharding import BATCH_AXES
+from medclip_jax.training.mesh import batch_sharding
 
 
 class LossAndGradients(NamedTuple):
@@ -62,7 +63,7 @@ def loss_and_gradients(
     loss and gradient are not those of the whole batch.
 
     Args:
-        graphdef: from `training.state.split`.
+        graphdef: from `parameters.split`.
         trained: parameters to differentiate for.
         fixed: the other parameters.
         variables: what is no parameter.
@@ -156,7 +157,7 @@ def join(value: Array, mesh: Mesh) -> Array:
     """Slices (parts, B / parts, ...) as one array (B, ...) in the batch's order; the inverse of `take`."""
     devices, (parts, size) = mesh.size, value.shape[:2]
     value = value.reshape(parts, devices, size // devices, *value.shape[2:])
-    across = NamedSharding(mesh, PartitionSpec(None, AXES))
+    across = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     value = jax.lax.with_sharding_constraint(value, across).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(
         value.reshape(parts * size, *value.shape[3:]), batch_sharding(mesh)

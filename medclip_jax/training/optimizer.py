@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from medclip_jax.training.state import Tree, flatten, unflatten
+from medclip_jax.parameters import Tree, flatten, unflatten
 
 
 class Optimizer(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medclip_jax.parameters import flatten
 from medclip_jax.training.optimizer import matching
-from medclip_jax.training.state import TrainState, flatten
+from medclip_jax.training.state import TrainState
 
 LARGEST = "largest"
 """The largest axis that the mesh's fsdp axis divides is split, the first of equals. An array without such an

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medclip_jax.objectives.base import Batch, DataSpec, Objective
+from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, statistics
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from, saved_run
@@ -24,17 +25,7 @@ from medclip_jax.training.initial import load_initial_weights, log_other_kind
 from medclip_jax.training.lock import is_locked
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import (
-    TrainState,
-    Tree,
-    combine,
-    flatten,
-    initial_state,
-    merge,
-    select,
-    split,
-    statistics,
-)
+from medclip_jax.training.state import TrainState, initial_state
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
 from medclip_jax.training.workdir import Workdir
 
@@ -60,7 +51,7 @@ class Model(NamedTuple):
     """What a run computes with.
 
     Attributes:
-        graphdef: of the objective; see `training.state.split`.
+        graphdef: of the objective; see `parameters.split`.
         mesh: of all devices of all processes.
         step: the train step, not yet compiled.
         trained: names of the trained parameters, see `training.step.trained_paths`.
@@ -224,7 +215,7 @@ def _with_weights(
     config: Any, data: Data, drawn: tuple[Tree, Tree], statistics: Collection[str], beginning: Beginning
 ) -> tuple[Tree, Tree]:
     """Drawn parameters and variables, replaced by an earlier run's or else a published model's, if any."""
-    from medclip_jax.interop.pretrained import load_pretrained
+    from medclip_jax.weights.pretrained import load_pretrained
 
     weights = combine(*drawn)
     before = flatten(weights)
@@ -316,8 +307,8 @@ def restored(
 
 def keep_preparation(workdir: Workdir, config: Any) -> None:
     """Copy into the workdir what using the model takes besides its checkpoint."""
-    from medclip_jax.interop.hub import locate
     from medclip_jax.shards.read import open_shards
+    from medclip_jax.weights.hub import locate
 
     text_folder = config.objective.get("text", {}).get("folder")
     workdir.keep_preparation(

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from medclip_jax.objectives.base import Batch
+from medclip_jax.parameters import Tree, combine, flatten, select
 from medclip_jax.training.mesh import batch_sharding, replicated
 from medclip_jax.training.microbatches import loss_and_gradients
 from medclip_jax.training.optimizer import Optimizer
-from medclip_jax.training.state import TrainState, Tree, combine, flatten, select
+from medclip_jax.training.state import TrainState
 
 Metrics = dict[str, Any]
 """Scalars by name, and two arrays that name the culprit of a NaN: under "squares" the (P,) squared norms of
@@ -42,7 +43,7 @@ def make_train_step(
     are trained, and only for them.
 
     Args:
-        graphdef: from `training.state.split`.
+        graphdef: from `parameters.split`.
         optimizer: from `training.optimizer.make_optimizer`.
         mesh: from `training.mesh.make_mesh`.
         seed: of the run.
@@ -67,7 +68,7 @@ def make_train_step(
         return jax.lax.with_sharding_constraint(tree, trained_shardings or whole)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        # Models pin activations to the mesh in force (`models.constraints`).
+        # Models pin activations to the mesh in force (`medclip_jax.sharding`).
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return advance(state, batch)
 

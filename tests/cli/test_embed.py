@@ -164,7 +164,7 @@ class TestArchive:
         assert "9 of 11 scans embedded" in capsys.readouterr().out
 
     def test_exported_folder(self, model, archive, tmp_path):
-        from medclip_jax.interop.folder import write_folder
+        from medclip_jax.export.folder import write_folder
 
         folder = write_folder(model, tmp_path / "clip")
         out = tmp_path / "out.parquet"

@@ -110,7 +110,7 @@ def test_a_mistyped_workdir(tiny_run, capsys):
 
 def test_an_exported_model_is_scored_on_its_own_grid(tiny_run, coarser, tmp_path, capsys):
     import medclip_jax
-    from medclip_jax.interop.folder import write_folder
+    from medclip_jax.export.folder import write_folder
 
     out = write_folder(medclip_jax.load(tiny_run / "workdir", progress=False), tmp_path / "out")
     arguments = [

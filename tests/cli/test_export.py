@@ -95,8 +95,8 @@ def test_the_card_tells_of_data_and_evaluation(exported):
 def test_a_run_starts_from_an_export(exported, tiny_run, tmp_path):
     from ml_collections import ConfigDict
 
+    from medclip_jax.parameters import flatten, split
     from medclip_jax.training.initial import load_initial_weights
-    from medclip_jax.training.state import flatten, split
 
     run = medclip_jax.load(tiny_run / "workdir", progress=False)
     params = split(run.objective)[1]
@@ -187,7 +187,7 @@ class TestErrors:
         assert "is an export already" in capsys.readouterr().err
 
     def test_what_differs_is_not_written(self, tiny_run, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("medclip_jax.interop.parity.TOLERANCE", -1.0)
+        monkeypatch.setattr("medclip_jax.export.parity.TOLERANCE", -1.0)
         assert self.export(tiny_run / "workdir", tmp_path / "out") == 2
         assert "PyTorch and JAX differ by" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ from flax import nnx
 from transformers import BertConfig as TorchConfig
 from transformers import BertModel
 
-from medclip_jax.interop.text_weights import assign
 from medclip_jax.models.bert import Bert, BertConfig
+from medclip_jax.weights.text import assign
 
 SIZES = {
     "vocab_size": 60,

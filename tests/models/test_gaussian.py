@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from medclip_jax.models import gaussian
+from medclip_jax.parameters import flatten, split
 from medclip_jax.training.config import DEFAULT_NO_DECAY
 from medclip_jax.training.optimizer import matching
-from medclip_jax.training.state import flatten, split
 
 # float32 through four maps of width 6 against float64.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}

@@ -1,4 +1,4 @@
-"""The 3D ResNet on a mesh, inside the training state, and without PyTorch. Its numbers: tests/interop."""
+"""The 3D ResNet on a mesh, inside the training state, and without PyTorch. Its numbers: tests/weights."""
 
 import subprocess
 import sys
@@ -69,8 +69,8 @@ def test_settings_that_do_not_exist():
 
 def test_parameters_and_statistics_in_the_training_state():
     """String keys, parameters that the default rules cover, statistics among the variables."""
+    from medclip_jax.parameters import flatten, split
     from medclip_jax.training.partition import param_shardings
-    from medclip_jax.training.state import flatten, split
 
     _, params, variables = split(nnx.eval_shape(lambda: ResNet(50, width=8, rngs=nnx.Rngs(0))))
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -385,10 +385,11 @@ def test_it_learns_a_toy_batch_through_the_training_step():
 
     And noisy volumes come to include the intact ones.
     """
+    from medclip_jax.parameters import split
     from medclip_jax.training import mesh as meshes
     from medclip_jax.training.config import base_config
     from medclip_jax.training.optimizer import make_optimizer
-    from medclip_jax.training.state import initial_state, split
+    from medclip_jax.training.state import initial_state
     from medclip_jax.training.step import make_train_step
 
     config = base_config()

@@ -8,6 +8,7 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.vectors import normalize
 
 ml_collections = pytest.importorskip("ml_collections")
 
@@ -289,7 +290,7 @@ def test_chunks_of_rows_change_neither_loss_nor_hits(loss):
     whole.chunk_rows = 3
     for name, term in whole.couple(features, batch).items():
         np.testing.assert_allclose(term.sum, expected[name].sum, rtol=1e-6, err_msg=name)
-    similarity = np.asarray(clip.normalize(features["volume"]) @ clip.normalize(features["text"]).T)
+    similarity = np.asarray(normalize(features["volume"]) @ normalize(features["text"]).T)
     same = (np.asarray(batch["study"])[:, None] == np.asarray(batch["study"])[None]).all(-1)
     hits = same[np.arange(7), similarity.argmax(axis=1)].sum()
     assert int(expected["top1"].sum) == hits >= 1

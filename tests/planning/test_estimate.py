@@ -9,6 +9,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.objectives import clip, mae
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.parameters import split
 from medclip_jax.planning.ahead import compile_step
 from medclip_jax.planning.chips import CHIPS
 from medclip_jax.planning.collectives import bytes_by_kind
@@ -19,7 +20,7 @@ from medclip_jax.training.config import base_config, load_config
 from medclip_jax.training.mesh import make_mesh, put_state
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import initial_state, split
+from medclip_jax.training.state import initial_state
 
 SPEC = DataSpec((16, 32, 32), (1.0, 1.0, 1.0), findings=("a", "b"), vocabulary_size=100)
 H100 = CHIPS["h100"]

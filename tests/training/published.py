@@ -10,10 +10,10 @@ import numpy as np
 from safetensors.numpy import save_file
 from toy import SPEC, Words, make_config, make_records
 
+from medclip_jax.parameters import flatten
 from medclip_jax.training import distributed
 from medclip_jax.training.loop import Data, train
 from medclip_jax.training.start import create_objective, find_beginning, make_model
-from medclip_jax.training.state import flatten
 from medclip_jax.training.workdir import Workdir
 
 SIZES = {

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medclip_jax.parameters import flatten
 from medclip_jax.training import checkpoints as checkpoints_module
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import (
@@ -25,7 +26,6 @@ from medclip_jax.training.checkpoints import (
     restore_weights,
 )
 from medclip_jax.training.config import base_config
-from medclip_jax.training.state import flatten
 
 
 def make_state(step, devices=1):

@@ -10,12 +10,12 @@ import resumable
 from toy import SPEC, Toy, Words, make_config, make_data, make_records
 
 from medclip_jax.evaluation import run as evaluation_run
+from medclip_jax.parameters import flatten
 from medclip_jax.pipeline import train_batches
 from medclip_jax.training.checkpoints import latest_step, restore_weights
 from medclip_jax.training.lock import WorkdirInUse, WorkdirLock
 from medclip_jax.training.loop import Data, train
 from medclip_jax.training.nonfinite import NonFiniteError
-from medclip_jax.training.state import flatten
 from medclip_jax.training.status import read_status
 
 HERE = Path(__file__).parent

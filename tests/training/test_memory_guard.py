@@ -1,6 +1,6 @@
 """A compiled step must keep the batch split where parameters are split over the same devices.
 
-Where a model does not pin its activations (`models.constraints`), the compiler is free to split their
+Where a model does not pin its activations (`medclip_jax.sharding`), the compiler is free to split their
 features instead, as the parameters are, and every device then holds the whole batch: nothing fails, but
 memory and traffic grow with the number of devices. Compiled for eight devices, never run.
 """
@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from medclip_jax import objectives
-from medclip_jax.models import constraints
+from medclip_jax import objectives, sharding
 from medclip_jax.objectives import clip
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.parameters import split
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.config import base_config
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import initial_state, split
+from medclip_jax.training.state import initial_state
 from medclip_jax.training.step import make_train_step
 
 BATCH, LENGTH = 64, 256
@@ -65,5 +65,5 @@ def test_a_step_with_split_parameters_keeps_the_batch_split():
 
 def test_the_bound_would_notice(monkeypatch):
     # If this fails alone, the compiler no longer errs here, and the guard needs another model.
-    monkeypatch.setattr(constraints, "batch_axes", lambda: ())
+    monkeypatch.setattr(sharding, "batch_axes", lambda: ())
     assert temporary_mebibytes() > 1.25 * BOUND

@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
+from medclip_jax.parameters import flatten, select
 from medclip_jax.training.config import base_config
 from medclip_jax.training.optimizer import make_optimizer, make_schedule
-from medclip_jax.training.state import flatten, select
 
 RNG = np.random.default_rng(0)
 PARAMS = {

@@ -12,10 +12,11 @@ from toy import make_config
 
 from medclip_jax import objectives
 from medclip_jax.objectives import base, cardiac_clip, clip, mae
+from medclip_jax.parameters import flatten, split
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
 from medclip_jax.training.optimizer import make_optimizer
-from medclip_jax.training.state import flatten, initial_state, split
+from medclip_jax.training.state import initial_state
 
 PARAMS = {
     "vision/kernel": (64, 96),

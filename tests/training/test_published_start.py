@@ -9,10 +9,10 @@ from flax import nnx
 from published import assert_same, begin, config, run, write_encoder
 from test_distributed import end_all, start_all
 
-from medclip_jax.interop import text_weights, vision_weights, weight_files
-from medclip_jax.interop.pretrained import load_pretrained
+from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training.checkpoints import restore_weights
-from medclip_jax.training.state import flatten, split, unflatten
+from medclip_jax.weights import files, vision
+from medclip_jax.weights.pretrained import load_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def reads(monkeypatch):
 
     def read(path):
         seen.append(path)
-        return weight_files.read_weights(path)
+        return files.read_weights(path)
 
     monkeypatch.setattr(text_weights, "read_weights", read)
     return seen
@@ -112,7 +112,7 @@ def test_vision_weights_get_the_grid_and_the_parameters_of_the_tower(encoder, mo
         asked.update(path=path, grid=grid, names=set(tower))
         return {"transformer/norm/bias": np.full(24, 3.0)}
 
-    monkeypatch.setattr(vision_weights, "read_vision_weights", read)
+    monkeypatch.setattr(vision, "read_vision_weights", read)
     settings = config(encoder).objective
     settings.vision.weights, settings.vision.cell, settings.vision.patch = "vit.pth", (2, 2, 1), (1, 2, 4)
     spec = DataSpec((6, 12, 8), (1.0, 1.0, 1.0), vocabulary_size=50)

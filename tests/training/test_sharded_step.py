@@ -18,10 +18,10 @@ from toy import Toy, make_config
 from medclip_jax import objectives
 from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import Term
+from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
 from medclip_jax.training.microbatches import loss_and_gradients
-from medclip_jax.training.state import flatten, split, unflatten
 
 BATCH = 16
 FAST = {"xla_backend_optimization_level": 0}  # half the time to compile

@@ -9,11 +9,11 @@ import together
 from test_loop import metrics
 from toy import Toy, Words, make_config, make_data, make_records
 
+from medclip_jax.parameters import flatten
 from medclip_jax.pipeline import train_batches
 from medclip_jax.training.checkpoints import latest_step, restore_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.loop import train
-from medclip_jax.training.state import flatten
 from medclip_jax.training.workdir import Workdir
 
 

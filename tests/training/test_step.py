@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 from toy import SPEC, Toy, Words, make_config, make_records
 
+from medclip_jax.parameters import flatten, split
 from medclip_jax.pipeline import train_batches
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
-from medclip_jax.training.state import averaged, flatten, initial_state, split
+from medclip_jax.training.state import averaged, initial_state
 from medclip_jax.training.step import make_train_step, trained_paths
 
 

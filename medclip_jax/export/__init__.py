@@ -1,0 +1,1 @@
+"""Trained models out: a folder for PyTorch with its model card, StableHLO, ONNX, and their parity checks."""

@@ -1,0 +1,353 @@
+"""The model card (README.md) of an exported model: what a stranger must know before using it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medclip_jax.evaluation.results import TOO_FEW, is_enough
+
+if TYPE_CHECKING:
+    from medclip_jax.inference.model import Model
+    from medclip_jax.shards.read import PreparedInfo
+
+PHANTOM_MEASUREMENTS = {
+    "coronary_stenosis_fraction",
+    "emphysema_fraction",
+    "lung_nodule_mm",
+    "pericardial_effusion_mm",
+}
+"""What `corpora.phantom` measures of its phantoms under names that no table of patients is likely to use."""
+
+OBJECTIVES = {
+    "mae": "a masked autoencoder: its vectors describe a scan, it reads no text",
+    "clip": "volumes and reports in one space, by contrast of the two (CLIP)",
+    "cardiac_clip": "volumes and reports in one space, by contrast over shared findings (Cardiac-CLIP)",
+    "hipro_ct": "volumes, reports, organs and sentences as Gaussians of one space (HiPro-CT)",
+}
+
+_TORCH = """\
+```python
+from transformers import AutoModel
+model = AutoModel.from_pretrained(DIR, trust_remote_code=True)  # DIR: this folder, or its id on the hub
+{call}
+```
+
+`voxels` are Hounsfield units and `affine` leads from array index to RAS mm, both as nibabel gives them. Only
+torch installed? `sys.path.insert(0, DIR)`, then `from modeling_medclip import MedclipModel` and
+`MedclipModel.from_pretrained(DIR)`.
+"""
+
+_JAX = """\
+```python
+import medclip_jax
+model = medclip_jax.load(DIR)
+{call}
+```
+"""
+
+
+def model_card(
+    model: Model,
+    *,
+    name: str,
+    info: PreparedInfo | None = None,
+    manifest: Sequence[Mapping[str, Any]] = (),
+    metrics: tuple[int, Mapping[str, float]] | None = None,
+    step: int | None = None,
+) -> str:
+    """Write the card. It names no patient, no study, no file and no folder.
+
+    Args:
+        model: from `medclip_jax.load`.
+        name: title of the card.
+        info: of the training data, from `shards.read.open_shards` on the shards or the workdir.
+        manifest: lines of the shards' manifest, from `shards.manifest.read_manifest`; only counts are taken.
+        metrics: step and numbers of the last evaluation, from `last_evaluation`.
+        step: of the exported checkpoint.
+
+    Returns:
+        Markdown with the hub's YAML front matter.
+    """
+    has_text = hasattr(model.objective, "text")
+    phantoms = info is not None and set(info.measurements) >= PHANTOM_MEASUREMENTS
+    kind = model.config["objective"]["name"]
+    sections = [
+        _front_matter(has_text),
+        f"# {name}",
+        f"A model of 3D {'CT' if model.modality == 'CT' else 'MR'} scans: {OBJECTIVES.get(kind, kind)}. "
+        "Written by `medclip export`. **Not a medical device.**",
+        "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text)),
+        "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
+        + _JAX.format(call=_jax_call(model, has_text)),
+        _input(model),
+        _output(model, has_text),
+        _data(info, manifest, phantoms),
+        _training(model, step),
+        _evaluation(metrics),
+        _limits(model, has_text, phantoms),
+    ]
+    return "\n\n".join(section.strip("\n") for section in sections) + "\n"
+
+
+def last_evaluation(
+    metrics_file: str | os.PathLike, evaluators: Sequence[str], *, step: int | None = None
+) -> tuple[int, dict[str, float]] | None:
+    """The newest evaluation that a run logged.
+
+    Args:
+        metrics_file: metrics.jsonl of a workdir; need not exist.
+        evaluators: names of the run's evaluators; their numbers are "<name>/...".
+        step: none after this one.
+
+    Returns:
+        Its step and its numbers, or None where there is none.
+    """
+    file = Path(metrics_file)
+    found = None
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            logged = json.loads(line)
+            at = int(logged.pop("step"))
+        except (ValueError, KeyError):
+            continue  # a line cut short by a kill
+        numbers = {key: value for key, value in logged.items() if key.split("/")[0] in evaluators}
+        if numbers and (step is None or at <= step):
+            found = at, numbers
+    return found
+
+
+def _front_matter(has_text: bool) -> str:
+    task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
+    tags = ["medclip", "medical-imaging", "radiology", "3d", *(["clip"] if has_text else []), "custom_code"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        *(["language: en"] if has_text else []),
+        "tags:",
+    ]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def _torch_call(model: Model, has_text: bool) -> str:
+    if not has_text:
+        return "model.embed_volumes((voxels, affine)).mean"
+    return "model.zero_shot((voxels, affine))  # probability of each finding that it was trained for"
+
+
+def _jax_call(model: Model, has_text: bool) -> str:
+    if not has_text:
+        return 'model.embed_volumes("scan.nii.gz")'
+    return f'model.zero_shot("scan.nii.gz", {json.dumps(list(model.spec.findings[:2]))})'
+
+
+def _input(model: Model) -> str:
+    vision = model.config["objective"]["vision"]
+    crop = {"center": "the middle of the scan", "box": "a box given with each scan"}.get(
+        model.crop, f"the {model.crop.replace('_', ' ')}"
+    )
+    windows = ", ".join(f"{low:g} to {high:g}" for low, high in vision["windows"])
+    lines = [
+        "## Input",
+        "",
+        f"* {_times(model.spec.shape)} voxels of {_times(model.spec.spacing)} mm (superior, anterior, "
+        f"right), around {crop}, air (-1024 HU) outside. The model's own `prepare` does it.",
+        f"* Windows of the network, HU: {windows}.",
+    ]
+    if model.crop != "center":
+        lines.append(
+            "* Give `center=(x, y, z)`, RAS mm, of that place with every scan; else its middle is used."
+        )
+    if hasattr(model.objective, "text"):
+        lines.append(f"* Texts of up to {model.config['data']['text_length']} tokens; longer ones are cut.")
+    return "\n".join(lines)
+
+
+def _output(model: Model, has_text: bool) -> str:
+    import jax
+
+    volume = jax.ShapeDtypeStruct((1, *model.spec.shape), np.int16)
+    mean, log_variance = jax.eval_shape(model.objective.embed_volumes, volume)
+    of = "Of a volume, and of a text" if has_text else "Of a volume"
+    lines = ["## Output", ""]
+    if log_variance is None:
+        lines.append(f"{of}, a point: {mean.shape[1]} numbers of length 1, compared by the cosine.")
+    else:
+        lines += [
+            f"{of}, a Gaussian: `mean`, {mean.shape[1]} numbers of length 1, and `log_variance`, the natural "
+            "logarithms of as many variances. Two are compared by the cosine of the means less half of all "
+            "variances of both (1 - CSD / 2); the sum of its variances says how uncertain one is. ONNX and "
+            "StableHLO files, where there are some, give both in this order.",
+        ]
+    return "\n".join(lines)
+
+
+def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phantoms: bool) -> str:
+    if info is None:
+        return "## Training data\n\nNothing is recorded."
+    lines = ["## Training data", ""]
+    if phantoms:
+        lines += [
+            "**Generated phantoms, no patients**: procedural chest CTs with reports written for them "
+            "(`medclip_jax.corpora.phantom`).",
+            "",
+        ]
+    if manifest:
+        counts = Counter((entry.get("split", ""), entry["class"]) for entry in manifest)
+        classes = sorted({key[1] for key in counts if key[0]})
+        lines += [f"| split | {' | '.join(classes)} |", f"|---|{'---|' * len(classes)}"]
+        order = [split for split in info.splits if any(key[0] == split for key in counts)]
+        lines += [f"| {split} | {' | '.join(str(counts[split, c]) for c in classes)} |" for split in order]
+        rejected = sum(count for (split, _), count in counts.items() if not split)
+        lines += [
+            "",
+            f"{len(manifest)} studies were given, {rejected} of them rejected.",
+        ]
+    else:
+        lines.append(
+            "Volumes: " + ", ".join(f"{count} {split}" for split, count in info.splits.items()) + "."
+        )
+    lines += [
+        "",
+        f"Prepared to {_times(info.shape)} voxels of {_times(info.spacing)} mm. "
+        f"Findings: {_listed(info.findings)}. Organs: {_listed(info.organs)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _training(model: Model, step: int | None) -> str:
+    config = model.config
+    objective = config["objective"]
+    vision, text = objective["vision"], objective.get("text")
+    rows = {
+        "objective": objective["name"],
+        "parameters": f"{_parameters(model):,}",
+        "volume tower": f"ViT, width {vision['width']}, depth {vision['depth']}, {vision['heads']} heads, "
+        f"patches of {_times(vision['patch'])}{_cells(vision)}, pooling {vision['pooling']}",
+    }
+    if text is not None:
+        sizes = model.objective.text.encoder.config
+        rows["text tower"] = (
+            f"BERT, width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads, "
+            f"{sizes.vocabulary_size:,} entries, pooling {text['pooling']}"
+        )
+        rows["joint space"] = f"{objective['embedding_width']} numbers, logit scale {model.logit_scale:.4g}"
+    if step is not None:
+        rows["step"] = f"{step:,}"
+    # A model that was itself loaded from an export brings no settings of a run.
+    if config.get("batch_size") and step is not None:
+        optimizer = config["optimizer"]
+        rows["batch size"] = f"{config['batch_size']:,}"
+        rows["learning rate"] = f"{optimizer['learning_rate']:g}, {optimizer['schedule']}"
+        rows["weight decay"] = f"{optimizer['weight_decay']:g}"
+        rows["moving average"] = f"{config['ema']['decay']:g}" if config["ema"]["decay"] else "none"
+    rows["trained in"] = ", ".join(dict.fromkeys(tower["dtype"] for tower in (vision, text) if tower))
+    started = [
+        what
+        for what, given in (
+            ("an earlier run", config.get("initial_weights", {}).get("workdir")),
+            ("a published volume tower", vision.get("weights")),
+            ("a published text encoder", (text or {}).get("folder")),
+        )
+        if given
+    ]
+    if started:
+        rows["started from"] = (
+            " and ".join(started) + " (name them and their licenses before you publish this)"
+        )
+    lines = ["## Model and training", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, "", "All settings of the model: `config.json`."])
+
+
+def _evaluation(metrics: tuple[int, Mapping[str, float]] | None) -> str:
+    if metrics is None:
+        return (
+            "## Evaluation\n\nThe run logged no evaluation. `medclip evaluate --workdir WORKDIR` makes one: "
+            "add its numbers here, with the data they were measured on."
+        )
+    step, numbers = metrics
+    shown = {
+        name: f"{value:.4g}"
+        for name, value in numbers.items()
+        if value is not None and math.isfinite(value) and not re.search(r"/(present|absent)/", name)
+    }
+    for name in shown:
+        if (counts := _counts(name, numbers)) and not is_enough(*counts):
+            shown[name] = f"{TOO_FEW} ({counts[0]:g} present, {counts[1]:g} absent)"
+    lines = [
+        f"## Evaluation\n\nOf the run itself, at step {step:,}, on held-out data:",
+        "",
+        "| metric | value |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {value} |" for name, value in sorted(shown.items())]
+    return "\n".join(lines)
+
+
+def _counts(name: str, numbers: Mapping[str, float]) -> tuple[float, float] | None:
+    """Volumes with and without the finding that a number is of, where the run logged them."""
+    evaluator, _, rest = name.partition("/")
+    finding = rest.rpartition("/")[2]
+    counts = tuple(numbers.get(f"{evaluator}/{kind}/{finding}") for kind in ("present", "absent"))
+    return None if None in counts else counts
+
+
+def _limits(model: Model, has_text: bool, phantoms: bool) -> str:
+    lines = [
+        "## Intended use",
+        "",
+        "Research: embedding, searching and comparing scans"
+        + (", and zero-shot classification of the findings it was trained for." if has_text else "."),
+        "",
+        "## Limits",
+        "",
+        "* Not a medical device. Not for diagnosis, triage or any decision about a patient.",
+    ]
+    if phantoms:
+        lines.append(
+            "* Trained on generated phantoms alone: what it says of a real scan means nothing. It shows that "
+            "the software works."
+        )
+    if has_text:
+        lines.append(
+            "* A zero-shot probability ranks scans; it is not the chance that a patient has the finding."
+        )
+        lines.append("* Texts: English, in the style of the reports and sentences it was trained on.")
+    lines += [
+        "* Not tested on: scanners, protocols, hospitals, populations and findings other than those of the "
+        "data above; children; scans with severe artefacts; sub-groups by sex, age or origin.",
+        f"* Made for {model.modality} only, and for the body region and crop it was trained on; another one "
+        "gives numbers all the same.",
+        "* It may have learned shortcuts and biases of its training reports, and vectors may keep traces of "
+        "the scans they were made from: treat vectors of patients as patient data.",
+        "* License: for those who trained it to state. Add `license:` at the top before you publish it.",
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(model: Model) -> int:
+    from medclip_jax.parameters import flatten, split
+
+    return sum(int(np.prod(leaf.shape)) for leaf in flatten(split(model.objective)[1]).values())
+
+
+def _cells(vision: Mapping[str, Any]) -> str:
+    return "" if tuple(vision["cell"]) == (1, 1, 1) else f" cells, each of {_times(vision['cell'])} voxels"
+
+
+def _times(sizes: Sequence[float]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

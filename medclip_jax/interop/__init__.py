@@ -1,1 +1,0 @@
-"""Weights in and out: text towers from Hugging Face folders."""

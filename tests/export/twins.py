@@ -1,0 +1,145 @@
+"""One model twice: the JAX objective with every parameter drawn at random, and its torch twin."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from medclip_jax import objectives
+from medclip_jax.export.folder import folder_config, write_folder
+from medclip_jax.export.modeling_medclip import MedclipConfig, MedclipModel
+from medclip_jax.export.names import to_torch
+from medclip_jax.inference.model import Model
+from medclip_jax.objectives import cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.parameters import flatten, merge, split, unflatten
+from medclip_jax.reports.findings import FINDINGS
+from medclip_jax.reports.prompts import pair
+from medclip_jax.reports.tokenizer import train_wordpiece
+
+torch.set_num_threads(1)  # arrays of a few numbers: threads would only wait for each other
+
+DEFAULTS = {
+    "mae": mae.default_config,
+    "clip": clip.default_config,
+    "cardiac_clip": cardiac_clip.default_config,
+    "hipro_ct": hipro_ct.default_config,
+}
+NAMES = cardiac_clip.FINDINGS
+SHAPE = (6, 20, 12)
+"""No axis like another, none a power of 2."""
+
+
+def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
+    return DataSpec(
+        shape=shape,
+        spacing=(4.0, 3.0, 2.5),
+        findings=NAMES,
+        organs=("heart", "aorta"),
+        vocabulary_size=vocabulary_size,
+        mask_token=4,
+    )
+
+
+def small(name: str, vision=None, text=None, **entries):
+    """A default config shrunk to a few numbers, then changed."""
+    config = DEFAULTS[name]()
+    config.vision.update(patch=(3, 5, 4), width=24, depth=2, heads=3, dtype="float32")
+    config.vision.update(vision or {})
+    if "text" in config:
+        config.text.update(width=24, depth=2, heads=4, max_positions=40, dtype="float32")
+        config.text.update(text or {})
+        config.embedding_width = 10
+    if "decoder" in config:
+        config.decoder.update(width=18, depth=2, heads=3)
+    config.update(entries)
+    return config
+
+
+def make_objective(config, spec: DataSpec, seed: int = 0) -> Objective:
+    """The objective with every parameter drawn by NumPy: biases, norms, positions and scales too."""
+    fresh = nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0)))
+    graph, params, variables = split(fresh)
+    random = np.random.default_rng(seed)
+    drawn = {}
+    for path, leaf in flatten(params).items():
+        kind, noise = path.rsplit("/", 1)[-1], random.normal(0, 1, leaf.shape)
+        if kind == "kernel":
+            drawn[path] = noise / leaf.shape[0] ** 0.5
+        else:
+            center = {"scale": 1.0, "grid_scale": 1.0, "log_scale": 2.7}.get(kind, 0.0)
+            drawn[path] = center + 0.2 * noise
+        drawn[path] = jnp.asarray(drawn[path], jnp.float32)
+    return merge(graph, unflatten(drawn), variables)
+
+
+def make_model(config, spec: DataSpec, tokenizer=None, seed: int = 0) -> Model:
+    whole = {"objective": config.to_dict(), "data": {"text_length": 32}}
+    return Model(make_objective(config, spec, seed), spec, tokenizer, whole, progress=False)
+
+
+def state_dict(objective: Objective) -> dict[str, torch.Tensor]:
+    arrays = to_torch(jax.device_get(flatten(split(objective)[1])))
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def twin_of(model: Model) -> MedclipModel:
+    """The torch model with the same weights, strictly loaded."""
+    twin = MedclipModel(MedclipConfig(**folder_config(model))).eval()
+    twin.load_state_dict(state_dict(model.objective), strict=True)
+    return twin
+
+
+def twins(name: str, spec: DataSpec | None = None, **changes) -> tuple[Objective, MedclipModel]:
+    model = make_model(small(name, **changes), spec or spec_of())
+    return model.objective, twin_of(model)
+
+
+def export(folder: Path, formats=("safetensors",)) -> Model:
+    """Write an exported folder of a contrastive model with a tokenizer of its own."""
+    (folder / "made").mkdir(parents=True)
+    texts = [text for name in FINDINGS for text in pair(name)] * 3
+    tokenizer = train_wordpiece(texts, folder / "made", 200)
+    spec = spec_of(vocabulary_size=tokenizer.vocabulary_size)
+    model = make_model(small("cardiac_clip"), spec, tokenizer)
+    write_folder(model, folder / "export", formats=formats)
+    return model
+
+
+def compiled(objective: Objective, function: Callable, *arguments):
+    """`function(objective, *arguments)` as one program: compiled once and kept in the cache on disk."""
+    graph, state = nnx.split(objective)
+    run = jax.jit(lambda state, *arrays: function(nnx.merge(graph, state), *arrays))
+    return run(state, *map(jnp.asarray, arguments))
+
+
+def made_volumes(count: int, shape=SHAPE, seed: int = 0) -> np.ndarray:
+    """Air, soft tissue and a little bone in disorder: values that pass for HU."""
+    random = np.random.default_rng(seed)
+    kind = random.random((count, *shape))
+    values = np.where(kind < 0.5, random.normal(-950, 25, kind.shape), random.normal(40, 60, kind.shape))
+    return np.where(kind > 0.97, random.uniform(300, 1500, kind.shape), values).astype(np.int16)
+
+
+def made_tokens(count: int, length: int, vocabulary: int = 50, seed: int = 0) -> np.ndarray:
+    """Ids with padding (0) of different lengths, as a tokenizer writes it, and gaps inside."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocabulary, (count, length))
+    for row, filled in enumerate(random.integers(2, length + 1, count)):
+        tokens[row, filled:] = 0
+    return tokens
+
+
+def assert_same(torch_values: torch.Tensor, jax_values, tolerance: float = 1e-5) -> None:
+    """Largest difference at most `tolerance`, and a cosine of at least 0.99999 in every row."""
+    first = torch_values.detach().numpy().astype(np.float64)
+    second = np.asarray(jax_values).astype(np.float64)
+    assert first.shape == second.shape
+    np.testing.assert_allclose(first, second, rtol=0, atol=tolerance)
+    first, second = first.reshape(len(first), -1), second.reshape(len(second), -1)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    assert ((first * second).sum(axis=1) >= 0.99999 * lengths).all()

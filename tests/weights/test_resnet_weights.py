@@ -1,0 +1,271 @@
+"""Residual networks against a PyTorch twin: same weights, same maps, statistics and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from medclip_jax.models.resnet import ResNet
+from medclip_jax.weights.resnet import from_torch, load_resnet_weights, to_torch
+
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+WIDTH = 4
+SHAPE = (33, 40, 37)
+"""Odd maps at every stage: (17, 20, 19), (9, 10, 10), (5, 5, 5), (3, 3, 3), (2, 2, 2)."""
+
+
+class Block(nn.Module):
+    def __init__(self, dims, inputs, width, stride, deep):
+        super().__init__()
+        conv, norm = (nn.Conv3d, nn.BatchNorm3d) if dims == 3 else (nn.Conv2d, nn.BatchNorm2d)
+        outputs = width * 4 if deep else width
+        sizes = [(inputs, width, 1), (width, width, 3), (width, outputs, 1)] if deep else [
+            (inputs, width, 3), (width, width, 3)]  # fmt: skip
+        for n, (a, b, size) in enumerate(sizes, 1):
+            step = stride if n == (2 if deep else 1) else 1
+            setattr(self, f"conv{n}", conv(a, b, size, step, size // 2, bias=False))
+            setattr(self, f"bn{n}", norm(b))
+        self.last = len(sizes)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+    def forward(self, x):
+        y = x
+        for n in range(1, self.last + 1):
+            y = getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(y))
+            y = torch.relu(y) if n < self.last else y
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Twin(nn.Module):
+    """The names of published checkpoints, classifier included."""
+
+    def __init__(self, depth, channels=1, stem_stride=2, dims=3, stem_size=7):
+        super().__init__()
+        conv, norm, pool = (
+            (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+            if dims == 3
+            else (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+        )
+        around = stem_size // 2 if isinstance(stem_size, int) else tuple(size // 2 for size in stem_size)
+        self.conv1 = conv(channels, WIDTH, stem_size, stem_stride, around, bias=False)
+        self.bn1 = norm(WIDTH)
+        self.maxpool = pool(3, 2, 1)
+        inputs, deep = WIDTH, depth >= 50
+        for stage, count in enumerate(BLOCKS[depth]):
+            blocks, width = [], WIDTH * 2**stage
+            for index in range(count):
+                blocks.append(Block(dims, inputs, width, 2 if stage and not index else 1, deep))
+                inputs = width * 4 if deep else width
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, 5)
+        torch.manual_seed(depth)
+        with torch.no_grad():
+            for name, tensor in self.named_parameters():
+                if "bn" in name or "downsample.1" in name:
+                    tensor.normal_(1.0 if name.endswith("weight") else 0.0, 0.1)
+                # As in a trained network, the sum changes little from block to block: without this the
+                # last digits of 50 random layers grow to 1e-4 of the map.
+                if name.endswith("bn3.weight" if deep else "bn2.weight"):
+                    tensor *= 0.2
+            for name, tensor in self.named_buffers():
+                if name.endswith("running_mean"):
+                    tensor.normal_(0, 0.1)
+                elif name.endswith("running_var"):
+                    tensor.uniform_(0.5, 1.5)
+
+    def forward(self, x):
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def arrays(twin):
+    return {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
+
+
+def pair(depth, channels=1, stem_stride=(2, 2, 2), stem_size=(7, 7, 7), **options):
+    twin = Twin(depth, channels, stem_stride, stem_size=stem_size)
+    stem = {"stem_size": stem_size, "stem_stride": stem_stride}
+    resnet = ResNet(depth, channels=channels, width=WIDTH, **stem, rngs=nnx.Rngs(0), **options)
+    from_torch(arrays(twin), resnet)
+    return twin, resnet
+
+
+def volumes(count=2, channels=1, shape=SHAPE):
+    return np.random.default_rng(1).normal(size=(count, *shape, channels)).astype(np.float32)
+
+
+def to_theirs(x):
+    return torch.tensor(np.moveaxis(x, -1, 1))
+
+
+def to_ours(x):
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def scaled(found, expected):
+    """Largest difference over the largest value."""
+    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+
+
+def buffers(twin):
+    held = {name: buffer.numpy() for name, buffer in twin.named_buffers()}
+    return {name: buffer for name, buffer in held.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "stem_stride"), [(18, 2, (1, 2, 2)), (34, 1, (2, 2, 2)), (50, 1, (2, 2, 2))]
+)
+def test_maps_and_statistics_equal_pytorch(depth, channels, stem_stride):
+    twin, resnet = pair(depth, channels, stem_stride)
+    x = volumes(3, channels)
+    with torch.no_grad():
+        expected = to_ours(twin.eval()(to_theirs(x)))
+        assert expected.shape[1:4] == resnet.grid(SHAPE)
+        assert expected.shape[4] == resnet.width
+        assert scaled(nnx.jit(resnet)(x), expected) <= 1e-5
+        for name, buffer in buffers(twin).items():
+            np.testing.assert_array_equal(to_torch(resnet)[name], buffer)  # evaluating moves nothing
+        expected = to_ours(twin.train()(to_theirs(x)))
+    assert scaled(nnx.jit(lambda resnet, x: resnet(x, train=True))(resnet, x), expected) <= 1e-5
+    moved = to_torch(resnet)
+    for name, buffer in buffers(twin).items():
+        assert np.abs(moved[name] - buffer).max() <= 1e-5, name
+
+
+@pytest.mark.parametrize("depth", [101, 152])
+def test_deep_networks_with_a_flat_stem_equal_pytorch(depth):
+    """As published backbones of 117 million parameters, inflated from 2D: 3 x 7 x 7, full depth."""
+    twin, resnet = pair(depth, stem_stride=(1, 2, 2), stem_size=(3, 7, 7))
+    x = volumes(1, shape=(17, 40, 37))
+    with torch.no_grad():
+        expected = to_ours(twin.eval()(to_theirs(x)))
+    assert expected.shape[1:4] == resnet.grid(x.shape[1:4])
+    assert scaled(resnet(x), expected) <= 1e-5  # not compiled: 50 blocks take longer to compile than to run
+    assert to_torch(resnet)["conv1.weight"].shape == (WIDTH, 1, 3, 7, 7)
+
+
+@pytest.mark.parametrize(("depth", "remat"), [(18, "none"), (34, "stage"), (50, "none")])
+def test_gradients_equal_pytorch(depth, remat):
+    """In double precision: in float32 a ReLU on the edge may open in one program and not in the other."""
+    with jax.enable_x64(True):
+        twin, resnet = pair(depth, dtype=jnp.float64, remat=remat)
+        twin.double().train()
+        nnx.update(resnet, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), nnx.state(resnet)))
+        x = volumes().astype(np.float64)
+        given = to_theirs(x).requires_grad_()
+        theirs = twin(given)
+        weights = np.random.default_rng(2).normal(size=to_ours(theirs).shape)
+        (theirs * to_theirs(weights)).sum().backward()
+
+        def loss(resnet, x):
+            return (resnet(x, train=True) * weights).sum()
+
+        gradients, by_volume = nnx.jit(nnx.grad(loss, argnums=(0, 1)))(resnet, x)
+        assert scaled(by_volume, to_ours(given.grad)) <= 1e-9
+        for name, buffer in buffers(twin).items():
+            assert np.abs(to_torch(resnet)[name] - buffer).max() <= 1e-6, name
+        nnx.update(resnet, gradients)  # so that they get PyTorch's names
+        found = to_torch(resnet)
+        for name, parameter in twin.named_parameters():
+            if not name.startswith("fc."):
+                assert scaled(found[name], parameter.grad.numpy()) <= 1e-6, name
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_round_trip_is_the_identity(depth):
+    twin, resnet = pair(depth)
+    back = to_torch(resnet)
+    given = {n: a for n, a in arrays(twin).items() if "fc." not in n and "num_batches_tracked" not in n}
+    assert back.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(back[name], array)
+    missing, unexpected = twin.load_state_dict({n: torch.tensor(a) for n, a in back.items()}, strict=False)
+    assert not unexpected
+    assert all("fc." in name or "num_batches_tracked" in name for name in missing)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "encoder.", "backbone.", "module.encoder.backbone.", "visual."]
+)
+def test_prefixes_and_training_checkpoints(tmp_path, prefix):
+    twin = Twin(18)
+    held = {prefix + name: tensor for name, tensor in twin.state_dict().items()}
+    held |= {"head.weight": torch.zeros(3), prefix + "conv_seg.0.weight": torch.zeros(3)}
+    torch.save({"epoch": 4, "state_dict": held}, tmp_path / "resnet.pth")
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    load_resnet_weights(tmp_path / "resnet.pth", resnet)
+    for name, array in to_torch(resnet).items():
+        np.testing.assert_array_equal(array, arrays(twin)[name])
+
+
+def test_one_of_several_networks_is_named():
+    one, two = arrays(Twin(18)), {name: array + 1 for name, array in arrays(Twin(18)).items()}
+    both = {f"query.{n}": a for n, a in one.items()} | {f"key.{n}": a for n, a in two.items()}
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"2 networks, behind \['key\.', 'query\.'\]: name one with prefix"):
+        from_torch(both, resnet)
+    with pytest.raises(ValueError, match="its networks lie behind"):
+        from_torch(both, resnet, prefix="momentum.")
+    from_torch(both, resnet, prefix="key.")
+    np.testing.assert_array_equal(to_torch(resnet)["conv1.weight"], two["conv1.weight"])
+    with pytest.raises(ValueError, match="this one holds none"):
+        from_torch({"patch_embed.weight": np.zeros(3)}, resnet)
+
+
+def test_a_2d_network_answers_alike_in_every_slice_of_a_constant_depth():
+    flat = Twin(50, channels=3, dims=2).eval()
+    resnet = ResNet(50, channels=2, width=WIDTH, rngs=nnx.Rngs(0))
+    from_torch(arrays(flat), resnet)
+    image = np.random.default_rng(0).normal(size=(1, 33, 40, 1)).astype(np.float32)
+    with torch.no_grad():
+        x = flat.layer1(flat.maxpool(torch.relu(flat.bn1(flat.conv1(to_theirs(image.repeat(3, -1)))))))
+    volume = jnp.asarray(image)[:, None].repeat(48, 1).repeat(2, -1)
+
+    @nnx.jit
+    def first_stage(resnet, volume):
+        y = jax.nn.relu(resnet.bn1(resnet.conv1(volume), train=False))
+        y = nnx.max_pool(y, (3, 3, 3), strides=(2, 2, 2), padding=[(1, 1)] * 3)
+        for index in range(3):
+            y = resnet.layer1[str(index)](y, train=False)
+        return y
+
+    # Twelve slices; padding reaches the outer ones.
+    for slice_ in np.asarray(first_stage(resnet, volume))[:, 5:7].swapaxes(0, 1):
+        assert np.abs(slice_ - to_ours(x)).max() <= 1e-5
+
+
+def test_what_does_not_fit_is_named():
+    given = arrays(Twin(34))
+    resnet = ResNet(18, width=WIDTH, rngs=nnx.Rngs(0))
+    before = to_torch(resnet)
+    with pytest.raises(
+        ValueError, match=r"is a ResNet-34, the network a ResNet-18: set its depth to 34.* more"
+    ):
+        from_torch(given, resnet)
+    given = arrays(Twin(18))
+    del given["layer2.0.downsample.0.weight"]
+    given["layer2.0.downsample.0.kernel"] = np.zeros(1)
+    with pytest.raises(
+        ValueError, match=r"Missing: layer2\.0\.downsample\.0\.weight \(like .*\.kernel\?\)\."
+    ):
+        from_torch(given, resnet)
+    given = arrays(Twin(18))
+    with pytest.raises(ValueError, match=r"bn1\.bias has shape \(4,\) .* and \(6,\) .* with the width"):
+        from_torch(given, ResNet(18, width=6, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"conv1\.weight .*: build the ResNet with stem_size=\(3, 7, 7\)"):
+        from_torch(arrays(Twin(18, stem_size=(3, 7, 7))), resnet)
+    for name, array in to_torch(resnet).items():
+        np.testing.assert_array_equal(array, before[name])  # nothing was written
+    with pytest.raises(ValueError, match=r"stem_size=\(4, 7, 7\): three odd numbers"):
+        ResNet(18, width=WIDTH, stem_size=(4, 7, 7), rngs=nnx.Rngs(0))
