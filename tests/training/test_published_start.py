@@ -12,6 +12,7 @@ from test_distributed import end_all, start_all
 from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training.checkpoints import restore_weights
 from medclip_jax.weights import files, vision
+from medclip_jax.weights import text as text_weights
 from medclip_jax.weights.pretrained import load_pretrained
 
 
