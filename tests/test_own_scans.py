@@ -72,6 +72,6 @@ def test_every_command_as_it_stands_there(desk, monkeypatch, capsys):
 
 def test_the_commands_that_the_pages_show_parse():
     """No page names a config that is not there."""
-    for page in (README, *(path.read_text() for path in (Path(__file__).parents[1] / "docs").glob("*.md"))):
+    for page in (README, *(path.read_text() for path in (Path(__file__).parents[1] / "docs").rglob("*.md"))):
         for name in re.findall(r"--config (configs/[\w/]+\.py)", page):
             assert (Path(__file__).parents[1] / name).is_file(), name

@@ -1,4 +1,4 @@
-"""The snippets of docs/using.md and of the README, run as they stand there."""
+"""The snippets of docs/how-to/using.md and of the README, run as they stand there."""
 
 import re
 import shlex
@@ -37,11 +37,11 @@ def desk(tiny_run, tmp_path_factory):
 
 def test_using(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
-    found, names = blocks((ROOT / "docs/using.md").read_text()), {}
+    found, names = blocks((ROOT / "docs/how-to/using.md").read_text()), {}
     assert [language for language, _ in found].count("python") >= 8
     for language, content in found:
         if language == "python":
-            exec(compile(content, "docs/using.md", "exec"), names)
+            exec(compile(content, "docs/how-to/using.md", "exec"), names)
         else:
             assert language == "sh"
             for line in content.splitlines():

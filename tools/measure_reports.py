@@ -38,7 +38,7 @@ ELEVEN = (
     "consolidation",
     "bronchiectasis",
 )
-"""Findings whose label has one plain meaning in words; docs/reports.md says why these."""
+"""Findings whose label has one plain meaning in words; docs/reference/reports.md says why these."""
 
 # 34 phrases for the comparison, chosen on the even rows too; a phrase matcher cannot ask for two ideas in a
 # clause.

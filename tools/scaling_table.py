@@ -1,7 +1,7 @@
-"""Write the tables of docs/scaling.md: what `medclip check` computes for each system on four machines.
+"""Write the tables of docs/reference/scaling.md: what `medclip check` computes for four machines.
 
-    python tools/scaling_table.py docs/scaling.md          # replaces what stands between the two marks
-    python tools/scaling_table.py                          # prints
+    python tools/scaling_table.py docs/reference/scaling.md    # replaces what stands between the two marks
+    python tools/scaling_table.py                              # prints
 
 Where a machine's memory does not hold a config, the fastest remedy that `medclip check` finds is given.
 """

@@ -5,7 +5,8 @@ Command:   medclip import --format cardiac_clip --checkpoint cardiac_clip.ckpt -
            medclip train --config configs/cardiac_clip/released.py --workdir runs/cardiac_clip_tuned \
                --config.data.shards=SHARDS --config.data.tokenizer=CARDIAC_CLIP \
                --config.initial_weights.workdir=CARDIAC_CLIP
-           (PUBMEDBERT: a local Hugging Face folder with config.json and tokenizer files; docs/weights.md)
+           (PUBMEDBERT: a local Hugging Face folder with config.json and tokenizer files;
+           docs/how-to/weights.md)
 Shards:    medclip prepare --table studies.csv --root DIR --out SHARDS --crop heart \
                --shape 128 144 144 --spacing 1 1.25 1.25
 Hardware:  the paper used one 48 GB GPU, batch 16.

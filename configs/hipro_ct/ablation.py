@@ -10,7 +10,8 @@ Command:   GLOBAL="{'local': 0, 'hierarchy': 0, 'cross': 0, 'bottleneck': 0, 'da
 Hardware:  2 CPU cores.
 Time:      67 minutes for the twelve trainings, beside other work (measured).
 Expected:  on 413 unseen phantoms, 1628 to train on: AUROC 0.656, 0.750, 0.727, 0.742, seeds 0.01 to 0.03
-           apart; R@10 of 100 pairs, image to text, 50.3, 64.2, 58.8, 63.1 % (measured; docs/hipro-ct.md).
+           apart; R@10 of 100 pairs, image to text, 50.3, 64.2, 58.8, 63.1 % (measured;
+           docs/reference/hipro-ct.md).
            On chest CT: AUROC 0.702, 0.712, 0.729; R@10 47.6, 52.9, 54.4 % (from the paper).
 """
 

@@ -37,7 +37,7 @@ def get_config():
     config.objective.centered = True
     # A pair belongs together in one of 48 cases; at -10 a batch this small never says that one does.
     config.objective.logit_bias = -4.0
-    # Not in the paper: without it the variance shrinks with noise (docs/hipro-ct.md).
+    # Not in the paper: without it the variance shrinks with noise (docs/reference/hipro-ct.md).
     config.objective.weights.damage = 0.1
     # As in configs/demo: short texts, as short as the prompts of zero-shot use.
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)

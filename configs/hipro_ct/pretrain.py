@@ -3,7 +3,7 @@
 Shards:    medclip prepare --table STUDIES --sentences REGION_SENTENCES --out SHARDS --tokenizer CXR_BERT \
                --shape 96 336 336 --spacing 3 1 1 --findings ct_rate --organ-cell 8 --organs \
                lung,trachea_and_bronchie,pleura,mediastinum,heart,esophagus,bone,thyroid,breast,abdomen
-           (RadGenome-ChestCT: docs/data.md says how its masks and sentences are laid out)
+           (RadGenome-ChestCT: docs/how-to/data.md says how its masks and sentences are laid out)
 Command:   medclip train --config configs/hipro_ct/pretrain.py --workdir runs/hipro_ct \
                --config.data.shards=SHARDS --config.objective.text.folder=CXR_BERT \
                --config.data.tokenizer=CXR_BERT
@@ -14,7 +14,7 @@ Expected:  from the paper, RadGenome-ChestCT's test set: zero-shot AUROC 0.729, 
            R@1/5/10 on 100 pairs 9.65/35.6/54.4 % image to text, 10.1/35.7/54.5 % text to image. Its ablation:
            AUROC 0.702 with the global contrast alone, 0.712 with the local one. Not reproduced here.
            --config.objective.weights.damage=0.1 (not the paper's) makes the variance grow with damage, for
-           twice the encoding: docs/hipro-ct.md.
+           twice the encoding: docs/reference/hipro-ct.md.
 """
 
 from medclip_jax.objectives import hipro_ct

@@ -7,7 +7,7 @@ Hardware:  2 shared CPU cores.
 Time:      15 minutes for 2000 steps, 5 for 700 (measured, other work on the machine).
 Expected:  mean zero-shot AUROC on 662 unseen phantoms 0.865; ten intensity statistics 0.597. After 700 steps
            0.815; without masked autoencoder 0.813, without statements 0.726, one-hot targets 0.806, shuffled
-           pairs 0.506. One seed (measured). docs/phantom-study.md has every finding.
+           pairs 0.506. One seed (measured). docs/explanation/phantom-study.md has every finding.
 """
 
 import runpy

@@ -33,7 +33,7 @@ examples:
 How to read it. MEMORY adds up what one device holds; "activations" is what the encoders keep between
 forward and backward pass, the usual reason for not fitting. SPEED is a roofline with stated efficiencies:
 what well-fed chips should reach, not a measurement. INPUT is what the hosts must deliver for that. How the
-figures come about, and how far they are from what compilers say: docs/scaling.md.
+figures come about, and how far they are from what compilers say: docs/reference/scaling.md.
 """
 
 

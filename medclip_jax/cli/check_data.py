@@ -14,7 +14,7 @@ VOCABULARY = 30522
 """Entries of BERT's and PubMedBERT's tokenizers."""
 
 ORGAN_CELL = 8
-"""Voxels of a cell of organ maps along each axis, as `docs/data.md` recommends."""
+"""Voxels of a cell of organ maps along each axis, as `docs/how-to/data.md` recommends."""
 
 
 class AssumedData(NamedTuple):

@@ -22,10 +22,10 @@ from medclip_jax.planning.shapes import Model, compute_dtype, features_of, terms
 GIB = 2.0**30
 
 READER_BYTES_PER_CORE = 110 * 224 * 224 * 112 * 2
-"""Decoded bytes a second that one core reads from shards: the lower figure of `docs/data.md`, "Speed"."""
+"""Decoded bytes a second that one core reads from shards: the lower figure of `docs/results.md`, "Shards"."""
 
 STORED_SHARE = 1 / 2.15
-"""Of a volume's bytes on disk, from `docs/data.md`."""
+"""Of a volume's bytes on disk, from `docs/results.md`, "Shards"."""
 
 PREALLOCATED = 0.75
 """Share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
@@ -324,7 +324,8 @@ def _input(model: Model, found: Estimate) -> str:
         f"INPUT for each of {hosts} host{'s' if hosts > 1 else ''}\n"
         f"  {rate:.4g} volumes/s = {rate * size / 1e6:.4g} MB/s decoded, about "
         f"{rate * size * STORED_SHARE / 1e6:.4g} MB/s from disk\n"
-        f"  {cores:.2g} cores busy reading, at {per_core:.4g} volumes/s a core (docs/data.md, scaled by size)"
+        f"  {cores:.2g} cores busy reading, at {per_core:.4g} volumes/s a core "
+        "(docs/results.md, scaled by size)"
     )
 
 

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--series-rule",
         choices=("all", "best", "largest", "thinnest", "original"),
         default="all",
-        help="of DICOM, which series of an examination are scans, see docs/volumes.md (%(default)s)",
+        help="of DICOM, which series of an examination are scans: docs/reference/volumes.md (%(default)s)",
     )
     parser.add_argument("--out", metavar="FILE.parquet", help="write the vectors; needed for many scans")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run left at --out")

@@ -26,7 +26,7 @@ then, in PyTorch:
 and in JAX:
   model = medclip_jax.load("exported/clip")        also: medclip embed exported/clip scan.nii.gz
 
-A later run starts from it with --config.initial_weights.workdir=exported/clip. More: docs/export.md
+A later run starts from it with --config.initial_weights.workdir=exported/clip. More: docs/how-to/export.md
 """
 
 FORMATS = {

@@ -13,7 +13,7 @@ example:
   medclip embed cardiac_clip scan.nii.gz --text "There is cardiomegaly."
   medclip train --config configs/cardiac_clip/released.py --config.initial_weights.workdir=cardiac_clip ...
 
-What the checkpoint does not tell (window, orientation, spacing) has defaults that docs/weights.md explains.
+What the checkpoint does not tell (window, orientation, spacing) has defaults, see docs/how-to/weights.md.
 Towers alone need no import: config.objective.vision.weights and config.objective.text.folder name files.
 """
 

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--series-rule",
         choices=("all", "best", "largest", "thinnest", "original"),
         default="all",
-        help="which series of an examination stand in the table, see docs/volumes.md (%(default)s)",
+        help="which series of an examination stand in the table, see docs/reference/volumes.md (%(default)s)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that read headers (default: one for each core)"

@@ -46,7 +46,7 @@ examples:
 then:
   medclip inspect shards --out sheet.html
 
-docs/data.md describes the table, the manifest, and what the key is for.
+docs/how-to/data.md describes the table, the manifest, and what the key is for.
 """
 
 
@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("best", "largest", "thinnest", "original"),
         default="best",
         help="which of several series in a DICOM folder is taken where the table has no column series "
-        "(%(default)s: see docs/volumes.md)",
+        "(%(default)s: see docs/reference/volumes.md)",
     )
     text = parser.add_argument_group("reports")
     text.add_argument(
@@ -270,7 +270,7 @@ def _table(args: argparse.Namespace) -> StudyTable:
 
     if args.table is None:
         raise TableError(
-            "--corpus folder needs --table: a CSV with the columns volume and report, see docs/data.md"
+            "--corpus folder needs --table: a CSV with the columns volume and report, see docs/how-to/data.md"
         )
     root, given = args.root or args.table.parent, args.root is not None
     if args.sentences is None:

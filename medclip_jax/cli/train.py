@@ -36,7 +36,7 @@ TPU pod, and by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID (or K
   host0$ medclip train ... --config.distributed.coordinator=host0:12345 \\
              --config.distributed.process_count=2 --config.distributed.process_index=0
   host1$ the same with process_index=1
-workdir and shards must be shared. launch/ has scripts; docs/multi-process.md tells the rest.
+workdir and shards must be shared. launch/ has scripts; docs/explanation/multi-process.md tells the rest.
 """
 
 

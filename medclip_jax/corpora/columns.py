@@ -132,7 +132,7 @@ def _check_missing(
         return
     if found or not header:
         written = ", ".join(repr(name.strip()) for name in header) or "nothing"
-        fix = f"It has: {written}. Rename a column, see docs/data.md"
+        fix = f"It has: {written}. Rename a column, see docs/how-to/data.md"
     else:
         # A table without a header: the line is a patient's, and must not be quoted.
         fix = "None of the names in its first line is known: does the table begin with a header line?"

@@ -71,7 +71,7 @@ def folder(
 
     Args:
         csv_path: CSV or TSV with a header. ``volume`` and one of ``report``, ``findings``, ``impression``
-            are needed; `docs/data.md` describes every column.
+            are needed; `docs/how-to/data.md` describes every column.
         root: folder that relative paths start from; default: the table's folder.
         reports_elsewhere: the table need not have reports.
         encoding: of the table; default: UTF-8, or what its byte order mark says.

@@ -1,7 +1,7 @@
 """Cardiac-CLIP, stage 2: contrast against soft targets from the findings that two studies share.
 
 "Cardiac-CLIP: A Vision-Language Foundation Model for 3D Cardiac CT Images", equations of the soft-label
-matrix; what the paper leaves open is decided in `docs/losses.md`.
+matrix; what the paper leaves open is decided in `docs/reference/losses.md`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HiPro-CT: volumes, reports, organs and their sentences as Gaussians, aligned and nested.
 
 "HiPro-CT: A Hierarchical Probabilistic Framework for 3D Medical Vision-Language Alignment"; what the paper
-leaves open is decided in `docs/hipro-ct.md`.
+leaves open is decided in `docs/reference/hipro-ct.md`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The model of the compiler is deliberately small. Elementwise work is fused: it costs no memory and no time of
 its own, and is repeated wherever its result is needed. What a matrix product, a gather, a sort, a loop or a
 reduction makes or reads lies in memory, from where it is made to where it is last needed. Views (reshape,
-transpose) are free. `docs/scaling.md` says how far that is from what compilers report.
+transpose) are free. `docs/reference/scaling.md` says how far that is from what compilers report.
 """
 
 from __future__ import annotations

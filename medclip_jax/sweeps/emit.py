@@ -54,7 +54,7 @@ _XPK = """\
 #!/usr/bin/env bash
 # {count} units of a sweep as workloads on GKE, written by `medclip sweep --emit xpk`.
 # Submit:  bash {script} --cluster CLUSTER --tpu-type v5litepod-16 --docker-image IMAGE
-# Change:  every argument is handed to `xpk workload create` (docs/launch.md). Folders below are as the
+# Change:  every argument is handed to `xpk workload create` (docs/how-to/launch.md). Folders below are as the
 #          container sees them: shards and workdir lie on storage that is attached there.
 # A unit that is preempted saves, is started again by its JobSet and goes on.
 set -euo pipefail

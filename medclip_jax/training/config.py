@@ -116,7 +116,7 @@ def base_config() -> ConfigDict:
                 "every_steps": 0,  # 0 = only after the last step
                 "split": "validation",
                 "batch_size": 16,
-                "evaluators": {},  # name to settings; see docs/metrics.md. {} = none
+                "evaluators": {},  # name to settings; see docs/reference/metrics.md. {} = none
             },
             "stop_on_nan": True,  # False: skip the update of such a step and go on
         }

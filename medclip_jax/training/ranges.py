@@ -94,7 +94,7 @@ _RULES: dict[str, _Rule] = {
         lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_text, pair)),
     ),
     r"mesh\.rules": _listed(
-        "((regex, axes), ...), see docs/training.md",
+        "((regex, axes), ...), see docs/how-to/training.md",
         lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and _is_text(pair[0]),
     ),
     r"mesh\.data": _Rule(

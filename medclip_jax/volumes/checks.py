@@ -153,7 +153,7 @@ def check_hu(volume: Volume, *, modality: str = "CT") -> tuple[str, ...]:
 
     Raises:
         VolumeRejected: "constant", "mostly-empty", "double-rescale", "missing-rescale" or
-            "not-hounsfield"; `docs/volumes.md` says what each means.
+            "not-hounsfield"; `docs/reference/volumes.md` says what each means.
     """
     voxels = volume.voxels
     thin = voxels[:, :: max(1, voxels.shape[1] // 64), :: max(1, voxels.shape[2] // 64)]

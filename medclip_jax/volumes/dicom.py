@@ -48,7 +48,7 @@ def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
         wanted: which series, where there are several.
 
     Raises:
-        VolumeRejected: see the table of codes in `docs/volumes.md`.
+        VolumeRejected: see the table of codes in `docs/reference/volumes.md`.
         OSError: the folder cannot be opened.
     """
     with silenced():

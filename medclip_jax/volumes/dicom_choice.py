@@ -15,7 +15,7 @@ from medclip_jax.volumes.dicom_stacks import Stack, check_positions, cut_into_st
 from medclip_jax.volumes.volume import VolumeRejected
 
 RULES = ("best", "largest", "thinnest", "original")
-"""How a series is chosen among several, see `docs/volumes.md`."""
+"""How a series is chosen among several, see `docs/reference/volumes.md`."""
 
 GAPS_MM = (0.6, 3.0)
 """Distances between slices that "best" takes as thin enough and not too noisy; the thinnest of them wins."""

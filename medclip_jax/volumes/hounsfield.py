@@ -1,4 +1,4 @@
-"""Is this Hounsfield units, and if not, what is it? Rules on the histogram: a table in `docs/volumes.md`."""
+"""Is this Hounsfield units, and if not, what is it? Rules on the histogram: `docs/reference/volumes.md`."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def read_itk(path: Path, *, labels: bool = False) -> Scan:
         labels: it is a label map.
 
     Raises:
-        VolumeRejected: see the table of codes in `docs/volumes.md`.
+        VolumeRejected: see the table of codes in `docs/reference/volumes.md`.
     """
     header = read_header(path)
     # ITK's warnings and errors quote paths, which may hold names: neither is shown.

@@ -25,7 +25,7 @@ def read_nifti(path: Path, *, labels: bool = False) -> Scan:
         labels: it is a label map.
 
     Raises:
-        VolumeRejected: see the table of codes in `docs/volumes.md`.
+        VolumeRejected: see the table of codes in `docs/reference/volumes.md`.
     """
     is_pair = path.name.lower().removesuffix(".gz").endswith((".hdr", ".img"))
     head, data = _pair(path) if is_pair else (path, path)

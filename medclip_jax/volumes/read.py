@@ -48,7 +48,7 @@ def read_volume(
         kernel: only series of this reconstruction kernel: "soft", "medium", "sharp", or a ConvolutionKernel,
             with wildcards ("B3*").
         rule: how one of several series is chosen: "best", "largest", "thinnest" or "original", see
-            `docs/volumes.md`.
+            `docs/reference/volumes.md`.
 
     Raises:
         VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.

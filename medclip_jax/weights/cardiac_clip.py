@@ -52,7 +52,7 @@ class Choices:
 
     Attributes:
         window: (low, high) HU that its code saw as 0 and 1. It scaled every scan by its own minimum and
-            maximum; a fixed window is what those come to on ordinary scans (docs/weights.md).
+            maximum; a fixed window is what those come to on ordinary scans (docs/how-to/weights.md).
         orientation: directions in which the axes of its arrays grow: one of S or I, A or P, R or L.
         shape: (D, H, W) voxels.
         spacing: mm per voxel along depth, height, width; not published.

@@ -39,9 +39,9 @@ def test_nifti(models, real_data, name):
 
 
 def test_dicom_series(models, real_data):
-    """Read for torch by the lines that docs/export.md gives."""
+    """Read for torch by the lines that docs/how-to/export.md gives."""
     sitk = pytest.importorskip("SimpleITK")
-    docs = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs/how-to/export.md").read_text()
     scope = {"sitk": sitk, "np": np, "SERIES": str(real_data / "dicom_jpeg2000"), "model": models[0]}
     exec(re.search(r"```python\n(image = sitk.*?)```", docs, re.DOTALL).group(1), scope)
     assert_same_vector(models, real_data / "dicom_jpeg2000", scope["voxels"], scope["affine"])

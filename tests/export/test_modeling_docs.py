@@ -1,4 +1,4 @@
-"""What docs/export.md says under "In PyTorch" runs as it stands there."""
+"""What docs/how-to/export.md says under "In PyTorch" runs as it stands there."""
 
 import copy
 import re
@@ -12,7 +12,7 @@ import torch
 from medclip_jax.export.modeling_medclip import MedclipModel
 from tests.export.twins import NAMES, SHAPE, export, made_volumes
 
-DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+DOCS = Path(__file__).parents[2] / "docs/how-to/export.md"
 
 
 @pytest.fixture(scope="module")

@@ -256,9 +256,9 @@ def test_real_nifti_scans(real_data, name, spacing):
 
 
 def test_a_real_dicom_series(real_data):
-    """SimpleITK's array and geometry as docs/export.md turns them to RAS, against our own reader."""
+    """SimpleITK's array and geometry as docs/how-to/export.md turns them to RAS, against our own reader."""
     sitk = pytest.importorskip("SimpleITK")
-    lines = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    lines = (Path(__file__).parents[2] / "docs/how-to/export.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(image = sitk.*?)```", lines, re.DOTALL).group(1)
     folder = real_data / "dicom_jpeg2000"
     scope = {"sitk": sitk, "np": np, "SERIES": str(folder)}

@@ -76,7 +76,7 @@ def test_the_recipe_of_the_docs_gives_what_prepare_gives(tmp_path, monkeypatch, 
     voxels = (body + random.normal(0, 20, shape)).astype(np.int16)
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), np.diag([3.1, 3.1, 7.0, 1.0]))
     nib.save(image, tmp_path / "scan.nii.gz")
-    text = (Path(__file__).parents[2] / "docs/volumes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/reference/volumes.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     monkeypatch.chdir(tmp_path)
     exec(text.split("```python\n")[1].split("```")[0], names)
