@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BertModel
 from transformers import BertConfig as TorchConfig
 
 from medclip_jax.models.bert import Bert, BertConfig
+from medclip_jax.weights import text as text_weights
 from tests.weights.tiny_bert import IDS, SIZES
 
 OURS = {"vocabulary_size": 60, "width": 24, "depth": 2, "heads": 4, "mlp_width": 40, "max_positions": 20}
