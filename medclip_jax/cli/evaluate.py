@@ -101,9 +101,9 @@ def _written_config(folder: Path) -> dict[str, Any]:
 def _load(args: argparse.Namespace, folder: Path, shards: str) -> Any:
     """The model, refused where the shards hold volumes of another kind than its training's."""
     import medclip_jax
-    from medclip_jax.export.folder import is_export
     from medclip_jax.shards.grid import refuse_other_kind, volume_kind
     from medclip_jax.shards.read import open_shards
+    from medclip_jax.weights.exported import is_export
 
     if not is_export(folder):
         return medclip_jax.load(

@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 when the folder was written and gives the model's vectors, else an error and no folder."""
     formats = _formats(args.format)
     import medclip_jax
-    from medclip_jax.export.folder import check_out, is_export, write_folder
+    from medclip_jax.export.folder import check_out, write_folder
+    from medclip_jax.weights.exported import is_export
 
     check_out(args.out)
     if is_export(args.workdir):

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; 0 when the folder was written."""
-    from medclip_jax.weights.cardiac_clip import Choices, import_release
+    from medclip_jax.export.released_cardiac_clip import Choices, import_release
     from medclip_jax.weights.vision import summarize
 
     choices = Choices(

@@ -8,118 +8,26 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from medclip_jax.export.exported_config import MODEL_TYPE, check_config, check_same, is_exported, read_json
-from medclip_jax.export.names import from_torch, to_torch
-from medclip_jax.objectives.base import DataSpec, Objective
-from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, unflatten
+from medclip_jax.parameters import combine, flatten, split
+from medclip_jax.weights.exported import CONFIG, PREPROCESSOR, TOKENIZER_FILES, is_export
+from medclip_jax.weights.exported_config import MODEL_TYPE
+from medclip_jax.weights.names import to_torch
 
 if TYPE_CHECKING:
     from medclip_jax.inference.model import Model
 
-CONFIG, SAFETENSORS, PYTORCH, CARD = "config.json", "model.safetensors", "pytorch_model.bin", "README.md"
+SAFETENSORS, PYTORCH, CARD = "model.safetensors", "pytorch_model.bin", "README.md"
 MODELING = "modeling_medclip.py"
-_PREPROCESSOR = "preprocessor_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-_OWN = {CONFIG, SAFETENSORS, PYTORCH, CARD, MODELING, _PREPROCESSOR, *TOKENIZER_FILES, "__pycache__"}
+_OWN = {CONFIG, SAFETENSORS, PYTORCH, CARD, MODELING, PREPROCESSOR, *TOKENIZER_FILES, "__pycache__"}
 _OWN_SUFFIXES = (".stablehlo", ".onnx")
 AIR_HU = -1024
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an exported folder holds.
-
-    Attributes:
-        config: its config.json.
-        spec: shape, spacing and vocabulary that the model was built for.
-        crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
-        modality: "CT" or "MR".
-        params: nested parameters, float32 host arrays, as `parameters.split` gives them.
-        variables: likewise what is no parameter, such as the running statistics of batch norm.
-        graphdef: of the objective, see `parameters.split`.
-    """
-
-    config: Mapping[str, Any]
-    spec: DataSpec
-    crop: str
-    modality: str
-    params: Tree
-    variables: Tree
-    graphdef: nnx.GraphDef
-
-    def objective(self) -> Objective:
-        """Build the objective with these weights."""
-        # Once: host arrays would be sent to the device again with every batch.
-        return merge(self.graphdef, *jax.device_put((self.params, self.variables)))
-
-
-def read_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Exported:
-    """Read what `medclip export` wrote.
-
-    Args:
-        path: the folder; with model.safetensors or pytorch_model.bin.
-        dtype: compute type of both towers instead of that of the training.
-
-    Returns:
-        Its config and weights.
-
-    Raises:
-        FileNotFoundError: no such folder, or no config or weights in it.
-        ValueError: it is another model's folder, a file is damaged, or the weights do not fit its
-            config.json; found out before anything of the model's size is allocated.
-    """
-    from medclip_jax.weights.files import read_weights
-
-    path = Path(path)
-    file = path / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {path}: give a folder that `medclip export` wrote")
-    config = read_json(file)
-    if not is_exported(config):
-        raise ValueError(f"{file} is not of an exported model: give a folder that `medclip export` wrote")
-    weights = read_weights(path)
-    try:
-        spec = check_config(config, {name: array.shape for name, array in weights.items()})
-        if (path / _PREPROCESSOR).is_file():
-            check_same(config, read_json(path / _PREPROCESSOR))
-        graphdef, *trees = _shapes(config["objective"], spec, dtype=dtype)
-    except Exception as error:  # whatever a changed entry makes of the modules
-        raise ValueError(
-            f"{file} is damaged or does not fit the weights beside it ({_first_line(error)}): export the "
-            "model again, or copy it again"
-        ) from error
-    shapes = {name: leaf.shape for name, leaf in flatten(combine(*trees)).items()}
-    found = unflatten(from_torch(weights, shapes, source=f"the weights in {path}"))
-    params, variables = (select(found, flatten(tree)) for tree in trees)
-    return Exported(config, spec, config["crop"], config["modality"], params, variables, graphdef)
-
-
-def _shapes(
-    objective: Mapping[str, Any], spec: DataSpec, *, dtype: str | None = None
-) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """`parameters.split` of an objective without weights: nothing is drawn that a file overwrites."""
-    from ml_collections import ConfigDict
-
-    from medclip_jax import objectives
-    from medclip_jax.training.config import complete
-
-    config = ConfigDict(complete({"objective": objective})["objective"])
-    for tower in ("vision", "text"):
-        if dtype is not None and tower in config:
-            config[tower].dtype = dtype
-    return split(nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0))))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def write_folder(
@@ -154,7 +62,7 @@ def write_folder(
     weights = to_torch(jax.device_get(flatten(combine(*trees))))
     with replaced_when_whole(out) as folder:
         (folder / CONFIG).write_text(_as_json(folder_config(model)), encoding="utf-8")
-        (folder / _PREPROCESSOR).write_text(_as_json(_preprocessor(model)), encoding="utf-8")
+        (folder / PREPROCESSOR).write_text(_as_json(_preprocessor(model)), encoding="utf-8")
         if "safetensors" in formats:
             from safetensors.numpy import save_file
 
@@ -214,14 +122,6 @@ def folder_config(model: Model) -> dict[str, Any]:
         "text_length": int(model.config["data"]["text_length"]),
         "prompts": {name: pair(name) for name in model.spec.findings if name in FINDINGS} if has_text else {},
     }
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, whole or damaged, and nothing else is in it."""
-    try:
-        return is_exported(read_json(folder / CONFIG))
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Int16
 
 from medclip_jax.export import onnx, stablehlo
-from medclip_jax.export.folder import MODELING, Exported, read_folder
+from medclip_jax.export.folder import MODELING
 from medclip_jax.objectives.base import Embedding, Objective
 from medclip_jax.parameters import combine, flatten, split
+from medclip_jax.weights.exported import Exported, read_folder
 
 TOLERANCE = 1e-5
 """Largest difference of a number in a vector of length 1, in float32; of a log-variance as a share of it."""

@@ -49,7 +49,7 @@ def load(
 
     Args:
         source: the workdir of `medclip train`, a folder that `medclip export` wrote, or such a folder on the
-            Hugging Face hub, "hf://owner/name" (see `weights.hub.hub_id` for when "owner/name" will do). Of a
+            Hugging Face hub, "hf://owner/name" (see `hub.hub_id` for when "owner/name" will do). Of a
             workdir the newest checkpoint is taken, its moving average where one was kept; what scans must
             look like, the tokenizer and the sizes of a text encoder from elsewhere are read from the run's
             own copies, else from where the run took them.
@@ -74,8 +74,8 @@ def load(
     """
     import jax
 
-    from medclip_jax.export.folder import is_export
     from medclip_jax.training.compilation import use_compilation_cache
+    from medclip_jax.weights.exported import is_export
 
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r}: use "float32" or "bfloat16", or None for that of the training')
@@ -113,8 +113,8 @@ def find_model(source: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: as `load`.
     """
-    from medclip_jax.export.folder import TOKENIZER_FILES
-    from medclip_jax.weights.hub import locate
+    from medclip_jax.hub import locate
+    from medclip_jax.weights.exported import TOKENIZER_FILES
 
     try:
         folder = locate(source, more=TOKENIZER_FILES)
@@ -134,9 +134,9 @@ def find_model(source: str | os.PathLike) -> Path:
 def _read_exported(folder: Path, dtype: str | None) -> _Trained:
     from ml_collections import ConfigDict
 
-    from medclip_jax.export.folder import read_folder
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.training.config import complete
+    from medclip_jax.weights.exported import read_folder
 
     exported = read_folder(folder, dtype=dtype)
     run = {
@@ -166,12 +166,12 @@ def _read_workdir(
 ) -> _Trained:
     from ml_collections import ConfigDict
 
-    from medclip_jax.export.exported_config import read_json
     from medclip_jax.reports.tokenizer import load_tokenizer
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.training.config import complete
     from medclip_jax.training.settle import settle_objective
     from medclip_jax.training.workdir import TEXT_ENCODER, TOKENIZER
+    from medclip_jax.weights.exported_config import read_json
 
     config = ConfigDict(complete(read_json(workdir / "config.json")))
     info = _preparation(workdir, config, shards, other_grid)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
 
-__all__ = ["OBJECTIVES", "Batch", "DataSpec", "Embedding", "Features", "Objective", "Term", "create"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "DataSpec",
+    "Embedding",
+    "Features",
+    "Objective",
+    "Term",
+    "complete",
+    "create",
+]
 
 OBJECTIVES: dict[str, tuple[str, str]] = {
     "mae": ("medclip_jax.objectives.mae", "MaskedAutoencoder"),
@@ -38,3 +50,26 @@ def create(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
         raise ValueError(f"no objective {config.name!r}; there are {', '.join(OBJECTIVES)}.{hint}")
     module, name = OBJECTIVES[config.name]
     return getattr(importlib.import_module(module), name)(config, spec, rngs=rngs)
+
+
+def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """An objective's config that was saved, with the keys that it got since then at their defaults.
+
+    Args:
+        saved: `objective` of a config.json; as it is where its name is not registered.
+
+    Returns:
+        JSON types: tuples are lists.
+    """
+    if saved.get("name") not in OBJECTIVES:
+        return dict(saved)
+    defaults = importlib.import_module(OBJECTIVES[saved["name"]][0]).default_config().to_dict()
+    return _filled(saved, json.loads(json.dumps(defaults)))
+
+
+def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **saved}
+    for name, value in saved.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
+            merged[name] = _filled(value, defaults[name])
+    return merged

@@ -195,7 +195,7 @@ def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
     """
     if config.folder:
         # Imported here: a hub id needs the hub client, which a bare training machine may lack.
-        from medclip_jax.weights.hub import locate
+        from medclip_jax.hub import locate
 
         sizes = BertConfig.from_hf(locate(config.folder, weights=False))
         where, remedy = f"the encoder in {config.folder!r}", "config.data.tokenizer to the same folder"

@@ -377,10 +377,12 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         saved: `config.json` of a run.
     """
-    known = to_json(base_config())
+    from medclip_jax import objectives
+
+    completed = _over(to_json(base_config()), saved)
     if "objective" in saved:
-        known["objective"] = to_json(_objective_defaults(saved))
-    return _over(known, saved)
+        completed["objective"] = objectives.complete(saved["objective"])
+    return completed
 
 
 def _over(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

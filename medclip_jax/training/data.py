@@ -220,8 +220,8 @@ def _vocabulary(folder: Path | None) -> Mapping[str, int] | None:
 
 
 def _located(name: str) -> Path | None:
-    from medclip_jax.export.folder import TOKENIZER_FILES
-    from medclip_jax.weights.hub import locate
+    from medclip_jax.hub import locate
+    from medclip_jax.weights.exported import TOKENIZER_FILES
 
     return locate(name, weights=False, more=TOKENIZER_FILES)
 

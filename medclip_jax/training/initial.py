@@ -69,11 +69,11 @@ def log_other_kind(workdir: str, shards: str) -> None:
         workdir: `config.initial_weights.workdir`.
         shards: `config.data.shards` of the run that begins.
     """
-    from medclip_jax.export.exported_config import read_json
-    from medclip_jax.export.folder import is_export
+    from medclip_jax.hub import locate
     from medclip_jax.shards.grid import differences, volume_kind
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
-    from medclip_jax.weights.hub import locate
+    from medclip_jax.weights.exported import is_export
+    from medclip_jax.weights.exported_config import read_json
 
     folder = locate(workdir)
     if is_export(folder):
@@ -90,8 +90,8 @@ def log_other_kind(workdir: str, shards: str) -> None:
 
 def _read(config: Any, where: str) -> dict[str, np.ndarray]:
     """What `config.include` picks, by "path/to/parameter"."""
-    from medclip_jax.export.folder import is_export, read_folder
-    from medclip_jax.weights.hub import hub_id, locate
+    from medclip_jax.hub import hub_id, locate
+    from medclip_jax.weights.exported import is_export, read_folder
 
     try:
         folder = locate(config.workdir)

@@ -307,8 +307,8 @@ def restored(
 
 def keep_preparation(workdir: Workdir, config: Any) -> None:
     """Copy into the workdir what using the model takes besides its checkpoint."""
+    from medclip_jax.hub import locate
     from medclip_jax.shards.read import open_shards
-    from medclip_jax.weights.hub import locate
 
     text_folder = config.objective.get("text", {}).get("folder")
     workdir.keep_preparation(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medclip_jax.weights.hub import WEIGHT_FILES
+from medclip_jax.hub import WEIGHT_FILES
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Under which key training scripts keep the model beside optimizer and step."""

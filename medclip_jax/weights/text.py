@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from medclip_jax.hub import locate
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.weights.files import listed, read_weights
-from medclip_jax.weights.hub import locate
 
 SETTINGS = {
     "embeddings.word_embeddings.weight": ("vocab_size", "hidden_size"),

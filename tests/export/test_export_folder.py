@@ -14,7 +14,7 @@ import torch
 from jax import export
 
 from medclip_jax.export import onnx, stablehlo
-from medclip_jax.export.folder import check_out, folder_config, is_export, read_folder, write_folder
+from medclip_jax.export.folder import check_out, folder_config, write_folder
 from medclip_jax.export.model_card import model_card
 from medclip_jax.export.parity import TOLERANCE, largest_difference, load_torch, made_up_volume
 from medclip_jax.export.stablehlo import write_stablehlo
@@ -22,6 +22,7 @@ from medclip_jax.models.bert import BertConfig
 from medclip_jax.parameters import flatten, split
 from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
+from medclip_jax.weights.exported import is_export, read_folder
 from tests.export.twins import NAMES, SHAPE, made_volumes, make_model, small, spec_of
 
 TEXT = [text for name in NAMES for text in pair(name)]

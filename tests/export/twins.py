@@ -12,7 +12,6 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, write_folder
 from medclip_jax.export.modeling_medclip import MedclipConfig, MedclipModel
-from medclip_jax.export.names import to_torch
 from medclip_jax.inference.model import Model
 from medclip_jax.objectives import cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import DataSpec, Objective
@@ -20,6 +19,7 @@ from medclip_jax.parameters import flatten, merge, split, unflatten
 from medclip_jax.reports.findings import FINDINGS
 from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import train_wordpiece
+from medclip_jax.weights.names import to_torch
 
 torch.set_num_threads(1)  # arrays of a few numbers: threads would only wait for each other
 

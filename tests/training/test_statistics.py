@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import medclip_jax
 from medclip_jax import objectives
-from medclip_jax.export.folder import read_folder, write_folder
+from medclip_jax.export.folder import write_folder
 from medclip_jax.export.parity import largest_difference
 from medclip_jax.models.resnet import BatchNorm
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Term
@@ -29,6 +29,7 @@ from medclip_jax.shards.write import write_shards
 from medclip_jax.training.checkpoints import CheckpointError, restore_weights
 from medclip_jax.training.config import base_config
 from medclip_jax.training.loop import train
+from medclip_jax.weights.exported import read_folder
 from tests.tiny_run import FINDINGS, SHAPE, SPACING, made_records
 
 MEAN, VARIANCE = "tower/norm/running_mean", "tower/norm/running_var"

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from medclip_jax.export.names import to_torch
 from medclip_jax.objectives import mae
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.objectives.towers import VisionTower, vision_defaults
 from medclip_jax.parameters import flatten, split
+from medclip_jax.weights.names import to_torch
 from medclip_jax.weights.pretrained import load_pretrained
 from medclip_jax.weights.resizing import inflate, resize_positions
 from medclip_jax.weights.vision import convert, read_vision_weights

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from medclip_jax.weights.hub import hub_id, locate
+from medclip_jax.hub import hub_id, locate
 
 NAME = "some/model"
 RESPONSE = httpx.Response(403, request=httpx.Request("HEAD", "https://huggingface.co"))

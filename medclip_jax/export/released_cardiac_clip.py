@@ -19,10 +19,10 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.hub import locate
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.parameters import flatten, merge, split, unflatten
-from medclip_jax.weights.hub import locate
 from medclip_jax.weights.text import assign
 from medclip_jax.weights.vision import convert
 from medclip_jax.weights.vision_checkpoint import read_checkpoint

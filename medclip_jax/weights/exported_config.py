@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medclip_jax.objectives import OBJECTIVES, complete
 from medclip_jax.objectives.base import DataSpec
 
 MODEL_TYPE = "medclip"
@@ -56,18 +57,15 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
         ValueError: an entry is missing, of another type, out of range, or says otherwise than the weights;
             the message names it.
     """
-    from medclip_jax.objectives import OBJECTIVES
-    from medclip_jax.training.config import complete
-
     for name, kind in (("objective", dict), ("data", dict), ("prompts", dict), ("crop", str)):
         _check(isinstance(config.get(name), kind), name, config.get(name), f"a {kind.__name__}")
     objective, data = config["objective"], config["data"]
     _check(config.get("modality") in ("CT", "MR"), "modality", config.get("modality"), '"CT" or "MR"')
     known = objective.get("name")
     _check(isinstance(known, str) and known in OBJECTIVES, "objective.name", known, " or ".join(OBJECTIVES))
-    defaults = complete({"objective": {"name": known}})["objective"]
+    defaults = complete({"name": known})
     _check_entries("objective", objective, defaults)
-    whole = complete({"objective": objective})["objective"]
+    whole = complete(objective)
     _check_towers(whole, shapes)
     spec = _spec(data)
     if {"cell", "patch", "windows", "standardize"} <= whole.get("vision", {}).keys():

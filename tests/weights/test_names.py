@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from medclip_jax.export.names import from_torch, to_torch, torch_name, torch_shape
 from medclip_jax.parameters import flatten, split
+from medclip_jax.weights.names import from_torch, to_torch, torch_name, torch_shape
 from tests.export.twins import make_objective, small, spec_of, twins
 
 OBJECTIVES = {

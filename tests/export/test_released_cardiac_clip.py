@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 import medclip_jax
 from medclip_jax.cli.main import main
-from medclip_jax.export.names import to_torch
+from medclip_jax.export.released_cardiac_clip import Choices, convert_release, import_release
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.parameters import flatten, split
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
-from medclip_jax.weights.cardiac_clip import Choices, convert_release, import_release
+from medclip_jax.weights.names import to_torch
 from tests.export.twins import made_volumes
 
 WIDTH, DEPTH, PATCH, GRID, EMBEDDING = 128, 2, 8, (2, 3, 4), 40
