@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16, Int64
 
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, EncodeTexts
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, EncodeTexts, VolumeInputs
 from medclip_jax.evaluation.metrics import Interval, bootstrap_interval, mean_of_defined
 from medclip_jax.evaluation.uncertainty_metrics import spearman
 from medclip_jax.reports.findings import FINDINGS, extract_detailed
@@ -245,10 +245,10 @@ def damaged_volumes(
     def decoded(index: int) -> np.ndarray:
         return records[index]["volume"]
 
-    def read(place: int) -> np.ndarray:
+    def read(place: int) -> VolumeInputs:
         index = int(chosen[place // len(plan)])
         kind, level = plan[place % len(plan)]
-        return VOLUME_DAMAGE[kind](decoded(index), level, np.random.default_rng([seed, index]))
+        return {"volume": VOLUME_DAMAGE[kind](decoded(index), level, np.random.default_rng([seed, index]))}
 
     embedded = embedder.volumes(len(chosen) * len(plan), read, label="embed damaged volumes")
     traces = embedded.trace.reshape(len(chosen), len(plan))

@@ -11,20 +11,22 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float, Int8, Int16, Int32, Int64
+from jaxtyping import Bool, Float, Int8, Int32, Int64
 
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
 from medclip_jax.losses.probabilistic import inclusion
-from medclip_jax.objectives.base import Embedding, Objective
+from medclip_jax.objectives.base import Embedding, Inputs, Objective
 from medclip_jax.progress import track
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 """Texts of a prepared record."""
+
+VolumeInputs = Mapping[str, np.ndarray]
+"""The batch fields that an objective embeds, of one volume or of a batch."""
 
 EncodeTexts = Callable[[Sequence[str]], Embeddings]
 """Texts to L2-normalised float32 vectors, or to Gaussians."""
@@ -119,7 +121,9 @@ class Embedder:
         readers: int = 2,
     ):
         self.graph, self.state = nnx.split(objective)
-        self.pooling = describe_pooling(objective)
+        self.pooling = objective.pooling()
+        self.volume_inputs = objective.volume_inputs
+        self.has_text = objective.has_text
         self.tokenizer = tokenizer
         self.text_length = text_length
         self.progress = progress
@@ -128,7 +132,7 @@ class Embedder:
         self.sharding = _batch_sharding(self.state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
-        self.has_organs = hasattr(objective, "embed_organs")
+        self.embeds_organs = objective.embeds_organs
         self._organs = self._compiled(_organ_inclusion)
         self._volumes = self._compiled(_embed_volumes)
         self._texts = self._compiled(_embed_texts)
@@ -144,13 +148,13 @@ class Embedder:
         self._known = {}
 
     def volumes(
-        self, count: int, read: Callable[[int], np.ndarray], *, label: str = "embed volumes"
+        self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
     ) -> Float[np.ndarray, "count E"]:
         """Embed volumes that are read one by one, while the device works on those before.
 
         Args:
             count: number of volumes.
-            read: index to (D, H, W) int16 HU.
+            read: index to the fields of `Objective.volume_inputs`, such as `volume` (D, H, W) int16 HU.
             label: of the progress bar.
 
         Returns:
@@ -161,13 +165,13 @@ class Embedder:
         """
         if count == 0:
             raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
-        found = self._read_and_call(self._volumes, count, lambda index: (read(index),), label)
+        found = self._read_and_call(self._volumes, count, lambda index: (dict(read(index)),), label)
         return joined([_kept(embedding) for embedding in found])[:count]
 
     def organ_inclusion(
         self,
         count: int,
-        read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        read: Callable[[int], tuple[VolumeInputs, np.ndarray]],
         *,
         label: str = "embed organs",
     ) -> tuple[Float[np.ndarray, "count O"], Bool[np.ndarray, "count O"]]:
@@ -175,7 +179,7 @@ class Embedder:
 
         Args:
             count: number of volumes.
-            read: index to (D, H, W) int16 HU and (O, d, h, w) uint8 occupancy.
+            read: index to the fields of `Objective.volume_inputs` and (O, d, h, w) uint8 occupancy.
             label: of the progress bar.
 
         Returns:
@@ -185,29 +189,35 @@ class Embedder:
         Raises:
             NotEvaluable: there are no volumes, or the objective has no Gaussians of organs.
         """
-        if count == 0 or not self.has_organs:
+        if count == 0 or not self.embeds_organs:
             raise NotEvaluable(
                 "there are no Gaussians of organs: evaluate a model that gives them (hipro_ct), on volumes"
             )
-        found = self._read_and_call(self._organs, count, read, label)
+
+        def arguments(index: int) -> tuple[VolumeInputs, np.ndarray]:
+            inputs, organs = read(index)
+            return dict(inputs), organs
+
+        found = self._read_and_call(self._organs, count, arguments, label)
         scores, present = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
         return scores, present
 
-    def stream(self, batches: Iterable[Int16[np.ndarray, "rows D H W"]]) -> Iterator[Embeddings]:
+    def stream(self, batches: Iterable[VolumeInputs]) -> Iterator[Embeddings]:
         """Embed batches as they come; the next one is asked for while the device works on the one before.
 
         Args:
-            batches: each of `batch_size` prepared volumes; of several processes, each gives its `own_rows`.
+            batches: the fields of `Objective.volume_inputs`, `batch_size` rows of each; of several processes,
+                each gives its `own_rows`.
 
         Yields:
             For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        return map(_kept, self._ahead(self._volumes, ((batch,) for batch in batches)))
+        return map(_kept, self._ahead(self._volumes, ((dict(batch),) for batch in batches)))
 
     def _read_and_call(
         self, function: Callable[..., Any], count: int, read: Callable[[int], tuple], label: str
     ) -> list[Any]:
-        """A compiled function over what `read` gives of every index: on the host, one entry a batch."""
+        """A compiled function over what `read` gives of every index, its arguments: on the host, by batch."""
         own = self.own_rows()
         out: list[Any] = []
         with (
@@ -221,7 +231,7 @@ class Embedder:
                 lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
             )
             stacked = (
-                tuple(np.stack(part) for part in zip(*(row.result() for row in rows), strict=True))
+                jax.tree.map(lambda *parts: np.stack(parts), *(row.result() for row in rows))
                 for rows in batches
             )
             for found in self._ahead(function, stacked):
@@ -230,9 +240,7 @@ class Embedder:
                 self.between()
         return out
 
-    def _ahead(
-        self, function: Callable[..., Any], batches: Iterable[tuple[np.ndarray, ...]]
-    ) -> Iterator[Any]:
+    def _ahead(self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Results on the host; the next batch is asked for while the device works on the one before."""
         pending: deque[Any] = deque()
         for batch in batches:
@@ -260,6 +268,11 @@ class Embedder:
         Raises:
             NotEvaluable: the objective has no text tower, or there is no tokenizer.
         """
+        if not self.has_text:
+            raise NotEvaluable(
+                "this objective has no text tower (a masked autoencoder has none): evaluate a contrastive "
+                "model"
+            )
         if self.tokenizer is None:
             raise NotEvaluable(
                 "there is no tokenizer: prepare the shards with one, or evaluate without texts"
@@ -270,13 +283,7 @@ class Embedder:
             for start in range(0, len(new), self.batch_size):
                 batch = new[start : start + self.batch_size]
                 tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)
-                try:
-                    vectors = self._call(self._texts, _fill(tokens, self.batch_size)[self.own_rows()])
-                except NotImplementedError:
-                    raise NotEvaluable(
-                        "this objective has no text tower (a masked autoencoder has none): evaluate a "
-                        "contrastive model"
-                    ) from None
+                vectors = self._call(self._texts, _fill(tokens, self.batch_size)[self.own_rows()])
                 self._known.update(zip(batch, _kept(jax.device_get(vectors)), strict=False))
                 bar.update(len(batch))
                 self.between()
@@ -293,7 +300,7 @@ class Embedder:
             return jax.jit(partial(function, self.graph))
         mesh = self.sharding.mesh
 
-        def embed(state: nnx.State, *batch: jax.Array) -> Any:
+        def embed(state: nnx.State, *batch: Any) -> Any:
             # Models pin activations to the mesh in force (`medclip_jax.sharding`).
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(self.graph, state, *batch)
@@ -301,19 +308,16 @@ class Embedder:
         # Whole on every device, so that every process can read all of it.
         return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def _call(self, function: Callable[..., Any], *batch: np.ndarray) -> Any:
+    def _call(self, function: Callable[..., Any], *batch: Any) -> Any:
         # Explicit transfer: the training loop forbids implicit ones.
         if self.sharding is None:
             return function(self.state, *jax.device_put(batch))
-        return function(
-            self.state,
-            *(
-                jax.make_array_from_process_local_data(
-                    self.sharding, rows, (self.batch_size, *rows.shape[1:])
-                )
-                for rows in batch
-            ),
-        )
+
+        def whole(rows: np.ndarray) -> jax.Array:
+            shape = self.batch_size, *rows.shape[1:]
+            return jax.make_array_from_process_local_data(self.sharding, rows, shape)
+
+        return function(self.state, *jax.tree.map(whole, batch))
 
 
 def embed_split(
@@ -341,10 +345,10 @@ def embed_split(
     """
     kept: list[dict[str, Any]] = [{} for _ in range(len(records))]
 
-    def read(index: int) -> np.ndarray:
+    def read(index: int) -> VolumeInputs:
         record = records[index]
         kept[index] = {key: value for key, value in record.items() if key not in ("volume", "organs")}
-        return record["volume"]
+        return {name: record[name] for name in embedder.volume_inputs}
 
     volumes = embedder.volumes(len(records), read, label=f"embed {name}")
     kept = _gathered(kept)
@@ -369,20 +373,8 @@ def embed_split(
     )
 
 
-def describe_pooling(objective: Objective) -> str:
-    """How the towers reduce tokens to one vector, as the results print it.
-
-    Args:
-        objective: any objective; one without the towers of `objectives.towers` is "not stated".
-    """
-    vision = getattr(getattr(getattr(objective, "vision", None), "transformer", None), "pooling", None)
-    text = getattr(getattr(objective, "text", None), "pooling", None)
-    parts = [f"volume {vision}" if vision else "", f"text {text}" if text else ""]
-    return ", ".join(part for part in parts if part) or "not stated"
-
-
-def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array) -> Embedding:
-    return nnx.merge(graph, state).embed_volumes(volumes)
+def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> Embedding:
+    return nnx.merge(graph, state).embed_volumes(inputs)
 
 
 def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Embedding:
@@ -390,15 +382,14 @@ def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Em
 
 
 def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
-    scale = getattr(nnx.merge(graph, state), "logit_scale", None)
-    return jnp.asarray(scale() if isinstance(scale, nnx.Module) else 1.0, jnp.float32)
+    return nnx.merge(graph, state).similarity_scale()
 
 
 def _organ_inclusion(
-    graph: nnx.GraphDef, state: nnx.State, volumes: jax.Array, organs: jax.Array
+    graph: nnx.GraphDef, state: nnx.State, inputs: Inputs, organs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     objective = nnx.merge(graph, state)
-    whole, parts = objective.embed_volumes(volumes), objective.embed_organs(volumes, organs)
+    whole, parts = objective.embed_volumes(inputs), objective.embed_organs(inputs, organs)
     around = whole.mean[:, None], whole.log_variance[:, None]
     return inclusion(parts.mean, parts.log_variance, *around, reduce="joint"), parts.present
 

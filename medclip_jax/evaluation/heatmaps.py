@@ -93,7 +93,7 @@ def heat_map(
     for 12 heads and 344 tokens, 3.9 GB for 5185 tokens.
 
     Args:
-        objective: a model with a volume tower and a projection: `clip`, `cardiac_clip`, `hipro_ct`.
+        objective: a model with an `explained_tower`: `clip`, `cardiac_clip`, `hipro_ct`.
         volume: (D, H, W) prepared volume, HU.
         positive: a single point or Gaussian, (E,), of the prompt.
         negative: that of the opposite prompt; then the difference of the cosines is explained.
@@ -104,15 +104,16 @@ def heat_map(
         The map.
 
     Raises:
-        NotEvaluable: the objective has no such tower or projection.
+        NotEvaluable: the objective has no such tower.
         ValueError: `first_layer` is out of range.
     """
-    transformer = getattr(getattr(objective, "vision", None), "transformer", None)
-    if transformer is None or _projection(objective) is None:
+    tower = objective.explained_tower()
+    if tower is None:
         raise NotEvaluable(
             f"{type(objective).__name__} has no volume tower with a projection into the space of texts: "
             "heat maps need a contrastive model"
         )
+    transformer = tower.transformer
     depth, heads = len(transformer.blocks), transformer.blocks["0"].attention.heads
     grid = tuple(int(n) for n in transformer.grid)
     first = depth // 2 + 1 if first_layer is None else first_layer
@@ -156,12 +157,6 @@ def upsample(patches: Float[np.ndarray, "d h w"], shape: Sequence[int]) -> Float
     return ndimage.zoom(patches, factors, order=1, mode="nearest", grid_mode=True)
 
 
-def _projection(objective: Objective) -> Any:
-    """The map from the pooled tokens to the joint space; of Gaussians, to their means. None without one."""
-    head = getattr(objective, "volume_head", None)
-    return getattr(objective, "vision_projection", getattr(head, "mean", None))
-
-
 def _rows_read(pooling: str, share: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
     """How much the pooling takes from each token: the class token, all patches alike, or its share."""
     if pooling == "cls":
@@ -185,8 +180,9 @@ def _contributions(
     higher the score is for it.
     """
     objective = nnx.merge(graph, state)
-    transformer = objective.vision.transformer
-    voxels = objective.vision.to_voxels(volume)
+    tower = objective.explained_tower()
+    transformer = tower.transformer
+    voxels = tower.to_voxels(volume)
     tokens = 1 + int(np.prod(transformer.grid))
     shape = (1, transformer.blocks["0"].attention.heads, tokens, tokens)
 
@@ -196,7 +192,7 @@ def _contributions(
         every = [offsets.get(layer) for layer in range(1, len(transformer.blocks) + 1)]
         encoded, maps = transformer(voxels, attention_offsets=every)
         encoded = encoded.astype(jnp.float32) + change
-        embedding = _projection(objective)(transformer.pool(encoded))[0].astype(jnp.float32)
+        embedding = objective.to_joint_space(transformer.pool(encoded))[0].astype(jnp.float32)
         cosine = embedding @ direction / jnp.maximum(jnp.linalg.norm(embedding), 1e-6)
         return cosine, ({layer: maps[layer - 1] for layer in layers}, encoded)
 

@@ -18,7 +18,13 @@ from medclip_jax.evaluation.degradation import (
     ladder,
     measure,
 )
-from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, Embedder, EncodeTexts
+from medclip_jax.evaluation.embeddings import (
+    TEXT_FIELDS,
+    EmbeddedSplit,
+    Embedder,
+    EncodeTexts,
+    VolumeInputs,
+)
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, with_interval
 from medclip_jax.evaluation.similarity import Gaussians, describe
@@ -300,15 +306,15 @@ def _inclusion(
 ) -> Inclusion:
     if not isinstance(data.volumes, Gaussians):
         raise NotEvaluable(_POINTS)
-    if embedder is None or open_records is None or not embedder.has_organs:
+    if embedder is None or open_records is None or not embedder.embeds_organs:
         raise NotEvaluable("the model has no Gaussians of organs: evaluate one that has, such as hipro_ct")
-    records, organs = open_records(("volume", "organs"))
+    records, organs = open_records((*embedder.volume_inputs, "organs"))
     if not organs:
         raise NotEvaluable("the shards hold no organs: prepare from a table with organ masks and --cell")
 
-    def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(place: int) -> tuple[VolumeInputs, np.ndarray]:
         record = records[int(chosen[place])]
-        return record["volume"], record["organs"]
+        return {name: record[name] for name in embedder.volume_inputs}, record["organs"]
 
     scores, present = embedder.organ_inclusion(len(chosen), read)
     if not present.any():

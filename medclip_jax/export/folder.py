@@ -71,7 +71,7 @@ def write_folder(
             (folder / SAFETENSORS).chmod((folder / CONFIG).stat().st_mode & 0o777)
         if "pytorch" in formats:
             _save_pytorch(weights, folder / PYTORCH)
-        if model.tokenizer is not None and hasattr(model.objective, "text"):
+        if model.tokenizer is not None and model.objective.has_text:
             model.tokenizer.save(folder)
         shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
         if card:
@@ -90,7 +90,7 @@ def folder_config(model: Model) -> dict[str, Any]:
     from medclip_jax.reports.vocabulary import FINDINGS
 
     objective = json.loads(json.dumps(model.config["objective"]))
-    has_text = hasattr(model.objective, "text")
+    has_text = model.objective.has_text
     if has_text:
         sizes = model.objective.text.encoder.config
         objective["text"] |= {

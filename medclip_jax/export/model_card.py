@@ -27,13 +27,6 @@ PHANTOM_MEASUREMENTS = {
 }
 """What `corpora.phantom` measures of its phantoms under names that no table of patients is likely to use."""
 
-OBJECTIVES = {
-    "mae": "a masked autoencoder: its vectors describe a scan, it reads no text",
-    "clip": "volumes and reports in one space, by contrast of the two (CLIP)",
-    "cardiac_clip": "volumes and reports in one space, by contrast over shared findings (Cardiac-CLIP)",
-    "hipro_ct": "volumes, reports, organs and sentences as Gaussians of one space (HiPro-CT)",
-}
-
 _TORCH = """\
 ```python
 from transformers import AutoModel
@@ -77,13 +70,12 @@ def model_card(
     Returns:
         Markdown with the hub's YAML front matter.
     """
-    has_text = hasattr(model.objective, "text")
+    has_text = model.objective.has_text
     phantoms = info is not None and set(info.measurements) >= PHANTOM_MEASUREMENTS
-    kind = model.config["objective"]["name"]
     sections = [
         _front_matter(has_text),
         f"# {name}",
-        f"A model of 3D {'CT' if model.modality == 'CT' else 'MR'} scans: {OBJECTIVES.get(kind, kind)}. "
+        f"A model of 3D {'CT' if model.modality == 'CT' else 'MR'} scans: {model.objective.description}. "
         "Written by `medclip export`. **Not a medical device.**",
         "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text)),
         "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
@@ -167,7 +159,7 @@ def _input(model: Model) -> str:
         lines.append(
             "* Give `center=(x, y, z)`, RAS mm, of that place with every scan; else its middle is used."
         )
-    if hasattr(model.objective, "text"):
+    if model.objective.has_text:
         lines.append(f"* Texts of up to {model.config['data']['text_length']} tokens; longer ones are cut.")
     return "\n".join(lines)
 
@@ -175,7 +167,7 @@ def _input(model: Model) -> str:
 def _output(model: Model, has_text: bool) -> str:
     import jax
 
-    volume = jax.ShapeDtypeStruct((1, *model.spec.shape), np.int16)
+    volume = {"volume": jax.ShapeDtypeStruct((1, *model.spec.shape), np.int16)}
     mean, log_variance = jax.eval_shape(model.objective.embed_volumes, volume)
     of = "Of a volume, and of a text" if has_text else "Of a volume"
     lines = ["## Output", ""]

@@ -54,8 +54,8 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
         return {}
     ours = exported.objective()
     samples = {"volumes": made_up_volume(exported.spec.shape)[None]}
-    functions = {"volumes": lambda volumes: tuple(ours.embed_volumes(volumes))}
-    if hasattr(ours, "text"):
+    functions = {"volumes": lambda volumes: tuple(ours.embed_volumes({"volume": volumes}))}
+    if ours.has_text:
         samples["texts"] = _tokens(folder, exported.config["text_length"])
         functions["texts"] = lambda tokens: tuple(ours.embed_texts(tokens))
     differences = {name: [] for name in runnable}

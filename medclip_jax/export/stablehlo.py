@@ -41,8 +41,12 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
     """
     folder = Path(folder)
     objective = model.objective
-    functions = {VOLUMES: (objective.embed_volumes, model.spec.shape, jnp.int16)}
-    if hasattr(objective, "text"):
+
+    def of_volumes(volumes: jax.Array) -> Embedding:
+        return objective.embed_volumes({"volume": volumes})
+
+    functions = {VOLUMES: (of_volumes, model.spec.shape, jnp.int16)}
+    if objective.has_text:
         length = int(model.config["data"]["text_length"])
         functions[TEXTS] = (objective.embed_texts, (length,), jnp.int32)
     written = []

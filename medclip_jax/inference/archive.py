@@ -92,7 +92,7 @@ def embed_scans(
                 yield rows
 
     try:
-        for vectors in model.embedder.stream(batches()):
+        for vectors in model.embedder.stream({"volume": rows} for rows in batches()):
             for index, outcome in waiting.popleft():
                 if isinstance(outcome, Prepared):
                     yield _row(entries[index], vectors[index % size], outcome.notes)

@@ -102,7 +102,7 @@ class Model:
             f"  vision:    {vision['depth']} blocks, {vision['width']} wide, "
             f"patch {' x '.join(map(str, vision['patch']))}, {vision['dtype']}",
         ]
-        if hasattr(self.objective, "text"):
+        if self.objective.has_text:
             length = self.config["data"]["text_length"]
             sizes = self.objective.text.encoder.config
             lines.append(f"  text:      {sizes.depth} blocks, {sizes.width} wide, up to {length} tokens")
@@ -141,8 +141,7 @@ class Model:
     @property
     def logit_scale(self) -> float:
         """The learned multiplier of cosines; 1 where the objective has none."""
-        scale = getattr(self.objective, "logit_scale", None)
-        return float(scale()) if isinstance(scale, nnx.Module) else 1.0
+        return float(self.objective.similarity_scale())
 
     def prepare(self, scan: Scan, *, center: Center = None) -> Int16[np.ndarray, "D H W"]:
         """Bring a scan to the form the model was trained on, as `medclip prepare` does.
@@ -198,7 +197,7 @@ class Model:
         scans = _as_list(volumes)
         centers = _centers(center, len(scans))
         return self.embedder.volumes(
-            len(scans), lambda index: self.prepare(scans[index], center=centers[index])
+            len(scans), lambda index: {"volume": self.prepare(scans[index], center=centers[index])}
         )
 
     def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+if TYPE_CHECKING:
+    from medclip_jax.objectives.towers import VisionTower
 
 Batch = Mapping[str, jax.Array]
 """Integers from the pipeline; see `docs/architecture.md`, "A batch"."""
 
 Features = dict[str, jax.Array]
 """What `encode` hands to `couple`: small arrays, every one with the batch on its first axis."""
+
+Inputs = Mapping[str, jax.Array]
+"""What is embedded: batch fields by name, every one with the batch on its first axis."""
 
 
 class Term(NamedTuple):
@@ -35,6 +41,20 @@ class Embedding(NamedTuple):
 
     mean: Float[Array, "B D"]
     log_variance: Float[Array, "B D"] | None = None
+
+
+class OrganEmbedding(NamedTuple):
+    """Gaussians of the organs of volumes.
+
+    Attributes:
+        mean: (B, O, D), L2-normalised.
+        log_variance: (B, O, D).
+        present: (B, O), False where the organ does not show in the volume: its numbers mean nothing.
+    """
+
+    mean: Float[Array, "B O D"]
+    log_variance: Float[Array, "B O D"]
+    present: Bool[Array, "B O"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +93,35 @@ class DataSpec:
 
 
 class Objective(nnx.Module):
-    """A system: its towers, its heads, and four questions the loop and the evaluators ask.
+    """A system: its towers, its heads, how it learns, how it embeds, and what others need to know of it.
 
-    Subclasses live one to a file in `objectives/` and are registered by name in `objectives.create`.
+    `encode` and `couple` are for training; `embed_volumes` and, with `has_text`, `embed_texts` for
+    evaluation, export and inference. All that those need to know is declared here, with an answer for a
+    system that has none of it. Subclasses live one to a file in `objectives/` and are registered by name in
+    `objectives.create`.
+
+    Attributes:
+        volume_inputs: batch fields that `embed_volumes` reads.
+        has_text: whether `embed_texts` works.
+        embeds_organs: whether `embed_organs` works.
+        description: what it is, for the model card; follows a colon.
+        torch_twin: name of the class in the exported torch code that embeds likewise; "" where there is none.
     """
+
+    volume_inputs: ClassVar[tuple[str, ...]] = ("volume",)
+    has_text: ClassVar[bool] = False
+    embeds_organs: ClassVar[bool] = False
+    description: ClassVar[str] = "a system of one's own"
+    torch_twin: ClassVar[str] = ""
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Names of the batch fields that `encode` and `couple` read, beside `study` and `sample`.
+
+        Args:
+            config: `config.objective`.
+        """
+        raise NotImplementedError
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Map each sample on its own to small features.
@@ -92,7 +137,7 @@ class Objective(nnx.Module):
         raise NotImplementedError
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
-        """Turn the features of the whole global batch into named terms."""
+        """Turn the features of the global batch into named terms."""
         raise NotImplementedError
 
     def calibrate(self, batch: Batch, key: jax.Array) -> None:
@@ -101,12 +146,41 @@ class Objective(nnx.Module):
         Called once, before the first step of a run, after initial weights were read.
         """
 
-    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
-        """Embed prepared volumes (HU). Deterministic."""
+    def embed_volumes(self, inputs: Inputs) -> Embedding:
+        """Embed volumes. Deterministic.
+
+        Args:
+            inputs: the fields of `volume_inputs`, as in a batch.
+        """
         raise NotImplementedError
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Embed token ids; padding is recognised by `DataSpec.pad_token`. Deterministic."""
+        raise NotImplementedError
+
+    def embed_organs(self, inputs: Inputs, organs: UInt8[Array, "B O d h w"]) -> OrganEmbedding:
+        """Embed organs of volumes. Deterministic.
+
+        Args:
+            inputs: as for `embed_volumes`.
+            organs: occupancy of the organs' cells, as in a batch.
+        """
+        raise NotImplementedError
+
+    def similarity_scale(self) -> Float[Array, ""]:
+        """The learned multiplier of similarities, 1 where there is none."""
+        return jnp.float32(1.0)
+
+    def pooling(self) -> str:
+        """How the towers reduce tokens to one vector, in words, for tables and cards."""
+        return "not stated"
+
+    def explained_tower(self) -> VisionTower | None:
+        """The tower that heat maps follow, None where there is none with a way to the space of texts."""
+        return None
+
+    def to_joint_space(self, pooled: Float[Array, "B pooled"]) -> Float[Array, "B D"]:
+        """From what `explained_tower` pools to the joint space, unnormalized; of Gaussians the mean."""
         raise NotImplementedError
 
 

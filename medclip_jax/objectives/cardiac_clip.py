@@ -6,7 +6,7 @@ matrix; what the paper leaves open is decided in `docs/reference/losses.md`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -53,6 +53,15 @@ class CardiacClip(clip.Clip):
     Raises:
         ValueError: the shards hold no column for one of `config.findings`.
     """
+
+    description: ClassVar[str] = (
+        "volumes and reports in one space, by contrast over shared findings (Cardiac-CLIP)"
+    )
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Volumes, their reports, and the findings that say how alike two of them are."""
+        return ("volume", "tokens", "findings")
 
     def _set_loss(self, config: Any, spec: DataSpec) -> None:
         missing = [name for name in config.findings if name not in spec.findings]

@@ -6,7 +6,7 @@ Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,16 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.losses import chunked, contrastive
 from medclip_jax.models.heads import LogitScale, Projection, common_part
-from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.base import (
+    Batch,
+    DataSpec,
+    Embedding,
+    Features,
+    Inputs,
+    Objective,
+    Term,
+    sample_keys,
+)
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
 from medclip_jax.vectors import normalize
 
@@ -54,6 +63,15 @@ class Clip(Objective):
         spec: fixes grid and vocabulary.
         rngs: source of the initial weights.
     """
+
+    has_text: ClassVar[bool] = True
+    description: ClassVar[str] = "volumes and reports in one space, by contrast of the two (CLIP)"
+    torch_twin: ClassVar[str] = "MedclipModel"
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Volumes and their reports."""
+        return ("volume", "tokens")
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
@@ -139,13 +157,29 @@ class Clip(Objective):
             "logit_scale": Term(jax.lax.stop_gradient(self.logit_scale()), jnp.float32(1.0), weight=0.0),
         }
 
-    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+    def embed_volumes(self, inputs: Inputs) -> Embedding:
         """Normalised joint-space vectors of volumes."""
-        return Embedding(normalize(self.vision_projection(self.vision(volumes))))
+        return Embedding(normalize(self.to_joint_space(self.vision(inputs["volume"]))))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Normalised joint-space vectors of texts."""
         return Embedding(normalize(self.text_projection(self.text(tokens))))
+
+    def similarity_scale(self) -> Float[Array, ""]:
+        """The learned inverse temperature."""
+        return self.logit_scale()
+
+    def pooling(self) -> str:
+        """Of both towers."""
+        return f"volume {self.vision.transformer.pooling}, text {self.text.pooling}"
+
+    def explained_tower(self) -> VisionTower:
+        """The volume tower."""
+        return self.vision
+
+    def to_joint_space(self, pooled: Float[Array, "B pooled"]) -> Float[Array, "B D"]:
+        """The projection of volumes."""
+        return self.vision_projection(pooled)
 
 
 def _first_hits(

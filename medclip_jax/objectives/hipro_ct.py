@@ -7,7 +7,7 @@ leaves open is decided in `docs/reference/hipro-ct.md`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,25 @@ from medclip_jax.losses import chunked, probabilistic
 from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
 from medclip_jax.models.heads import LogitScale
 from medclip_jax.models.patches import pool_cells
-from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.base import (
+    Batch,
+    DataSpec,
+    Embedding,
+    Features,
+    Inputs,
+    Objective,
+    OrganEmbedding,
+    Term,
+    sample_keys,
+)
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
 from medclip_jax.sharding import batch_sharded
 
 DIRECTIONS = ("global_contains_local", "local_contains_global")
 """Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
+
+ORGAN_FIELDS = ("organs", "organ", "organ_tokens", "organ_normal")
+"""What local terms read of a batch."""
 
 WHOLES, PARTS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
 
@@ -98,20 +111,6 @@ class Damage:
     cut_text: float
 
 
-class OrganEmbeddings(NamedTuple):
-    """Gaussians of the organs of volumes.
-
-    Attributes:
-        mean: (B, O, D), L2-normalised.
-        log_variance: (B, O, D).
-        present: (B, O), False where the organ does not show in the volume: its numbers mean nothing.
-    """
-
-    mean: Float[Array, "B O D"]
-    log_variance: Float[Array, "B O D"]
-    present: Bool[Array, "B O"]
-
-
 class HiProCt(Objective):
     """Two towers with Gaussian heads; the vision head also reads parts of a volume, the text head sentences.
 
@@ -124,6 +123,17 @@ class HiProCt(Objective):
         ValueError: an unknown option, a damage out of range, or shards without organs where the weights ask
             for local terms.
     """
+
+    has_text: ClassVar[bool] = True
+    embeds_organs: ClassVar[bool] = True
+    description: ClassVar[str] = "volumes, reports, organs and sentences as Gaussians of one space (HiPro-CT)"
+    torch_twin: ClassVar[str] = "MedclipModel"
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Volumes and reports; with local terms, one organ of each volume and its sentences, too."""
+        local = config.weights.local > 0 or config.weights.hierarchy > 0
+        return ("volume", "tokens", *(ORGAN_FIELDS if local else ()))
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         if config.direction not in DIRECTIONS:
@@ -306,28 +316,43 @@ class HiProCt(Objective):
     def _chunk_rows(self, batch: Batch) -> int:
         return self.chunk_rows or chunked.automatic(batch["study"].shape[0])
 
-    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+    def embed_volumes(self, inputs: Inputs) -> Embedding:
         """Gaussians of volumes."""
-        return Embedding(*self._whole(self._patches(volumes)))
+        return Embedding(*self._whole(self._patches(inputs["volume"])))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Gaussians of texts: reports, sentences, prompts."""
         return Embedding(*self._texts(tokens))
 
-    def embed_organs(
-        self, volumes: Int[Array, "B D H W"], organs: UInt8[Array, "B O d h w"]
-    ) -> OrganEmbeddings:
+    def embed_organs(self, inputs: Inputs, organs: UInt8[Array, "B O d h w"]) -> OrganEmbedding:
         """Gaussians of organs of volumes. Deterministic.
 
         Args:
-            volumes: prepared volumes (HU).
+            inputs: as for `embed_volumes`.
             organs: occupancy of the organs' cells, as in a batch.
 
         Raises:
             ValueError: cells that do not divide the patch.
         """
         weights = self._occupancy(organs)
-        return OrganEmbeddings(*self._parts(self._patches(volumes), weights), jnp.any(weights > 0, axis=-1))
+        parts = self._parts(self._patches(inputs["volume"]), weights)
+        return OrganEmbedding(*parts, jnp.any(weights > 0, axis=-1))
+
+    def similarity_scale(self) -> Float[Array, ""]:
+        """The learned multiplier of the similarity of Gaussians."""
+        return self.logit_scale()
+
+    def pooling(self) -> str:
+        """Of both towers."""
+        return f"volume {self.vision.transformer.pooling}, text {self.text.pooling}"
+
+    def explained_tower(self) -> VisionTower:
+        """The volume tower."""
+        return self.vision
+
+    def to_joint_space(self, pooled: Float[Array, "B pooled"]) -> Float[Array, "B D"]:
+        """The means of the Gaussians of volumes."""
+        return self.volume_head.mean(pooled)
 
     def _damaged(self, batch: Batch, keys: jax.Array) -> tuple[Gaussian, Gaussian]:
         """The volumes, augmented as in this step, under noise, and the texts without their end.
@@ -367,7 +392,7 @@ class HiProCt(Objective):
 
     def _drawn_organ(self, batch: Batch, keys: jax.Array | None) -> Float[Array, "B N"]:
         """Occupancy of the organ that the pipeline drew; 0 everywhere where it drew none."""
-        missing = [name for name in ("organs", "organ", "organ_tokens", "organ_normal") if name not in batch]
+        missing = [name for name in ORGAN_FIELDS if name not in batch]
         if missing:
             raise ValueError(
                 f"the batch has no {', '.join(missing)}: prepare with organs and their sentences, and set "

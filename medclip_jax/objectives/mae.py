@@ -6,7 +6,7 @@ Cardiac-CLIP: 75 % of the patches are hidden, a light decoder predicts their vox
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,16 @@ from jaxtyping import Array, Float, Int, Num
 from medclip_jax.losses import masked
 from medclip_jax.models.mae import MaskedDecoder, random_keep
 from medclip_jax.models.patches import patchify, unpatchify
-from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term, sample_keys
+from medclip_jax.objectives.base import (
+    Batch,
+    DataSpec,
+    Embedding,
+    Features,
+    Inputs,
+    Objective,
+    Term,
+    sample_keys,
+)
 from medclip_jax.objectives.towers import VisionTower, vision_defaults
 from medclip_jax.transforms import to_float
 from medclip_jax.vectors import normalize
@@ -60,6 +69,14 @@ class MaskedAutoencoder(Objective):
         spec: fixes the grid.
         rngs: source of the initial weights.
     """
+
+    description: ClassVar[str] = "a masked autoencoder: its vectors describe a scan, it reads no text"
+    torch_twin: ClassVar[str] = "MedclipModel"
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Volumes alone."""
+        return ("volume",)
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
@@ -118,9 +135,13 @@ class MaskedAutoencoder(Objective):
         """Mean squared error over all hidden patches of the batch."""
         return {"reconstruction": Term(features["error"].sum(), features["count"].sum())}
 
-    def embed_volumes(self, volumes: Int[Array, "B D H W"]) -> Embedding:
+    def embed_volumes(self, inputs: Inputs) -> Embedding:
         """The encoder's pooled vector with every patch visible."""
-        return Embedding(normalize(self.vision(volumes)))
+        return Embedding(normalize(self.vision(inputs["volume"])))
+
+    def pooling(self) -> str:
+        """Of the volume tower."""
+        return f"volume {self.vision.transformer.pooling}"
 
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.

@@ -1,7 +1,5 @@
 """An objective whose variance is known: it grows with what is wrong with its input."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +7,11 @@ from flax import nnx
 
 from medclip_jax.evaluation.embeddings import Embedder
 from medclip_jax.models.heads import LogitScale
-from medclip_jax.objectives.base import Embedding, Objective
+from medclip_jax.objectives.base import Embedding, Objective, OrganEmbedding
 
 SHAPE = (8, 4, 4)
 FINDINGS = ("cardiomegaly", "pericardial_effusion")
 WIDTH = 6
-
-
-class Organs(NamedTuple):
-    mean: jax.Array
-    log_variance: jax.Array
-    present: jax.Array
 
 
 def unit(vectors):
@@ -29,13 +21,20 @@ def unit(vectors):
 class ToyGaussian(Objective):
     """Every dimension of a volume has the variance of its voxels (in 100 HU); of a text, 1 / its words."""
 
+    has_text = True
+    embeds_organs = True
+
     def __init__(self, constant: bool = False, organs: tuple[float, float] = (-1.0, 1.0)):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (int(np.prod(SHAPE)), WIDTH)))
         self.logit_scale = LogitScale(20.0, learnable=False)
         self.constant = constant
         self.organs = organs
 
-    def embed_volumes(self, volumes):
+    def similarity_scale(self):
+        return self.logit_scale()
+
+    def embed_volumes(self, inputs):
+        volumes = inputs["volume"]
         flat = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) / 100.0
         spread = jnp.zeros(len(flat)) if self.constant else jnp.log(flat.var(axis=1) + 1e-3)
         return Embedding(unit(flat @ self.weight[...]), jnp.broadcast_to(spread[:, None], (len(flat), WIDTH)))
@@ -47,12 +46,12 @@ class ToyGaussian(Objective):
         found = jnp.where((tokens > 0)[..., None], directions[tokens % 64], 0.0).sum(axis=1)
         return Embedding(unit(found), jnp.broadcast_to(spread[:, None], (len(tokens), WIDTH)))
 
-    def embed_organs(self, volumes, organs):
+    def embed_organs(self, inputs, organs):
         """The first organ is narrower than its volume, the second wider; present where occupied."""
-        whole = self.embed_volumes(volumes)
+        whole = self.embed_volumes(inputs)
         mean = jnp.stack([whole.mean] * organs.shape[1], axis=1)
         steps = jnp.array(self.organs)[None, :, None]
-        return Organs(mean, whole.log_variance[:, None] + steps, organs.any(axis=(2, 3, 4)))
+        return OrganEmbedding(mean, whole.log_variance[:, None] + steps, organs.any(axis=(2, 3, 4)))
 
 
 def tokenize(texts, length):

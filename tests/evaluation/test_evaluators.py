@@ -295,10 +295,13 @@ class TestOrdinal:
 class Toy(Objective):
     """Linear in the first voxels and in the token ids."""
 
+    has_text = True
+
     def __init__(self):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (8, 6)))
 
-    def embed_volumes(self, volumes):
+    def embed_volumes(self, inputs):
+        volumes = inputs["volume"]
         vectors = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) @ self.weight[...]
         return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
 
@@ -310,7 +313,7 @@ class Toy(Objective):
 class Mute(Objective):
     """A masked autoencoder has no text tower."""
 
-    def embed_volumes(self, volumes):
+    def embed_volumes(self, inputs):
         raise AssertionError("volumes must not be embedded for nothing")
 
 

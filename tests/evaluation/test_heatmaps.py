@@ -1,7 +1,5 @@
 """Heat maps against a NumPy transformer in float64 with finite differences, and against planted patches."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +42,12 @@ class Model(Objective):
         self.vision = Tower(pooling, **kwargs)
         pooled = self.vision.transformer.pooled_width
         self.vision_projection = nnx.Linear(pooled, 5, use_bias=False, rngs=nnx.Rngs(2))
+
+    def explained_tower(self):
+        return self.vision
+
+    def to_joint_space(self, pooled):
+        return self.vision_projection(pooled)
 
 
 def gaussian_model():
@@ -196,8 +200,8 @@ def test_of_gaussians_the_means_are_explained():
     model = gaussian_model()
     volume = np.random.default_rng(5).integers(-1000, 1000, SHAPE).astype(np.int16)
     tokens = np.array([[2, 7, 8, 3, 0], [2, 30, 41, 12, 3]], np.int32)
-    embed = jax.jit(lambda volume, tokens: (model.embed_volumes(volume), model.embed_texts(tokens)))
-    seen, read = embed(volume[None], tokens)
+    embed = jax.jit(lambda inputs, tokens: (model.embed_volumes(inputs), model.embed_texts(tokens)))
+    seen, read = embed({"volume": volume[None]}, tokens)
     texts = Gaussians(*map(np.asarray, read))
     maps = [heatmaps.heat_map(model, volume, text) for text in texts]
     for found, mean in zip(maps, texts.mean, strict=True):
@@ -229,7 +233,7 @@ def test_out_of_range_layer_is_named():
 
 def test_objective_without_projection_is_told():
     with pytest.raises(NotEvaluable, match="contrastive"):
-        heatmaps.heat_map(SimpleNamespace(), np.zeros(SHAPE, np.int16), unit(0))
+        heatmaps.heat_map(Objective(), np.zeros(SHAPE, np.int16), unit(0))
 
 
 def test_upsampling_interpolates_between_centers():

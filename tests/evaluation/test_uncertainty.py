@@ -23,10 +23,10 @@ NOISE_ALONE = {"lost_slices": (), "cropped": (), "truncated": (), "vague": ()}
 class ToyPoints(ToyGaussian):
     """The same without variances."""
 
-    embed_organs = property()
+    embeds_organs = False
 
-    def embed_volumes(self, volumes):
-        return Embedding(super().embed_volumes(volumes).mean)
+    def embed_volumes(self, inputs):
+        return Embedding(super().embed_volumes(inputs).mean)
 
     def embed_texts(self, tokens):
         return Embedding(super().embed_texts(tokens).mean)

@@ -56,6 +56,11 @@ def exported(tokenizer, tmp_path_factory):
     return model, folder
 
 
+def of_volumes(model):
+    """`embed_volumes` of an array instead of a mapping, as programs take it."""
+    return lambda volumes: model.objective.embed_volumes({"volume": volumes})
+
+
 def params_of(objective):
     return {name: np.asarray(value) for name, value in flatten(split(objective)[1]).items()}
 
@@ -181,7 +186,7 @@ class TestFolder:
         model, folder = exported
         opened = AutoModel.from_pretrained(str(folder), trust_remote_code=True)
         volumes = made_volumes(2)
-        expected = np.asarray(jax.jit(lambda given: model.objective.embed_volumes(given).mean)(volumes))
+        expected = np.asarray(jax.jit(lambda given: of_volumes(model)(given).mean)(volumes))
         np.testing.assert_allclose(opened.embed_volumes(volumes).mean.numpy(), expected, atol=TOLERANCE)
         ids = AutoTokenizer.from_pretrained(str(folder))(TEXT, padding="max_length", max_length=32)[
             "input_ids"
@@ -200,7 +205,7 @@ class TestFolder:
         model, folder = exported
         volumes = made_volumes(3)
         for name, samples, embed in (
-            (stablehlo.VOLUMES, volumes, model.objective.embed_volumes),
+            (stablehlo.VOLUMES, volumes, of_volumes(model)),
             (stablehlo.TEXTS, model.tokenizer(TEXT[:5], 32), model.objective.embed_texts),
         ):
             content = (folder / name).read_bytes()
@@ -232,7 +237,7 @@ class TestFolder:
             assert b".py" not in file.read_bytes()  # stack traces of this machine
             session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
             is_text = file.name == onnx.TEXTS
-            embed = model.objective.embed_texts if is_text else model.objective.embed_volumes
+            embed = model.objective.embed_texts if is_text else of_volumes(model)
             samples = model.tokenizer(TEXT[:3], 32) if is_text else made_volumes(3)
             expected = jax.jit(lambda given, embed=embed: embed(given).mean)(samples)
             for count in (1, 3):
@@ -260,7 +265,7 @@ class TestGaussians:
         """Kind to samples and their mean and log-variance."""
         model = gaussian[0]
         samples = {"volumes": made_volumes(3), "texts": model.tokenizer(TEXT[:3], 32)}
-        functions = {"volumes": model.objective.embed_volumes, "texts": model.objective.embed_texts}
+        functions = {"volumes": of_volumes(model), "texts": model.objective.embed_texts}
         return {
             kind: (given, jax.jit(lambda x, embed=functions[kind]: tuple(embed(x)))(given))
             for kind, given in samples.items()

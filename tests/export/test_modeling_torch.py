@@ -70,7 +70,7 @@ def test_vision_tower(changes):
             voxels,
             tokens,
             objective.vision.transformer.pool(tokens),
-            objective.embed_volumes(volumes).mean,
+            objective.embed_volumes({"volume": volumes}).mean,
         )
 
     volumes = torch.from_numpy(made_volumes(3))
@@ -144,7 +144,7 @@ def test_contrastive_objectives(name, entries):
     volumes, tokens = made_volumes(3), made_tokens(4, 12)
 
     def embed(objective, volumes, tokens):
-        return objective.embed_volumes(volumes).mean, objective.embed_texts(tokens).mean
+        return objective.embed_volumes({"volume": volumes}).mean, objective.embed_texts(tokens).mean
 
     seen, read = compiled(objective, embed, volumes, tokens)
     assert_same(twin.embed_volumes(volumes).mean, seen)
@@ -175,7 +175,7 @@ def test_gaussian_objective(changes):
     tokens[3] = 0  # a text of padding alone
 
     def embed(objective, volumes, tokens):
-        seen, read = objective.embed_volumes(volumes), objective.embed_texts(tokens)
+        seen, read = objective.embed_volumes({"volume": volumes}), objective.embed_texts(tokens)
         scale, bias = objective.logit_scale(), objective.logit_scale.bias[...]
         return (*seen, *read, pair_logits(*seen, *read, scale, bias))
 
@@ -196,7 +196,7 @@ def test_zero_shot_of_gaussians_follows_the_evaluators(tmp_path):
     volumes, prompts = made_volumes(3), made_tokens(2, 12)
 
     def embed(objective, volumes, tokens):
-        return objective.embed_volumes(volumes), objective.embed_texts(tokens)
+        return objective.embed_volumes({"volume": volumes}), objective.embed_texts(tokens)
 
     seen, read = compiled(objective, embed, volumes, prompts)
     seen, read = (Gaussians(np.asarray(x.mean), np.asarray(x.log_variance)) for x in (seen, read))

@@ -175,7 +175,7 @@ def test_orientation(twin, text_encoder, volumes, orientation, flipped):
     choices = Choices(window=(LOW, HIGH), shape=SHAPE, orientation=orientation)
     release = converted(twin, text_encoder, choices)
     theirs = torch.tensor(np.flip(volumes, flipped).astype(np.float32))
-    ours = release.objective.embed_volumes(jnp.asarray(volumes)).mean
+    ours = release.objective.embed_volumes({"volume": jnp.asarray(volumes)}).mean
     np.testing.assert_allclose(ours, normalized(twin.images(theirs)), atol=1e-5)
 
 

@@ -269,7 +269,7 @@ def test_encode_looks_at_the_drawn_organ_and_says_which_samples_have_one():
     data = on_device(batch)
     features = jax.jit(lambda data: model.encode(data, jax.random.key(0), train=False))(data)
     np.testing.assert_array_equal(features["valid"], [False, False, False, True, True])
-    organs = jax.jit(model.embed_organs)(data["volume"], data["organs"])
+    organs = jax.jit(model.embed_organs)(data, data["organs"])
     assert organs.mean.shape == organs.log_variance.shape == (5, 3, WIDTH)
     assert organs.present.shape == (5, 3)
     assert not organs.present[1, 1]
@@ -279,7 +279,7 @@ def test_encode_looks_at_the_drawn_organ_and_says_which_samples_have_one():
         np.testing.assert_allclose(
             features["organ_log_variance"][n], organs.log_variance[n, batch["organ"][n]], atol=1e-5
         )
-    volumes = jax.jit(model.embed_volumes)(data["volume"])
+    volumes = jax.jit(model.embed_volumes)(data)
     np.testing.assert_allclose(features["volume_mean"], volumes.mean, atol=1e-5)
     np.testing.assert_allclose(features["volume_log_variance"], volumes.log_variance, atol=1e-5)
     texts = jax.jit(model.embed_texts)(data["organ_tokens"][3:])
@@ -292,8 +292,8 @@ def test_an_organ_that_fills_the_volume_is_the_volume():
     model = build()
     data = on_device(make_batch(2))
     organs = jnp.full((2, 2, 4, 8, 6), 255, jnp.uint8).at[:, 1, :, 4:].set(0)
-    found = jax.jit(model.embed_organs)(data["volume"], organs)
-    whole = jax.jit(model.embed_volumes)(data["volume"])
+    found = jax.jit(model.embed_organs)(data, organs)
+    whole = jax.jit(model.embed_volumes)(data)
     np.testing.assert_allclose(found.mean[:, 0], whole.mean, atol=1e-5)
     np.testing.assert_allclose(found.log_variance[:, 0], whole.log_variance, atol=1e-5)
     assert np.abs(found.mean[:, 1] - whole.mean).max() > 1e-3

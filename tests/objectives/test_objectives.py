@@ -102,9 +102,9 @@ def test_encode_looks_at_one_sample_at_a_time(objective):
 
 def test_volume_embeddings_are_unit_vectors_and_deterministic(objective):
     volumes = make_batch()["volume"]
-    first = objective.embed_volumes(volumes)
+    first = objective.embed_volumes({"volume": volumes})
     np.testing.assert_allclose(np.linalg.norm(first.mean, axis=1), 1.0, atol=1e-5)
-    np.testing.assert_array_equal(first.mean, objective.embed_volumes(volumes).mean)
+    np.testing.assert_array_equal(first.mean, objective.embed_volumes({"volume": volumes}).mean)
 
 
 def test_padding_does_not_change_a_text_embedding():

@@ -194,7 +194,7 @@ def test_evaluators_run_in_the_loop_once_each(tmp_path, monkeypatch):
     calls = []
 
     def evaluate(objective, evaluators, **options):
-        assert objective.embed_volumes(np.zeros((2, *SPEC.shape), np.int16)).mean.shape == (2, 8)
+        assert objective.embed_volumes({"volume": np.zeros((2, *SPEC.shape), np.int16)}).mean.shape == (2, 8)
         calls.append((dict(evaluators), options["split"], options["text_length"], options["batch_size"]))
         if len(calls) == 2 and fail:
             raise RuntimeError("stopped in the evaluation")

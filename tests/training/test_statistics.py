@@ -53,6 +53,10 @@ class Tower(nnx.Module):
 class Normed(Objective):
     """Findings from volumes."""
 
+    @classmethod
+    def batch_fields(cls, config):
+        return ("volume", "findings")
+
     def __init__(self, config, spec: DataSpec, *, rngs: nnx.Rngs):
         self.tower = Tower(int(np.prod(spec.shape)), rngs=rngs)
         self.shift = config.shift
@@ -71,8 +75,8 @@ class Normed(Objective):
         error = jnp.square(features["volume"] - batch["findings"])
         return {"error": Term(error.sum(), jnp.float32(error.size))}
 
-    def embed_volumes(self, volumes):
-        vectors = self.tower(self._volumes(volumes), train=False)
+    def embed_volumes(self, inputs):
+        vectors = self.tower(self._volumes(inputs["volume"]), train=False)
         return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
@@ -189,7 +193,7 @@ def test_a_loaded_run_embeds_by_them(workdir, volumes):
     model = medclip_jax.load(workdir, progress=False)
     graphdef, _, variables = split(Normed(default_config(), model.spec, rngs=nnx.Rngs(0)))
     trained = merge(graphdef, restore_weights(workdir, ema=True))
-    expected = jax.jit(lambda given: trained.embed_volumes(given).mean)(volumes)
+    expected = jax.jit(lambda given: trained.embed_volumes({"volume": given}).mean)(volumes)
     np.testing.assert_allclose(model.embed_volumes(volumes), expected, atol=1e-6)
     # Fresh ones would give other vectors.
     forgotten = merge(graphdef, combine(restore_weights(workdir, ema=True), variables))
@@ -246,7 +250,7 @@ def test_an_export_holds_them_and_gives_them_back(workdir, exported, volumes):
     assert flatten(found.variables).keys() == {MEAN, VARIANCE}
     expected = medclip_jax.load(workdir, progress=False).embed_volumes(volumes)
     np.testing.assert_array_equal(medclip_jax.load(exported, progress=False).embed_volumes(volumes), expected)
-    embedded = jax.jit(lambda given: found.objective().embed_volumes(given).mean)(volumes)
+    embedded = jax.jit(lambda given: found.objective().embed_volumes({"volume": given}).mean)(volumes)
     np.testing.assert_allclose(embedded, expected, atol=1e-6)
 
 

@@ -29,6 +29,12 @@ class Tower(nnx.Module):
 class Toy(Objective):
     """Contrast of volumes and bags of tokens, with per-sample noise and a running mean."""
 
+    has_text = True
+
+    @classmethod
+    def batch_fields(cls, config):
+        return ("volume", "tokens")
+
     def __init__(self, config, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = Tower(int(np.prod(spec.shape)), config.width, rngs=rngs)
         self.text = Tower(spec.vocabulary_size, config.width, rngs=rngs)
@@ -64,8 +70,8 @@ class Toy(Objective):
             "token_sum": Term(batch["tokens"].sum().astype(jnp.float32), jnp.ones(()), 0.0),
         }
 
-    def embed_volumes(self, volumes):
-        return Embedding(self.vision(self._volumes(volumes)))
+    def embed_volumes(self, inputs):
+        return Embedding(self.vision(self._volumes(inputs["volume"])))
 
     def embed_texts(self, tokens):
         return Embedding(self.text(self._texts(tokens)))
