@@ -48,6 +48,7 @@ def desk(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_as_it_stands_there(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     kinds = [words[1] for words in COMMANDS]

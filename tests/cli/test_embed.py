@@ -256,6 +256,7 @@ class TestGoingOn:
         assert out.read_bytes() == whole.read_bytes()
         assert (tmp_path / "out.failed.csv").read_bytes() == whole.with_suffix(".failed.csv").read_bytes()
 
+    @pytest.mark.slow
     def test_killed_and_stopped(self, workdir, archive, whole, prepared, tmp_path):
         """Struck three times in the middle of the work, then left to end."""
         out, parts = tmp_path / "out.parquet", tmp_path / "out.parts"

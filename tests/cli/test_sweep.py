@@ -52,6 +52,7 @@ def sweep(folder):
     return run
 
 
+@pytest.mark.slow
 def test_two_by_two_runs_and_their_results(sweep, tmp_path, capsys, monkeypatch):
     # The runs differ in numbers alone: what one has compiled serves the others.
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -117,6 +118,7 @@ def test_emitted_scripts_name_the_units_that_are_left(sweep, tmp_path, capsys, w
     assert "seed=1" not in text
 
 
+@pytest.mark.slow
 def test_the_local_launcher_trains_with_two_real_processes(folder, tmp_path):
     launcher = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
     command = [sys.executable, "-m", "medclip_jax.cli.main", "train", "--config", str(folder / "run.py")]

@@ -95,17 +95,20 @@ def _held_out_auroc(features, labels, patients):
     return dict(zip(FINDINGS, scores, strict=True))
 
 
+@pytest.mark.slow
 def test_report_length_tells_no_label(many):
     scores = _held_out_auroc(many["length"].astype(float), many["labels"], many["patient"])
     assert max(scores.values()) < 0.65, scores
 
 
 @pytest.mark.parametrize("region", ["whole", "heart"])
+@pytest.mark.slow
 def test_ten_intensity_statistics_tell_little(many, region):
     scores = _held_out_auroc(many[region], many["labels"], many["patient"])
     assert np.mean(list(scores.values())) < 0.75, scores
 
 
+@pytest.mark.slow
 def test_every_finding_is_common_and_every_grade_occurs(many):
     for name, column in zip(FINDINGS, many["labels"].T, strict=True):
         share = np.mean(column[column != 0] == 1)
@@ -113,6 +116,7 @@ def test_every_finding_is_common_and_every_grade_occurs(many):
     assert set(many["grade"]) == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_mild_and_severe_both_occur(many):
     for name in FINDINGS:
         severity = np.array([row[name] for row in many["severities"]])
@@ -121,6 +125,7 @@ def test_mild_and_severe_both_occur(many):
         assert severity.max() > 0.75, name
 
 
+@pytest.mark.slow
 def test_labels_follow_the_measurements(many):
     for labels, m in zip(many["labels"], many["measurements"], strict=True):
         label = dict(zip(FINDINGS, labels, strict=True))

@@ -413,6 +413,7 @@ def test_it_learns_a_toy_batch_through_the_training_step():
     assert all(np.isfinite(metrics["loss"]) for metrics in history)
 
 
+@pytest.mark.slow
 def test_centered_heads_open_the_cone():
     """At the start all means of a tower point the same way; with their mean at the origin they do not."""
     batch = make_batch(6)

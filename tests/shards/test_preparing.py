@@ -246,6 +246,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("workers", "delays"), [(1, (0.0, 0.05)), (2, (0.0,))])
+@pytest.mark.slow
 def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
     (tmp_path / "tests_settings.py").write_text(
         f"from medclip_jax.shards.settings import PrepareSettings\nSETTINGS = {SETTINGS!r}\nKEY = {KEY!r}\n"

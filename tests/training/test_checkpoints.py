@@ -336,6 +336,7 @@ def move(workdir, devices, fsdp, expected, processes=1):
     return [error for _, error in found]
 
 
+@pytest.mark.slow
 def test_from_one_layout_to_any_other(tmp_path):
     move(tmp_path, devices=8, fsdp=1, expected=0)
     move(tmp_path, devices=4, fsdp=4, expected=1)

@@ -94,6 +94,7 @@ def two(tmp_path_factory):
     return folder, statuses, outputs
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped_and_back(one, two, tmp_path):
     moved = two[0] / "moved"
     assert_same_numbers(moved, one)
@@ -104,6 +105,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(one, two, tmp_path):
     assert_same_numbers(moved, tmp_path / "stayed")
 
 
+@pytest.mark.slow
 def test_a_nan_names_the_samples_of_all_processes(two, tmp_path):
     def said(message):
         lines = message.splitlines()
@@ -117,6 +119,7 @@ def test_a_nan_names_the_samples_of_all_processes(two, tmp_path):
         assert said(message) == expected
 
 
+@pytest.mark.slow
 def test_a_split_embedded_by_two_processes_is_that_of_one(two):
     expected = together.embedded()
     for index in range(2):
@@ -129,6 +132,7 @@ def test_a_split_embedded_by_two_processes_is_that_of_one(two):
         assert found["report"] == expected["report"]
 
 
+@pytest.mark.slow
 def test_all_stop_at_the_same_step_where_one_is_asked_to(two):
     folder, _, outputs = two
     step = latest_step(folder / "stopped")
@@ -138,6 +142,7 @@ def test_all_stop_at_the_same_step_where_one_is_asked_to(two):
     assert all("all stopped" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_its_reason_and_status(two):
     _, statuses, outputs = two
     assert statuses == [2, 2]
@@ -145,6 +150,7 @@ def test_an_error_of_one_process_ends_all_with_its_reason_and_status(two):
     assert "process 1 failed, so this one ends too. There: shard 7 cannot be read" in outputs[0]
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one_and_end_when_one_is_killed(one, tmp_path):
     statuses, outputs = end_all(start_all("four", tmp_path, count=4, devices=1))
     assert_same_numbers(tmp_path / "whole", one)
