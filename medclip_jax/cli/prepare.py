@@ -46,7 +46,7 @@ examples:
 then:
   medclip inspect shards --out sheet.html
 
-docs/how-to/data.md describes the table, the manifest, and what the key is for.
+docs/how-to/data.md describes the table, docs/reference/shards.md the manifest and what the key is for.
 """
 
 
