@@ -11,13 +11,11 @@ SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
 
 def made_records(n: int, seed: int) -> Iterator:
     """Records of air and soft tissue in disorder, with reports."""
-    from medclip_jax.shards.record import Record
-
     generator = np.random.default_rng(seed)
     for i in range(n):
         labels = generator.choice([-1, 1], len(FINDINGS)).astype(np.int8)
         report = f"Report {seed} {i}. There is {'' if labels[0] > 0 else 'no '}cardiomegaly."
-        yield Record(
+        yield dict(
             id=f"{seed}-{i}",
             study=1000 * seed + i,
             patient=1000 * seed + i,
@@ -52,7 +50,7 @@ def make_shards(folder: Path) -> None:
         name: list(made_records(n, seed)) for seed, (name, n) in enumerate({"train": 16, "test": 12}.items())
     }
     write_shards(folder, Schema(SHAPE, SPACING, FINDINGS, (), ("cac_grade",)), splits)
-    train_wordpiece([record.report for record in splits["train"]] * 3, folder / "tokenizer", 200)
+    train_wordpiece([record["report"] for record in splits["train"]] * 3, folder / "tokenizer", 200)
 
 
 def make_run(folder: Path) -> None:

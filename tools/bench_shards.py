@@ -25,7 +25,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards.prepare import prepare
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.shards.record import decode
@@ -54,7 +54,9 @@ def main() -> None:
         for index in range(args.count):
             copy = root / f"{index}.nii.gz"
             copy.symlink_to(scan.resolve())
-            studies.append(Study(copy, str(index), str(index), str(index), report=f"Case {index}."))
+            studies.append(
+                Study((Series(copy),), str(index), str(index), str(index), report=f"Case {index}.")
+            )
         for workers in args.workers:
             out = root / f"shards{workers}"
             job = functools.partial(

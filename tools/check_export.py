@@ -125,8 +125,8 @@ def raw_scans(demo: Path, count: int, crop: str):
     for study, _ in zip(folder(demo / "phantoms" / "studies.csv"), range(count), strict=False):
         values = {name: value for value, name in study.organ_classes.items()}
         mask, affine = read_labels(study.organs["*"])
-        image = nibabel.load(study.volume)
-        yield study.volume, np.asarray(image.dataobj), image.affine, mask_center(mask == values[crop], affine)
+        image = nibabel.load(study.path)
+        yield study.path, np.asarray(image.dataobj), image.affine, mask_center(mask == values[crop], affine)
 
 
 def report(side: str, scores: dict, volumes: int, seconds: float) -> None:

@@ -41,22 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Inspect. Returns 1 where a record is damaged."""
     from medclip_jax.pages.contact_sheet import contact_sheet
-    from medclip_jax.shards.check import check
+    from medclip_jax.shards.check import PERCENTILES, check
     from medclip_jax.shards.manifest import count_shared_studies, read_manifest, summarize
     from medclip_jax.shards.read import open_shards
+    from medclip_jax.volumes.modality import modality_of
 
     info = open_shards(args.folder)
     entries = read_manifest(info.folder)
     summary = summarize(entries)
     found = check(info)
-    raw = 2 * found.records * info.shape[0] * info.shape[1] * info.shape[2]
-    modality = str(info.settings.get("modality", "CT"))
-    unit = "HU" if modality == "CT" else "intensity"
     counts = _counts(info.findings, found)
-    percentiles = [["percentile", *(f"{p:g}" for p in found.percentiles)]]
-    percentiles.append([unit, *(f"{value:.0f}" for value in found.percentiles.values())])
+    percentiles = [["percentile", *(f"{p:g}" for p in PERCENTILES)]]
+    for series in info.series:
+        values = found.percentiles.get(series.name, dict.fromkeys(PERCENTILES, float("nan"))).values()
+        unit = modality_of(series.modality).unit
+        percentiles.append([f"{_of(series)}{unit}", *map("{:.0f}".format, values)])
     print(summary.text())
-    smaller = f"{raw / max(found.bytes, 1):.2f}x smaller than int16"
+    smaller = f"{found.voxel_bytes / max(found.bytes, 1):.2f}x smaller than int16"
     print(f"{found.records} records verified, {found.bytes / 1e6:.1f} MB, {smaller}")
     organs = _organ_counts(info.organs, found)
     for rows in (percentiles, counts, *([organs] if info.organs else [])):
@@ -72,15 +73,18 @@ def run(args: argparse.Namespace) -> int:
     facts = {
         "volumes": str(found.records),
         "splits": ", ".join(f"{name} {count}" for name, count in info.splits.items()),
-        "voxels (D, H, W)": "×".join(map(str, info.shape)),
-        "mm per voxel": "×".join(f"{value:g}" for value in info.spacing),
-        "on disk": f"{found.bytes / 1e6:.0f} MB ({raw / max(found.bytes, 1):.1f}× smaller)",
+        **{
+            f"{_of(series)}{what}": "×".join("own" if value is None else f"{value:g}" for value in values)
+            for series in info.series
+            for what, values in (("voxels (D, H, W)", series.shape), ("mm per voxel", series.spacing))
+        },
+        "on disk": f"{found.bytes / 1e6:.0f} MB ({found.voxel_bytes / max(found.bytes, 1):.1f}× smaller)",
         **{
             name: str(summary.classes.get(name, 0))
             for name in ("accepted", "accepted-with-note", "rejected-with-reason")
         },
     }
-    tables = {"Findings in reports, and labels": counts, f"{unit} percentiles": percentiles}
+    tables = {"Findings in reports, and labels": counts, "Percentiles of voxels": percentiles}
     if info.organs:
         tables["Organs"] = organs
     if summary.notes or summary.reasons:
@@ -93,16 +97,22 @@ def run(args: argparse.Namespace) -> int:
         tables,
         found.problems,
         _samples(info, entries, args.count),
-        spacing=info.spacing,
+        series=info.series,
         findings=info.findings,
         organs=info.organs,
         cell=info.cell,
-        modality=modality,
         patch=tuple(args.patch) if args.patch else None,
     )
     out.write_text(page, encoding="utf-8")
     print(f"contact sheet: {out}")
     return 1 if found.problems else 0
+
+
+def _of(series) -> str:
+    """The beginning of a caption about one series: nothing where it can only be one."""
+    from medclip_jax.shards.record import VOLUME
+
+    return "" if series.name == VOLUME else f"{series.name}, "
 
 
 def _samples(info, entries: list[dict], count: int) -> list[dict]:

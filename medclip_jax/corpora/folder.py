@@ -25,7 +25,7 @@ from medclip_jax.corpora.cells import (
 )
 from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES, Columns, find_columns
 from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.corpora.table_ids import clean_ids
 from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
 
@@ -77,7 +77,7 @@ def folder(
         encoding: of the table; default: UTF-8, or what its byte order mark says.
 
     Returns:
-        One study for each row, in order. A row without a volume gives ``volume=Path()``.
+        One study for each row, in order. A row without a volume gives a series at ``Path()``.
 
     Raises:
         TableError: no table, a column is missing or stands twice, a stray quote, ids that a spreadsheet has
@@ -154,10 +154,10 @@ class _Reader:
         def fail(column: str):
             return lambda what: self._fail(row, column, what)
 
-        volume, series = self._cell(row, "volume"), self._cell(row, "series")
+        volume, uid = self._cell(row, "volume"), self._cell(row, "series")
         volume = volume and read_path(volume, self._root)
-        volume_id = f"{volume}#{series}" if volume and series else volume or f"row {row.number}"
-        study = ids["study"].get(row.number) or volume_id
+        record_id = f"{volume}#{uid}" if volume and uid else volume or f"row {row.number}"
+        study = ids["study"].get(row.number) or record_id
         columns = self._columns
         self._labels[row.number] = {
             name: read_label(_said(row.cells[place]), fail(f"label:{name}"))
@@ -176,9 +176,16 @@ class _Reader:
             raise self._fail(row, "modality", "must be CT or MR")
         organs, organ_classes, notes = self._find_masks(row)
         slope, intercept = self._cell(row, "rescale_slope"), self._cell(row, "rescale_intercept")
+        series = Series(
+            path=self._root / volume if volume else Path(),
+            modality=modality[:2],
+            rescale=read_rescale(slope, intercept, lambda column, what: self._fail(row, column, what)),
+            spacing=read_spacing(self._cell(row, "spacing"), fail("spacing")),
+            uid=uid,
+        )
         return Study(
-            volume=self._root / volume if volume else Path(),
-            volume_id=volume_id,
+            series=(series,),
+            record_id=record_id,
             study_id=study,
             patient_id=ids["patient"].get(row.number) or study,
             report=self._cell(row, "report"),
@@ -188,10 +195,6 @@ class _Reader:
             organs=organs,
             organ_classes=organ_classes,
             split=SPLITS[split] if split else None,
-            rescale=read_rescale(slope, intercept, lambda column, what: self._fail(row, column, what)),
-            modality=modality[:2],
-            spacing=read_spacing(self._cell(row, "spacing"), fail("spacing")),
-            series=series,
             row=row.number,
             notes=notes,
         )

@@ -24,7 +24,7 @@ def check_root(studies: Sequence[Study], root: Path, *, given: bool) -> None:
         TableError: none of the first volumes is there, and some are if the paths start elsewhere. Where none
             is found anywhere, nothing is said: each row is then rejected with its reason.
     """
-    volumes = [study.volume for study in studies if study.volume != Path()][:_LOOKED_AT]
+    volumes = [study.path for study in studies if study.has_scan][:_LOOKED_AT]
     relative = [volume.relative_to(root) for volume in volumes if volume.is_relative_to(root)]
     if len(relative) < len(volumes) or not relative or any(map(_exists, volumes)):
         return

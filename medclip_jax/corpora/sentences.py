@@ -126,11 +126,11 @@ def join_sentences(studies: Iterable[Study], table: RegionSentences) -> Joined:
     found: list[Study] = []
     described = reports = 0
     for row, study in enumerate(studies, start=1):
-        name = volume_name(study.volume.name)
+        name = volume_name(study.path.name)
         said = dict(table.paths.get(name, {}))
         if name in table.rows:
-            first, volume = owners.setdefault(name, (row, study.volume))
-            if volume != study.volume:
+            first, volume = owners.setdefault(name, (row, study.path))
+            if volume != study.path:
                 raise TableError(
                     f"the volumes of rows {first} and {row} have the same file name, and region sentences "
                     "are joined by it: rename one of them, in its folder and in both tables"

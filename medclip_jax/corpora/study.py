@@ -1,4 +1,4 @@
-"""What a corpus yields: one record for each volume, before anything is decoded."""
+"""What a corpus yields: one record of the set each, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,41 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Study:
-    """One volume with everything the archive says about it. Raw ids: `shards` hashes them.
+class Series:
+    """One scan on the disk: a CT volume, or a series of an MR study.
 
     Attributes:
-        volume: NIfTI, NRRD, MHA file, or a folder with a DICOM series.
-        series: which DICOM series of the folder is meant: SeriesInstanceUID or SeriesNumber; "" leaves the
+        path: NIfTI, NRRD, MHA file, or a folder with a DICOM series; ``Path()`` where a table names none.
+        name: which of a study's series it is, and the name of the array that it becomes; see
+            `shards.settings.PrepareSettings.series`.
+        modality: "CT" or "MR", as the corpus knows it.
+        rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
+        spacing: mm along depth, height, width when a table holds it, for files whose header does not.
+        uid: which DICOM series of the folder is meant: SeriesInstanceUID or SeriesNumber; "" leaves the
             choice to `volumes.read_volume`.
-        volume_id: unique name of this reconstruction in the archive.
-        study_id: groups reconstructions of one patient that share one report. Need not differ between
-            patients.
+    """
+
+    path: Path
+    name: str = "volume"
+    modality: str = "CT"
+    rescale: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    uid: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What becomes one record: its series, and what the archive says of them. Raw ids: `shards` hashes them.
+
+    Two CT reconstructions of one examination are two of these, which share `study_id` and report. The series
+    of an MR examination that a model reads together are one.
+
+    Attributes:
+        series: at least one, each with a name of its own.
+        record_id: unique name in the archive.
+        study_id: groups records of one patient that share one report. Need not differ between patients.
         patient_id: groups studies of one person; splits never cut through it.
-        report: the whole report text, or "" when only sections are given.
+        report: the complete report text, or "" when only sections are given.
         sections: lower-case section name ("findings", "impression", ...) to its text.
         labels: finding name (see `medclip_jax.reports.findings`) to 1 present, -1 absent, 0 unknown.
             Only ground truth given by the archive; what the report says is extracted at prepare time.
@@ -30,15 +53,12 @@ class Study:
         sentences: anatomy path as the archive writes it ("lung/left lung/left lung lower lobe") to the
             text about it; {} where the archive has none.
         split: "train", "validation" or "test" when the archive fixes it, else None.
-        rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
-        modality: "CT" or "MR", as the corpus knows it.
-        spacing: mm along depth, height, width when a table holds it, for files whose header does not.
         row: of the table, from 1; None where there is none, and then the place among the studies counts.
         notes: codes of what the corpus found, for the manifest.
     """
 
-    volume: Path
-    volume_id: str
+    series: tuple[Series, ...]
+    record_id: str
     study_id: str
     patient_id: str
     report: str = ""
@@ -47,11 +67,17 @@ class Study:
     measurements: Mapping[str, float] = field(default_factory=dict)
     organs: Mapping[str, Path] = field(default_factory=dict)
     organ_classes: Mapping[int, str] = field(default_factory=dict)
-    sentences: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sentences: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
-    rescale: tuple[float, float] | None = None
-    modality: str = "CT"
-    spacing: tuple[float, float, float] | None = field(default=None, repr=False)
-    series: str = field(default="", repr=False)
-    row: int | None = field(default=None, repr=False)
+    row: int | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where its first series lies; ``Path()`` where a table names no scan."""
+        return self.series[0].path
+
+    @property
+    def has_scan(self) -> bool:
+        """Whether the table names a file for every series."""
+        return all(series.path != Path() for series in self.series)

@@ -197,8 +197,7 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
     """
     # Imported here: a bare training machine has neither TFDS nor blosc2.
     from medclip_jax.shards.read import open_shards, open_split
-    from medclip_jax.shards.record import FIELDS
 
     info = open_shards(shards)
-    records = open_split(info, split, fields=[name for name in FIELDS if name != "organs"])
+    records = open_split(info, split, fields=[name for name in info.schema.arrays if name != "organs"])
     return embed_split(split, records, embedder, findings=info.findings, measurements=info.measurements)

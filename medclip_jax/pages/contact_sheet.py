@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
+from medclip_jax.shards.record import VOLUME
+from medclip_jax.shards.series import SeriesSettings
+from medclip_jax.volumes.modality import modality_of
 
 WINDOW_HU = (-160.0, 240.0)
 """Soft tissue: center 40, width 400."""
@@ -96,11 +99,10 @@ def contact_sheet(
     problems: Sequence[str],
     samples: Sequence[Mapping[str, object]],
     *,
-    spacing: tuple[float, float, float],
+    series: Sequence[SeriesSettings],
     findings: Sequence[str],
     organs: Sequence[str],
     cell: int,
-    modality: str = "CT",
     patch: tuple[int, int, int] | None = None,
 ) -> str:
     """Draw the page. It needs no other file and no network.
@@ -111,11 +113,11 @@ def contact_sheet(
         tables: heading to rows, the first row the header; at least one table.
         problems: lines shown in red; () when all is well.
         samples: decoded records; ``split`` and ``notes`` are shown if there.
-        spacing: mm per voxel along depth, height, width.
+        series: what the scans of a record are (`PreparedInfo.series`): CT is drawn in one window, others
+            from each scan's 1st to 99th percentile.
         findings: names of the columns of `findings` and `labels`.
         organs: names of the channels of `organs`.
         cell: voxels per organ cell.
-        modality: "CT" draws fixed windows, "MR" each volume's 1st to 99th percentile.
         patch: voxels per patch of a model along depth, height, width, on whose grid organ occupancy is
             drawn as well; None leaves it out.
 
@@ -142,7 +144,11 @@ def contact_sheet(
     parts.append(f"<div class='facts'>{''.join(boxes)}</div><div class='tables'>")
     first, *rest = (f"<h2>{html.escape(heading)}</h2>{_table(rows)}" for heading, rows in tables.items())
     parts.append(f"<div>{first}</div><div>{''.join(rest)}</div></div>")
-    windows = "soft tissue -160 to 240 HU" if modality == "CT" else "1st to 99th percentile"
+    modalities = {modality_of(scan.modality) for scan in series}
+    windows = ", ".join(
+        "soft tissue -160 to 240 HU" if modality.absolute else "1st to 99th percentile of each scan"
+        for modality in sorted(modalities, key=lambda modality: modality.name)
+    )
     legend = (
         f"Middle slices; {windows}; the patient's right on the left. + stated, − denied, ? not mentioned."
     )
@@ -153,7 +159,7 @@ def contact_sheet(
         )
     parts.append(f"<h2>Volumes</h2><p class='soft'>{legend}</p><div class='sheet'>")
     for sample in samples:
-        parts.append(_study(sample, spacing, findings, organs, cell, modality, patch))
+        parts.append(_study(sample, series, findings, organs, cell, patch))
     parts.append("</div></body></html>")
     return "".join(parts)
 
@@ -167,46 +173,30 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _study(
     sample: Mapping[str, object],
-    spacing: tuple[float, float, float],
+    series: Sequence[SeriesSettings],
     findings: Sequence[str],
     organs: Sequence[str],
     cell: int,
-    modality: str,
     patch: tuple[int, int, int] | None,
 ) -> str:
-    volume = sample["volume"]
-    window = WINDOW_HU if modality == "CT" else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
-    extent = np.array(volume.shape) * np.array(spacing)
-    scale = _IMAGE_HEIGHT / max(extent[1], extent[0])
     # All that the volume shows: the middle slices and the layers of patches meet different ones.
     shown = {
         organ: COLORS[index % len(COLORS)]
         for index, organ in enumerate(organs)
         if "organs" in sample and np.any(sample["organs"][index])
     }
-    figures = []
-    for name, axis, top, left in _VIEWS:
-        height, width = (extent[other] * scale for other in range(3) if other != axis)
-        middle = volume.shape[axis] // 2
-        image = _png(_window(_hang(np.take(volume, middle, axis)), window))
-        outlines = []
-        if "organs" in sample:
-            for index, organ in enumerate(organs):
-                path = _outline(sample["organs"][index], axis, middle, cell, volume.shape, (height, width))
-                if path:
-                    outlines.append(
-                        f"<path d='{path}' fill='none' stroke='{shown[organ]}' stroke-width='1.3'>"
-                        f"<title>{html.escape(organ)}</title></path>"
-                    )
-        figures.append(
-            f"<figure><svg width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.1f} {height:.1f}'>"
-            f"<image href='data:image/png;base64,{image}' width='{width:.1f}' height='{height:.1f}' "
-            f"preserveAspectRatio='none'/>{''.join(outlines)}"
-            f"<g fill='#fff' fill-opacity='.75' font-size='10' font-family='sans-serif'>"
-            f"<text x='{width / 2:.0f}' y='10' text-anchor='middle'>{top}</text>"
-            f"<text x='3' y='{height / 2:.0f}'>{left}</text></g></svg>"
-            f"<figcaption>{name}</figcaption></figure>"
-        )
+    rows = []
+    for scan in (scan for scan in series if scan.name in sample):
+        volume, outlined = sample[scan.name], shown if scan.name == VOLUME else {}
+        spacing = sample[scan.spacing_array] if scan.spacing_array else scan.spacing
+        absolute = modality_of(scan.modality).absolute
+        window = WINDOW_HU if absolute else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
+        maps = {organ: sample["organs"][list(organs).index(organ)] for organ in outlined}
+        views = _views(volume, spacing, window, maps, outlined, cell)
+        title = "" if scan.name == VOLUME else f"<p class='soft'>{html.escape(scan.name)}</p>"
+        rows.append(f"{title}<div class='views'>{views}</div>")
+        if scan.name == VOLUME:
+            rows.append(_occupancy(sample, spacing, organs, cell, patch, window))
     legend = "".join(
         f"<span><i style='background:{color}'></i>{html.escape(o)}</span>" for o, color in shown.items()
     )
@@ -226,13 +216,47 @@ def _study(
         )
     )
     report = html.escape(str(sample["report"])) or "<span class='bad'>no report</span>"
-    grid = _occupancy(sample, spacing, organs, cell, patch, window)
     text = (
         f"<div class='soft'>{heading}</div><div class='legend'>{legend}</div><p>{report}</p>{''.join(tags)}"
         f"{_organ_texts(sample, organs)}"
     )
-    views = f"<div class='views'>{''.join(figures)}</div>{grid}"
-    return f"<div class='study'>{views}<div class='text'>{text}</div></div>"
+    return f"<div class='study'>{''.join(rows)}<div class='text'>{text}</div></div>"
+
+
+def _views(
+    volume: Int16[np.ndarray, "D H W"],
+    spacing: Sequence[float],
+    window: tuple[float, float],
+    maps: Mapping[str, UInt8[np.ndarray, "d h w"]],
+    colors: Mapping[str, str],
+    cell: int,
+) -> str:
+    """Middle slices along each axis, with outlines of organs."""
+    extent = np.array(volume.shape) * np.array(spacing)
+    scale = _IMAGE_HEIGHT / max(extent[1], extent[0])
+    figures = []
+    for name, axis, top, left in _VIEWS:
+        height, width = (extent[other] * scale for other in range(3) if other != axis)
+        middle = volume.shape[axis] // 2
+        image = _png(_window(_hang(np.take(volume, middle, axis)), window))
+        outlines = []
+        for organ, cells in maps.items():
+            path = _outline(cells, axis, middle, cell, volume.shape, (height, width))
+            if path:
+                outlines.append(
+                    f"<path d='{path}' fill='none' stroke='{colors[organ]}' stroke-width='1.3'>"
+                    f"<title>{html.escape(organ)}</title></path>"
+                )
+        figures.append(
+            f"<figure><svg width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.1f} {height:.1f}'>"
+            f"<image href='data:image/png;base64,{image}' width='{width:.1f}' height='{height:.1f}' "
+            f"preserveAspectRatio='none'/>{''.join(outlines)}"
+            f"<g fill='#fff' fill-opacity='.75' font-size='10' font-family='sans-serif'>"
+            f"<text x='{width / 2:.0f}' y='10' text-anchor='middle'>{top}</text>"
+            f"<text x='3' y='{height / 2:.0f}'>{left}</text></g></svg>"
+            f"<figcaption>{name}</figcaption></figure>"
+        )
+    return "".join(figures)
 
 
 def _occupancy(

@@ -27,19 +27,22 @@ class Check:
     Attributes:
         records: read and verified.
         problems: one line for each damaged or missing record or shard; () when all is well.
-        percentiles: percent to HU, over every fourth voxel along each axis of all volumes.
+        percentiles: by the name of each array of scans, percent to HU or intensity, over every fourth voxel
+            along each of the last three axes of all records.
         findings: (F, 3) how many reports deny, do not mention and state each finding.
         labels: (F, 3) how many volumes are labeled absent, unknown and present.
         bytes: of all shards.
+        voxel_bytes: of all scans, not compressed.
         organs: (O, 4) how many volumes show each organ, describe it, do both, and say it is normal.
     """
 
     records: int
     problems: tuple[str, ...]
-    percentiles: Mapping[float, float]
+    percentiles: Mapping[str, Mapping[float, float]]
     findings: Int[np.ndarray, "F 3"]
     labels: Int[np.ndarray, "F 3"]
     bytes: int
+    voxel_bytes: int
     organs: Int[np.ndarray, "O 4"]
 
 
@@ -90,11 +93,12 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
             expected[str(entry["shard"])][int(entry["index"])] = entry
     problems = check_files(info)
     problems += [f"{name} is not in the manifest" for name in sorted(set(info.files) - set(expected))]
-    histogram = np.zeros(_HIGHEST - _LOWEST + 1, np.int64)
+    scans = [series.name for series in info.series]
+    histograms = {name: np.zeros(_HIGHEST - _LOWEST + 1, np.int64) for name in scans}
     findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
     columns = np.arange(len(info.findings))
     organs = np.zeros((len(info.organs), 4), np.int64)
-    records = 0
+    records = voxel_bytes = 0
     count = sum(map(len, expected.values()))
     with track(total=count, unit="volume", label="verify", show=progress, smoothing=0.05) as bar:
         for name, entries in sorted(expected.items()):
@@ -127,17 +131,22 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     problems.append(f"{name}, record {index}: {why}")
                     continue
                 records += 1
-                thin = sample["volume"][::4, ::4, ::4].ravel()
-                histogram += np.bincount(thin.astype(np.int32) - _LOWEST, minlength=len(histogram))
+                for scan in (scan for scan in scans if scan in sample):
+                    voxel_bytes += sample[scan].nbytes
+                    thin = sample[scan][..., ::4, ::4, ::4].astype(np.int32).ravel() - _LOWEST
+                    histograms[scan] += np.bincount(thin, minlength=len(histograms[scan]))
                 findings[columns, np.sign(sample["findings"]) + 1] += 1
                 labels[columns, np.sign(sample["labels"]) + 1] += 1
-                for place, name in enumerate(info.organs):
+                for place, organ in enumerate(info.organs):
                     shown = "organs" in sample and sample["organs"][place].any()
-                    said = sample["organ_sentences"].get(name)
+                    said = sample["organ_sentences"].get(organ)
                     normal = said is not None and said["normal"]
                     organs[place] += (shown, said is not None, shown and said is not None, normal)
-    share = np.cumsum(histogram) / max(histogram.sum(), 1)
-    percentiles = (
-        {p: float(np.searchsorted(share, p / 100) + _LOWEST) for p in PERCENTILES} if records else {}
-    )
-    return Check(records, tuple(problems), percentiles, findings, labels, sum(info.files.values()), organs)
+    percentiles = {name: _percentiles(counts) for name, counts in histograms.items() if counts.any()}
+    size = sum(info.files.values())
+    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs)
+
+
+def _percentiles(counts: Int[np.ndarray, " V"]) -> dict[float, float]:
+    share = np.cumsum(counts) / counts.sum()
+    return {p: float(np.searchsorted(share, p / 100) + _LOWEST) for p in PERCENTILES}

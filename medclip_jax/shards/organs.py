@@ -114,4 +114,7 @@ def organ_texts(study: Study, text: str, settings: PrepareSettings) -> dict[str,
         found = organ_sentences(paths, organs, containing=containing)
     else:
         found = assign_sentences(text, organs, containing=containing)
-    return {name: {"text": said, "normal": states_normal(said)} for name, said in found.items()}
+    # In the set's order, whatever that of the sentences.
+    return {
+        name: {"text": found[name], "normal": states_normal(found[name])} for name in organs if name in found
+    }

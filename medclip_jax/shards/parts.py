@@ -174,10 +174,8 @@ def read_plan(out: Path) -> PlanFile | None:
     path = out / PARTS_FOLDER / PLAN_FILE
     try:
         written = json.loads(path.read_text())
-        settings = {name: _tuples(value) for name, value in written.pop("settings").items()}
-        return PlanFile(
-            **{**written, "command": tuple(written["command"])}, settings=PrepareSettings(**settings)
-        )
+        settings = PrepareSettings.from_json(written.pop("settings"))
+        return PlanFile(**{**written, "command": tuple(written["command"])}, settings=settings)
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -236,7 +234,3 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
 
 def _text(plan: PlanFile) -> str:
     return json.dumps(asdict(plan)) + "\n"
-
-
-def _tuples(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value

@@ -13,12 +13,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from medclip_jax.corpora.study import Study
+from medclip_jax.shards.arrays import ShardError
 from medclip_jax.shards.files import content_state, is_missing
 from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
-from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.record import VOLUME
 from medclip_jax.shards.settings import SPLITS, PrepareSettings
 
 ID_RULE = 2
@@ -117,7 +117,7 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         item = Item(
             row=study.row or place,
             study=study,
-            id=hashed_text(key, "volume", study.volume_id),
+            id=hashed_text(key, "volume", study.record_id),
             study_hash=hashed_integer(key, "study", json.dumps(owner)),
             patient_hash=hashed_integer(key, "patient", study.patient_id),
             split=splits[study.patient_id],
@@ -132,9 +132,10 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
             notes.append("study-with-several-reports")
         if settings.uses_masks:
             notes.extend(study.notes)
+        notes.extend(_series_notes(study, settings))
         rejection = _rejection(study, report, settings, seen, table)
-        seen.add(study.volume_id)
-        if table.rows[study.volume_id] > 1 and rejection is None:
+        seen.add(study.record_id)
+        if table.rows[study.record_id] > 1 and rejection is None:
             notes.append("duplicate-row-dropped")
         item = replace(item, notes=tuple(notes), rejection=rejection)
         several = table.scans[owner] > 1
@@ -156,31 +157,31 @@ class _Table:
     """What can only be told from all studies together.
 
     Attributes:
-        rows: volume to its number of rows.
-        volume_owners: volume to the patients and studies that claim it.
+        rows: record to its number of rows.
+        record_owners: record to the patients and studies that claim it.
         scans: patient and study to the number of rows.
         owners: report to the patients and studies that have it.
         reports: patient and study, of several rows, to their different reports.
     """
 
     rows: Mapping[str, int]
-    volume_owners: Mapping[str, set[tuple[str, str]]]
+    record_owners: Mapping[str, set[tuple[str, str]]]
     scans: Mapping[tuple[str, str], int]
     owners: Mapping[str, set[tuple[str, str]]]
     reports: Mapping[tuple[str, str], set[str]]
 
     @classmethod
     def of(cls, studies: Sequence[Study]) -> _Table:
-        volume_owners, owners, reports = defaultdict(set), defaultdict(set), defaultdict(set)
+        record_owners, owners, reports = defaultdict(set), defaultdict(set), defaultdict(set)
         scans = Counter((study.patient_id, study.study_id) for study in studies)
         for study in studies:
             owner, report = (study.patient_id, study.study_id), report_of(study)
-            volume_owners[study.volume_id].add(owner)
+            record_owners[study.record_id].add(owner)
             owners[report].add(owner)
             if report and scans[owner] > 1:
                 reports[owner].add(" ".join(report.lower().split()))
-        rows = Counter(study.volume_id for study in studies)
-        return cls(rows, volume_owners, scans, owners, reports)
+        rows = Counter(study.record_id for study in studies)
+        return cls(rows, record_owners, scans, owners, reports)
 
 
 def _cut(groups: Iterable[Sequence[Item]], size: int) -> Iterator[tuple[Item, ...]]:
@@ -219,34 +220,50 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
     items, states = [], []
     for item in shard.items:
         study = item.study
-        if item.rejection is None and is_missing(study.volume):
+        if item.rejection is None and any(is_missing(series.path) for series in study.series):
             missing = "There is no such file or folder: check the path in the table and --root."
             item = replace(item, rejection=(MISSING_FILE, missing))
         items.append(item)
         masks = sorted(study.organs) if settings.uses_masks else ()
-        states.append(
-            [content_state(path) for path in (study.volume, *(study.organs[name] for name in masks))]
-        )
+        paths = [series.path for series in study.series] + [study.organs[name] for name in masks]
+        states.append([content_state(path) for path in paths])
     found = replace(shard, items=tuple(items))
     # Keyed, because it goes over raw ids and reports.
     parts = [_written(settings)]
     for item, state in zip(items, states, strict=True):
-        parts.append(repr((item.row, item.split, item.notes, item.rejection, item.study, state)))
+        parts.append(f"{_described(item)[:-1]}, {state!r})")
         parts.extend(_added_fields(item.study))
     return Examined(found, _hash_all(key, "part", parts))
 
 
 def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:
-    parts = [repr((item.row, item.split, item.notes, item.rejection, item.study)) for item in items]
+    parts = [_described(item) for item in items]
     parts += [part for item in items for part in _added_fields(item.study)]
     return _hash_all(key, "shard", [_written(settings), *parts])
 
 
+def _described(item: Item) -> str:
+    """What the table says of an item. Fingerprints of finished sets go over these very words, written when a
+    study was one volume: they stay as they are, and what came later stands in `_added_fields`."""
+    study, first = item.study, item.study.series[0]
+    said = {"volume": first.path, "volume_id": study.record_id}
+    for name in ("study_id", "patient_id", "report", "sections", "labels", "measurements"):
+        said[name] = getattr(study, name)
+    for name in ("organs", "organ_classes", "split"):
+        said[name] = getattr(study, name)
+    said |= {"rescale": first.rescale, "modality": first.modality, "notes": study.notes}
+    words = ", ".join(f"{name}={value!r}" for name, value in said.items())
+    return f"({item.row!r}, {item.split!r}, {item.notes!r}, {item.rejection!r}, Study({words}))"
+
+
 def _added_fields(study: Study) -> list[str]:
-    """What is not in a study's repr, so that sets made before these fields existed keep their fingerprint."""
+    """What a study says beyond `_described`, where it does."""
+    first, *others = study.series
     fields = [repr(sorted(study.sentences.items()))] if study.sentences else []
-    fields += [f"spacing {study.spacing}"] if study.spacing else []
-    return fields + ([f"series {study.series}"] if study.series else [])
+    fields += [f"spacing {first.spacing}"] if first.spacing else []
+    fields += [f"series {first.uid}"] if first.uid else []
+    fields += [f"name {first.name}"] if first.name != VOLUME else []
+    return fields + [repr(series) for series in others]
 
 
 def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:
@@ -260,7 +277,7 @@ def _written(settings: PrepareSettings) -> str:
         del written[name]
     if not settings.schema.has_organs:
         del written["organ_text"]  # so that sets without organs keep the fingerprint they always had
-    for name in ("kernel", "series_rule"):  # and sets made before they could be told
+    for name in ("kernel", "series_rule", "percentiles", "series"):  # and sets made before they could be told
         if written[name] == getattr(PrepareSettings, name):
             del written[name]
     return json.dumps(written, sort_keys=True)
@@ -269,29 +286,57 @@ def _written(settings: PrepareSettings) -> str:
 def _rejection(
     study: Study, report: str, settings: PrepareSettings, seen: set[str], table: _Table
 ) -> tuple[str, str] | None:
-    if len(table.volume_owners[study.volume_id]) > 1:
+    if len(table.record_owners[study.record_id]) > 1:
         return (
             "volume-in-several-studies",
             "The volume stands in rows of different patients or studies, and nobody can tell which is right: "
             "correct the table.",
         )
-    if study.volume_id in seen:
+    if study.record_id in seen:
         return "duplicate-volume-id", "This volume stands in the input more than once: the first row is kept."
-    if study.volume == Path():
+    if not study.has_scan:
         return (
             "report-without-volume",
             "The row has a report but no volume: add the file or leave the row out.",
         )
-    if study.modality != settings.modality:
-        return (
-            "wrong-modality",
-            f"The study is {study.modality}, the set is {settings.modality}: prepare it with --modality.",
-        )
+    if rejection := _series_rejection(study, settings):
+        return rejection
     if not report and settings.empty_report == "reject":
         return (
             "empty-report",
             "The report says nothing: leave the row out, or keep such volumes with --empty-report note.",
         )
+    return None
+
+
+def _series_notes(study: Study, settings: PrepareSettings) -> list[str]:
+    """Which series the record lacks, and which of the study's are not prepared."""
+    wanted, given = ([series.name for series in found] for found in (settings.all_series, study.series))
+    return [f"series-missing:{name}" for name in wanted if name not in given] + [
+        f"series-left-out:{name}" for name in given if name not in wanted
+    ]
+
+
+def _series_rejection(study: Study, settings: PrepareSettings) -> tuple[str, str] | None:
+    """Why the series that a study names cannot make a record of the set."""
+    wanted = {series.name: series for series in settings.all_series}
+    names = [series.name for series in study.series]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return "several-series", f"The study names several series '{twice}': leave one, or name them apart."
+    missing = [name for name, series in wanted.items() if series.required and name not in names]
+    if missing or not set(names) & set(wanted):
+        return (
+            "missing-series",
+            f"The study has no series {' or '.join(map(repr, missing or wanted))}: give its path, or leave "
+            "the study out.",
+        )
+    for series in study.series:
+        if series.name in wanted and series.modality != wanted[series.name].modality:
+            return (
+                "wrong-modality",
+                f"The study is {series.modality}, the set is {wanted[series.name].modality}: prepare it with "
+                "--modality.",
+            )
     return None
 
 

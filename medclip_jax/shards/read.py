@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -12,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from medclip_jax.shards.record import FIELDS, Schema, ShardError, decode
+from medclip_jax.shards.arrays import ArraySpec, ShardError
+from medclip_jax.shards.record import Schema, decode, volume_arrays
+from medclip_jax.shards.series import SeriesSettings, read_series
 
 SETTINGS_FILE = "prepare.json"
 MANIFEST_FILE = "manifest.jsonl"
@@ -28,21 +29,23 @@ class PreparedInfo:
 
     Attributes:
         folder: where it lies.
-        shape: (D, H, W) voxels of every volume.
-        spacing: mm per voxel along depth, height, width.
+        shape: (D, H, W) voxels of the array `volume`; () where records have none.
+        spacing: mm per voxel along depth, height, width; () likewise.
         findings: names of the columns of `findings` and `labels`.
         organs: names of the channels of `organs`, () where none were prepared.
         measurements: names of the columns of `measurements`.
         tokenizer: folder of the tokenizer, None where there is none.
-        splits: name to number of volumes.
+        splits: name to number of records.
         settings: everything else that `prepare` was told, as written to `prepare.json`.
         cell: voxels per organ cell along each axis, 0 where none were prepared.
         files: shard name to bytes.
+        arrays: declarations of the arrays of a record; () in sets of one volume a record that were prepared
+            before these were listed.
     """
 
     folder: Path
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
     findings: tuple[str, ...]
     organs: tuple[str, ...]
     measurements: tuple[str, ...]
@@ -51,11 +54,19 @@ class PreparedInfo:
     settings: Mapping[str, object] = field(default_factory=dict)
     cell: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
+    arrays: tuple[ArraySpec, ...] = ()
 
     @property
     def schema(self) -> Schema:
         """What is the same for every record."""
-        return Schema(self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell)
+        return Schema(
+            self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell, self.arrays
+        )
+
+    @property
+    def series(self) -> tuple[SeriesSettings, ...]:
+        """What each series of a study became, in the order of the arrays that hold them."""
+        return read_series(self.settings, self.shape, self.spacing)
 
     @property
     def fingerprint(self) -> str:
@@ -63,8 +74,11 @@ class PreparedInfo:
 
         It covers the schema, the splits, the size of every shard, and what each was made from.
         """
-        content = [dataclasses.astuple(self.schema), sorted(self.splits.items()), sorted(self.files.items())]
+        columns = [self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell]
+        content = [columns, sorted(self.splits.items()), sorted(self.files.items())]
         content.append(self.settings.get("fingerprints"))
+        if self.arrays and self.arrays != volume_arrays(self.schema):
+            content.append([spec.to_json() | {"doc": ""} for spec in self.arrays])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -95,10 +109,12 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
     try:
         written = json.loads(path.read_text())
         tokenizer = folder / TOKENIZER_FOLDER
-        return PreparedInfo(
+        arrays = tuple(ArraySpec.from_json(spec) for spec in written.get("arrays", ()))
+        has_volume = not arrays or bool(written["shape"])
+        info = PreparedInfo(
             folder=folder,
-            shape=_positive(written["shape"], int),
-            spacing=_positive(written["spacing"], float),
+            shape=_positive(written["shape"], int) if has_volume else (),
+            spacing=_positive(written["spacing"], float) if has_volume else (),
             findings=tuple(written["findings"]),
             organs=tuple(written["organs"]),
             measurements=tuple(written["measurements"]),
@@ -107,7 +123,10 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
             settings=dict(written["settings"]),
             cell=int(written["cell"]),
             files=dict(written["files"]),
+            arrays=arrays,
         )
+        _ = info.series  # what it says of them must make sense as well
+        return info
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"[:200]
         raise ShardError(
@@ -128,19 +147,22 @@ class ShardSource:
     """Random access to the records of a split: ``len(source)``, ``source[i] -> dict``.
 
     A `grain.RandomAccessDataSource`. It may be pickled and used from many threads: files are opened when
-    first needed, in the process that needs them. See `medclip_jax.shards.record.decode` for the fields.
+    first needed, in the process that needs them. See `medclip_jax.shards.record.decode` for the values.
     """
 
     def __init__(self, info: PreparedInfo, split: str, fields: Sequence[str] | None = None):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        unknown = sorted(set(fields or ()) - set(FIELDS))
-        if unknown:
-            raise ShardError(f"no field {', '.join(unknown)} in a record; it has {', '.join(FIELDS)}")
+        self._schema = info.schema
+        names = tuple(self._schema.arrays)
+        if unknown := sorted(set(fields or ()) - set(names)):
+            raise ShardError(
+                f"the records of '{info.folder}' hold no array {', '.join(unknown)}; they hold "
+                f"{', '.join(names)}. What is missing can only come from another `medclip prepare`"
+            )
         self.info = info
         self.split = split
-        self.fields = tuple(fields) if fields is not None else FIELDS
-        self._schema = info.schema
+        self.fields = tuple(fields) if fields is not None else names
         self._records = ArrayRecordDataSource(_file_instructions(info, split))
 
     def __len__(self) -> int:
@@ -186,11 +208,11 @@ def open_split(
     Args:
         folder: a prepared folder, or what `open_shards` returned for it.
         split: such as ``"train"``, ``"train[:10%]"``, ``"train[100:200]"``, ``"train+validation"``.
-        fields: which fields of a sample to decode; None means all. Leaving out ``"volume"`` makes going
-            through the reports cheap.
+        fields: names of the arrays to decode (`info.schema.arrays`); None means all. Leaving out
+            ``"volume"`` makes going through the reports cheap.
 
     Raises:
-        ShardError: no prepared folder, no such split, a missing or truncated shard.
+        ShardError: no prepared folder, no such split or array, a missing or truncated shard.
     """
     info = folder if isinstance(folder, PreparedInfo) else open_shards(folder)
     return ShardSource(info, split, fields)

@@ -60,4 +60,4 @@ def write_rejected(file: Path, studies: Sequence[Study], found: Iterable[tuple[s
 
 
 def _path(study: Study) -> str:
-    return "" if study.volume == Path() else str(study.volume)
+    return "; ".join(str(series.path) for series in study.series if series.path != Path())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,9 +11,10 @@ from jaxtyping import Float, Int
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
 from medclip_jax.shards.plan import Item, report_of, says_nothing
-from medclip_jax.shards.record import Record, checksum, encode
+from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, checksum, encode
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.settings import PrepareSettings
-from medclip_jax.volumes import VolumeRejected, crop_and_resample, mask_center, read_volume
+from medclip_jax.volumes import Volume, VolumeRejected, crop_and_resample, mask_center, read_volume
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
 
@@ -48,7 +50,7 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
         if item.rejection is not None:
             raise VolumeRejected(*item.rejection)
         record, provenance, notes = _make_record(item, settings)
-        data, volume_checksum = encode(record, settings.schema)
+        data, checksums = encode(record, settings.schema)
     except VolumeRejected as rejection:
         return Outcome(entry | {"class": REJECTED, "reason": rejection.code, "message": str(rejection)})
     except MemoryError:
@@ -71,57 +73,92 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
         "provenance": provenance,
         "bytes": len(data),
         "checksum": checksum(data),
-        "volume_checksum": volume_checksum,
+        "volume_checksum": _scan_checksum([checksums[series.name] for series in settings.all_series]),
     }
     return Outcome(entry, data)
 
 
-def _make_record(item: Item, settings: PrepareSettings) -> tuple[Record, dict[str, object], tuple[str, ...]]:
+def _scan_checksum(found: list[str]) -> str:
+    """One checksum of all scans of a record, by which equal ones are noticed."""
+    return found[0] if len(found) == 1 else checksum("".join(found).encode())
+
+
+def _make_record(
+    item: Item, settings: PrepareSettings
+) -> tuple[dict[str, Any], dict[str, object], tuple[str, ...]]:
     from medclip_jax.reports.statements import statements
 
     study, schema = item.study, settings.schema
-    volume = read_volume(
-        study.volume,
-        rescale=study.rescale,
-        modality=study.modality,
-        spacing=study.spacing,
-        series=study.series or None,
-        kernel=settings.kernel,
-        rule=settings.series_rule,
-    )
-    notes = [*item.notes, *volume.notes]
+    notes = list(item.notes)
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
-    masks = read_masks(study, wanted) if wanted else {}
-    center, more = _crop_center(study, settings, masks)
-    notes += more
-    prepared, more = crop_and_resample(volume, schema.shape, schema.spacing, center)
-    notes += more
+    masks, center = None, None
+    scans: dict[str, Volume] = {}
+    provenance: dict[str, dict[str, object]] = {}
     organs = None
-    if schema.organs and masks:
-        organs, more = occupancy(masks, schema.organs, volume, prepared, schema.cell)
-        notes += more
+    for series in (one for one in settings.all_series if one.name in {given.name for given in study.series}):
+        scan = _read(study, series, settings)
+        found = list(scan.notes)
+        if masks is None:  # after the first scan: what is wrong with it is the reason that helps most
+            masks = read_masks(study, wanted) if wanted else {}
+            center, more = _crop_center(study, settings, masks)
+            found += more
+        scans[series.name], more = crop_and_resample(scan, series.shape, series.spacing, center)
+        found += more
+        if series.name == VOLUME and schema.organs and masks:
+            organs, more = occupancy(masks, schema.organs, scan, scans[VOLUME], schema.cell)
+            found += more
+        provenance[series.name] = dict(scan.provenance)
+        notes += found if not settings.series else [f"{note}:{series.name}" for note in found]
     if schema.organs and not masks:
         notes.append("organs-missing")
     report = report_of(study)
     findings_text, impression, source = _sections(study, report)
     found = _extract(source, schema.findings) if source else dict.fromkeys(schema.findings, 0)
-    record = Record(
-        id=item.id,
-        study=item.study_hash,
-        patient=item.patient_hash,
-        volume=prepared.voxels,
-        report=report,
-        findings_text=findings_text,
-        impression=impression,
+    record = {
+        "id": item.id,
+        "study": item.study_hash,
+        "patient": item.patient_hash,
+        **{name: scan.voxels for name, scan in scans.items()},
+        **{
+            series.spacing_array: np.array(scans[series.name].spacing, np.float32)
+            for series in settings.all_series
+            if series.spacing_array and series.name in scans
+        },
+        "report": report,
+        "findings_text": findings_text,
+        "impression": impression,
         # A report that says nothing does not say that there is nothing.
-        statements=" ".join(statements(found)) if source else "",
-        findings=np.array([found[name] for name in schema.findings], np.int8),
-        labels=np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
-        measurements=np.array([study.measurements.get(n, np.nan) for n in schema.measurements], np.float32),
-        organs=organs,
-        organ_sentences=organ_texts(study, source, settings),
-    )
-    return record, dict(volume.provenance), tuple(dict.fromkeys(notes))
+        "statements": " ".join(statements(found)) if source else "",
+        "findings": np.array([found[name] for name in schema.findings], np.int8),
+        "labels": np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
+        "measurements": np.array(
+            [study.measurements.get(name, np.nan) for name in schema.measurements], np.float32
+        ),
+        "organs": organs,
+    }
+    if schema.has_organs:
+        record[ORGAN_SENTENCES] = organ_texts(study, source, settings)
+    return record, provenance if settings.series else provenance[VOLUME], tuple(dict.fromkeys(notes))
+
+
+def _read(study: Study, settings: SeriesSettings, choice: PrepareSettings) -> Volume:
+    """Read one series of a study."""
+    series = next(given for given in study.series if given.name == settings.name)
+    try:
+        return read_volume(
+            series.path,
+            rescale=series.rescale,
+            modality=series.modality,
+            spacing=series.spacing,
+            series=series.uid or None,
+            kernel=choice.kernel,
+            rule=choice.series_rule,
+            percentiles=settings.percentiles,
+        )
+    except VolumeRejected as rejection:
+        if not choice.series:
+            raise
+        raise VolumeRejected(rejection.code, f"Series '{settings.name}': {rejection}") from None
 
 
 def _crop_center(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from medclip_jax.corpora.organ_names import is_organ_name
 from medclip_jax.corpora.study import Study
-from medclip_jax.shards.record import Schema, ShardError
+from medclip_jax.shards.arrays import ShardError
+from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, Schema, common_arrays
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes import RULES
 
 SPLITS = ("train", "validation", "test")
+
+_RAGGED_VOXELS = 32
+"""What an axis of unknown size is taken for where the size of a shard is chosen."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +25,8 @@ class PrepareSettings:
     """Everything that decides what a prepared set holds; written to `prepare.json`.
 
     Attributes:
-        shape: (D, H, W) voxels of a prepared volume.
-        spacing: mm per voxel along depth, height, width.
+        shape: (D, H, W) voxels of a prepared volume; () where `series` are given and none is `volume`.
+        spacing: mm per voxel along depth, height, width; likewise.
         crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
             ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.
         findings: columns of `findings` and `labels`; None means Cardiac-CLIP's seven.
@@ -34,7 +41,7 @@ class PrepareSettings:
             the tokenizer goes with every model, and names must not.
         fractions: share of patients in train, validation, test, where the corpus fixes no split.
         seed: of the split.
-        modality: "CT" or "MR"; studies of the other one are rejected.
+        modality: "CT" or "MR"; volumes of the other one are rejected.
         empty_report: "reject" or "note": what becomes of a volume whose report says nothing.
         per_shard: volumes in one shard, as long as no study is cut; None picks about 256 MB before
             compression.
@@ -44,6 +51,9 @@ class PrepareSettings:
             none. Told by the table, and written down here.
         kernel: only DICOM series of this reconstruction kernel, see `volumes.read_volume`; None takes any.
         series_rule: how one of several DICOM series is chosen where a study names none.
+        percentiles: see `SeriesSettings`.
+        series: what studies of several series become, an array of the record each; () for one volume a
+            record, of the shape, spacing, modality and percentiles above.
         unknown_masks: how many other names the masks have, which were left out; found by `resolve`.
     """
 
@@ -67,12 +77,22 @@ class PrepareSettings:
     kernel: str | None = None
     series_rule: str = "best"
     unknown_masks: int = 0
+    percentiles: tuple[float, float] | None = None
+    series: tuple[SeriesSettings, ...] = ()
+
+    @property
+    def all_series(self) -> tuple[SeriesSettings, ...]:
+        """What each series of a study becomes."""
+        one = SeriesSettings(VOLUME, self.shape, self.spacing, self.modality, self.percentiles)
+        return self.series or (one,)
 
     @property
     def schema(self) -> Schema:
         """What is the same for every record; only after `resolve`."""
         organs = self.organs if self.cell else ()
-        return Schema(self.shape, self.spacing, self.findings, organs, self.measurements, self.cell)
+        schema = Schema(self.shape, self.spacing, self.findings, organs, self.measurements, self.cell)
+        scans = [spec for series in self.all_series for spec in series.specs]
+        return replace(schema, declared=common_arrays(schema, scans))
 
     @property
     def uses_masks(self) -> bool:
@@ -84,6 +104,17 @@ class PrepareSettings:
         copied = self.tokenizer not in ("train", None)
         return asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
 
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> PrepareSettings:
+        """Undo `dataclasses.asdict` and JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        plain = {name: tuple(x) if isinstance(x, list) else x for name, x in written.items()}
+        series = tuple(SeriesSettings(**one).checked() for one in written.get("series", ()))
+        return cls(**plain | {"series": series})
+
 
 def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSettings:
     """Check the settings and fill in what is to be learned from the studies.
@@ -94,17 +125,20 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     from medclip_jax.reports.findings import CARDIAC_FINDINGS
     from medclip_jax.reports.names import UnknownFinding, finding_name
 
-    shape, spacing = tuple(map(int, settings.shape)), tuple(map(float, settings.spacing))
-    if len(shape) != 3 or min(shape) < 1 or len(spacing) != 3 or not min(spacing) > 0:
-        raise ShardError(
-            f"shape {settings.shape} and spacing {settings.spacing} must each be three positive numbers in "
-            "the order depth, height, width"
-        )
+    all_series = tuple(series.checked() for series in settings.all_series)
+    volume = next((series for series in all_series if series.name == VOLUME), None)
+    shape, spacing = ((), ()) if volume is None else (volume.shape, volume.spacing)
     given = CARDIAC_FINDINGS if settings.findings is None else settings.findings
     try:
         findings = tuple(dict.fromkeys(map(finding_name, given)))
     except UnknownFinding as error:
         raise ShardError(str(error)) from None
+    specs = common_arrays(Schema(shape, spacing), [spec for series in all_series for spec in series.specs])
+    if len({spec.name for spec in specs} | {ORGAN_SENTENCES}) < len(specs) + 1:
+        names = ", ".join(series.name for series in all_series)
+        raise ShardError(f"series {names}: each needs a name of its own, which no other array has")
+    if settings.cell and volume is None:
+        raise ShardError(f"organ cells lie on the grid of '{VOLUME}', and no series has that name")
     if settings.cell < 0 or (settings.cell and any(size % settings.cell for size in shape)):
         raise ShardError(
             f"organ cells of {settings.cell} voxels do not divide the shape {shape}: choose a cell that does "
@@ -138,8 +172,6 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         raise ShardError(
             f"the split fractions {settings.fractions} must not be negative and must add up to 1"
         )
-    if settings.modality not in ("CT", "MR"):
-        raise ShardError(f"modality '{settings.modality}' is neither CT nor MR")
     if settings.per_shard is not None and settings.per_shard < 1:
         raise ShardError(f"{settings.per_shard} volumes in a shard: it must be a positive number")
     if settings.vocabulary_patients < 1:
@@ -155,11 +187,14 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         measurements = sorted(
             {n for study in studies for n in study.measurements if not n.startswith("box_")}
         )
-    per_shard = settings.per_shard or min(512, max(4, (1 << 27) // (shape[0] * shape[1] * shape[2])))
+    voxels = sum(math.prod(size or _RAGGED_VOXELS for size in series.shape) for series in all_series)
+    per_shard = settings.per_shard or min(512, max(4, (1 << 27) // voxels))
     return replace(
         settings,
         shape=shape,
         spacing=spacing,
+        percentiles=None if settings.series else all_series[0].percentiles,
+        series=all_series if settings.series else (),
         findings=findings,
         organs=organs,
         measurements=tuple(measurements),

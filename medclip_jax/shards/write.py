@@ -10,9 +10,10 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo, open_shards
-from medclip_jax.shards.record import Record, Schema, encode
+from medclip_jax.shards.record import Schema, encode
 
 DATASET = "medclip"
 """Name of the TFDS dataset."""
@@ -163,6 +164,7 @@ def finish(
         "organs": schema.organs,
         "measurements": schema.measurements,
         "cell": schema.cell,
+        "arrays": [spec.to_json() for spec in schema.arrays.values()],
         "splits": {split: sum(lengths) for split, lengths in shards.items()},
         "settings": dict(settings),
         "files": files,
@@ -173,14 +175,18 @@ def finish(
 
 
 def write_shards(
-    folder: str | os.PathLike, schema: Schema, splits: Mapping[str, Sequence[Record]], *, per_shard: int = 64
+    folder: str | os.PathLike,
+    schema: Schema,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    per_shard: int = 64,
 ) -> PreparedInfo:
     """Write records that are in memory as a prepared folder, without manifest or tokenizer.
 
     Args:
         folder: created if needed.
         schema: of every record.
-        splits: split name to its records.
+        splits: split name to its records, as `record.encode` takes them.
         per_shard: records in one shard.
     """
     folder = Path(folder)

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from medclip_jax.volumes.histogram import Histogram
 from medclip_jax.volumes.hounsfield import PADDING_BELOW_HU, find_other_scale, has_soft_tissue, judge, reject
+from medclip_jax.volumes.modality import modality_of
 from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
 
 _BEYOND_METAL_HU = 31_000
@@ -25,19 +26,20 @@ def to_int16(values: Real[np.ndarray, "D H W"], modality: str) -> tuple[Int16[np
     """
     if values.dtype == np.int16:
         return values, {}
+    rule = modality_of(modality)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeRejected(
             "not-finite",
             "Voxels are NaN or infinite: find out why, then write "
-            f"{'-1024 (air)' if modality == 'CT' else 'the background value'} there and export again.",
+            f"{'-1024 (air)' if rule.absolute else 'the background value'} there and export again.",
         )
     provenance = {}
-    if modality == "MR" and values.dtype.kind == "f" and (high > 32767 or low < -32768 or high - low < 256):
+    if not rule.absolute and values.dtype.kind == "f" and (high > 32767 or low < -32768 or high - low < 256):
         factor = 4095.0 / max(abs(low), abs(high), 1e-30)
         values, low, high = values * factor, low * factor, high * factor
         provenance["intensity_scale"] = factor
-    if high > 32767 or (modality == "MR" and low < -32768):
+    if high > 32767 or (not rule.absolute and low < -32768):
         raise VolumeRejected(
             "out-of-range", f"Values reach {high:.0f}, beyond int16: check the rescale slope and intercept."
         )
@@ -65,7 +67,7 @@ def fill_missing(
     outside[np.unique(np.concatenate([border.ravel() for border in borders]))] = True
     if not outside[1:].all() or missing.all():
         return values, ()
-    fill = AIR_HU if modality == "CT" else values[~missing].min()
+    fill = modality_of(modality).outside(values[~missing])
     return np.where(missing, values.dtype.type(fill), values), (f"no-data:{100 * missing.mean():.1f}%",)
 
 
@@ -169,7 +171,7 @@ def check_hu(volume: Volume, *, modality: str = "CT") -> tuple[str, ...]:
             f"{flat_slices} of {len(voxels)} slices hold a single value: export the volume again.",
         )
     notes = [f"empty-slices:{flat_slices}"] if flat_slices else []
-    if modality != "CT":
+    if not modality_of(modality).absolute:
         return tuple(notes)
     histogram = Histogram.of(voxels)
     verdict = judge(histogram)

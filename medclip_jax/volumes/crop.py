@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
 from medclip_jax.volumes.geometry import crop_or_pad, resample
-from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
+from medclip_jax.volumes.modality import modality_of
+from medclip_jax.volumes.volume import Volume, VolumeRejected
 
 
 def crop_and_resample(
     volume: Volume,
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
+    shape: Sequence[int | None],
+    spacing: Sequence[float | None],
     center: Float[np.ndarray, " 3"] | None = None,
 ) -> tuple[Volume, list[str]]:
     """Resample to `spacing` and cut or pad to `shape` around a point, working only on the voxels needed.
@@ -25,8 +27,8 @@ def crop_and_resample(
 
     Args:
         volume: any volume.
-        shape: wanted (D, H, W).
-        spacing: wanted mm along depth, height, width.
+        shape: wanted (D, H, W); None along an axis keeps the volume's own voxels there.
+        spacing: wanted mm along depth, height, width; None likewise.
         center: world (x, y, z) in RAS mm; None means the volume's middle.
 
     Returns:
@@ -36,10 +38,14 @@ def crop_and_resample(
         VolumeRejected: the crop lies outside the volume.
     """
     size = np.array(volume.voxels.shape)
+    kept = [axis for axis in range(3) if shape[axis] is None]
+    shape = tuple(int(own) if wanted is None else wanted for own, wanted in zip(size, shape, strict=True))
+    spacing = tuple(own if step is None else step for own, step in zip(volume.spacing, spacing, strict=True))
     middle = (size - 1) / 2
     if center is not None:
         middle = np.linalg.solve(volume.affine[:3, :3], center - volume.affine[:3, 3])
-    else:
+        middle[kept] = (size[kept] - 1) / 2
+    if center is None or kept:
         center = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
     # Two voxels of either grid beyond the crop: what anti-aliasing looks at, and the rounding of the crop.
     ratio = np.array(spacing) / np.array(volume.spacing)
@@ -60,7 +66,7 @@ def crop_and_resample(
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
     box = replace(volume, voxels=volume.voxels[tuple(map(slice, low, high))], affine=affine)
-    fill = AIR_HU if volume.provenance.get("modality", "CT") == "CT" else int(volume.voxels.min())
+    fill = int(modality_of(volume.provenance.get("modality", "CT")).outside(volume.voxels))
     prepared = crop_or_pad(resample(box, spacing), shape, center=center, fill=fill)
     covered = np.prod(np.minimum(size / ratio, shape)) / np.prod(shape)
     return prepared, [f"mostly-padding:{100 * (1 - covered):.0f}%"] if covered < 0.25 else []

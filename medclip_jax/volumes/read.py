@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from medclip_jax.volumes.dicom_files import is_dicom
 from medclip_jax.volumes.formats import explain
 from medclip_jax.volumes.geometry import canonical, straighten
 from medclip_jax.volumes.itk import read_itk
+from medclip_jax.volumes.modality import check_percentiles, modality_of, window_by_percentiles
 from medclip_jax.volumes.nifti import read_nifti
 from medclip_jax.volumes.scan import Scan
-from medclip_jax.volumes.volume import AIR_HU, Volume, VolumeRejected
+from medclip_jax.volumes.volume import Volume, VolumeRejected
 
 SPACING_LIMITS_MM = (0.05, 25.0)
 """Voxel sizes outside this range are header errors, not scans."""
@@ -34,6 +34,7 @@ def read_volume(
     series: str | None = None,
     kernel: str | None = None,
     rule: str = "best",
+    percentiles: Sequence[float] | None = None,
 ) -> Volume:
     """Read a scan as int16 Hounsfield units in canonical orientation.
 
@@ -49,13 +50,15 @@ def read_volume(
             with wildcards ("B3*").
         rule: how one of several series is chosen: "best", "largest", "thinnest" or "original", see
             `docs/reference/volumes.md`.
+        percentiles: window an MR series' intensities by two of its percentiles, see
+            `volumes.modality.window_by_percentiles`.
 
     Raises:
         VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.
         ValueError: an argument is wrong.
     """
     scan = read_scan(path, modality=modality, series=series, kernel=kernel, rule=rule)
-    return to_volume(scan, rescale=rescale, modality=modality, spacing=spacing)
+    return to_volume(scan, rescale=rescale, modality=modality, spacing=spacing, percentiles=percentiles)
 
 
 def read_scan(
@@ -74,7 +77,7 @@ def read_scan(
     Raises:
         VolumeRejected, ValueError: as `read_volume`.
     """
-    _check_modality(modality)
+    modality_of(modality)
     wanted = Wanted(series, kernel, rule, modality)
     if not isinstance(path, str | os.PathLike):
         path = [Path(file) for file in path]
@@ -87,6 +90,7 @@ def to_volume(
     rescale: tuple[float, float] | None = None,
     modality: str = "CT",
     spacing: Sequence[float] | None = None,
+    percentiles: Sequence[float] | None = None,
 ) -> Volume:
     """Bring a scan to canonical orientation and int16, with geometry and Hounsfield units checked.
 
@@ -97,7 +101,8 @@ def to_volume(
     Raises:
         VolumeRejected, ValueError: as `read_volume`.
     """
-    _check_modality(modality)
+    rule = modality_of(modality)
+    check_percentiles(percentiles, modality)
     if scan.modality is not None and scan.modality != modality:
         raise VolumeRejected(
             "wrong-modality",
@@ -109,30 +114,27 @@ def to_volume(
     provenance = dict(scan.provenance)
     provenance |= {"modality": modality, "orientation": axes, "spacing": spacing_read}
     if rescale is not None:
-        (slope, intercept), more = resolve_rescale(voxels, rescale) if modality == "CT" else (rescale, ())
+        (slope, intercept), more = resolve_rescale(voxels, rescale) if rule.absolute else (rescale, ())
         notes += more
         provenance["rescale"] = (slope, intercept)
         if (slope, intercept) != (1.0, 0.0):
             voxels = voxels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     voxels, more = fill_missing(voxels, modality)
     notes += more
-    if modality == "CT":
+    if rule.absolute:
         voxels, more = unwrap(voxels)
         notes += more
     voxels, scaled = to_int16(voxels, modality)
-    volume = Volume(voxels, spacing_read, affine, provenance | scaled)
-    notes += check_hu(volume, modality=modality)
-    if modality == "CT":
+    notes += check_hu(Volume(voxels, spacing_read, affine), modality=modality)
+    if rule.absolute:
         voxels, more = fill_padding(voxels)
         notes += more
-    voxels, affine, more = straighten(voxels, affine, fill=AIR_HU if modality == "CT" else 0)
+    if percentiles is not None:
+        voxels, window = window_by_percentiles(voxels, percentiles)
+        scaled |= {"window": window}
+    voxels, affine, more = straighten(voxels, affine, fill=int(rule.outside(voxels)))
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
-    return replace(volume, voxels=voxels, spacing=spacing_read, affine=affine, notes=notes + more)
-
-
-def _check_modality(modality: str) -> None:
-    if modality not in ("CT", "MR"):
-        raise ValueError(f'modality must be "CT" or "MR", got {modality!r}')
+    return Volume(voxels, spacing_read, affine, provenance | scaled, notes + more)
 
 
 def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[np.ndarray, "4 4"]]:

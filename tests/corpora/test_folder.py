@@ -23,12 +23,12 @@ def test_every_column(tmp_path):
     )
     row = 'a/1.nii.gz,s1,p1,"Whole, with\nbreak",F,I,valid,masks,mr,1.0,,312.5,-10 20 -30 40 0 5,ignored'
     (study,) = folder(table(tmp_path, f"{header}\n{row}\n"))
-    assert study.volume == tmp_path / "a/1.nii.gz"
-    assert (study.volume_id, study.study_id, study.patient_id) == ("a/1.nii.gz", "s1", "p1")
+    assert study.path == tmp_path / "a/1.nii.gz"
+    assert (study.record_id, study.study_id, study.patient_id) == ("a/1.nii.gz", "s1", "p1")
     assert study.report == "Whole, with\nbreak"
     assert study.sections == {"findings": "F", "impression": "I"}
     assert study.split == "validation"
-    assert study.modality == "MR"
+    assert study.series[0].modality == "MR"
     assert study.organs == {"heart": tmp_path / "masks/heart.nii.gz", "aorta": tmp_path / "masks/aorta.nii"}
     assert study.labels == {"cardiomegaly": 1, "pericardial_effusion": 0}
     assert study.measurements == {
@@ -56,7 +56,7 @@ def test_every_column(tmp_path):
 )
 def test_headers_and_delimiters(tmp_path, text):
     (study,) = folder(table(tmp_path, text))
-    assert study.volume == tmp_path / "a"
+    assert study.path == tmp_path / "a"
     assert "b" in (study.report, *study.sections.values())
 
 
@@ -64,7 +64,7 @@ def test_missing_cells(tmp_path):
     studies = list(folder(table(tmp_path, "volume,report,study\na,NaN,\n,alone,s\nb,\n")))
     assert [study.report for study in studies] == ["", "alone", ""]
     # A row without a volume is the manifest's to reject.
-    assert [study.volume for study in studies] == [tmp_path / "a", Path(), tmp_path / "b"]
+    assert [study.path for study in studies] == [tmp_path / "a", Path(), tmp_path / "b"]
     assert [study.study_id for study in studies] == ["a", "s", "b"]
     assert [study.patient_id for study in studies] == ["a", "s", "b"]
 
@@ -72,7 +72,7 @@ def test_missing_cells(tmp_path):
 def test_root_and_absolute_paths(tmp_path):
     (tmp_path / "scans").mkdir()
     path = table(tmp_path, f"volume,report\na,r\n{tmp_path}/b,r\n")
-    assert [study.volume for study in folder(path, root=tmp_path / "scans")] == [
+    assert [study.path for study in folder(path, root=tmp_path / "scans")] == [
         tmp_path / "scans/a",
         tmp_path / "b",
     ]
@@ -108,13 +108,13 @@ def test_multilabel_masks(tmp_path, classes):
 )
 def test_rescale_columns(tmp_path, names, cells, rescale):
     (study,) = folder(table(tmp_path, f"volume,report,{names}\na,r,{cells}\n"))
-    assert study.rescale == rescale
+    assert study.series[0].rescale == rescale
 
 
 @pytest.mark.parametrize("text", ["3 0.75 0.7", '"3, 0.75, 0.7"', '"[3.0,0.75,0.70]"', "3x0.75x0.7"])
 def test_spacing_column(tmp_path, text):
     first, second = folder(table(tmp_path, f"volume,report,spacing\na,r,{text}\nb,r,\n"))
-    assert first.spacing == (3.0, 0.75, 0.7)
+    assert first.series[0].spacing == (3.0, 0.75, 0.7)
     assert second.spacing is None
 
 
@@ -204,7 +204,7 @@ def test_two_columns_of_one_meaning(tmp_path, header, message):
 def test_a_columns_own_name_goes_before_others(tmp_path):
     read = folder(table(tmp_path, "volume,path,study_id,accession,report\na,b,s,s,r\n"))
     (study,) = read
-    assert (study.volume_id, study.study_id) == ("a", "s")
+    assert (study.record_id, study.study_id) == ("a", "s")
     assert "column 'volume' is read as 'volume'; not read, though it could mean it: 'path'" in read.remarks
     assert any("'study_id' is read as 'study'; not read" in remark for remark in read.remarks)
 
@@ -267,8 +267,8 @@ def test_one_scan_has_one_name(tmp_path):
     names = ("scans/0.nii", "./scans//0.nii", "scans\\0.nii", f"{tmp_path}/scans/0.nii", "scans/x/../0.nii")
     rows = "".join(f"{name},p{n},r\n" for n, name in enumerate(names))
     studies = folder(table(tmp_path, f"volume,patient,report\n{rows}"))
-    assert {study.volume_id for study in studies} == {"scans/0.nii"}
-    assert {study.volume for study in studies} == {tmp_path / "scans/0.nii"}
+    assert {study.record_id for study in studies} == {"scans/0.nii"}
+    assert {study.path for study in studies} == {tmp_path / "scans/0.nii"}
     read = folder(table(tmp_path, "volume,patient,report\nC:\\scans\\0.nii,p,r\n"))
     assert any("row 1 name paths of a Windows drive" in remark for remark in read.remarks)
 

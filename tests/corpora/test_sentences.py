@@ -6,7 +6,7 @@ import pytest
 
 from medclip_jax.corpora.folder import TableError, folder
 from medclip_jax.corpora.sentences import join_sentences, read_sentences
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 
 TABLE = """VolumeName,ANATOMY,sentence
 valid_1_a_1.nii.gz,,"The heart is big. A nodule, small."
@@ -22,7 +22,7 @@ valid_9_a_1.nii.gz,lung,Nobody's.
 
 
 def study(name, **more):
-    return Study(volume=Path(name), volume_id=name, study_id=name, patient_id=name, **more)
+    return Study((Series(Path(name)),), name, study_id=name, patient_id=name, **more)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_rows_are_joined_by_file_name(table):
         study("valid_3_a_1.nii.gz", report="Left alone."),
     ]
     joined = join_sentences(studies, table)
-    assert [s.volume_id for s in joined.studies] == [s.volume_id for s in studies]
+    assert [s.record_id for s in joined.studies] == [s.record_id for s in studies]
     assert joined.studies[0].sentences == {
         "heart": "The heart is big.",
         "lung/left lung": "A nodule, small. Another one.",

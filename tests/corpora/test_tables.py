@@ -145,7 +145,7 @@ def test_reports_of_many_lines_are_no_swallowed_rows(tmp_path):
 
 def test_empty_rows_are_passed_over_and_counted(tmp_path):
     table = folder(write(tmp_path, "volume,patient,report\n\n0.nii,a,r\n,,\n1.nii,b,r\n,, \n,,\n"))
-    assert [(study.row, study.volume_id) for study in table] == [(2, "0.nii"), (4, "1.nii")]
+    assert [(study.row, study.record_id) for study in table] == [(2, "0.nii"), (4, "1.nii")]
     assert "4 empty rows are passed over" in table.remarks
 
 
@@ -158,7 +158,7 @@ def test_tables_written_by_hand(tmp_path):
     """Spaces behind the commas, and a comma at the end of every line but the header's."""
     text = 'volume, patient, report\n0.nii, a, "Heart, lungs.",\n1.nii, b, Normal.,\n'
     studies = list(folder(write(tmp_path, text)))
-    assert [(s.volume_id, s.patient_id, s.report) for s in studies] == [
+    assert [(s.record_id, s.patient_id, s.report) for s in studies] == [
         ("0.nii", "a", "Heart, lungs."),
         ("1.nii", "b", "Normal."),
     ]

@@ -78,7 +78,7 @@ class TestLoad:
 
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_batch_size_changes_nothing(self, tiny_run, model, batch_size):
-        volumes = [record.volume for record in made_records(5, 7)]
+        volumes = [record["volume"] for record in made_records(5, 7)]
         other = medclip_jax.load(tiny_run / "workdir", batch_size=batch_size, progress=False)
         found = other.embed_volumes(volumes)
         np.testing.assert_allclose(found, model.embed_volumes(volumes), atol=1e-6)
@@ -87,7 +87,7 @@ class TestLoad:
         np.testing.assert_array_equal(other.embed_volumes(volumes[::-1]), found[::-1])
 
     def test_dtype(self, tiny_run, model):
-        volume = next(made_records(1, 7)).volume
+        volume = next(made_records(1, 7))["volume"]
         half = medclip_jax.load(tiny_run / "workdir", dtype="bfloat16", progress=False)
         assert half.config["objective"]["vision"]["dtype"] == "bfloat16"
         assert half.config["objective"]["text"]["dtype"] == "bfloat16"
@@ -260,7 +260,7 @@ class TestModel:
             model.zero_shot(scan, [("one",)])
 
     def test_retrieve_orders_by_cosine(self, model):
-        volumes = [record.volume for record in made_records(5, 3)]
+        volumes = [record["volume"] for record in made_records(5, 3)]
         vectors = model.embed_volumes(volumes)
         cosines = vectors.astype(float) @ model.embed_texts("There is cardiomegaly.")[0].astype(float)
         hits = model.retrieve("There is cardiomegaly.", volumes, count=3)

@@ -5,6 +5,7 @@ import pytest
 
 from medclip_jax.pages.contact_sheet import COLORS, contact_sheet
 from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
+from medclip_jax.shards.series import SeriesSettings
 
 SHAPE, CELL, PATCH = (8, 16, 24), 2, (4, 4, 8)
 
@@ -71,9 +72,12 @@ def test_a_fifth_full_is_a_fifth_as_deep():
     assert axial[20, 20, 0] / axial[20, 60, 0] == pytest.approx(0.2, abs=0.01)
 
 
+VOLUME = SeriesSettings("volume", SHAPE, (2.0, 1.0, 1.0))
+
+
 def page(samples, **more):
     return contact_sheet(
-        "T", {}, {"t": [["a"]]}, (), samples, spacing=(2.0, 1.0, 1.0), findings=(), organs=("heart", "aorta"),
+        "T", {}, {"t": [["a"]]}, (), samples, series=(VOLUME,), findings=(), organs=("heart", "aorta"),
         cell=CELL, **more,
     )  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from medclip_jax.corpora.folder import folder
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.organs import occupancy, organ_texts
 from medclip_jax.shards.plan import examine, make_plan
@@ -221,13 +222,13 @@ def test_sentences_by_rules_and_by_the_archive(tmp_path):
 
 
 def test_without_cells_there_are_no_sentences():
-    study = Study(volume=None, volume_id="v", study_id="s", patient_id="p", organs={"heart": None})
+    study = Study((Series(Path()),), "v", study_id="s", patient_id="p", organs={"heart": None})
     settings = resolve(dataclasses.replace(SETTINGS, cell=0), [study])
     assert organ_texts(study, REPORT, settings) == {}
 
 
 def plan_of(settings, **more):
-    study = Study(volume="v.nii.gz", volume_id="v", study_id="s", patient_id="p", report="r", **more)
+    study = Study((Series("v.nii.gz"),), "v", study_id="s", patient_id="p", report="r", **more)
     resolved = resolve(settings, [study])
     (shard,) = make_plan([study], resolved, b"key")
     return shard.digest, examine(shard, resolved, b"key").fingerprint

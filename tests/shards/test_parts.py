@@ -48,10 +48,10 @@ def whole(archive, tmp_path_factory) -> Path:
 
 def several_scans(patients: int = 60):
     """Studies of one to four scans, some patients with two studies."""
-    from medclip_jax.corpora.study import Study
+    from medclip_jax.corpora.study import Series, Study
 
     return [
-        Study(Path(f"{p}-{s}-{i}"), f"v{p}-{s}-{i}", f"s{s}", f"p{p}", report=f"Report {p} {s}.")
+        Study((Series(Path(f"{p}-{s}-{i}")),), f"v{p}-{s}-{i}", f"s{s}", f"p{p}", report=f"Report {p} {s}.")
         for p in range(patients)
         for s in range(1 + p % 2)
         for i in range(1 + (p + s) % 4)

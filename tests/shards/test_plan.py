@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards.keys import hashed_integer, hashed_text, read_key
 from medclip_jax.shards.plan import make_plan, report_of, says_nothing
 from medclip_jax.shards.record import ShardError
@@ -18,7 +18,7 @@ KEY = b"key"
 
 def studies(patients: int, each: int = 2, **fields) -> list[Study]:
     return [
-        Study(Path(os.devnull), f"v{p}-{i}", f"s{p}", f"p{p}", report=f"Report {p}.", **fields)
+        Study((Series(Path(os.devnull)),), f"v{p}-{i}", f"s{p}", f"p{p}", report=f"Report {p}.", **fields)
         for p in range(patients)
         for i in range(each)
     ]
@@ -33,7 +33,7 @@ def split_of(inputs, key=KEY, **changes) -> dict[str, str]:
 def test_every_study_is_in_exactly_one_part():
     inputs = studies(50)
     parts = make_plan(inputs, resolve(PrepareSettings(per_shard=7), inputs), KEY)
-    assert Counter(i.study.volume_id for p in parts for i in p.items) == Counter(s.volume_id for s in inputs)
+    assert Counter(i.study.record_id for p in parts for i in p.items) == Counter(s.record_id for s in inputs)
     assert all(1 <= len(part.items) <= 7 for part in parts)
     assert {item.row: item.study for p in parts for item in p.items} == dict(enumerate(inputs, start=1))
 
@@ -110,9 +110,9 @@ def test_order_is_not_the_order_of_the_input():
 
 
 def test_studies_that_share_a_report_are_no_duplicates():
-    inputs = [*studies(2), replace(studies(1)[0], volume_id="x", study_id="other", patient_id="other")]
+    inputs = [*studies(2), replace(studies(1)[0], record_id="x", study_id="other", patient_id="other")]
     parts = make_plan(inputs, resolve(PrepareSettings(), inputs), KEY)
-    notes = {item.study.volume_id: item.notes for part in parts for item in part.items}
+    notes = {item.study.record_id: item.notes for part in parts for item in part.items}
     assert notes["v1-0"] == notes["v1-1"] == ()
     assert notes["x"] == notes["v0-0"] == ("duplicate-report",)
 
@@ -130,7 +130,9 @@ def test_texts_that_say_something(text):
 
 
 def test_a_report_is_put_together_from_sections():
-    study = Study(Path("a"), "v", "s", "p", sections={"findings": "A.", "impression": "Not given."})
+    study = Study(
+        (Series(Path("a")),), "v", "s", "p", sections={"findings": "A.", "impression": "Not given."}
+    )
     assert report_of(study) == "Findings: A."
     assert report_of(replace(study, report="Whole. ")) == "Whole."
     assert report_of(replace(study, report="nan")) == "Findings: A."
@@ -167,7 +169,7 @@ def items_of(inputs, **changes):
 def test_studies_are_told_apart_by_patient_and_study():
     """Archives number the studies of each patient anew."""
     inputs = [
-        Study(Path(os.devnull), f"v{n}", study, patient, report=f"Report {patient} {study}.")
+        Study((Series(Path(os.devnull)),), f"v{n}", study, patient, report=f"Report {patient} {study}.")
         for n, (patient, study) in enumerate(
             (("p1", "1"), ("p2", "1"), ("p2", "1"), ("p2", "2"), ("p", "21"))
         )

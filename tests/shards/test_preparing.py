@@ -96,7 +96,7 @@ def test_the_prepared_volume_equals_the_plain_way(archive, prepared):
         for s in open_split(prepared, split)
     }
     for study in read_table(archive):
-        plain = crop_or_pad(resample(read_volume(study.volume), SETTINGS.spacing), SETTINGS.shape)
+        plain = crop_or_pad(resample(read_volume(study.path), SETTINGS.spacing), SETTINGS.shape)
         np.testing.assert_array_equal(by_report[study.report], plain.voxels)
 
 
@@ -227,7 +227,7 @@ def test_too_many_rejections_stop_the_run(messy, tmp_path):
 
 
 def test_rejections_that_show_only_on_reading_stop_the_run_too(messy, tmp_path):
-    studies = [s for s in read_table(messy) if "cut" in s.volume.name or "flat" in s.volume.name]
+    studies = [s for s in read_table(messy) if "cut" in s.path.name or "flat" in s.path.name]
     with pytest.raises(ShardError, match=r"truncated-file|constant"):
         prepare(
             studies, tmp_path / "set", PrepareSettings(shape=(4, 4, 4)), key=KEY, workers=1, progress=False
@@ -435,7 +435,7 @@ def test_summary_names_rows(messy, tmp_path):
         ({"crop": "spleen"}, "no study has such an organ mask.*aorta, heart"),
         ({"organs": ("spleen",)}, "no study has a mask of spleen"),
         ({"fractions": (0.5, 0.1, 0.1)}, "add up to 1"),
-        ({"modality": "PET"}, "neither CT nor MR"),
+        ({"modality": "PET"}, "modality must be 'CT' or 'MR'"),
         ({"empty_report": "maybe"}, "neither 'reject' nor 'note'"),
     ],
 )

@@ -28,7 +28,7 @@ def test_it_names_every_rejected_file_and_what_to_do(messy, tmp_path):
     for row in found:
         entry, study = rejected[int(row["row"])], studies[int(row["row"]) - 1]
         assert (row["code"], row["what_to_do"]) == (entry["reason"], entry["message"])
-        assert row["path"] == ("" if row["code"] == "report-without-volume" else str(study.volume))
+        assert row["path"] == ("" if row["code"] == "report-without-volume" else str(study.path))
 
 
 def test_it_is_there_when_too_many_rejections_stop_the_run(messy, tmp_path):

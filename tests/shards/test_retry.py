@@ -231,7 +231,7 @@ def test_a_study_that_ends_the_run_leaves_its_mark(archive, tmp_path, monkeypatc
         patch.setattr(work, "prepare_study", lambda *_: seen.extend(tmp_path.iterdir()))
         work.attempt(item, settings, tmp_path)
     (mark,) = seen
-    assert item.study.volume_id not in mark.name
+    assert item.study.record_id not in mark.name
     mark.write_text("1")
     assert work.cut_off(tmp_path, [item, other]) == {item.row}
     assert work.attempt(item, settings, tmp_path).entry["class"] == "accepted"

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards import scan
 from medclip_jax.shards.plan import Item
 from medclip_jax.shards.record import decode
@@ -80,7 +80,7 @@ def test_the_recipe_of_the_docs_gives_what_prepare_gives(tmp_path, monkeypatch, 
     names: dict[str, object] = {}
     monkeypatch.chdir(tmp_path)
     exec(text.split("```python\n")[1].split("```")[0], names)
-    study = Study(tmp_path / "scan.nii.gz", "v", "s", "p", report="Cardiomegaly.")
+    study = Study((Series(tmp_path / "scan.nii.gz"),), "v", "s", "p", report="Cardiomegaly.")
     settings = PrepareSettings(findings=("cardiomegaly",), organs=(), measurements=())
     outcome = scan.prepare_study(Item(1, study, "id", 1, 2, "train"), settings)
     record = decode(outcome.record, settings.schema)
@@ -126,7 +126,7 @@ def test_crops_follow_organ_and_box(archive, crop, center):
     item = Item(1, study, "id", 1, 2, "train")
     outcome = scan.prepare_study(item, settings)
     sample = decode(outcome.record, settings.schema)
-    volume = scan.read_volume(study.volume)
+    volume = scan.read_volume(study.path)
     expected = crop_or_pad(resample(volume, settings.spacing), (4, 4, 4), center=center)
     np.testing.assert_array_equal(sample["volume"], expected.voxels)
     assert "organs" not in sample

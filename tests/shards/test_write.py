@@ -7,7 +7,7 @@ import pytest
 
 from medclip_jax.shards import write
 from medclip_jax.shards.read import open_shards
-from medclip_jax.shards.record import Record, Schema, encode
+from medclip_jax.shards.record import Schema, encode
 from medclip_jax.shards.write import write_shard, write_shards, write_text
 
 
@@ -47,11 +47,11 @@ def test_encode_checks_shapes():
         labels=np.zeros(1, np.int8),
         measurements=np.zeros(0, np.float32),
     )
-    encode(Record(**fields, **arrays), schema)
+    encode({**fields, **arrays}, schema)
     with pytest.raises(ValueError, match=r"volume is int16 \(2, 3, 5\)"):
-        encode(Record(**fields, **{**arrays, "volume": np.zeros((2, 3, 5), np.int16)}), schema)
+        encode({**fields, **arrays, "volume": np.zeros((2, 3, 5), np.int16)}, schema)
     with pytest.raises(ValueError, match="findings is float32"):
-        encode(Record(**fields, **{**arrays, "findings": np.zeros(1, np.float32)}), schema)
+        encode({**fields, **arrays, "findings": np.zeros(1, np.float32)}, schema)
 
 
 def test_an_empty_split_is_left_out(tmp_path):

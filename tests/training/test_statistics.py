@@ -117,7 +117,7 @@ def workdir(shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def volumes():
-    return np.stack([record.volume for record in made_records(5, 3)])
+    return np.stack([record["volume"] for record in made_records(5, 3)])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,102 @@
+"""What the series of a study become: one array of the record each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medclip_jax.shards.arrays import ArraySpec, ShardError
+from medclip_jax.shards.record import VOLUME
+from medclip_jax.volumes.modality import check_percentiles, modality_of
+
+
+@dataclass(frozen=True)
+class SeriesSettings:
+    """What becomes of the series of one name; written to `prepare.json`.
+
+    Attributes:
+        name: of the series in a study, and of its array in the record.
+        shape: (D, H, W) voxels; None along an axis keeps the scan's own voxels there, which makes the array
+            ragged, and adds the array `NAME_spacing`.
+        spacing: mm per voxel along depth, height, width; None where the shape is.
+        modality: "CT" or "MR"; series of another one are rejected.
+        percentiles: what of a series' intensities becomes 0 and `volumes.modality.WINDOW_TOP`, in percent of
+            its voxels; None keeps HU and the scanner's units.
+        required: whether a study without it is rejected, or accepted with a note.
+    """
+
+    name: str
+    shape: tuple[int | None, int | None, int | None]
+    spacing: tuple[float | None, float | None, float | None]
+    modality: str = "CT"
+    percentiles: tuple[float, float] | None = None
+    required: bool = True
+
+    @property
+    def spacing_array(self) -> str:
+        """Name of the array that holds a record's own spacing; "" where it is the same for all records."""
+        return f"{self.name}_spacing" if None in self.spacing else ""
+
+    @property
+    def specs(self) -> tuple[ArraySpec, ...]:
+        """Declarations of the arrays that it becomes."""
+        unit = "Hounsfield units" if modality_of(self.modality).absolute else f"{self.modality} intensities"
+        voxels = ArraySpec(self.name, "blosc2", self.shape, "int16", optional=not self.required, doc=unit)
+        if not self.spacing_array:
+            return (voxels,)
+        mm = "mm along depth, height, width"
+        return voxels, ArraySpec(self.spacing_array, "list", (3,), "float32", not self.required, mm)
+
+    def checked(self) -> SeriesSettings:
+        """The same with plain tuples of numbers.
+
+        Raises:
+            ShardError: an entry makes no sense; the message says which.
+        """
+        where = "" if self.name == VOLUME else f"series '{self.name}': "
+        if not self.name.isidentifier():
+            raise ShardError(f"'{self.name}' cannot name a series: take letters, digits and _")
+        try:
+            shape = tuple(None if size is None else int(size) for size in self.shape)
+            spacing = tuple(None if step is None else float(step) for step in self.spacing)
+            fits = len(shape) == len(spacing) == 3 and all(
+                (size is None) == (step is None) and (size is None or (size >= 1 and step > 0))
+                for size, step in zip(shape, spacing, strict=True)
+            )
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ShardError(
+                f"{where}shape {self.shape} and spacing {self.spacing} must each be three positive numbers "
+                "in the order depth, height, width (or both None where a series keeps its own voxels)"
+            )
+        if self.name == VOLUME and None in shape:
+            raise ShardError(f"'{VOLUME}' has one shape for all records: name a ragged series otherwise")
+        try:
+            check_percentiles(self.percentiles, self.modality)
+        except ValueError as error:
+            raise ShardError(f"{where}{error}") from None
+        percentiles = None if self.percentiles is None else tuple(map(float, self.percentiles))
+        return SeriesSettings(self.name, shape, spacing, self.modality, percentiles, bool(self.required))
+
+
+def read_series(
+    settings: Mapping[str, Any], shape: Sequence[int], spacing: Sequence[float]
+) -> tuple[SeriesSettings, ...]:
+    """The series of a prepared set.
+
+    Args:
+        settings: of `prepare.json`; of an early version, or of a set that `prepare` did not write, {}.
+        shape: of `volume`, () where records have none.
+        spacing: likewise.
+
+    Raises:
+        ShardError, TypeError: the settings are damaged.
+    """
+    if written := settings.get("series"):
+        return tuple(SeriesSettings(**series).checked() for series in written)
+    if not shape:
+        return ()
+    modality, percentiles = settings.get("modality", "CT"), settings.get("percentiles")
+    return (SeriesSettings(VOLUME, tuple(shape), tuple(spacing), modality, percentiles).checked(),)
