@@ -209,7 +209,8 @@ def decompress(
         size = blosc2.get_cbuffer_sizes(frame)[0]
         if size == expected:  # before memory is taken that a damaged number asks for
             array = borrow(shape, dtype) if pooled else np.empty(shape, dtype)
-            blosc2.decompress2(frame, dst=array, nthreads=1)
+            if size:
+                blosc2.decompress2(frame, dst=array, nthreads=1)
             return array
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"a compressed array is damaged ({error}): prepare this set again") from None

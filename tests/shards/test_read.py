@@ -1,5 +1,6 @@
 """What is written must come back, through our reader and through TFDS's; damage must be named."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import blosc2
 import numpy as np
 import pytest
 
+from medclip_jax.shards.arrays import ArraySpec
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.shards.record import Schema, ShardError, decode, encode
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.write import shard_name, write_shards
 
 SCHEMA = Schema(
@@ -144,16 +147,11 @@ def test_grain_takes_it_as_a_source(folder):
 def test_samples_keep_their_values_while_others_are_read(tmp_path):
     # Large enough for the buffer pool: memory must not be handed out again while a view of it lives.
     schema = Schema(shape=(32, 64, 64), spacing=(1.0, 1.0, 1.0))
+    empty = np.zeros(0, np.int8)
+    common = dict.fromkeys(("report", "findings_text", "impression", "statements"), "")
+    common |= {"findings": empty, "labels": empty, "measurements": empty.astype(np.float32)}
     records = [
-        Record(
-            f"{i}",
-            i,
-            i,
-            np.full(schema.shape, i, np.int16),
-            *[""] * 4,
-            *[np.zeros(0, np.int8)] * 2,
-            np.zeros(0, np.float32),
-        )
+        {"id": f"{i}", "study": i, "patient": i, "volume": np.full(schema.shape, i, np.int16), **common}
         for i in range(6)
     ]
     write_shards(tmp_path, schema, {"train": records})
@@ -255,24 +253,104 @@ def test_blosc2_frame_of_another_size():
     assert blosc2.decompress2(frame) == bytes(48)
 
 
-def test_organ_sentences_are_the_same_bytes_in_any_order_and_absent_without_organs():
-    record = replace(make_record(0), organ_sentences={})
-    said = {name: {"text": name, "normal": True} for name in ("heart", "esophagus")}
-    forward = encode(replace(record, organ_sentences=said), SCHEMA)
-    backward = encode(replace(record, organ_sentences=dict(reversed(said.items()))), SCHEMA)
-    assert forward == backward != encode(record, SCHEMA)
+def test_organ_sentences_are_absent_without_organs():
+    record = make_record(0)
     without = replace(SCHEMA, organs=(), cell=0)
-    data, _ = encode(replace(record, organs=None), without)
-    assert b"organ_sentences" not in data
-    assert "organ_sentences" not in without.features()
+    assert set(SCHEMA.arrays) - set(without.arrays) == {"organ_sentences"}
     assert "organ_sentences" in SCHEMA.features()
+    with pytest.raises(ValueError, match="the schema has no organ_sentences"):
+        encode(record | {"organs": None}, without)
     # A set with organs that was prepared before there were sentences.
+    del record["organ_sentences"]
+    data, _ = encode(record, SCHEMA)
+    assert b"organ_sentences" not in data
     assert decode(data, SCHEMA, ["organ_sentences", "report"]) == {
         "organ_sentences": {},
-        "report": record.report,
+        "report": record["report"],
     }
 
 
-def test_sentences_about_an_unknown_organ_are_refused():
-    with pytest.raises(ValueError, match="sentences about spleen"):
-        encode(replace(make_record(0), organ_sentences={"spleen": {"text": "", "normal": True}}), SCHEMA)
+RAGGED = Schema(
+    (),
+    (),
+    declared=(
+        ArraySpec("id", "text"),
+        ArraySpec("frames", "blosc2", (None, 4, None), "uint8"),
+        ArraySpec("view", "list", (None,), "int8"),
+        ArraySpec("scar", "blosc2", (None, 4, 4), "int16", optional=True),
+        ArraySpec("spacing", "list", (3,), "float32", optional=True),
+        ArraySpec("said", "json", optional=True),
+    ),
+)
+
+
+def test_any_declared_arrays_come_back_and_the_set_says_itself_what_it_holds(tmp_path):
+    random = np.random.default_rng(0)
+    records = [
+        {
+            "id": "a",
+            "frames": random.integers(0, 255, (3, 4, 5)).astype(np.uint8),
+            "view": np.array([0, 0, 1], np.int8),
+            "scar": random.integers(0, 4095, (2, 4, 4)).astype(np.int16),
+            "spacing": np.array([8, 1.5, 1.25], np.float32),
+            "said": {"größe": [1, 2]},
+        },
+        {"id": "b", "frames": np.zeros((0, 4, 2), np.uint8), "view": np.zeros(0, np.int8)},
+    ]
+    write_shards(tmp_path, RAGGED, {"train": records})
+    info = open_shards(tmp_path)
+    assert (info.shape, info.series, info.schema.arrays) == ((), (), RAGGED.arrays)
+    source = open_split(info, "train")
+    for found, record in zip((source[0], source[1]), (records[0], records[1] | {"said": {}}), strict=True):
+        assert found.keys() == record.keys()
+        for name, value in record.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert getattr(found[name], "dtype", None) == getattr(value, "dtype", None)
+    import tensorflow_datasets as tfds
+
+    theirs = tfds.builder_from_directory(tmp_path).as_data_source("train")
+    assert theirs[0]["frames_shape"].tolist() == [3, 4, 5]
+    assert theirs[1]["view"].tolist() == []
+    other = json.loads((tmp_path / "prepare.json").read_text())
+    other["arrays"][1]["dtype"] = "int8"
+    (tmp_path / "prepare.json").write_text(json.dumps(other))
+    assert open_shards(tmp_path).fingerprint != info.fingerprint
+
+
+def test_a_set_without_a_list_of_arrays_is_read_as_before(copy, records):
+    now = open_shards(copy)
+    written = json.loads((copy / "prepare.json").read_text())
+    assert [spec["name"] for spec in written.pop("arrays")] == list(SCHEMA.arrays)
+    (copy / "prepare.json").write_text(json.dumps(written))
+    before = open_shards(copy)
+    assert before.arrays == ()
+    assert (before.schema.arrays, before.fingerprint) == (now.schema.arrays, now.fingerprint)
+    assert before.series == now.series == (SeriesSettings("volume", SCHEMA.shape, SCHEMA.spacing),)
+    np.testing.assert_array_equal(open_split(before, "test")[2]["volume"], records[17]["volume"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"view": None}, "view is missing"),
+        ({"frames": np.zeros((2, 5, 5), np.uint8)}, r"frames is uint8 \(2, 5, 5\), the schema says uint8"),
+        ({"view": np.zeros((2, 2), np.int8)}, r"view is int8 \(2, 2\)"),
+        ({"volume": 0}, "the schema has no volume; it has id, frames"),
+    ],
+)
+def test_what_is_not_as_declared_is_refused(change, message):
+    record = {"id": "a", "frames": np.zeros((2, 4, 5), np.uint8), "view": np.zeros(2, np.int8)}
+    encode(record, RAGGED)
+    with pytest.raises(ValueError, match=message):
+        encode(record | change, RAGGED)
+
+
+def test_declarations_that_make_no_sense():
+    for wrong, message in (
+        (("a", "zip", (), "int8"), "codec 'zip'"),
+        (("a", "list"), "need a dtype"),
+        (("a", "text", (), "int8"), "have none"),
+        (("a", "list", (None, 3), "int8"), "a ragged list has one axis"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ArraySpec(*wrong)

@@ -57,8 +57,8 @@ def test_encode_checks_shapes():
 def test_an_empty_split_is_left_out(tmp_path):
     schema = Schema(shape=(1, 1, 1), spacing=(1.0, 1.0, 1.0))
     empty = np.zeros(0, np.int8)
-    record = Record(
-        "a", 1, 1, np.zeros((1, 1, 1), np.int16), *[""] * 4, empty, empty, np.zeros(0, np.float32)
-    )
+    record = dict.fromkeys(("id", "report", "findings_text", "impression", "statements"), "")
+    record |= {"study": 1, "patient": 1, "volume": np.zeros((1, 1, 1), np.int16)}
+    record |= {"findings": empty, "labels": empty, "measurements": empty.astype(np.float32)}
     write_shards(tmp_path, schema, {"train": [record], "test": []})
     assert open_shards(tmp_path).splits == {"train": 1}
