@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from medclip_jax.shards.prepare import default_key, prepare
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.training.checkpoints import latest_step
 from medclip_jax.training.config import load_config
+from medclip_jax.training.config_module import config_module
 from medclip_jax.training.loop import open_data, train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "phantom"
@@ -65,14 +65,13 @@ class ShuffledPairs:
 
 def make_shards(out: Path, workers: int) -> Path:
     """Generate and prepare the study's phantoms, once."""
-    recipe = runpy.run_path(str(CONFIGS / "data.py"))
+    with config_module(CONFIGS / "data.py") as recipe:
+        count, seed, scans, settings = recipe.COUNT, recipe.SEED, recipe.PHANTOMS, recipe.SETTINGS
     table = out / "phantoms" / "studies.csv"
     if not table.exists():
-        phantom.write(
-            table.parent, recipe["COUNT"], seed=recipe["SEED"], settings=recipe["PHANTOMS"], workers=workers
-        )
+        phantom.write(table.parent, count, seed=seed, settings=scans, workers=workers)
     shards = out / "shards"
-    prepare(folder(table), shards, recipe["SETTINGS"], workers=workers, key=default_key(shards))
+    prepare(folder(table), shards, settings, workers=workers, key=default_key(shards))
     return shards
 
 

@@ -10,14 +10,11 @@ Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.86, 
            0.60 (measured).
 """
 
-import runpy
-from pathlib import Path
-
 from medclip_jax.corpora.phantom import FINDINGS
 from medclip_jax.objectives import cardiac_clip
 from medclip_jax.training.config import base_config
 
-vision = runpy.run_path(str(Path(__file__).with_name("mae.py")))["vision"]
+from .mae import vision
 
 
 def get_config():

@@ -15,14 +15,11 @@ Expected:  on 413 unseen phantoms, 1628 to train on: AUROC 0.656, 0.750, 0.727, 
            On chest CT: AUROC 0.702, 0.712, 0.729; R@10 47.6, 52.9, 54.4 % (from the paper).
 """
 
-import runpy
-from pathlib import Path
-
-_demo = runpy.run_path(str(Path(__file__).with_name("demo.py")))
+from . import demo
 
 
 def get_config():
-    config = _demo["get_config"]()
+    config = demo.get_config()
     config.evaluation.split = "test"
     config.evaluation.evaluators = {
         "zero_shot": {"draws": 0},

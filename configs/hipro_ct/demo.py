@@ -13,14 +13,10 @@ Expected:  on 413 unseen phantoms, 1628 to train on: mean zero-shot AUROC of ele
            correlation of the variance with noise 0.92 (measured, 3 seeds).
 """
 
-import runpy
-from pathlib import Path
-
 from medclip_jax.objectives import hipro_ct
 from medclip_jax.training.config import base_config
 
-_demo = Path(__file__).parents[1] / "demo"
-vision = runpy.run_path(str(_demo / "mae.py"))["vision"]
+from ..demo.mae import vision
 
 
 def get_config():

@@ -10,19 +10,16 @@ Time:      not measured on an archive; `medclip check` estimates it.
 Expected:  not measured: it depends on your scans. `medclip evaluate --split test` says it.
 """
 
-import runpy
-from pathlib import Path
-
 from medclip_jax.objectives import cardiac_clip
 from medclip_jax.training.config import base_config
 
-_mae = runpy.run_path(str(Path(__file__).with_name("mae.py")))
+from .mae import training, vision
 
 
 def get_config():
     config = base_config()
     config.objective = cardiac_clip.default_config()
-    _mae["vision"](config.objective.vision)
+    vision(config.objective.vision)
     config.objective.text.update(width=256, depth=2, heads=4, dtype="float32", pooling="mean", scan=True)
     config.objective.embedding_width = 256
     config.objective.centered = True
@@ -30,7 +27,7 @@ def get_config():
     # Short texts, too: the prompts of zero-shot are short.
     config.data.text.update(report=0.4, some_statements=0.3, impression=0.3)
     config.data.text_length = 256
-    _mae["training"](config)
+    training(config)
     config.epochs = 15.0
     config.initial_weights.include = (r"^vision/",)
     return config

@@ -10,14 +10,11 @@ Expected:  mean zero-shot AUROC on 662 unseen phantoms 0.865; ten intensity stat
            pairs 0.506. One seed (measured). docs/explanation/phantom-study.md has every finding.
 """
 
-import runpy
-from pathlib import Path
-
-_demo = runpy.run_path(str(Path(__file__).parents[1] / "demo" / "contrastive.py"))
+from ..demo import contrastive
 
 
 def get_config():
-    config = _demo["get_config"]()
+    config = contrastive.get_config()
     config.steps = 2000
     config.evaluation.every_steps = 500
     config.evaluation.evaluators = {"zero_shot": {"draws": 0}}  # the test split gets its intervals at the end

@@ -91,14 +91,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_shards(args: argparse.Namespace, size: Size, clock: _Stages) -> Path:
-    import runpy
-
     from medclip_jax.corpora import phantom
     from medclip_jax.corpora.folder import folder
     from medclip_jax.shards.prepare import default_key, prepare
     from medclip_jax.training.config import shipped_configs
+    from medclip_jax.training.config_module import config_module
 
-    recipe = runpy.run_path(str(shipped_configs() / "demo" / "data.py"))
+    with config_module(shipped_configs() / "demo" / "data.py") as recipe:
+        scans, settings = recipe.PHANTOMS, recipe.SETTINGS
     out = args.out / "shards"
     table = args.out / "phantoms" / "studies.csv"
     if not table.exists():  # written last
@@ -107,14 +107,14 @@ def _make_shards(args: argparse.Namespace, size: Size, clock: _Stages) -> Path:
                 table.parent,
                 size.phantoms,
                 seed=args.seed,
-                settings=recipe["PHANTOMS"],
+                settings=scans,
                 workers=args.workers,
             )
     with clock.stage("prepare"):
         prepare(
             folder(table),
             out,
-            recipe["SETTINGS"],
+            settings,
             workers=args.workers,
             key=default_key(out),
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from flax import nnx
+from ml_collections import ConfigDict
 
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
+from medclip_jax.sections import Section
 
 __all__ = [
     "OBJECTIVES",
@@ -22,6 +26,8 @@ __all__ = [
     "Term",
     "complete",
     "create",
+    "default_config",
+    "resolve",
 ]
 
 OBJECTIVES: dict[str, tuple[str, str]] = {
@@ -30,7 +36,73 @@ OBJECTIVES: dict[str, tuple[str, str]] = {
     "cardiac_clip": ("medclip_jax.objectives.cardiac_clip", "CardiacClip"),
     "hipro_ct": ("medclip_jax.objectives.hipro_ct", "HiProCt"),
 }
-"""Name in a config to (module, class)."""
+"""Name in a config to (module, class). A system from elsewhere is named "package.module:Class"."""
+
+
+def resolve(name: str) -> tuple[ModuleType, type[Objective]]:
+    """The module and the class of a system.
+
+    Args:
+        name: as a config has it: one of `OBJECTIVES`, or "package.module:Class" for a system that lives in
+            a package of the user's own.
+
+    Raises:
+        ValueError: there is no such system, or it lacks what a config needs; the message says what to do.
+    """
+    if ":" not in name and name not in OBJECTIVES:
+        near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"config.objective.name: no objective {name!r}; there are {', '.join(OBJECTIVES)}, and "
+            f"package.module:Class for one of your own.{hint}"
+        )
+    module_name, class_name = OBJECTIVES[name] if name in OBJECTIVES else name.split(":", 1)
+    where = f"config.objective.name={name!r}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"{where}: {module_name} cannot be imported: {error}") from error
+        raise ValueError(
+            f"{where}: there is no module {error.name!r}: install the package that has it, or add the folder "
+            "that it lies in to PYTHONPATH"
+        ) from None
+    except Exception as error:
+        raise ValueError(
+            f"{where}: {module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, Objective)):
+        names = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, Objective) and value.__module__ == module_name
+        ]
+        raise ValueError(
+            f"{where}: {module_name} has no class {class_name!r} that is a medclip_jax.objectives.Objective; "
+            f"it has {', '.join(names) or 'none'}"
+        )
+    return module, found
+
+
+def default_config(name: str) -> Section:
+    """All fields of a system's config, with their defaults.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ValueError: there is no such system, or its module has no `default_config()` with that name in it.
+    """
+    module, _ = resolve(name)
+    make = getattr(module, "default_config", None)
+    found = make() if callable(make) else None
+    if not isinstance(found, Mapping | ConfigDict) or found.get("name") != name:
+        raise ValueError(
+            f"{module.__name__} must define default_config() that returns "
+            f"medclip_jax.sections.Section({{'name': {name!r}, ...}})"
+        )
+    return found if isinstance(found, Section) else Section(found)
 
 
 def create(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
@@ -42,14 +114,9 @@ def create(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: the name is not registered, or the data lacks what the objective needs.
+        ValueError: there is no such objective, or the data lacks what it needs.
     """
-    if config.name not in OBJECTIVES:
-        near = difflib.get_close_matches(config.name, OBJECTIVES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no objective {config.name!r}; there are {', '.join(OBJECTIVES)}.{hint}")
-    module, name = OBJECTIVES[config.name]
-    return getattr(importlib.import_module(module), name)(config, spec, rngs=rngs)
+    return resolve(config.name)[1](config, spec, rngs=rngs)
 
 
 def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +127,14 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         JSON types: tuples are lists.
+
+    Raises:
+        ValueError: it is a system from outside the package that cannot be imported.
     """
-    if saved.get("name") not in OBJECTIVES:
+    name = saved.get("name") or ""
+    if name not in OBJECTIVES and ":" not in name:
         return dict(saved)
-    defaults = importlib.import_module(OBJECTIVES[saved["name"]][0]).default_config().to_dict()
-    return _filled(saved, json.loads(json.dumps(defaults)))
+    return _filled(saved, json.loads(json.dumps(default_config(name).to_dict())))
 
 
 def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

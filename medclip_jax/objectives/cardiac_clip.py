@@ -14,6 +14,7 @@ from medclip_jax.losses import contrastive
 from medclip_jax.models.heads import LogitScale
 from medclip_jax.objectives import clip
 from medclip_jax.objectives.base import Batch, DataSpec, Features, Term
+from medclip_jax.sections import Section
 
 FINDINGS = (
     "coronary_stenosis",
@@ -27,17 +28,22 @@ FINDINGS = (
 """The paper's seven, in its order."""
 
 
-def default_config() -> Any:
+def default_config() -> Section:
     """The released shape: ViT-B, PubMedBERT-sized text tower, 768 wide linear projections."""
-    config = clip.default_config()
-    del config["loss"], config["logit_bias"], config["same_study"]
-    config.name = "cardiac_clip"
-    config.embedding_width = 768
-    config.findings = FINDINGS
-    config.soft_target = "softmax"
-    config.target_temperature = 1.0
-    config.text_targets = "renormalized"
-    return config
+    shared = clip.default_config().to_dict()
+    for name in ("loss", "logit_bias", "same_study"):
+        del shared[name]
+    return Section(
+        shared
+        | {
+            "name": "cardiac_clip",
+            "embedding_width": 768,
+            "findings": FINDINGS,
+            "soft_target": "softmax",
+            "target_temperature": 1.0,
+            "text_targets": "renormalized",
+        }
+    )
 
 
 class CardiacClip(clip.Clip):

@@ -26,14 +26,13 @@ from medclip_jax.objectives.base import (
     sample_keys,
 )
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+from medclip_jax.sections import Section
 from medclip_jax.vectors import normalize
 
 
-def default_config() -> Any:
+def default_config() -> Section:
     """ViT-B and BERT-base, 512 wide joint space, InfoNCE at temperature 0.07."""
-    from ml_collections import ConfigDict
-
-    return ConfigDict(
+    return Section(
         {
             "name": "clip",
             "vision": vision_defaults(),

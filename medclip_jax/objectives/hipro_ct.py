@@ -31,6 +31,7 @@ from medclip_jax.objectives.base import (
     sample_keys,
 )
 from medclip_jax.objectives.towers import TextTower, VisionTower, text_defaults, vision_defaults
+from medclip_jax.sections import Section
 from medclip_jax.sharding import batch_sharded
 
 DIRECTIONS = ("global_contains_local", "local_contains_global")
@@ -42,7 +43,7 @@ ORGAN_FIELDS = ("organs", "organ", "organ_tokens", "organ_normal")
 WHOLES, PARTS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
 
 
-def default_config() -> Any:
+def default_config() -> Section:
     """The paper's values: a ViT of 6 layers, a BERT-base text tower, 512 dimensions, scale 10, bias -10.
 
     `weights` are those of the terms beside the global contrast; 0 leaves a term out, and what only it needs:
@@ -54,9 +55,7 @@ def default_config() -> Any:
     "ignore". With `ignore_normal_pairs`, two normal organs of the same name in different patients are not
     asked whether they belong together. `centered` and `chunk_rows` as in `objectives.clip`.
     """
-    from ml_collections import ConfigDict
-
-    return ConfigDict(
+    return Section(
         {
             "name": "hipro_ct",
             "vision": vision_defaults() | {"patch": (8, 24, 24), "depth": 6, "pooling": "mean"},

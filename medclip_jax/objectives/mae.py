@@ -27,19 +27,18 @@ from medclip_jax.objectives.base import (
     sample_keys,
 )
 from medclip_jax.objectives.towers import VisionTower, vision_defaults
+from medclip_jax.sections import Section
 from medclip_jax.transforms import to_float
 from medclip_jax.vectors import normalize
 
 
-def default_config() -> Any:
+def default_config() -> Section:
     """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalised patches.
 
     `paint_windows`: (low, high) HU; then the decoder paints every voxel of a hidden patch in these windows.
     By default, (), it paints what the encoder sees: its channels, and where the tower looks at cells, cells.
     """
-    from ml_collections import ConfigDict
-
-    return ConfigDict(
+    return Section(
         {
             "name": "mae",
             "vision": vision_defaults(),

@@ -1,24 +1,36 @@
-"""The whole configuration schema, locked, and how a file and command-line overrides fill it.
+"""The configuration schema, locked, and how a file and command-line overrides fill it.
 
-A run is described by one Python file with `get_config() -> ConfigDict`, which starts from
-`base_config()`. Nothing here touches a device.
+A run is described by one Python file with `get_config()`, which starts from `base_config()`. Nothing here
+touches a device.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import importlib
 import json
 import math
-import runpy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from medclip_jax.sections import (
+    DEFAULT,
+    OpenSection,
+    Section,
+    SectionError,
+    set_field,
+    shown_file,
+    unknown_field,
+)
+from medclip_jax.training.config_module import PREFIX, config_module
 from medclip_jax.training.ranges import check_values
+
+OVERRIDE = "override"
+"""Origin of a field that the command line sets."""
 
 DEFAULT_NO_DECAY: tuple[str, ...] = (
     r"(^|/)(bias|scale)$",
@@ -31,12 +43,12 @@ DEFAULT_NO_DECAY: tuple[str, ...] = (
 _EVALUATORS, _TEXT = "evaluation.evaluators", "data.text"
 
 
-def base_config() -> ConfigDict:
+def base_config() -> Section:
     """Every key that a run can set, with its default, locked: an unknown key is an error.
 
     `objective` is empty; a config file puts `objectives.<name>.default_config()` there.
     """
-    config = ConfigDict(
+    return Section(
         {
             "seed": 0,  # weights, order of the data, augmentation, text choice: all of it
             "data": {
@@ -116,13 +128,12 @@ def base_config() -> ConfigDict:
                 "every_steps": 0,  # 0 = only after the last step
                 "split": "validation",
                 "batch_size": 16,
-                "evaluators": {},  # name to settings; see docs/reference/metrics.md. {} = none
+                "evaluators": OpenSection(),  # name to settings; see docs/reference/metrics.md. {} = none
             },
             "stop_on_nan": True,  # False: skip the update of such a step and go on
-        }
+        },
+        name="config",
     )
-    config.lock()
-    return config
 
 
 def shipped_configs() -> Path:
@@ -132,38 +143,52 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """Read a config file and apply `--config.a.b=value` overrides.
 
     Args:
         path: Python file that defines `get_config()`. Where there is no file "configs/...", the one of that
-            name that came with the package is taken.
+            name that came with the package is taken. It may import its siblings: `from .mae import vision`.
         overrides: "--config.optimizer.learning_rate=3e-4" and the like; the type is the field's.
 
     Returns:
-        The resolved config, locked throughout.
+        The resolved config, locked throughout. `sections.leaves` tells where each value is from.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no `get_config` in it, a key that the schema does not have (the message names the
-            nearest), or a value that its field cannot have.
+        ValueError: no `get_config` in it, no objective, a key that the schema does not have (the message
+            names the nearest), or a value that its field cannot have.
     """
     file = find_config(path)
-    namespace = runpy.run_path(str(file))
-    if "get_config" not in namespace:
-        raise ValueError(f"{path} must define get_config() -> ConfigDict; start from base_config()")
+    shown = shown_file(file)
     try:
-        given = namespace["get_config"]()
-    except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises
-        raise ValueError(f"{path}: {error.args[0] if error.args else error}") from error
+        with config_module(file) as module:
+            if not hasattr(module, "get_config"):
+                raise ValueError(f"{path} must define get_config(); start from base_config()")
+            given = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        cause = error.args[0] if error.args else error
+        raise ValueError(f"{_line_of(error, shown)}: {cause}") from error
     try:
-        config = whole(given)
+        config = _resolved(given, shown)
+    except SectionError:
+        raise
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shown}: {error}") from None
     for override in overrides:
         apply_override(config, override)
     check_values(config)
     return config
+
+
+def _line_of(error: Exception, shown: str) -> str:
+    """The line of the config file, or of one that it imports, that an error comes from."""
+    lines = [
+        f"{shown_file(frame.f_code.co_filename)}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(PREFIX)
+    ]
+    return lines[-1] if lines else shown
 
 
 def find_config(path: str | Path) -> Path:
@@ -183,7 +208,7 @@ def find_config(path: str | Path) -> Path:
     return file
 
 
-def whole(given: Mapping[str, Any]) -> ConfigDict:
+def _resolved(given: Any, shown: str) -> Section:
     """A config with every field of the schema, and no other.
 
     A file may set a section to a dict of some of its fields; the others then have their defaults. Weights of
@@ -191,58 +216,43 @@ def whole(given: Mapping[str, Any]) -> ConfigDict:
 
     Args:
         given: what `get_config` returned.
-
-    Returns:
-        The config, locked.
+        shown: origin of values that differ from the default without telling where they are from.
 
     Raises:
         ValueError: a field that the schema does not have (the message names the nearest), or a value that is
             not of its field's type.
     """
     if not isinstance(given, Mapping | ConfigDict):
-        raise ValueError(f"get_config() must return a ConfigDict from base_config(), not {given!r}")
+        raise ValueError(f"get_config() must return a config that starts from base_config(), not {given!r}")
+    from medclip_jax.objectives import default_config
+
+    name = (given.get("objective") or {}).get("name")
+    if not name:
+        raise ValueError(
+            "config.objective is not set: config.objective = medclip_jax.objectives.mae.default_config(), "
+            "or another one's"
+        )
     config = base_config()
-    objective = _objective_defaults(given)
-    with config.unlocked():
-        config.objective = objective
-    _take(config, given, "", config)
-    config.lock()
+    set_field(config, "objective", default_config(name), DEFAULT)
+    _fill(config, given, "", shown)
     return config
 
 
-def _objective_defaults(given: Mapping[str, Any]) -> ConfigDict:
-    """All fields of the objective that a config names; what is given where the name is not registered."""
-    from medclip_jax.objectives import OBJECTIVES
-
-    objective = given.get("objective") or {}
-    name = objective.get("name")
-    if name in OBJECTIVES:
-        return importlib.import_module(OBJECTIVES[name][0]).default_config()
-    return ConfigDict(objective)
-
-
-def _take(section: ConfigDict, given: Mapping[str, Any], prefix: str, config: ConfigDict) -> None:
+def _fill(section: Section, given: Mapping[str, Any] | ConfigDict, prefix: str, shown: str) -> None:
     """Set the fields of a section to those given."""
+    origins = given._origins if isinstance(given, Section) else {}
+    if prefix == f"{_TEXT}.":
+        given = _weights(given, section)
     for name, value in given.items():
         path = f"{prefix}{name}"
-        if name not in section:
-            raise _unknown(config, path)
         if path == _EVALUATORS:
-            _set_evaluators(config, value.to_dict() if isinstance(value, ConfigDict) else dict(value))
-        elif isinstance(section[name], ConfigDict):
-            if not isinstance(value, Mapping | ConfigDict):
-                raise ValueError(f"config.{path} is a section, and cannot be {value!r}")
-            _take(
-                section[name], _weights(value, section[name]) if path == _TEXT else value, f"{path}.", config
-            )
+            _check_evaluators(value)
+            set_field(section, name, value, shown)
+        elif isinstance(section.get(name), ConfigDict) and isinstance(value, Mapping | ConfigDict):
+            _fill(section[name], value, f"{path}.", shown)
         else:
-            try:
-                section[name] = value
-            except TypeError:
-                kind = type(section[name]).__name__
-                raise ValueError(
-                    f"config.{path} is a {kind} (default {section[name]!r}) and cannot be {value!r}"
-                ) from None
+            same = name in section and section[name] == value
+            set_field(section, name, value, origins.get(name, DEFAULT if same else shown))
 
 
 def _weights(given: Mapping[str, float], known: Iterable[str]) -> dict[str, float]:
@@ -274,10 +284,10 @@ def apply_override(config: ConfigDict, override: str) -> None:
     section = config
     for parent in parents:
         if not isinstance(section.get(parent), ConfigDict):
-            raise _unknown(config, name)
+            raise ValueError(unknown_field(config, name))
         section = section[parent]
     if last not in section:
-        raise _unknown(config, name)
+        raise ValueError(unknown_field(config, name))
     current = section[last]
     if isinstance(current, ConfigDict):
         if not text.startswith("{"):
@@ -288,50 +298,42 @@ def apply_override(config: ConfigDict, override: str) -> None:
         for field, value in _parse(text, {}, name).items():
             apply_override(config, f"{name}.{field}={value}")
         return
-    section[last] = _parse(text, current, name)
+    if name == "objective.name" and text != current:
+        raise ValueError(
+            f"config.objective.name cannot be overridden: the fields of config.objective are those of "
+            f"{current!r}; write a config file for {text!r}"
+        )
+    set_field(section, last, _parse(text, current, name), OVERRIDE)
 
 
-def _override_evaluators(config: ConfigDict, name: str, text: str) -> None:
+def _override_evaluators(config: Section, name: str, text: str) -> None:
     from medclip_jax.evaluation.settings import default_evaluators
 
-    kinds = default_evaluators()
-    chosen = config.evaluation.evaluators.to_dict()
+    known = config.evaluation.evaluators
     evaluator, _, setting = name.removeprefix(_EVALUATORS).removeprefix(".").partition(".")
+    settings = known.to_dict().get(evaluator, {})
     if setting:
-        settings = chosen.setdefault(evaluator, {})
-        defaults = kinds.get(settings.get("kind", evaluator), {})
+        defaults = default_evaluators().get(settings.get("kind", evaluator), {})
         # An unknown setting is refused below.
-        settings[setting] = _parse(text, defaults[setting], name) if setting in defaults else text
-    elif evaluator:
-        chosen[evaluator] = _parse(text, {}, name)
+        value = _parse(text, defaults[setting], name) if setting in defaults else text
+        changed = {evaluator: settings | {setting: value}}
     else:
-        chosen = _parse(text, {}, name)
-    _set_evaluators(config, chosen)
+        value = _parse(text, {}, name)
+        changed = {evaluator: value} if evaluator else value
+    _check_evaluators(known.to_dict() | changed if evaluator else changed)
+    if not evaluator:
+        set_field(config.evaluation, "evaluators", value, OVERRIDE)
+    elif setting and evaluator in known:
+        set_field(known[evaluator], setting, value, OVERRIDE)
+    else:
+        set_field(known, evaluator, changed[evaluator], OVERRIDE)
 
 
-def _set_evaluators(config: ConfigDict, chosen: dict[str, Any]) -> None:
+def _check_evaluators(chosen: Mapping[str, Any]) -> None:
     if chosen:
         from medclip_jax.evaluation.settings import check_evaluators
 
         check_evaluators(chosen, where=f"config.{_EVALUATORS}.")
-    config.evaluation.evaluators = chosen
-
-
-def _unknown(config: ConfigDict, name: str) -> ValueError:
-    names = [known for known, _ in walk(config)]
-    same_leaf = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
-    near = difflib.get_close_matches(name, same_leaf or names, n=1, cutoff=0.0 if same_leaf else 0.5)
-    hint = f" Did you mean config.{near[0]}?" if near else f" Sections: {', '.join(config)}."
-    return ValueError(f"no config.{name}.{hint}")
-
-
-def walk(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaves as ("a.b.c", value), in order."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from walk(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _parse(text: str, current: Any, name: str) -> Any:
@@ -376,6 +378,9 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         saved: `config.json` of a run.
+
+    Raises:
+        ValueError: its objective is from outside the package and cannot be imported.
     """
     from medclip_jax import objectives
 

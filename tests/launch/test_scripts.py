@@ -270,6 +270,7 @@ from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
+    config.objective = {"name": "mae"}
     config.data.shards = "shards"
     config.steps = 3
     return config

@@ -12,7 +12,7 @@ from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
-    config.objective = {"name": "toy", "patch": (4, 4, 4)}
+    config.objective = {"name": "mae", "vision": {"patch": (4, 4, 4)}}
     config.data.shards = "shards"
     config.steps = 3
     return config
@@ -80,7 +80,7 @@ def test_tables_and_plot_are_written(two_by_two):
 
 def test_only_finished_units_count_and_the_others_are_named(sweep):
     out = sweep(
-        ["batch_size=4,8", "objective.patch=(4,4,4),(8,8,8)"],
+        ["batch_size=4,8", "objective.vision.patch=(4,4,4),(8,8,8)"],
         {
             "batch_size=4,patch=4x4x4": {3: {"auroc": 0.5}},
             "batch_size=4,patch=8x8x8": {2: {"auroc": 0.9}},

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from medclip_jax.objectives import mae
+from medclip_jax.sections import leaves
 from medclip_jax.training.config import (
     apply_override,
     base_config,
@@ -10,7 +11,6 @@ from medclip_jax.training.config import (
     load_config,
     to_json,
     total_steps,
-    walk,
 )
 
 FILE = """
@@ -19,7 +19,7 @@ from medclip_jax.training.config import base_config
 def get_config():
     config = base_config()
     config.optimizer.learning_rate = 3e-4
-    config.objective = {"name": "toy", "vision": {"width": 8, "patch": (4, 4, 4)}}
+    config.objective = {"name": "mae", "vision": {"width": 8, "patch": (4, 4, 4)}}
     return config
 """
 
@@ -159,7 +159,7 @@ def test_the_config_survives_json(file):
 
 def test_every_field_can_be_overridden_by_its_own_value():
     config = base_config()
-    for name, value in walk(config):
+    for name, value, _ in leaves(config):
         apply_override(config, f"--config.{name}={value}")
     assert to_json(config) == to_json(base_config())
 
@@ -188,5 +188,5 @@ def test_a_saved_config_gets_the_keys_added_since_then(file):
     earlier = json.loads(json.dumps(saved))
     del earlier["objective"]["vision"]["peaks"], earlier["optimizer"]["accumulate"], earlier["ema"]
     assert complete(earlier) == saved
-    unregistered = to_json(load_config(file))
-    assert complete(unregistered) == unregistered
+    unregistered = earlier | {"objective": {"name": "toy", "vision": {"width": 8}}}
+    assert complete(unregistered)["objective"] == unregistered["objective"]

@@ -12,7 +12,9 @@ FILE = """
 from medclip_jax.training.config import base_config
 
 def get_config():
-    return base_config()
+    config = base_config()
+    config.objective = {"name": "mae"}
+    return config
 """
 
 
@@ -62,7 +64,7 @@ def test_a_run_that_fails_returns_one_with_its_message(arguments, monkeypatch, c
 def test_sigterm_outside_of_training_ends_with_zero(tmp_path):
     """Struck just after training returned: nothing is left to save, and the exit is clean."""
     file = tmp_path / "config.py"
-    file.write_text("from medclip_jax.training.config import base_config as get_config\n")
+    file.write_text(FILE)
     program = (
         "import os, signal, sys, time\n"
         "from medclip_jax.cli.main import main\n"
