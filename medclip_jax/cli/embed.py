@@ -70,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--findings",
-        metavar="NAMES",
-        help="comma-separated findings to classify (default: those of the shards; none = skip)",
+        metavar="LIST",
+        help="comma-separated findings to classify: names, and findings files of your own (.toml) (default: "
+        "those of the shards; none = skip)",
     )
     parser.add_argument(
         "--center",
@@ -325,7 +326,13 @@ def _list(failures: Sequence[Failure], out: str | None) -> None:
         print(f"... and {len(failures) - len(shown)} more", file=sys.stderr)
 
 
-def _findings(asked: str | None, model: Any) -> list[str]:
+def _findings(asked: str | None, model: Any) -> Sequence[str]:
+    """Names of what to classify; what a findings file defines, the model then knows."""
+    from medclip_jax.reports.findings_file import choose_findings
+
     if asked is None:
-        return list(model.spec.findings)
-    return [] if asked == "none" else [name.strip() for name in asked.split(",")]
+        return model.spec.findings
+    if asked == "none":
+        return ()
+    names, model.definitions = choose_findings(asked.split(","), model.definitions)
+    return names

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EVALUATOR.SETTING=VALUE",
         help="change a setting, e.g. zero_shot.threshold=validation, retrieval.text=impression",
     )
+    parser.add_argument(
+        "--findings",
+        metavar="FILE",
+        help="a findings file (.toml), whose prompts are used instead of those that the shards were prepared "
+        "with",
+    )
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="volumes at a time (default: 8)"
@@ -66,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     shards = args.shards or written.get("data", {}).get("shards", "")
     if not shards:
         raise ValueError(f"{args.workdir} names no shards: give a folder of `medclip prepare` with --shards")
-    _check_shards(shards, args.split, plan)
+    definitions = _definitions(args, shards)
+    _check_shards(shards, args.split, plan, definitions)
 
     from medclip_jax.evaluation.run import evaluate_all
 
@@ -79,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=model.tokenizer,
         text_length=int(model.config["data"]["text_length"]),
         batch_size=args.batch_size,
+        definitions=definitions,
     )
     print(evaluation)
     if args.json:
@@ -120,13 +128,22 @@ def _load(args: argparse.Namespace, folder: Path, shards: str) -> Any:
     return model
 
 
-def _check_shards(shards: str, split: str, plan: dict[str, dict[str, Any]]) -> None:
+def _definitions(args: argparse.Namespace, shards: str) -> Any:
+    """The findings that are known: the shards', and those of the file that is given."""
+    from medclip_jax.reports.findings_file import read_findings
+    from medclip_jax.shards.read import open_shards
+
+    known = open_shards(shards).definitions
+    return known.updated(read_findings(args.findings)) if args.findings else known
+
+
+def _check_shards(shards: str, split: str, plan: dict[str, dict[str, Any]], definitions: Any) -> None:
     from medclip_jax.evaluation.settings import check_shards
     from medclip_jax.shards.read import check_split, open_shards
 
     info = open_shards(shards)
     check_split(info, split)
-    check_shards(plan, info, split)
+    check_shards(plan, info, split, definitions)
 
 
 def _apply(plan: dict[str, dict[str, Any]], override: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medclip_jax.corpora.folder import StudyTable
+    from medclip_jax.reports.definitions import Findings
     from medclip_jax.shards.manifest import Summary
     from medclip_jax.shards.read import PreparedInfo
 
@@ -36,6 +37,9 @@ examples:
   medclip prepare --table studies.csv --root scans --out shards --part auto
   medclip prepare --table studies.csv --root scans --out shards --part 3/8   # or by hand, 1/8 to 8/8
   medclip prepare --merge shards                                             # if the last part did not
+
+  # A label of your own, defined in a findings file, beside the seven cardiac findings.
+  medclip prepare --table studies.csv --findings cardiac,findings.toml --out shards
 
   # RadGenome-ChestCT: masks in the table's column organs, sentences by region.
   medclip prepare --table studies.csv --sentences train_region_report.csv --organ-cell 8 --out shards
@@ -130,8 +134,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("reports")
     text.add_argument(
         "--findings",
-        help="'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'all' or comma-separated names (cardiac; for "
-        "--corpus phantom, phantom)",
+        metavar="LIST",
+        help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'all', and findings "
+        "files of your own (.toml, see docs/reports.md) (cardiac; for --corpus phantom, phantom)",
     )
     text.add_argument(
         "--tokenizer",
@@ -190,16 +195,20 @@ def run(args: argparse.Namespace) -> int:
     """Prepare. Returns 1 where something could not be read that another run may read, else 0."""
     if args.merge is not None:
         return _merge(args)
+    from medclip_jax.reports.findings_file import choose_findings
     from medclip_jax.shards.parts import parse_part
     from medclip_jax.shards.prepare import default_key, prepare, prepare_part
     from medclip_jax.shards.settings import PrepareSettings
 
     part = None if args.part is None else parse_part(args.part, os.environ)
+    asked = args.findings or ("phantom" if args.corpus == "phantom" else "cardiac")
+    findings, definitions = choose_findings(asked.split(","))
     settings = PrepareSettings(
         shape=tuple(args.shape),
         spacing=tuple(args.spacing),
         crop=args.crop,
-        findings=_findings(args.findings or ("phantom" if args.corpus == "phantom" else "cardiac")),
+        findings=findings,
+        definitions=definitions,
         organs=_names(args.organs) if args.organs else None,
         cell=args.organ_cell,
         tokenizer=None if args.tokenizer == "none" else args.tokenizer,
@@ -214,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
         kernel=args.kernel,
         series_rule=args.series_rule,
     )
-    studies = _phantoms(args) if args.corpus == "phantom" else _table(args)
+    studies = _phantoms(args) if args.corpus == "phantom" else _table(args, definitions)
     summaries: list[Summary] = []
     options = {
         "workers": args.workers,
@@ -264,7 +273,7 @@ def _command() -> list[str]:
     return ["medclip", *kept]
 
 
-def _table(args: argparse.Namespace) -> StudyTable:
+def _table(args: argparse.Namespace, definitions: Findings) -> StudyTable:
     from medclip_jax.corpora.folder import TableError, folder
     from medclip_jax.corpora.roots import check_root
 
@@ -274,12 +283,15 @@ def _table(args: argparse.Namespace) -> StudyTable:
         )
     root, given = args.root or args.table.parent, args.root is not None
     if args.sentences is None:
-        table = folder(args.table, root=args.root, encoding=args.encoding).first(args.limit)
+        table = folder(args.table, root=args.root, encoding=args.encoding, definitions=definitions)
+        table = table.first(args.limit)
         check_root(table.studies, root, given=given)
         return table
     from medclip_jax.corpora.sentences import join_sentences, read_sentences
 
-    table = folder(args.table, root=args.root, reports_elsewhere=True, encoding=args.encoding)
+    table = folder(
+        args.table, root=args.root, reports_elsewhere=True, encoding=args.encoding, definitions=definitions
+    )
     check_root(table.studies, root, given=given)
     # All rows are joined, also with --limit: what is left out of the sentences is a fact of the archive.
     joined = join_sentences(table, read_sentences(args.sentences, encoding=args.encoding))
@@ -312,16 +324,3 @@ def _vocabulary_patients(args: argparse.Namespace) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _findings(text: str) -> tuple[str, ...]:
-    from medclip_jax.corpora import phantom
-    from medclip_jax.reports.findings import CARDIAC_FINDINGS, CT_RATE_FINDINGS, FINDINGS
-
-    known = {
-        "cardiac": CARDIAC_FINDINGS,
-        "phantom": phantom.FINDINGS,
-        "ct_rate": CT_RATE_FINDINGS,
-        "all": tuple(FINDINGS),
-    }
-    return tuple(known.get(text) or _names(text))

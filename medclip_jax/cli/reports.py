@@ -29,6 +29,7 @@ examples:
   medclip reports report.txt
   medclip reports reports.csv --summary
   medclip reports reports.csv --findings "pericardial effusion" cardiomegaly --differences
+  medclip reports reports.csv --findings findings.toml --summary   # findings of your own, see docs/reports.md
   medclip reports reports/ --out readings.html
 """
 
@@ -37,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = EPILOG
     parser.add_argument("file", metavar="FILE", help="text file, folder, CSV or TSV, or - for standard input")
-    parser.add_argument("--findings", nargs="+", metavar="NAME", help="findings to read (default: all known)")
+    parser.add_argument(
+        "--findings",
+        nargs="+",
+        metavar="NAME",
+        help="findings to read, by name, as cardiac, phantom, ct_rate or all, or a findings file of your own "
+        "(.toml) (default: all)",
+    )
     parser.add_argument("--column", help="column of the table that holds the reports")
     parser.add_argument("--encoding", help="of the files, for example cp1252 (default UTF-8)")
     parser.add_argument(
@@ -64,20 +71,24 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown finding, a table without reports, differences without labels.
+        ValueError: an unknown finding, a findings file that cannot be used, a table without reports,
+            differences without labels.
     """
     from medclip_jax.corpora.report_files import read_report_files
     from medclip_jax.reports.explanation import describe_reading, reading_to_json
-    from medclip_jax.reports.findings import FINDINGS, read_report
-    from medclip_jax.reports.names import finding_name
+    from medclip_jax.reports.findings import read_report
+    from medclip_jax.reports.findings_file import choose_findings
 
-    names = list(dict.fromkeys(map(finding_name, args.findings))) if args.findings else list(FINDINGS)
+    names, definitions = choose_findings(args.findings or ["all"])
     if args.out and args.out.suffix.lower() not in (".html", ".jsonl"):
         raise ValueError(f"--out writes .html or .jsonl, not '{args.out.name}'")
-    found = read_report_files(args.file, column=args.column, encoding=args.encoding)
+    found = read_report_files(args.file, column=args.column, encoding=args.encoding, definitions=definitions)
     if args.differences and not any(report.labels for report in found.reports):
         raise ValueError(f"'{args.file}' has no labels to differ from: see medclip reports --help")
-    readings = [read_report(report.text, names, uncertain=args.uncertain) for report in found.reports]
+    readings = [
+        read_report(report.text, names, uncertain=args.uncertain, definitions=definitions)
+        for report in found.reports
+    ]
     agreements, differing = _compare(found, readings, names)
     chosen = [
         (report.name, reading)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medclip_jax.corpora.tables import TableError, plain_name
+from medclip_jax.reports.definitions import BUILT_IN, Findings, plain_spelling
+from medclip_jax.reports.findings_file import how_to_define
+from medclip_jax.reports.names import UnknownFinding, finding_name, is_finding
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "volume": (
@@ -68,13 +71,17 @@ class Columns:
     ignored: tuple[str, ...]
 
 
-def find_columns(header: Sequence[str], path: Path, reports_elsewhere: bool) -> Columns:
+def find_columns(
+    header: Sequence[str], path: Path, reports_elsewhere: bool, definitions: Findings = BUILT_IN
+) -> Columns:
     """Find out what the columns of a table mean.
 
     Args:
         header: names as the table writes them.
         path: of the table, for messages.
         reports_elsewhere: the table need not have reports.
+        definitions: the findings that labels can be of. Of a user's own, their titles of columns need no
+            ``label:`` before them.
 
     Raises:
         TableError: a column is missing or stands twice, or a label of an unknown finding.
@@ -87,13 +94,15 @@ def find_columns(header: Sequence[str], path: Path, reports_elsewhere: bool) -> 
         kind, _, rest = name.partition(":")
         kind, rest = plain_name(kind), rest.strip()
         if kind == "label" and rest:
-            labels.setdefault(_finding(rest, path), []).append(place)
+            labels.setdefault(_finding(rest, path, definitions), []).append(place)
         elif kind == "measurement" and rest:
             measurements.setdefault(rest, []).append(place)
+        elif (finding := definitions.titles.get(plain_spelling(name))) is not None:
+            labels.setdefault(finding, []).append(place)
         elif (column := KNOWN_NAMES.get(plain_name(name))) is not None:
             found.setdefault(column, []).append(place)
         elif name.strip():
-            ignored.append(_ignored(name.strip()))
+            ignored.append(_ignored(name.strip(), definitions))
     for column, places in found.items():
         # The column's own name before others that are understood, then in their order.
         places.sort(key=lambda place, column=column: COLUMNS[column].index(plain_name(header[place])))
@@ -139,13 +148,11 @@ def _check_missing(
     raise TableError(f"'{path}' lacks the column {' and the column '.join(missing)}. {fix}")
 
 
-def _finding(name: str, path: Path) -> str:
-    from medclip_jax.reports.names import UnknownFinding, finding_name
-
+def _finding(name: str, path: Path, definitions: Findings) -> str:
     try:
-        return finding_name(name)
+        return finding_name(name, definitions=definitions)
     except UnknownFinding as error:
-        raise TableError(f"'{path}' has a label of an {error}") from None
+        raise TableError(f"'{path}' has a label of an {error}. {how_to_define(name)}") from None
 
 
 def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Sequence[str], path: Path) -> None:
@@ -158,13 +165,14 @@ def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Seque
             )
 
 
-def _ignored(name: str) -> str:
+def _ignored(name: str, definitions: Findings) -> str:
     """A column's name, with what was perhaps meant."""
-    from medclip_jax.reports.names import FINDINGS, finding_name, is_finding
-
     plain = plain_name(name)
     rest = re.sub(r"^(labels?|findings?)[_:.]+", "", plain)
-    near = [finding_name(rest)] if is_finding(rest) else difflib.get_close_matches(rest, FINDINGS, 1, 0.84)
+    if is_finding(rest, definitions=definitions):
+        near = [finding_name(rest, definitions=definitions)]
+    else:
+        near = difflib.get_close_matches(rest, definitions, 1, 0.84)
     if near:
         return f"{name!r} (for ground truth, name it 'label:{near[0]}')"
     rest = re.sub(r"^(measurements?|measure)[_:.]+", "", plain)

@@ -28,6 +28,7 @@ from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
 from medclip_jax.corpora.study import Series, Study
 from medclip_jax.corpora.table_ids import clean_ids
 from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 
 _LONGEST_MISSING = max(map(len, MISSING))
 
@@ -66,6 +67,7 @@ def folder(
     root: str | os.PathLike | None = None,
     reports_elsewhere: bool = False,
     encoding: str | None = None,
+    definitions: Findings = BUILT_IN,
 ) -> StudyTable:
     """Read a table of studies.
 
@@ -75,6 +77,7 @@ def folder(
         root: folder that relative paths start from; default: the table's folder.
         reports_elsewhere: the table need not have reports.
         encoding: of the table; default: UTF-8, or what its byte order mark says.
+        definitions: the findings that its labels can be of.
 
     Returns:
         One study for each row, in order. A row without a volume gives a series at ``Path()``.
@@ -90,7 +93,7 @@ def folder(
     if not root.is_dir():
         raise TableError(f"no folder '{root}': --root must be the folder that the table's paths start from")
     table = open_table(path, encoding=encoding, known=KNOWN_NAMES)
-    return _Reader(table, find_columns(table.header, path, reports_elsewhere), root).read()
+    return _Reader(table, find_columns(table.header, path, reports_elsewhere, definitions), root).read()
 
 
 class _Reader:

@@ -10,6 +10,7 @@ from pathlib import Path
 from medclip_jax.corpora.cells import read_label, zero_meaning
 from medclip_jax.corpora.columns import KNOWN_NAMES
 from medclip_jax.corpora.tables import Row, Table, TableError, open_table, plain_name
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.names import UnknownFinding, finding_name, is_finding
 
 TABLES = (".csv", ".tsv")
@@ -46,7 +47,13 @@ class ReportSet:
     remarks: tuple[str, ...] = ()
 
 
-def read_report_files(source: str, *, column: str | None = None, encoding: str | None = None) -> ReportSet:
+def read_report_files(
+    source: str,
+    *,
+    column: str | None = None,
+    encoding: str | None = None,
+    definitions: Findings = BUILT_IN,
+) -> ReportSet:
     """Read reports from where they are.
 
     Args:
@@ -57,6 +64,7 @@ def read_report_files(source: str, *, column: str | None = None, encoding: str |
             for tables of one statement a row.
         column: of the table, that holds the reports.
         encoding: of files; default: UTF-8, or what a byte order mark says.
+        definitions: the findings that labels can be of.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without text files.
@@ -71,7 +79,7 @@ def read_report_files(source: str, *, column: str | None = None, encoding: str |
     if not path.is_file():
         raise FileNotFoundError(f"no '{path}': give a text file, a folder of text files, a CSV, or -")
     if path.suffix.lower() in TABLES:
-        return _table(path, column, encoding)
+        return _table(path, column, encoding, definitions)
     return ReportSet((ReportText(path.name, _text(path, encoding), {}),))
 
 
@@ -100,15 +108,16 @@ def _text(path: Path, encoding: str | None) -> str:
         ) from error
 
 
-def _table(path: Path, column: str | None, encoding: str | None) -> ReportSet:
+def _table(path: Path, column: str | None, encoding: str | None, definitions: Findings) -> ReportSet:
     table = open_table(path, encoding=encoding, known={*KNOWN_NAMES, "finding", "status"})
     read = _report_reader(table, column)
-    labels, single = _label_columns(table)
+    labels, single = _label_columns(table, definitions)
     # A report may hold lines that look like rows of its table, and nothing else here tells them apart.
     rows = list(table.rows(lambda line, row: False))
     if single:
         reports = [
-            ReportText(f"row {row.number}", read(row), _single_label(table, row, *single)) for row in rows
+            ReportText(f"row {row.number}", read(row), _single_label(table, row, *single, definitions))
+            for row in rows
         ]
         return ReportSet(tuple(reports))
     found = [
@@ -150,7 +159,7 @@ def _report_reader(table: Table, column: str | None) -> Callable[[Row], str]:
     )
 
 
-def _label_columns(table: Table) -> tuple[dict[str, int], tuple[int, int] | None]:
+def _label_columns(table: Table, definitions: Findings) -> tuple[dict[str, int], tuple[int, int] | None]:
     """Finding to its column, and the columns ``finding`` and ``status`` of a table of single statements."""
     names = [plain_name(name) for name in table.header]
     if "finding" in names and "status" in names:
@@ -159,8 +168,8 @@ def _label_columns(table: Table) -> tuple[dict[str, int], tuple[int, int] | None
     for place, title in enumerate(table.header):
         kind, _, rest = title.partition(":")
         name = rest if plain_name(kind) == "label" and rest.strip() else title
-        if is_finding(name):
-            labels[finding_name(name)] = place
+        if is_finding(name, definitions=definitions):
+            labels[finding_name(name, definitions=definitions)] = place
     return labels, None
 
 
@@ -171,9 +180,9 @@ def _label(table: Table, row: Row, place: int) -> int | None:
     return read_label(row.cells[place].strip(), fail)
 
 
-def _single_label(table: Table, row: Row, finding: int, status: int) -> dict[str, int]:
+def _single_label(table: Table, row: Row, finding: int, status: int, definitions: Findings) -> dict[str, int]:
     try:
-        name = finding_name(row.cells[finding].strip())
+        name = finding_name(row.cells[finding].strip(), definitions=definitions)
     except UnknownFinding as error:
         raise TableError(f"row {row.number} of '{table.path}': {error}") from None
     return {name: _label(table, row, status) or 0}

@@ -99,7 +99,7 @@ def make_vague(text: str, level: float, generator: np.random.Generator) -> str:
         generator: draws which.
 
     Returns:
-        The text; unchanged where it states no known finding.
+        The text; unchanged where it states none of the library's findings.
     """
     if not level:
         return text

@@ -17,10 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int8, Int32, Int64
 
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, joined
 from medclip_jax.losses.probabilistic import inclusion
 from medclip_jax.objectives.base import Embedding, Inputs, Objective
 from medclip_jax.progress import track
+from medclip_jax.reports.definitions import BUILT_IN, Findings
+from medclip_jax.reports.prompts import Prompts
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 """Texts of a prepared record."""
@@ -54,6 +56,7 @@ class EmbeddedSplit:
         texts: field of the record (`TEXT_FIELDS`) to N texts, "" where there is none.
         pooling: how the towers reduce tokens to one vector, in words.
         logit_scale: the model's multiplier of similarities; 1 where it has none.
+        definitions: the findings that are known, with their prompts.
     """
 
     name: str
@@ -66,6 +69,7 @@ class EmbeddedSplit:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pooling: str = "not stated"
     logit_scale: float = 1.0
+    definitions: Findings = BUILT_IN
 
     def findings(self, source: str) -> Mapping[str, Int8[np.ndarray, " N"]]:
         """Columns to evaluate against.
@@ -327,6 +331,7 @@ def embed_split(
     *,
     findings: Sequence[str] = (),
     measurements: Sequence[str] = (),
+    definitions: Findings = BUILT_IN,
 ) -> EmbeddedSplit:
     """Embed all volumes of a split and gather what else the evaluators need.
 
@@ -336,6 +341,7 @@ def embed_split(
         embedder: of the model.
         findings: names of the columns of a record's `findings` and `labels`.
         measurements: names of the entries of a record's `measurements`.
+        definitions: the findings that are known.
 
     Returns:
         The split.
@@ -370,7 +376,20 @@ def embed_split(
         texts={key: [_text(record[key]) for record in kept] for key in TEXT_FIELDS if key in kept[0]},
         pooling=embedder.pooling,
         logit_scale=embedder.logit_scale(),
+        definitions=definitions,
     )
+
+
+def encode_prompts(encode_texts: EncodeTexts, prompts: Prompts) -> tuple[Embeddings, Embeddings]:
+    """A single embedding of the positive prompts, and one of the negative.
+
+    Args:
+        encode_texts: the model's text side.
+        prompts: of a finding.
+    """
+    vectors = encode_texts([*prompts.positive, *prompts.negative])
+    count = len(prompts.positive)
+    return averaged(vectors[:count]), averaged(vectors[count:])
 
 
 def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> Embedding:

@@ -12,8 +12,8 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc, mean_of_defined
 from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, with_interval
-from medclip_jax.evaluation.similarity import describe, similarity
-from medclip_jax.reports import prompts
+from medclip_jax.evaluation.similarity import averaged, describe, similarity
+from medclip_jax.reports.prompts import prompts_of
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def evaluate_ordinal(
     known = ~np.isnan(grades)
     if not known.any():
         raise NotEvaluable(f"measurement {measurement!r} is unknown for all volumes of split {data.name!r}")
-    prompt = prompts.pair(finding, template)[0]
+    wording = prompts_of(finding, template, definitions=data.definitions)
     grades, patients = grades[known], data.patients[known]
-    scores = similarity(data.volumes[known], encode_texts([prompt]))[:, 0]
+    scores = similarity(data.volumes[known], averaged(encode_texts(wording.positive))[None])[:, 0]
     result = metrics.ordinal_auroc(grades, scores, thresholds)
     intervals: dict[float, Interval] = {}
     mean_interval = None
@@ -133,7 +133,7 @@ def evaluate_ordinal(
     counts = ", ".join(f"grade {grade:g}: {int((grades == grade).sum())}" for grade in np.unique(grades))
     conditions = {
         "n": f"{len(grades)} volumes of {len(np.unique(patients))} patients, split {data.name!r}; {counts}",
-        "prompts": f'"{prompt}"',
+        "prompts": str(wording).partition(" / ")[0],
         "pooling": data.pooling,
         "score": f"{describe(data.volumes)} to the prompt",
         "threshold": "none needed",

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from medclip_jax.evaluation.metrics import Interval
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.names import UnknownFinding, finding_name
 
 FEWEST = 10
@@ -29,13 +30,16 @@ class NotEvaluable(ValueError):
     """The shards or the model lack what an evaluator needs; the message says what to do."""
 
 
-def chosen_findings(findings: str | Sequence[str], columns: Iterable[str]) -> tuple[str, ...]:
+def chosen_findings(
+    findings: str | Sequence[str], columns: Iterable[str], definitions: Findings = BUILT_IN
+) -> tuple[str, ...]:
     """The columns of the shards that are meant.
 
     Args:
         findings: names as `reports.names.finding_name` understands them, or one text of them with commas
             between; () for all.
         columns: that there are.
+        definitions: the findings that are known.
 
     Raises:
         ValueError: there is no such column; the message says which there are.
@@ -45,7 +49,7 @@ def chosen_findings(findings: str | Sequence[str], columns: Iterable[str]) -> tu
     names, missing = [], []
     for name in given or columns:
         try:
-            names.append(finding_name(name, columns))
+            names.append(finding_name(name, columns, definitions=definitions))
         except UnknownFinding:
             missing.append(name)
     if missing:

@@ -12,7 +12,7 @@ from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, number
-from medclip_jax.evaluation.similarity import Embeddings, describe, similarity
+from medclip_jax.evaluation.similarity import Embeddings, averaged, describe, similarity
 from medclip_jax.reports import prompts
 
 
@@ -40,13 +40,13 @@ class Keyword:
     """One keyword as a query for volumes.
 
     Attributes:
-        prompt: the query.
+        prompts: the query; of several, their average.
         relevant: volumes that have the finding.
         gallery: volumes whose label is known.
         precision: k to P@k.
     """
 
-    prompt: str
+    prompts: tuple[str, ...]
     relevant: int
     gallery: int
     precision: Mapping[int, float]
@@ -227,7 +227,7 @@ def evaluate_retrieval(
     keyword_conditions = {
         "n": f"{len(data.volumes)} volumes, split {data.name!r}; those with an unknown label left out",
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
-        "prompts": f'"{prompts.TEMPLATES[template][0].format("X")}"',
+        "prompts": f'"{prompts.TEMPLATES[template][0].format("X")}", or a finding\'s own',
         "pooling": data.pooling,
         "hit": f"the volume has the finding; chance is their share; {ties}",
         "threshold": "none needed",
@@ -318,12 +318,13 @@ def _keywords(
             raise
         return {}
     keywords = {}
-    for finding in chosen_findings(findings, columns):
+    for finding in chosen_findings(findings, columns, data.definitions):
         known = columns[finding] != 0
-        prompt = prompts.pair(finding, template)[0]
-        scores = similarity(data.volumes[known], encode_texts([prompt]))[:, 0]
+        wording = prompts.prompts_of(finding, template, definitions=data.definitions).positive
+        query = averaged(encode_texts(wording))[None]
+        scores = similarity(data.volumes[known], query)[:, 0]
         relevant = columns[finding][known] == 1
         keywords[finding] = Keyword(
-            prompt, int(relevant.sum()), int(known.sum()), metrics.precision_at_k(relevant, scores, ks)
+            wording, int(relevant.sum()), int(known.sum()), metrics.precision_at_k(relevant, scores, ks)
         )
     return keywords

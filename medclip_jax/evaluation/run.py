@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, Tokenizer
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.settings import GIVEN, check_evaluators
 from medclip_jax.objectives.base import Objective
+from medclip_jax.reports.definitions import Findings
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def evaluate_all(
     batch_size: int,
     progress: bool = True,
     between: Callable[[], None] = lambda: None,
+    definitions: Findings | None = None,
 ) -> Evaluation:
     """Score a model and keep tables, intervals, scores and embeddings.
 
@@ -128,6 +130,7 @@ def evaluate_all(
         batch_size: volumes for each call of the model.
         progress: whether to draw a bar.
         between: called after every batch and evaluator; what it raises ends the evaluation.
+        definitions: findings with their prompts; None for those that the shards were prepared with.
 
     Returns:
         The evaluation.
@@ -157,6 +160,8 @@ def evaluate_all(
     def load_split(name: str) -> EmbeddedSplit:
         if name not in embedded:
             embedded[name] = open_and_embed(shards, name, embedder)
+            if definitions is not None:
+                embedded[name] = replace(embedded[name], definitions=definitions)
         return embedded[name]
 
     def open_records(fields: Sequence[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
@@ -200,4 +205,11 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
 
     info = open_shards(shards)
     records = open_split(info, split, fields=[name for name in info.schema.arrays if name != "organs"])
-    return embed_split(split, records, embedder, findings=info.findings, measurements=info.measurements)
+    return embed_split(
+        split,
+        records,
+        embedder,
+        findings=info.findings,
+        measurements=info.measurements,
+        definitions=info.definitions,
+    )

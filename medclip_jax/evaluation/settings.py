@@ -14,10 +14,11 @@ from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
-from medclip_jax.reports.names import finding_name
+from medclip_jax.reports.names import UnknownFinding, finding_name
 from medclip_jax.reports.prompts import TEMPLATES
 
 if TYPE_CHECKING:
+    from medclip_jax.reports.definitions import Findings
     from medclip_jax.shards.read import PreparedInfo
 
 EVALUATORS: dict[str, Callable[..., Result]] = {
@@ -87,13 +88,19 @@ def check_evaluators(
     return checked
 
 
-def check_shards(evaluators: Mapping[str, Mapping[str, Any]], info: PreparedInfo, split: str) -> None:
+def check_shards(
+    evaluators: Mapping[str, Mapping[str, Any]],
+    info: PreparedInfo,
+    split: str,
+    definitions: Findings | None = None,
+) -> None:
     """Check that prepared shards hold what the evaluators want of them.
 
     Args:
         evaluators: as `check_evaluators` accepts them.
         info: of the shards.
         split: to evaluate on.
+        definitions: the findings that are known; None for those of the shards.
 
     Raises:
         ValueError: a split that a threshold is chosen on is not there, or is the split itself; an unknown
@@ -101,6 +108,7 @@ def check_shards(evaluators: Mapping[str, Mapping[str, Any]], info: PreparedInfo
     """
     from medclip_jax.shards.read import check_split
 
+    definitions = info.definitions if definitions is None else definitions
     for name, (_, settings) in check_evaluators(evaluators).items():
         threshold = settings.get("threshold", "argmax")
         if threshold == split:
@@ -114,9 +122,14 @@ def check_shards(evaluators: Mapping[str, Mapping[str, Any]], info: PreparedInfo
             except ValueError as error:
                 raise ValueError(f"{name}.threshold: {error}") from None
         try:
-            chosen_findings(settings.get("findings", ()), info.findings)
+            chosen_findings(settings.get("findings", ()), info.findings, definitions)
         except ValueError as error:
             raise ValueError(f"{name}.findings: {error}") from None
+        if "finding" in settings:
+            try:
+                finding_name(settings["finding"], definitions=definitions)
+            except UnknownFinding as error:
+                raise ValueError(f"{name}.finding: {error}") from None
 
 
 def _defaults(kind: str) -> dict[str, Any]:
@@ -125,9 +138,6 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def _check_value(where: str, key: str, value: Any, default: Any) -> None:
-    if key == "finding":
-        finding_name(value)
-        return
     if key == "findings" and isinstance(value, str):
         return  # names with commas between, see `chosen_findings`
     if isinstance(default, tuple):

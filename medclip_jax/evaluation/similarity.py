@@ -69,6 +69,25 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings:
     return np.concatenate(parts)
 
 
+def averaged(embeddings: Embeddings) -> Embeddings:
+    """One embedding for several of the same meaning, such as the prompts of a finding.
+
+    Args:
+        embeddings: N points or Gaussians, at least one.
+
+    Returns:
+        A single one, (E,): the mean of points, of length 1 again; of Gaussians with the mean of their
+        variances. Of one embedding, itself.
+    """
+    if len(embeddings) == 1:
+        return embeddings[0]
+    mean = means(embeddings).mean(axis=0)
+    mean = mean / np.maximum(np.linalg.norm(mean), 1e-12)
+    if not isinstance(embeddings, Gaussians):
+        return mean
+    return Gaussians(mean, np.log(np.exp(embeddings.log_variance).mean(axis=0)))
+
+
 def similarity(rows: Embeddings, columns: Embeddings) -> Float[np.ndarray, "N M"]:
     """Similarity of all pairs, higher is nearer: the cosine of points, ``1 - CSD / 2`` of Gaussians.
 

@@ -24,13 +24,14 @@ from medclip_jax.evaluation.embeddings import (
     Embedder,
     EncodeTexts,
     VolumeInputs,
+    encode_prompts,
 )
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, with_interval
 from medclip_jax.evaluation.similarity import Gaussians, describe
 from medclip_jax.evaluation.uncertainty_metrics import Calibration, RiskCoverage, calibration, risk_coverage
 from medclip_jax.evaluation.zero_shot import pair_scores
-from medclip_jax.reports import prompts
+from medclip_jax.reports.prompts import describe_prompts, prompts_of
 
 _ROUNDING = 1e-6
 """Inclusion a dimension that is none: float32 leaves it where an organ has the variance of its volume."""
@@ -240,7 +241,7 @@ def evaluate_uncertainty(
         "headline": "spearman: over samples and levels together; spearman_within: mean over the samples",
         **{kind: ", ".join(f"{level:g}" for level in steps) + UNITS[kind] for kind, steps in ladders.items()},
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
-        "prompts": " / ".join(f'"{words.format("X")}"' for words in prompts.TEMPLATES[template]),
+        "prompts": describe_prompts(data.labels, template, definitions=data.definitions),
         "pooling": data.pooling,
         "score": f"probability of {describe(data.volumes)}, scale {scale or data.logit_scale:g}"
         + ("" if scale else ", the model's own"),
@@ -260,12 +261,12 @@ def _answers(
     bootstrap: Bootstrap,
 ) -> Answers:
     columns = data.findings(labels)
-    names = chosen_findings(findings, columns)
+    names = chosen_findings(findings, columns, data.definitions)
     probabilities = np.stack(
         [
             pair_scores(
                 data.volumes,
-                *encode_texts(prompts.pair(name, template)),
+                *encode_prompts(encode_texts, prompts_of(name, template, definitions=data.definitions)),
                 score="probability",
                 scale=scale or data.logit_scale,
             )

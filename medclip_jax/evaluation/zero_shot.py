@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int8
 
 from medclip_jax.evaluation import metrics
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts, encode_prompts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
 from medclip_jax.evaluation.results import (
     FEWEST,
@@ -22,6 +22,7 @@ from medclip_jax.evaluation.results import (
 )
 from medclip_jax.evaluation.similarity import Embeddings, describe, preference
 from medclip_jax.reports import prompts
+from medclip_jax.reports.prompts import Prompts
 
 METRICS = ("auroc", "average_precision", "f1", "accuracy")
 
@@ -35,7 +36,7 @@ class FindingScores:
         scores: (n,) of the positive prompt against the negative.
         unknown: volumes left out.
         threshold: calls ``score >= threshold`` present; NaN where none could be chosen.
-        prompts: positive and negative.
+        prompts: positive and negative, one or several of each.
         values: metric name (`METRICS`) to value.
         intervals: metric name to bootstrap interval; empty when none was asked for.
     """
@@ -44,7 +45,7 @@ class FindingScores:
     scores: Float[np.ndarray, " n"]
     unknown: int
     threshold: float
-    prompts: tuple[str, str]
+    prompts: Prompts
     values: Mapping[str, float]
     intervals: Mapping[str, Interval]
 
@@ -189,7 +190,8 @@ def evaluate_zero_shot(
         encode_texts: the model's text side.
         findings: names to score; () for all columns of the shards.
         labels: "labels" for ground truth, "findings" for what the reports say.
-        template: prompt wording, a key of `medclip_jax.reports.prompts.TEMPLATES`.
+        template: prompt wording, a key of `medclip_jax.reports.prompts.TEMPLATES`, of findings that have no
+            prompts of their own. Where there are several, their vectors are averaged.
         score: "difference" or "probability", see `pair_scores`.
         scale: multiplier of the similarities; 0 for the model's own.
         threshold: "argmax" calls the prompt with the higher similarity; any other value names a split, e.g.
@@ -209,7 +211,7 @@ def evaluate_zero_shot(
     columns = data.findings(labels)
     whose = "" if scale else ", the model's own"
     scale = scale or data.logit_scale
-    names = chosen_findings(findings, columns)
+    names = chosen_findings(findings, columns, data.definitions)
     chosen_on = None
     if threshold != "argmax":
         if threshold == data.name:
@@ -224,8 +226,8 @@ def evaluate_zero_shot(
     scored: dict[str, FindingScores] = {}
     raw: dict[str, np.ndarray] = {}
     for name in names:
-        pair = prompts.pair(name, template)
-        positive, negative = encode_texts(pair)
+        wording = prompts.prompts_of(name, template, definitions=data.definitions)
+        positive, negative = encode_prompts(encode_texts, wording)
 
         def score_of(split: EmbeddedSplit, positive=positive, negative=negative) -> np.ndarray:
             return pair_scores(split.volumes, positive, negative, score=score, scale=scale)
@@ -238,7 +240,7 @@ def evaluate_zero_shot(
             cut = metrics.best_threshold(
                 other[other != 0] == 1, score_of(chosen_on)[other != 0], criterion=criterion
             )
-        scored[name] = _score(columns[name], raw[name], data.patients, cut, pair, draws, seed)
+        scored[name] = _score(columns[name], raw[name], data.patients, cut, wording, draws, seed)
 
     means = {
         metric: mean_of_defined(result.values[metric] for result in scored.values()) for metric in METRICS
@@ -247,7 +249,7 @@ def evaluate_zero_shot(
     conditions = {
         "n": f"{len(data.volumes)} volumes of {len(np.unique(data.patients))} patients, split {data.name!r}",
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
-        "prompts": " / ".join(f'"{text.format("X")}"' for text in prompts.TEMPLATES[template]),
+        "prompts": prompts.describe_prompts(names, template, definitions=data.definitions),
         "pooling": data.pooling,
         "score": f"{score} of {describe(data.volumes)}, scale {scale:g}{whose}",
         "threshold": source,
@@ -262,7 +264,7 @@ def _score(
     scores: np.ndarray,
     patients: np.ndarray,
     threshold: float,
-    pair: tuple[str, str],
+    wording: Prompts,
     draws: int,
     seed: int,
 ) -> FindingScores:
@@ -286,7 +288,7 @@ def _score(
             for name, function in functions.items()
             if not np.isnan(values[name])
         }
-    return FindingScores(labels, scores, int((~known).sum()), threshold, pair, values, intervals)
+    return FindingScores(labels, scores, int((~known).sum()), threshold, wording, values, intervals)
 
 
 def _mean_interval(

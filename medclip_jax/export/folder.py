@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from medclip_jax.parameters import combine, flatten, split
+from medclip_jax.reports.prompts import prompts_of
 from medclip_jax.weights.exported import CONFIG, PREPROCESSOR, TOKENIZER_FILES, is_export
 from medclip_jax.weights.exported_config import MODEL_TYPE
 from medclip_jax.weights.names import to_torch
@@ -86,9 +87,6 @@ def folder_config(model: Model) -> dict[str, Any]:
     Args:
         model: from `medclip_jax.load`.
     """
-    from medclip_jax.reports.prompts import pair
-    from medclip_jax.reports.vocabulary import FINDINGS
-
     objective = json.loads(json.dumps(model.config["objective"]))
     has_text = model.objective.has_text
     if has_text:
@@ -120,7 +118,21 @@ def folder_config(model: Model) -> dict[str, Any]:
         "crop": model.crop,
         "modality": model.modality,
         "text_length": int(model.config["data"]["text_length"]),
-        "prompts": {name: pair(name) for name in model.spec.findings if name in FINDINGS} if has_text else {},
+        "prompts": _prompts(model) if has_text else {},
+        "findings": [
+            # How reports state a finding is of no use to a model.
+            {key: written[key] for key in ("name", "phrase", "positive", "negative") if key in written}
+            for written in model.definitions.to_json()
+        ],
+    }
+
+
+def _prompts(model: Model) -> dict[str, Any]:
+    """Finding to its positive and its negative prompt, each a list where there are several."""
+    known = [name for name in model.spec.findings if name in model.definitions]
+    pairs = {name: prompts_of(name, definitions=model.definitions) for name in known}
+    return {
+        name: [side[0] if len(side) == 1 else list(side) for side in pair] for name, pair in pairs.items()
     }
 
 

@@ -670,12 +670,12 @@ class MedclipModel(PreTrainedModel):
 
     @torch.no_grad()
     def zero_shot(self, volumes, findings=None) -> dict[str, float] | Tensor:
-        """Probability of findings: the softmax over "There is X." and "There is no X.".
+        """Probability of findings: the softmax over "There is X." and "There is no X.", or a finding's own.
 
         Args:
             volumes: see the class.
             findings: names in config.prompts, in any case and with spaces, by default all; or
-                {name: (positive, negative)}.
+                {name: (positive, negative)}, each a sentence or a list of several, which are averaged.
 
         Returns:
             {finding: probability} of a single volume; of several, (B, F) float64 on the CPU.
@@ -687,8 +687,9 @@ class MedclipModel(PreTrainedModel):
             if not names or not known.keys() >= set(plain.values()):
                 raise KeyError(f"give names among {[*known]}, or {{name: (positive, negative)}}; not {names}")
             findings = {name: known[plain[name]] for name in names}
-        texts = [text for pair in findings.values() for text in pair]
-        alike = similarity(*map(doubled, (self.embed_volumes(volumes), self.embed_texts(texts))))
+        sides = [[x] if isinstance(x, str) else list(x) for pair in findings.values() for x in pair]
+        texts = averaged(self.embed_texts([text for side in sides for text in side]), list(map(len, sides)))
+        alike = similarity(*map(doubled, (self.embed_volumes(volumes), texts)))
         positive, negative = alike.unflatten(1, (-1, 2)).unbind(2)
         scores = torch.sigmoid(self.scale().item() * (positive - negative))
         single = isinstance(volumes, tuple) or is_image(volumes) or getattr(volumes, "ndim", 0) == 3
@@ -727,6 +728,18 @@ def normalized(embedding: Embedding) -> Embedding:
 def doubled(embedding: Embedding) -> Embedding:
     """In float64 on the CPU."""
     return Embedding(*(None if part is None else part.cpu().double() for part in embedding))
+
+
+def averaged(texts: Embedding, counts: list[int]) -> Embedding:
+    """One embedding for each group of texts: their mean, of length 1, with the mean of the variances."""
+    if max(counts) == 1:
+        return texts
+    means = [group.mean(dim=0) if len(group) > 1 else group[0] for group in texts.mean.split(counts)]
+    mean = torch.stack([nn.functional.normalize(one, dim=0) for one in means])
+    if texts.log_variance is None:
+        return Embedding(mean)
+    groups = texts.log_variance.split(counts)
+    return Embedding(mean, torch.stack([group.exp().mean(dim=0).log() for group in groups]))
 
 
 def similarity(volumes: Embedding, texts: Embedding) -> Tensor:

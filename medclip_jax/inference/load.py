@@ -11,6 +11,8 @@ import numpy as np
 
 from medclip_jax.inference.model import Model
 from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.reports.definitions import BUILT_IN, Findings
+from medclip_jax.reports.findings_file import read_findings
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -29,6 +31,7 @@ class _Trained:
     tokenizer: Tokenizer | None
     crop: str
     modality: str
+    definitions: Findings
 
 
 def load(
@@ -39,6 +42,7 @@ def load(
     other_grid: bool = False,
     batch_size: int | None = None,
     dtype: str | None = None,
+    findings: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Model:
     """Load a trained model.
@@ -61,6 +65,8 @@ def load(
         batch_size: volumes for each call of the model; fewer are filled up to it. None for 1 on a CPU, 4 on
             an accelerator. Vectors do not depend on it beyond 1e-6 in float32.
         dtype: "float32" or "bfloat16" to compute in instead of what the model was trained in.
+        findings: a findings file: what it defines is known by name too, in place of what the model knows
+            under that name.
         progress: whether to draw bars.
 
     Returns:
@@ -70,7 +76,7 @@ def load(
         FileNotFoundError: no model there; the hub does not have it or is out of reach; or neither shards nor
             tokenizer can be found.
         ValueError: the weights do not fit the config beside them; `shards` of another shape, spacing, crop or
-            modality than the training's; an unknown dtype.
+            modality than the training's; an unknown dtype; a findings file that cannot be used.
     """
     import jax
 
@@ -83,6 +89,7 @@ def load(
         batch_size = 1 if jax.default_backend() == "cpu" else 4
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
+    own = read_findings(findings) if findings is not None else BUILT_IN
     use_compilation_cache()
     folder = find_model(source)
     if is_export(folder):
@@ -101,6 +108,7 @@ def load(
         batch_size=batch_size,
         progress=progress,
         source=os.fspath(source),
+        definitions=trained.definitions.updated(own),
     )
 
 
@@ -154,6 +162,7 @@ def _read_exported(folder: Path, dtype: str | None) -> _Trained:
         tokenizer=load_tokenizer(folder) if has_tokenizer else None,
         crop=exported.crop,
         modality=exported.modality,
+        definitions=exported.definitions,
     )
 
 
@@ -194,6 +203,7 @@ def _read_workdir(
         tokenizer=tokenizer,
         crop=str(info.settings.get("crop", "center")),
         modality=str(info.settings.get("modality", "CT")),
+        definitions=info.definitions,
     )
 
 

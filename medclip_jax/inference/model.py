@@ -14,13 +14,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int16
 
-from medclip_jax.evaluation.embeddings import Embedder
+from medclip_jax.evaluation.embeddings import Embedder, encode_prompts
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means, similarity
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, means, similarity
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Prepared, Scan
 from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.reports.definitions import BUILT_IN, Findings
+from medclip_jax.reports.prompts import Prompts, prompts_of
 from medclip_jax.shards.work import available_cores
 from medclip_jax.volumes import Volume, is_image
 from medclip_jax.volumes.images import is_array, to_array
@@ -35,8 +37,8 @@ Center = Sequence[float] | None
 """World RAS mm of the crop's middle; None for the scan's middle."""
 
 
-Prompts = tuple[str, str]
-"""A positive and a negative sentence."""
+Pair = tuple[str | Sequence[str], str | Sequence[str]]
+"""A positive and a negative sentence, or several of each."""
 
 
 class Hit(NamedTuple):
@@ -65,6 +67,7 @@ class Model:
         batch_size: volumes for each call of the model, until the first call.
         progress: whether to draw bars.
         source: where it was loaded from, as `repr` shows it.
+        definitions: the findings that it knows by name, with their prompts.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Model:
         batch_size: int = 4,
         progress: bool = True,
         source: str = "",
+        definitions: Findings = BUILT_IN,
     ):
         self.objective = objective
         self.spec = spec
@@ -89,6 +93,7 @@ class Model:
         self.batch_size = batch_size
         self.progress = progress
         self.source = source
+        self.definitions = definitions
 
     def __repr__(self) -> str:
         vision = self.config["objective"]["vision"]
@@ -219,7 +224,7 @@ class Model:
     def zero_shot(
         self,
         volumes: Scan | Sequence[Scan],
-        findings: Sequence[str | Prompts],
+        findings: Sequence[str | Pair],
         *,
         template: str = "there_is",
         center: Center | Sequence[Center] = None,
@@ -227,14 +232,16 @@ class Model:
         """Probability of each finding, from its prompt pair.
 
         The softmax over the similarities (cosines, of points) to "There is X." and "There is no X.", times
-        the learned logit scale.
+        the learned logit scale. Of a finding with several prompts, their vectors are averaged.
         It ranks scans; it is calibrated only as well as the training makes it.
 
         Args:
             volumes: one scan or several, see `prepare`.
-            findings: names, as `medclip_jax.reports.names.finding_name` understands them, or pairs of your
-                own sentences: (positive, negative).
-            template: wording for names, a key of `medclip_jax.reports.prompts.TEMPLATES`.
+            findings: names, as `medclip_jax.reports.names.finding_name` understands them: the library's,
+                those of the findings file that the model was trained with, and of that given to `load`. Or
+                pairs of your own sentences: (positive, negative), each one or a list of several.
+            template: wording for names that have no prompts of their own, a key of
+                `medclip_jax.reports.prompts.TEMPLATES`.
             center: as in `embed_volumes`.
 
         Returns:
@@ -243,7 +250,7 @@ class Model:
 
         Raises:
             medclip_jax.reports.names.UnknownFinding: the message lists the known ones.
-            ValueError: no finding, a pair that is not two sentences, or two with the same positive sentence.
+            ValueError: no finding, a pair that is not one, or two with the same positive sentence.
             medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
         """
         wanted = _as_findings(findings)
@@ -251,22 +258,26 @@ class Model:
         found = self.scores(self.embed_volumes(volumes, center=center), pairs)
         return found[0] if _is_single(volumes) else found
 
-    def embed_pair(self, finding: str | Prompts, template: str = "there_is") -> Embeddings:
-        """Vectors of a positive and a negative prompt.
+    def embed_pair(self, finding: str | Pair, template: str = "there_is") -> tuple[Embeddings, Embeddings]:
+        """A single vector of the positive prompts, and one of the negative.
 
         Args:
-            finding: its name, or (positive, negative) sentences.
-            template: wording, for a name.
+            finding: its name, or (positive, negative) sentences, one or a list of several each.
+            template: wording, for a name that has no prompts of its own.
 
         Raises:
             KeyError: an unknown finding or template.
-            ValueError: a pair that is not two sentences.
+            ValueError: a pair that is not one.
         """
-        from medclip_jax.reports.prompts import pair
+        if isinstance(finding, str):
+            prompts = prompts_of(finding, template, definitions=self.definitions)
+        else:
+            prompts = _as_prompts(finding)
+        return encode_prompts(self.embed_texts, prompts)
 
-        return self.embed_texts(pair(finding, template) if isinstance(finding, str) else _as_pair(finding))
-
-    def scores(self, vectors: Embeddings, pairs: Mapping[str, Embeddings]) -> list[dict[str, float]]:
+    def scores(
+        self, vectors: Embeddings, pairs: Mapping[str, tuple[Embeddings, Embeddings]]
+    ) -> list[dict[str, float]]:
         """Probability of each finding for volumes that are embedded.
 
         Args:
@@ -334,7 +345,7 @@ class Model:
 
         Args:
             volume: a scan, see `prepare`.
-            text: a sentence, or the name of a finding, which stands for its prompt "There is X.".
+            text: a sentence, or the name of a finding, which stands for its positive prompts.
             against: the opposite sentence; then the difference of the cosines is explained.
             center: as in `prepare`.
             first_layer: first block to follow, see `evaluation.heatmaps.heat_map`.
@@ -347,11 +358,13 @@ class Model:
             TypeError: several scans or texts.
         """
         from medclip_jax.reports.names import is_finding
-        from medclip_jax.reports.prompts import pair
 
         text = _as_text(text)
-        sentence = pair(text)[0] if is_finding(text) else text
-        positive = self.embed_texts(sentence)[0]
+        if is_finding(text, definitions=self.definitions):
+            sentences = prompts_of(text, definitions=self.definitions).positive
+        else:
+            sentences = (text,)
+        positive = averaged(self.embed_texts(sentences))
         negative = None if against is None else self.embed_texts(_as_text(against))[0]
         if not _is_single(volume):
             raise TypeError("explain takes one scan, see `prepare`: call it for each of several")
@@ -403,23 +416,27 @@ def _as_texts(texts: Any) -> list[str]:
     return found
 
 
-def _as_pair(finding: Any) -> Prompts:
-    sentences = tuple(finding) if isinstance(finding, Sequence) else ()
-    if len(sentences) != 2 or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError(f"{finding!r}: give the name of a finding, or two sentences, (positive, negative)")
-    return sentences
+def _as_prompts(finding: Any) -> Prompts:
+    sides = tuple(finding) if isinstance(finding, Sequence) else ()
+    sides = tuple((side,) if isinstance(side, str) else side for side in sides)
+    lists = all(isinstance(side, list | tuple) and side for side in sides)
+    if len(sides) != 2 or not lists or not all(isinstance(text, str) for side in sides for text in side):
+        raise ValueError(
+            f"{finding!r}: give the name of a finding, or two sentences, (positive, negative), or two lists"
+        )
+    return Prompts(*map(tuple, sides))
 
 
-def _as_findings(findings: Any) -> dict[str, str | Prompts]:
+def _as_findings(findings: Any) -> dict[str, str | Pair]:
     """What the results call each finding, to its name or its prompts."""
     if isinstance(findings, Mapping) or not isinstance(findings, Iterable):
         raise TypeError(f"give a list of findings, not {type(findings).__name__}")
     given = [findings] if isinstance(findings, str) else list(findings)
     if not given:
         raise ValueError("no finding was given")
-    wanted: dict[str, str | Prompts] = {}
+    wanted: dict[str, str | Pair] = {}
     for finding in given:
-        name = finding if isinstance(finding, str) else _as_pair(finding)[0]
+        name = finding if isinstance(finding, str) else _as_prompts(finding).positive[0]
         if wanted.setdefault(name, finding) != finding:
             raise ValueError(f"{name!r} stands for two different pairs: one of them would be lost")
     return wanted

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from medclip_jax.reports.context import Assertion, Sentence
-from medclip_jax.reports.findings import FINDINGS, extract
+from medclip_jax.reports.definitions import BUILT_IN, Findings
+from medclip_jax.reports.findings import extract
 from medclip_jax.reports.regions import IMPLIED, OPENING, REGIONS, SIDES, Key, key_of
 from medclip_jax.reports.sentences import split_sentences
 
@@ -204,7 +205,7 @@ _ABNORMAL = re.compile(
 )
 
 
-def states_normal(text: str) -> bool:
+def states_normal(text: str, definitions: Findings = BUILT_IN) -> bool:
     """Whether a text states nothing abnormal.
 
     It does where any known finding is present or possible (`medclip_jax.reports.findings`), where a length
@@ -212,8 +213,9 @@ def states_normal(text: str) -> bool:
 
     Args:
         text: sentences about one organ.
+        definitions: the findings that are known.
     """
-    if any(status == 1 for status in extract(text, tuple(FINDINGS)).values()):
+    if any(status == 1 for status in extract(text, definitions, definitions=definitions).values()):
         return False
     denied = (Assertion.NEGATED, Assertion.HYPOTHESIS)
     return not any(

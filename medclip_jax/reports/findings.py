@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from medclip_jax.reports.context import Assertion, Judgement, Sentence
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.numbers import READERS
 from medclip_jax.reports.sections import cut_sections
 from medclip_jax.reports.templates import split_statements
@@ -161,7 +162,11 @@ def _compile(finding: Finding) -> _Rules:
 
 
 def extract(
-    text: str, findings: Iterable[str] = CT_RATE_FINDINGS, *, uncertain: str = "present"
+    text: str,
+    findings: Iterable[str] = CT_RATE_FINDINGS,
+    *,
+    uncertain: str = "present",
+    definitions: Findings = BUILT_IN,
 ) -> dict[str, int]:
     """Read the findings off a report.
 
@@ -169,8 +174,9 @@ def extract(
         text: a report or a section of one; "" gives 0 everywhere. Where there are section headers, what
             stands under clinical information, technique, comparison and examination is not read, nor are
             lines of names and signatures.
-        findings: names from `FINDINGS`.
+        findings: names from `definitions`.
         uncertain: what a finding with only uncertain mentions counts as: "present", "absent" or "unknown".
+        definitions: the library's findings, and your own where there are any.
 
     Returns:
         Name to 1 present, -1 absent, 0 not mentioned, in the order of `findings`.
@@ -179,12 +185,16 @@ def extract(
         KeyError: an unknown finding.
         ValueError: an unknown `uncertain`.
     """
-    decisions = extract_detailed(text, findings, uncertain=uncertain)
+    decisions = extract_detailed(text, findings, uncertain=uncertain, definitions=definitions)
     return {name: decision.status for name, decision in decisions.items()}
 
 
 def extract_detailed(
-    text: str, findings: Iterable[str] = CT_RATE_FINDINGS, *, uncertain: str = "present"
+    text: str,
+    findings: Iterable[str] = CT_RATE_FINDINGS,
+    *,
+    uncertain: str = "present",
+    definitions: Findings = BUILT_IN,
 ) -> dict[str, Decision]:
     """Read the findings off a report and keep the sentence and the words behind each decision.
 
@@ -197,11 +207,15 @@ def extract_detailed(
     Returns:
         Name to decision, in the order of `findings`.
     """
-    return read_report(text, findings, uncertain=uncertain).decisions
+    return read_report(text, findings, uncertain=uncertain, definitions=definitions).decisions
 
 
 def read_report(
-    text: str, findings: Iterable[str] = CT_RATE_FINDINGS, *, uncertain: str = "present"
+    text: str,
+    findings: Iterable[str] = CT_RATE_FINDINGS,
+    *,
+    uncertain: str = "present",
+    definitions: Findings = BUILT_IN,
 ) -> Reading:
     """Read a report and keep how: its sections, their sentences, the mentions in each and the decisions.
 
@@ -210,10 +224,10 @@ def read_report(
     if uncertain not in UNCERTAIN_MEANINGS:
         raise ValueError(f"uncertain must be one of {', '.join(UNCERTAIN_MEANINGS)}, not {uncertain!r}")
     names = list(findings)
-    unknown = [name for name in names if name not in FINDINGS]
+    unknown = [name for name in names if name not in definitions]
     if unknown:
-        raise KeyError(f"unknown findings {', '.join(unknown)}; known: {', '.join(sorted(FINDINGS))}")
-    rules = {name: _compile(FINDINGS[name]) for name in names}
+        raise KeyError(f"unknown findings {', '.join(unknown)}; known: {', '.join(sorted(definitions))}")
+    rules = {name: _compile(definitions[name]) for name in names}
     sections = []
     found: dict[str, list[Evidence]] = {name: [] for name in names}
     for part in cut_sections(text):

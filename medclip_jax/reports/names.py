@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
 
-from medclip_jax.reports.vocabulary import CT_RATE_COLUMNS, FINDINGS
+from medclip_jax.reports.definitions import BUILT_IN, Findings, plain_spelling
 
 
 class UnknownFinding(KeyError, ValueError):
@@ -17,15 +15,16 @@ class UnknownFinding(KeyError, ValueError):
         return str(self.args[0])  # a KeyError would show it in quotes
 
 
-def finding_name(given: str, known: Iterable[str] = FINDINGS) -> str:
+def finding_name(given: str, known: Iterable[str] | None = None, *, definitions: Findings = BUILT_IN) -> str:
     """The finding that is meant.
 
     "Pericardial effusion", "pericardial-effusion" and "PERICARDIAL_EFFUSION " are all pericardial_effusion;
-    so are a finding's phrase, its plural, and the titles of CT-RATE's columns.
+    so are a finding's phrase, its plural, and the titles of its label columns, such as CT-RATE's.
 
     Args:
         given: as a person wrote it.
-        known: names that are to be had here, such as those of some shards.
+        known: names that are to be had here, such as those of some shards; None for all of `definitions`.
+        definitions: whose phrases and titles are understood.
 
     Returns:
         One of `known`.
@@ -36,10 +35,10 @@ def finding_name(given: str, known: Iterable[str] = FINDINGS) -> str:
     """
     if not isinstance(given, str):
         raise TypeError(f"the name of a finding is a string, not {given!r}")
-    known = tuple(known)
-    spellings = {_plain(name): name for name in known}
-    plain = _plain(given)
-    for candidate in (plain, _plain(_other_spellings().get(plain, ""))):
+    known = tuple(definitions if known is None else known)
+    spellings = {plain_spelling(name): name for name in known}
+    plain = plain_spelling(given)
+    for candidate in (plain, plain_spelling(definitions.spellings.get(plain, ""))):
         if candidate in spellings:
             return spellings[candidate]
     near = difflib.get_close_matches(plain, spellings, n=2, cutoff=0.75)
@@ -47,22 +46,10 @@ def finding_name(given: str, known: Iterable[str] = FINDINGS) -> str:
     raise UnknownFinding(f"unknown finding {given!r}{hint}; known: {', '.join(sorted(known))}")
 
 
-def is_finding(given: str) -> bool:
+def is_finding(given: str, *, definitions: Findings = BUILT_IN) -> bool:
     """Whether `finding_name` finds one."""
     try:
-        finding_name(given)
+        finding_name(given, definitions=definitions)
     except UnknownFinding:
         return False
     return True
-
-
-def _plain(text: str) -> str:
-    """Lower case, words joined by underscores, the last one in the singular."""
-    plain = "_".join(re.findall(r"[^\W_]+", text.casefold()))
-    return plain[:-1] if plain.endswith("s") and not plain.endswith(("ss", "is", "us")) else plain
-
-
-@cache
-def _other_spellings() -> Mapping[str, str]:
-    phrases = {_plain(finding.phrase): name for name, finding in FINDINGS.items()}
-    return phrases | {_plain(title): name for title, name in CT_RATE_COLUMNS.items()}

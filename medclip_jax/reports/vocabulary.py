@@ -27,6 +27,9 @@ class Finding:
         labeled: as `patterns`, over "label: value" of a structured report ("heart: mildly enlarged").
         labeled_normal: as `normal`, likewise.
         numbers: keys of `medclip_jax.reports.numbers.READERS`, whose numbers decide the finding.
+        positive: its own prompts for its presence, whose vectors are averaged; () for a template's wording.
+        negative: likewise for its absence.
+        columns: titles of label columns that mean it, beside its name and its phrase.
     """
 
     name: str
@@ -40,6 +43,15 @@ class Finding:
     labeled: tuple[str, ...] = ()
     labeled_normal: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether there is any wording by which a report can state it."""
+        ways = (self.patterns, self.together, self.implied, self.normal)
+        return any((*ways, self.labeled, self.labeled_normal, self.numbers))
 
 
 _NORMAL = (

@@ -157,8 +157,12 @@ def _write_tokenizer(out: Path, settings: PrepareSettings, commits: Sequence[Com
     folder = out / PARTS_FOLDER / TOKENIZER_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     if settings.tokenizer == "train":
-        # What the model will read: reports of the train split, and every statement both ways.
-        sentences = [" ".join(statements(dict.fromkeys(settings.findings, sign))) for sign in (1, -1)]
+        # What the model will read: reports of the train split, every statement both ways, and every prompt.
+        known = settings.definitions
+        sentences = [" ".join(statements(dict.fromkeys(settings.findings, sign), known)) for sign in (1, -1)]
+        sentences += [
+            text for name in settings.findings for text in (*known[name].positive, *known[name].negative)
+        ]
         texts = [text for commit in commits for text in commit.texts]
         patients = [patient for commit in commits for patient in commit.text_patients]
         train_wordpiece(

@@ -116,5 +116,7 @@ def organ_texts(study: Study, text: str, settings: PrepareSettings) -> dict[str,
         found = assign_sentences(text, organs, containing=containing)
     # In the set's order, whatever that of the sentences.
     return {
-        name: {"text": found[name], "normal": states_normal(found[name])} for name in organs if name in found
+        name: {"text": found[name], "normal": states_normal(found[name], settings.definitions)}
+        for name in organs
+        if name in found
     }

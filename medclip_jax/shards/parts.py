@@ -217,7 +217,9 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
     if theirs.key != ours.key:
         return ["another key of the hashed ids (give all parts the same --key)"]
     found = [
-        f"{field.name} is {old} there, {new} here"
+        "the findings files define other findings"
+        if field.name == "definitions"
+        else f"{field.name} is {old} there, {new} here"
         for field in fields(PrepareSettings)
         if (old := getattr(theirs.settings, field.name)) != (new := getattr(ours.settings, field.name))
     ]
@@ -233,4 +235,6 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
 
 
 def _text(plan: PlanFile) -> str:
-    return json.dumps(asdict(plan)) + "\n"
+    written = asdict(plan)
+    written["settings"]["definitions"] = plan.settings.definitions.to_json()
+    return json.dumps(written) + "\n"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from medclip_jax.reports.definitions import Findings
 from medclip_jax.shards.arrays import ArraySpec, ShardError
 from medclip_jax.shards.record import Schema, decode, volume_arrays
 from medclip_jax.shards.series import SeriesSettings, read_series
@@ -55,6 +56,11 @@ class PreparedInfo:
     cell: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
     arrays: tuple[ArraySpec, ...] = ()
+
+    @property
+    def definitions(self) -> Findings:
+        """The findings that are known: the library's, and those that the set was prepared with."""
+        return Findings.from_json(self.settings.get("definitions", ()))
 
     @property
     def schema(self) -> Schema:
@@ -109,6 +115,7 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
     try:
         written = json.loads(path.read_text())
         tokenizer = folder / TOKENIZER_FOLDER
+        Findings.from_json(written["settings"].get("definitions", ()))
         arrays = tuple(ArraySpec.from_json(spec) for spec in written.get("arrays", ()))
         has_volume = not arrays or bool(written["shape"])
         info = PreparedInfo(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from medclip_jax.corpora.study import Study
+from medclip_jax.reports.definitions import Findings
 from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
 from medclip_jax.shards.plan import Item, report_of, says_nothing
 from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, checksum, encode
@@ -113,7 +114,8 @@ def _make_record(
         notes.append("organs-missing")
     report = report_of(study)
     findings_text, impression, source = _sections(study, report)
-    found = _extract(source, schema.findings) if source else dict.fromkeys(schema.findings, 0)
+    known = settings.definitions
+    found = _extract(source, schema.findings, known) if source else dict.fromkeys(schema.findings, 0)
     record = {
         "id": item.id,
         "study": item.study_hash,
@@ -128,7 +130,7 @@ def _make_record(
         "findings_text": findings_text,
         "impression": impression,
         # A report that says nothing does not say that there is nothing.
-        "statements": " ".join(statements(found)) if source else "",
+        "statements": " ".join(statements(found, known)) if source else "",
         "findings": np.array([found[name] for name in schema.findings], np.int8),
         "labels": np.array([study.labels.get(name, 0) for name in schema.findings], np.int8),
         "measurements": np.array(
@@ -199,10 +201,10 @@ def _sections(study: Study, report: str) -> tuple[str, str, str]:
     return findings, impression, "\n".join(filter(None, (findings, impression, addendum))) or report
 
 
-def _extract(text: str, findings: tuple[str, ...]) -> dict[str, Int]:
+def _extract(text: str, findings: tuple[str, ...], definitions: Findings) -> dict[str, Int]:
     from medclip_jax.reports.findings import extract
 
-    return {name: int(status) for name, status in extract(text, findings).items()}
+    return {name: int(status) for name, status in extract(text, findings, definitions=definitions).items()}
 
 
 def _place(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from medclip_jax.corpora.organ_names import is_organ_name
 from medclip_jax.corpora.study import Study
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.shards.arrays import ShardError
 from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, Schema, common_arrays
 from medclip_jax.shards.series import SeriesSettings
@@ -30,6 +31,7 @@ class PrepareSettings:
         crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
             ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.
         findings: columns of `findings` and `labels`; None means Cardiac-CLIP's seven.
+        definitions: the findings that are known: the library's, and your own where there are any.
         organs: channels of `organs` in this order; None means all that the studies name, sorted, as far as
             the names are those of organs (`medclip_jax.corpora.organ_names`).
         measurements: columns of `measurements`; None means all that the studies name, sorted.
@@ -79,6 +81,7 @@ class PrepareSettings:
     unknown_masks: int = 0
     percentiles: tuple[float, float] | None = None
     series: tuple[SeriesSettings, ...] = ()
+    definitions: Findings = BUILT_IN
 
     @property
     def all_series(self) -> tuple[SeriesSettings, ...]:
@@ -102,18 +105,22 @@ class PrepareSettings:
     def to_json(self) -> dict[str, object]:
         """As written to `prepare.json`: without folders of this machine."""
         copied = self.tokenizer not in ("train", None)
-        return asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
+        written = asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
+        # Only where there are any, so that other sets keep their bytes and fingerprints.
+        del written["definitions"]
+        return written | ({"definitions": self.definitions.to_json()} if self.definitions.own else {})
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> PrepareSettings:
-        """Undo `dataclasses.asdict` and JSON.
+        """Undo `dataclasses.asdict`, `Findings.to_json` and JSON.
 
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
         plain = {name: tuple(x) if isinstance(x, list) else x for name, x in written.items()}
         series = tuple(SeriesSettings(**one).checked() for one in written.get("series", ()))
-        return cls(**plain | {"series": series})
+        definitions = Findings.from_json(written.get("definitions", ()))
+        return cls(**plain | {"series": series, "definitions": definitions})
 
 
 def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSettings:
@@ -130,7 +137,8 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     shape, spacing = ((), ()) if volume is None else (volume.shape, volume.spacing)
     given = CARDIAC_FINDINGS if settings.findings is None else settings.findings
     try:
-        findings = tuple(dict.fromkeys(map(finding_name, given)))
+        named = (finding_name(name, definitions=settings.definitions) for name in given)
+        findings = tuple(dict.fromkeys(named))
     except UnknownFinding as error:
         raise ShardError(str(error)) from None
     specs = common_arrays(Schema(shape, spacing), [spec for series in all_series for spec in series.specs])

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from medclip_jax import objectives
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, unflatten
+from medclip_jax.reports.definitions import Findings
 from medclip_jax.weights.exported_config import check_config, check_same, is_exported, read_json
 from medclip_jax.weights.files import read_weights
 from medclip_jax.weights.names import from_torch
@@ -52,6 +53,11 @@ class Exported:
     params: Tree
     variables: Tree
     graphdef: nnx.GraphDef
+
+    @property
+    def definitions(self) -> Findings:
+        """The findings that the model knows by name, with their prompts."""
+        return Findings.from_json(self.config.get("findings", ()))
 
     def objective(self) -> Objective:
         """Build the objective with these weights."""

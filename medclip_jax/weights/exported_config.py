@@ -11,6 +11,7 @@ from typing import Any
 
 from medclip_jax.objectives import OBJECTIVES, complete
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.reports.definitions import Findings
 
 MODEL_TYPE = "medclip"
 
@@ -73,8 +74,9 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
     length = config.get("text_length")
     _check(_is_size(length) and length <= _TOKENS, "text_length", length, "a number of tokens")
     for name, pair in config["prompts"].items():
-        is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-        _check(is_pair, f"prompts.{name}", pair, "two sentences")
+        is_pair = isinstance(pair, list) and len(pair) == 2 and all(map(_is_prompts, pair))
+        _check(is_pair, f"prompts.{name}", pair, "two sentences, or two lists of them")
+    Findings.from_json(config.get("findings", []))
     return spec
 
 
@@ -184,6 +186,12 @@ def _check_grid(spec: DataSpec, vision: Mapping[str, Any]) -> None:
     _check(bool(is_windows), "objective.vision.windows", windows, "a list of (low, high) in HU")
     is_scales = all(_is_pair(scale) and scale[1] > 0 for scale in standardize)
     _check(is_scales, "objective.vision.standardize", standardize, "a list of (mean, standard deviation)")
+
+
+def _is_prompts(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+    )
 
 
 def _is_pair(value: Any) -> bool:
