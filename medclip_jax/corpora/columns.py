@@ -152,7 +152,8 @@ def _finding(name: str, path: Path, definitions: Findings) -> str:
     try:
         return finding_name(name, definitions=definitions)
     except UnknownFinding as error:
-        raise TableError(f"'{path}' has a label of an {error}. {how_to_define(name)}") from None
+        define = "" if error.near else f". {how_to_define(name)}"
+        raise TableError(f"'{path}' has a label of an {error}{define}") from None
 
 
 def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Sequence[str], path: Path) -> None:

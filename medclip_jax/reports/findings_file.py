@@ -131,12 +131,11 @@ def _known_name(entry: str, known: Findings) -> str:
     try:
         return finding_name(entry, definitions=known)
     except UnknownFinding as error:
-        file = (
-            f"; the file '{entry}' is there, and a findings file ends in {SUFFIX}"
-            if Path(entry).is_file()
-            else ""
-        )
-        raise UnknownFinding(f"{error}{file}. {how_to_define(entry)}") from None
+        if Path(entry).is_file():
+            raise UnknownFinding(f"'{entry}' is a file, and a findings file ends in {SUFFIX}") from None
+        if error.near:
+            raise
+        raise UnknownFinding(f"{error}. {how_to_define(entry)}") from None
 
 
 def _finding(name: str, section: Any) -> Finding:

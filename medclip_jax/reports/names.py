@@ -9,7 +9,15 @@ from medclip_jax.reports.definitions import BUILT_IN, Findings, plain_spelling
 
 
 class UnknownFinding(KeyError, ValueError):
-    """No finding of that name; the message lists the nearest and the known ones."""
+    """No finding of that name; the message lists the nearest and the known ones.
+
+    Attributes:
+        near: names that were perhaps meant.
+    """
+
+    def __init__(self, message: str, near: Iterable[str] = ()):
+        super().__init__(message)
+        self.near = tuple(near)
 
     def __str__(self) -> str:
         return str(self.args[0])  # a KeyError would show it in quotes
@@ -41,9 +49,9 @@ def finding_name(given: str, known: Iterable[str] | None = None, *, definitions:
     for candidate in (plain, plain_spelling(definitions.spellings.get(plain, ""))):
         if candidate in spellings:
             return spellings[candidate]
-    near = difflib.get_close_matches(plain, spellings, n=2, cutoff=0.75)
-    hint = f", perhaps {' or '.join(spellings[name] for name in near)}" if near else ""
-    raise UnknownFinding(f"unknown finding {given!r}{hint}; known: {', '.join(sorted(known))}")
+    near = [spellings[name] for name in difflib.get_close_matches(plain, spellings, n=2, cutoff=0.75)]
+    hint = f", perhaps {' or '.join(near)}" if near else ""
+    raise UnknownFinding(f"unknown finding {given!r}{hint}; known: {', '.join(sorted(known))}", near)
 
 
 def is_finding(given: str, *, definitions: Findings = BUILT_IN) -> bool:

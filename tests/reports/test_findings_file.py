@@ -121,6 +121,18 @@ class TestChoice:
             '    [heart_failure]\n    phrase = "heart failure"\n    words = ["heart failure"]'
         )
 
+    def test_what_is_nearly_a_name_is_a_slip(self):
+        with pytest.raises(UnknownFinding, match="perhaps cardiomegaly") as error:
+            choose_findings(["cardiomegali"])
+        assert "To define it" not in str(error.value)
+
+    def test_a_file_of_another_kind(self, file):
+        other = file.rename(file.with_suffix(".txt"))
+        with pytest.raises(
+            UnknownFinding, match=r"findings\.txt' is a file, and a findings file ends in \.toml"
+        ):
+            choose_findings([str(other)])
+
 
 class TestReading:
     @pytest.mark.parametrize(
