@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--findings",
         metavar="LIST",
         help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'all', and findings "
-        "files of your own (.toml, see docs/reports.md) (cardiac; for --corpus phantom, phantom)",
+        "files of your own (.toml, see docs/reference/reports.md) (cardiac; for --corpus phantom, phantom)",
     )
     text.add_argument(
         "--tokenizer",

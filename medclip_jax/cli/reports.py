@@ -29,7 +29,7 @@ examples:
   medclip reports report.txt
   medclip reports reports.csv --summary
   medclip reports reports.csv --findings "pericardial effusion" cardiomegaly --differences
-  medclip reports reports.csv --findings findings.toml --summary   # findings of your own, see docs/reports.md
+  medclip reports reports.csv --findings findings.toml --summary   # findings of your own
   medclip reports reports/ --out readings.html
 """
 

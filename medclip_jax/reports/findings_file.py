@@ -45,7 +45,7 @@ def read_findings(path: str | os.PathLike) -> Findings:
     """Read a findings file.
 
     Args:
-        path: TOML; `docs/reports.md` describes it.
+        path: TOML; `docs/reference/reports.md` describes it.
 
     Returns:
         The library's findings and those of the file.
