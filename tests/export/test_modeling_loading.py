@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from medclip_jax.export import modeling_medclip
 from medclip_jax.export.modeling_medclip import MedclipModel, read_weights
-from medclip_jax.export.modeling_medclip import __file__ as modeling
 from medclip_jax.reports.prompts import pair
 from tests.export.twins import NAMES, assert_same, export, made_volumes
 
+modeling = modeling_medclip.__file__
 TEXTS = [pair(NAMES[0])[0], "Coronary calcification, naïve (心)."]
 
 BLOCKED = """
