@@ -50,6 +50,12 @@ _NO_ANSWER = (
 _WHERE = r"bilaterally|on (?:the )?(?:left|right)|on either side"
 _AFTER_ANSWER = rf"(?: (?:{SEEN[3:-1]}|significant|acute|of note|{_WHERE}))?{_END}"
 
+
+def _words(phrases: str) -> tuple[str, ...]:
+    """Patterns of phrases that stand for themselves, | between them."""
+    return tuple(rf"\b{phrase}\b" for phrase in phrases.split("|"))
+
+
 _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # In order of precedence: words taken by one kind are not looked at for the kinds below it.
     # A template's choices: "none/mild/severe" names what could be ticked.
@@ -340,39 +346,22 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             r"(?:^|(?<=[,;] ))\(-\)",
             r"\bnon[- ]?(?=(?:enlarged|dilated|distended|thickened)\b)",
-            r"\bno\b",
-            r"\bnot\b",
-            r"\bwithout\b",
+            *_words("no|not|without"),
             r"\babsen(?:ce|t)(?: of)?\b",
             r"\b(?:free|clear|devoid) (?:of|from)\b",
             r"\bneg(?:ative)? (?:\w+ ){0,2}?for\b",
-            r"\bneither\b",
-            r"\bnor\b",
-            r"\bdenies\b",
-            r"\bnone of\b",
+            *_words("neither|nor|denies|none of"),
             r"\black(?:s|ing)?(?: of)?\b",
             r"\bfail(?:s|ed)? to (?:show|reveal|demonstrate|identify)\b",
-            r"\bruled out\b",
-            r"\bexcludes\b",
-            r"\brules out\b",
-            r"\bcannot\b",
-            r"\bnil\b",
-            r"\bzero\b",
-            r"\brather than\b",
-            r"\binstead of\b",
-            r"\bas opposed to\b",
-            r"\bnothing\b",
-            r"\bnever\b",
-            r"\bnowhere\b",
+            *_words("ruled out|excludes|rules out|cannot|nil|zero|rather than|instead of"),
+            *_words("as opposed to|nothing|never|nowhere"),
             r"\bnon-?visuali[sz]ation of\b",
         ),
     ),
     (
         "history",
         (
-            r"\bhistory of\b",
-            r"\bhx of\b",
-            r"\bknown case of\b",
+            *_words("history of|hx of|known case of"),
             r"\boperated (?:for|due to)\b",
             r"\bh/o\b",
             r"\bs/p\b",
@@ -438,15 +427,7 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "terminator",
         (
-            r"\bbut\b",
-            r"\bhowever\b",
-            r"\balthough\b",
-            r"\bthough\b",
-            r"\bwhereas\b",
-            r"\bwhile\b",
-            r"\byet\b",
-            r"\bnevertheless\b",
-            r"\bon the other hand\b",
+            *_words("but|however|although|though|whereas|while|yet|nevertheless|on the other hand"),
             r";",
             r"\band (?=no\b|without\b)",
             rf"(?:,|\band) (?=(?:an? )?{DEGREE}\b)",
@@ -459,16 +440,8 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "except",
         (
             r"\bexcept(?:ing)?(?: for| in| that)?\b",
-            r"\bapart from\b",
-            r"\baside from\b",
-            r"\bother than\b",
-            r"\boutside of\b",
-            r"\bwith the exception of\b",
-            r"\bsave for\b",
-            r"\bbesides\b",
-            r"\bbeyond\b",
-            r"\bbarring\b",
-            r"\bexcluding\b",
+            *_words("apart from|aside from|other than|outside of|with the exception of|save for"),
+            *_words("besides|beyond|barring|excluding"),
         ),
     ),
     # Subordination: what follows is of its own, but the sentence is still about what came before.
@@ -476,12 +449,7 @@ _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "aside",
         (
             r"\bthere (?:is|are|was|were)\b(?! no)",
-            r"\bdue to\b",
-            r"\bsecondary to\b",
-            r"\bwhich\b",
-            r"\bin addition\b",
-            r"\botherwise\b",
-            r"\bthen\b",
+            *_words("due to|secondary to|which|in addition|otherwise|then"),
         ),
     ),
     (
