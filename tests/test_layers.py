@@ -12,7 +12,7 @@ ORDER = (
     # From files to records, without JAX.
     "progress", "volumes", "reports", "corpora", "shards", "hub",
     # Arrays and parameters.
-    "sections", "vectors", "sharding", "parameters", "transforms", "losses", "models",
+    "sections", "dotted", "vectors", "sharding", "parameters", "transforms", "losses", "models",
     # Batches, and the systems that learn from them.
     "fields", "pipeline", "objectives", "weights", "evaluation", "training",
     # Models in use.

@@ -182,7 +182,7 @@ def convert_release(
     graphdef, params, variables = split(objective)
     flat = flatten(params)
     tower = {name.removeprefix("vision/"): x for name, x in flat.items() if name.startswith("vision/")}
-    grid = objective.vision.transformer.grid
+    grid = objective.vision.grid
     vision = convert(encoder, config.objective.vision, grid, tower)
     flat |= {f"vision/{name}": value for name, value in vision.params.items()}
     for ours, theirs in _PROJECTIONS.items():

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, by the means that suit the device, and the two transformer blocks."""
+"""Scaled dot-product attention, by the means that suit the device, and the modules that attend."""
 
 from __future__ import annotations
 
@@ -194,3 +194,75 @@ class SelfAttention(nnx.Module):
         batch, count, _ = tokens.shape
         fused = self.qkv(tokens).reshape(batch, count, 3, self.heads, -1)
         return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of queries to other tokens, each with a projection of its own.
+
+    Args:
+        width: features of a query, and of the result.
+        heads: attention heads; must divide `width`.
+        context_width: features of the tokens that are attended to; None for `width`.
+        dtype: compute type; parameters are float32.
+        kernel_init: of every map; Xavier-uniform by default.
+        rngs: draws the initial parameters.
+
+    Raises:
+        ValueError: `heads` does not divide `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        dtype=jnp.float32,
+        kernel_init=None,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them")
+        seen = context_width or width
+        linear = {
+            "dtype": dtype,
+            "kernel_init": kernel_init or nnx.initializers.xavier_uniform(),
+            "rngs": rngs,
+        }
+        self.heads = heads
+        self.to_query = nnx.Linear(width, width, **linear)
+        self.to_key = nnx.Linear(seen, width, **linear)
+        self.to_value = nnx.Linear(seen, width, **linear)
+        self.output = nnx.Linear(width, width, **linear)
+
+    def __call__(
+        self,
+        queries: Float[Array, "batch queries features"],
+        context: Float[Array, "batch keys seen"],
+        mask: Bool[Array, "batch keys"] | None = None,
+    ) -> Float[Array, "batch queries features"]:
+        """What each query finds in the context.
+
+        Args:
+            queries: (B, T, W).
+            context: (B, S, context_width).
+            mask: (B, S), False on padding. A sample whose context is all padding attends to all of it: the
+                result is finite, and the caller leaves it out.
+
+        Returns:
+            (B, T, W).
+        """
+        if mask is not None:
+            mask = mask | ~mask.any(axis=-1, keepdims=True)
+        query = self._by_head(self.to_query(queries))
+        mixed = attend(query, *self.keys_and_values(context), mask)
+        return self.output(batch_sharded(mixed.reshape(queries.shape)))
+
+    def keys_and_values(
+        self, context: Float[Array, "batch keys seen"]
+    ) -> tuple[Float[Array, "batch keys heads features"], Float[Array, "batch keys heads features"]]:
+        """Keys and values of the context, by head: (B, S, H, W / H) each."""
+        return self._by_head(self.to_key(context)), self._by_head(self.to_value(context))
+
+    def _by_head(self, x):
+        return batch_sharded(x.reshape(*x.shape[:2], self.heads, -1))

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block and how a stack of blocks is run."""
+"""The pre-norm transformer blocks, with and without cross-attention, and how a stack of blocks is run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
-from medclip_jax.models.attention import SAVED, SelfAttention
+from medclip_jax.models.attention import SAVED, CrossAttention, SelfAttention
 from medclip_jax.sharding import batch_sharded
 
 REMAT = ("none", "block", "attention", "dots")
-"""What a block keeps for the backward pass, see `run`."""
+"""What a block keeps for the backward pass, see `run`: everything, then least first."""
 
 
 def _is_attention(primitive, *_, **params) -> bool:
@@ -43,7 +43,33 @@ ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": qu
 """Activations of a block's MLP, by the name that a config gives."""
 
 
-class Block(nnx.Module):
+class _WithMlp(nnx.Module):
+    """What the kinds of block share: an MLP after a LayerNorm."""
+
+    def _add_mlp(
+        self,
+        width: int,
+        mlp_ratio: float,
+        activation: str,
+        layer_norm_epsilon: float,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
+        self.activation = activation
+        linear = {"dtype": dtype, "kernel_init": nnx.initializers.xavier_uniform(), "rngs": rngs}
+        hidden = round(width * mlp_ratio)
+        self.mlp_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, hidden, **linear)
+        self.mlp_out = nnx.Linear(hidden, width, **linear)
+
+    def _mlp(self, tokens):
+        return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(tokens))))
+
+
+class Block(_WithMlp):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
     Args:
@@ -70,16 +96,9 @@ class Block(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
-        self.activation = activation
-        init = nnx.initializers.xavier_uniform()
-        hidden = round(width * mlp_ratio)
         self.attention_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, hidden, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.mlp_out = nnx.Linear(hidden, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self._add_mlp(width, mlp_ratio, activation, layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -100,8 +119,56 @@ class Block(nnx.Module):
         tokens = tokens + mixed
         return tokens + self._mlp(tokens), weights
 
-    def _mlp(self, tokens):
-        return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(tokens))))
+
+class CrossBlock(_WithMlp):
+    """``x + attention(norm(x))``, then ``x + cross_attention(norm(x), context)``, then ``x + mlp(norm(x))``.
+
+    Args:
+        width: features of a token.
+        heads: attention heads, of either attention; must divide `width`.
+        context_width: features of the tokens that are attended to; None for `width`.
+        mlp_ratio: hidden features of the MLP over `width`.
+        activation: one of `ACTIVATIONS`.
+        layer_norm_epsilon: of the three LayerNorms. The context is taken as it is given.
+        dtype: compute type; parameters are float32.
+        rngs: draws the initial parameters.
+
+    Raises:
+        ValueError: unknown `activation`, or `heads` does not divide `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        mlp_ratio: float = 4.0,
+        activation: str = "gelu",
+        layer_norm_epsilon: float = 1e-6,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        norm = {"epsilon": layer_norm_epsilon, "dtype": dtype, "rngs": rngs}
+        self.attention_norm = nnx.LayerNorm(width, **norm)
+        self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.cross_norm = nnx.LayerNorm(width, **norm)
+        self.cross_attention = CrossAttention(
+            width, heads, context_width=context_width, dtype=dtype, rngs=rngs
+        )
+        self._add_mlp(width, mlp_ratio, activation, layer_norm_epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        context: Float[Array, "batch keys seen"],
+        mask: Bool[Array, "batch tokens"] | None = None,
+        context_mask: Bool[Array, "batch keys"] | None = None,
+    ) -> Float[Array, "batch tokens features"]:
+        """(B, T, W) and (B, S, context_width) to (B, T, W); the masks are False on padding."""
+        tokens = tokens + self.attention(self.attention_norm(tokens), mask)
+        tokens = tokens + self.cross_attention(self.cross_norm(tokens), context, context_mask)
+        return tokens + self._mlp(tokens)
 
 
 def stack(depth: int, build) -> nnx.Dict:
@@ -112,23 +179,28 @@ def stack(depth: int, build) -> nnx.Dict:
 def run(
     blocks: nnx.Dict,
     tokens: Float[Array, "batch tokens features"],
-    mask: Bool[Array, "batch tokens"] | None = None,
-    *,
+    *inputs: Shaped[Array, "batch ..."] | None,
     remat: str = "none",
     scan: bool = False,
+    first: int = 0,
+    last: int | None = None,
 ) -> Float[Array, "batch tokens features"]:
     """Pass tokens through blocks "0", "1", ... in turn.
 
     Args:
-        blocks: equal modules called as ``block(tokens, mask)``.
+        blocks: equal modules called as ``block(tokens, *inputs)``.
         tokens: (B, T, W).
-        mask: (B, T), False on padding.
+        *inputs: what each block is given beside its tokens: the mask of `Block`; context and masks of
+            `CrossBlock`.
         remat: what each block keeps for the backward pass; the rest is computed again. "none" keeps all.
             "dots" keeps the results of the linear maps and of attention (norms and activations again).
             "attention" keeps the block's input and what attention's backward pass needs, not the linear
             maps. "block" keeps the block's input alone.
         scan: one compiled block in a loop. The parameters keep their names and are stacked inside the
             step (one extra copy of them), so a checkpoint fits both ways.
+        first: block to begin with.
+        last: block to end before; None for all. For the states between two blocks: run up to there, and from
+            there on.
 
     Returns:
         (B, T, W).
@@ -138,13 +210,13 @@ def run(
     """
     if remat not in REMAT:
         raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
-    parts = [nnx.split(blocks[str(index)]) for index in range(len(blocks))]
+    parts = [nnx.split(blocks[str(index)]) for index in range(len(blocks))[first:last]]
     if not parts:
         return tokens
     graph = parts[0][0]
 
     def apply(state, tokens):
-        return batch_sharded(nnx.merge(graph, state)(batch_sharded(tokens), mask))
+        return batch_sharded(nnx.merge(graph, state)(batch_sharded(tokens), *inputs))
 
     if remat != "none":
         apply = jax.checkpoint(apply, prevent_cse=not scan, policy=POLICIES[remat])

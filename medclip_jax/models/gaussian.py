@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from medclip_jax.models.attention import CrossAttention
 from medclip_jax.models.attention_chunks import MASKED
 from medclip_jax.models.heads import Projection, common_part
 from medclip_jax.sharding import batch_sharded
@@ -46,7 +47,7 @@ def soft_masked_mean(
     return jnp.einsum("bpn,bnw->bpw", share, tokens, preferred_element_type=jnp.float32)
 
 
-class VarianceQuery(nnx.Module):
+class VarianceQuery(CrossAttention):
     """A learned query attends to the tokens; a linear map of what it finds is the log-variance.
 
     Args:
@@ -64,16 +65,9 @@ class VarianceQuery(nnx.Module):
     """
 
     def __init__(self, width: int, out_features: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        if width % heads:
-            raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them")
         init = nnx.initializers.normal(width**-0.5)
-        linear = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
-        self.heads = heads
         self.query = nnx.Param(init(rngs.params(), (width,)))
-        self.to_query = nnx.Linear(width, width, **linear)
-        self.to_key = nnx.Linear(width, width, **linear)
-        self.to_value = nnx.Linear(width, width, **linear)
-        self.output = nnx.Linear(width, width, **linear)
+        super().__init__(width, heads, dtype=dtype, kernel_init=init, rngs=rngs)
         self.log_variance = nnx.Linear(
             width,
             out_features,
@@ -97,11 +91,8 @@ class VarianceQuery(nnx.Module):
         """
         masks = masks | ~masks.any(axis=-1, keepdims=True)
         query = self.to_query(self.query[...]).reshape(self.heads, -1)
-        key, value = (
-            batch_sharded(x(tokens).reshape(*tokens.shape[:2], self.heads, -1))
-            for x in (self.to_key, self.to_value)
-        )
-        # All parts ask with one query: only which scores count differs.
+        key, value = self.keys_and_values(tokens)
+        # All parts have one query, so the scores are computed once: only which of them count differs.
         scores = jnp.einsum(
             "hk,bnhk->bhn", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32
         )

@@ -1,4 +1,4 @@
-"""Masked autoencoding: which patches are seen, and the decoder that paints the others."""
+"""Masked autoencoding: which patches are seen, and the decoder that predicts the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
+from medclip_jax.models.encoder import Encoded
 from medclip_jax.sharding import batch_sharded
 
 
@@ -46,7 +47,7 @@ class MaskedDecoder(nnx.Module):
     positions, pre-norm blocks, LayerNorm, a linear map to voxels.
 
     Args:
-        grid: patches along depth, height, width (`VisionTransformer.grid`).
+        grid: patches along depth, height, width.
         patch: voxels of a patch along depth, height, width.
         channels: intensity windows of a voxel.
         encoder_width: features of the encoder's tokens.
@@ -90,23 +91,64 @@ class MaskedDecoder(nnx.Module):
         self,
         tokens: Float[Array, "batch seen features"],
         restore_index: Int[Array, "batch tokens"],
+        summary: Float[Array, "batch features"] | None = None,
     ) -> Float[Array, "batch tokens voxels"]:
-        """Paint all patches.
+        """Predict all patches.
 
         Args:
-            tokens: (B, 1 + K, encoder_width) from the encoder, the class token first.
+            tokens: (B, K, encoder_width) of the visible patches.
             restore_index: (B, N) from `random_keep`.
+            summary: (B, encoder_width) of the volume, one more token without a place; None for none.
 
         Returns:
             (B, N, pd * ph * pw * C) in the order of `medclip_jax.models.patches.patchify`.
         """
-        tokens = batch_sharded(self.embed(batch_sharded(tokens)))
+        return self._predicted(self._run(self._placed(tokens, restore_index, summary)), restore_index)
+
+    def with_states(
+        self,
+        tokens: Float[Array, "batch seen features"],
+        restore_index: Int[Array, "batch tokens"],
+        summary: Float[Array, "batch features"] | None = None,
+        *,
+        block: int,
+    ) -> tuple[Float[Array, "batch tokens voxels"], Float[Array, "batch tokens features"]]:
+        """`__call__`, and what the patches' tokens are after one of the blocks.
+
+        Args:
+            tokens, restore_index, summary: as of `__call__`.
+            block: counted from 1.
+
+        Returns:
+            What `__call__` returns, and (B, N, width).
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        if not 1 <= block <= len(self.blocks):
+            raise ValueError(f"block {block}: the decoder has blocks 1 to {len(self.blocks)}")
+        states = self._run(self._placed(tokens, restore_index, summary), last=block)
+        predicted = self._predicted(self._run(states, first=block), restore_index)
+        return predicted, self._patches(states, restore_index)
+
+    def _placed(self, tokens, restore_index, summary):
+        """Tokens in the decoder's width, each in its place, blanks in the others; a summary comes first."""
+        first = 0 if summary is None else 1
+        tokens = batch_sharded(self.embed(batch_sharded(Encoded(tokens, summary).sequence)))
         batch, seen, width = tokens.shape
-        hidden = restore_index.shape[1] - (seen - 1)
+        hidden = restore_index.shape[1] - (seen - first)
         blank = jnp.broadcast_to(self.mask_token[...].astype(tokens.dtype), (batch, hidden, width))
-        shuffled = batch_sharded(jnp.concatenate([tokens[:, 1:], blank], axis=1))
+        shuffled = batch_sharded(jnp.concatenate([tokens[:, first:], blank], axis=1))
         placed = batch_sharded(jnp.take_along_axis(shuffled, restore_index[..., None], axis=1))
         placed = placed + positions.sincos_3d(self.grid, width).astype(tokens.dtype)
-        tokens = jnp.concatenate([tokens[:, :1], placed], axis=1)
-        tokens = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)
-        return batch_sharded(self.predict(self.norm(tokens)[:, 1:]))
+        return jnp.concatenate([tokens[:, :first], placed], axis=1)
+
+    def _run(self, states, **part):
+        return blocks.run(self.blocks, states, remat=self.remat, scan=self.scan, **part)
+
+    def _patches(self, states, restore_index):
+        """Without the summary."""
+        return states[:, -restore_index.shape[1] :]
+
+    def _predicted(self, states, restore_index):
+        return batch_sharded(self.predict(self._patches(self.norm(states), restore_index)))

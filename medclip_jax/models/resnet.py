@@ -7,13 +7,16 @@ path is the name that published checkpoints give it; see `medclip_jax.weights.re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from medclip_jax.models.blocks import stack
+from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.sharding import batch_sharded
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -77,7 +80,7 @@ def _convolution(
         outputs,
         kernel_size=sizes,
         strides=tuple(strides),
-        padding=[(size // 2, size // 2) for size in sizes],
+        padding=tuple((size // 2, size // 2) for size in sizes),  # hashable, as a static argument is
         use_bias=False,
         dtype=dtype,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -152,8 +155,8 @@ LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 """Depth to kind of block and blocks in each stage."""
 
 
-class ResNet(nnx.Module):
-    """Volume to a feature map that is 32 times smaller along each axis, rounded up.
+class ResNet(VisionEncoder):
+    """Volume to a feature map that is 32 times smaller along each axis, rounded up; volumes of any shape.
 
     Args:
         depth: 18, 34, 50, 101 or 152 layers.
@@ -174,6 +177,32 @@ class ResNet(nnx.Module):
         He et al. 2016, "Deep residual learning for image recognition"; Hara et al. 2018, "Can spatiotemporal
         3D CNNs retrace the history of 2D CNNs and ImageNet?".
     """
+
+    part: ClassVar[str] = "resnet"
+    remat_policies: ClassVar[tuple[str, ...]] = REMAT
+    explanation: ClassVar[str] = "gradcam"
+    weights_reader: ClassVar[str] = "medclip_jax.weights.resnet:read_resnet_weights"
+
+    pooling = "mean"
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """ResNet-50."""
+        return {
+            "depth": 50,  # layers: 18, 34, 50, 101 or 152
+            "width": 64,  # channels of the stem
+            "stem_size": (7, 7, 7),  # voxels of the first kernel; (3, 7, 7) where inflated from 2D
+            "stem_stride": (2, 2, 2),  # (1, 2, 2) keeps twice the depth, for volumes of few slices
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Any, shape: tuple[int, int, int], channels: int, *, rngs: nnx.Rngs
+    ) -> ResNet:
+        """See `VisionEncoder.from_config`."""
+        options = {name: config[name] for name in cls.defaults()}
+        options |= {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
+        return cls(channels=channels, **options, rngs=rngs)
 
     def __init__(
         self,
@@ -198,7 +227,7 @@ class ResNet(nnx.Module):
         self.stem_stride = tuple(stem_stride)
         self.dtype = dtype
         kind, counts = LAYERS[depth]
-        self.width = 8 * width * kind.expansion
+        self.width = self.pooled_width = 8 * width * kind.expansion
         self.conv1 = _convolution(channels, width, stem_size, self.stem_stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width)
         inputs = width
@@ -241,17 +270,42 @@ class ResNet(nnx.Module):
             nnx.update(stage, statistics)
         return x
 
-    def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    def grid_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Size (d, h, w) of the feature map of a volume of `shape` (D, H, W)."""
-        strides = zip(shape, self.stem_stride, strict=True)
+        strides = zip(shape, self._strides(), strict=True)
         # Each of the five layers with a stride rounds up.
-        return tuple(-(-size // (stride * 16)) for size, stride in strides)
+        return tuple(-(-size // stride) for size, stride in strides)
 
-    def tokens(self, volume: Float[Array, "B D H W C"], *, train: bool = False) -> Float[Array, "B N F"]:
-        """The feature map as tokens, width fastest: (B, d * h * w, F). Arguments as of `__call__`."""
-        features = self(volume, train=train)
-        return features.reshape(len(features), -1, features.shape[-1])
+    def token_centers(self, shape: Sequence[int]) -> tuple[Float[np.ndarray, " tokens"], ...]:
+        """See `VisionEncoder.token_centers`: a kernel of odd size stands on every stride-th voxel."""
+        axes = zip(self.grid_of(shape), self._strides(), strict=True)
+        return tuple(np.arange(count) * float(stride) for count, stride in axes)
 
-    def pool(self, tokens: Float[Array, "B N F"]) -> Float[Array, "B F"]:
+    def _strides(self) -> tuple[int, int, int]:
+        return tuple(16 * stride for stride in self.stem_stride)
+
+    def encode(
+        self,
+        voxels: Float[Array, "B D H W C"],
+        keep: Int[Array, "B kept"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Encoded:
+        """The feature map as tokens (B, d * h * w, F).
+
+        Args:
+            voxels: (B, D, H, W, C).
+            keep: None: a convolution sees the whole volume.
+            train: as of `__call__`.
+
+        Raises:
+            ValueError: `keep` is given.
+        """
+        if keep is not None:
+            raise ValueError("a ResNet cannot leave patches out: encode without keep")
+        features = self(voxels, train=train)
+        return Encoded(features.reshape(features.shape[0], -1, features.shape[-1]))
+
+    def pool(self, encoded: Encoded) -> Float[Array, "B F"]:
         """Mean over the tokens of each volume, summed in float32."""
-        return tokens.mean(axis=1, dtype=jnp.float32).astype(tokens.dtype)
+        return encoded.tokens.mean(axis=1, dtype=jnp.float32).astype(encoded.tokens.dtype)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
+from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 from medclip_jax.sharding import batch_sharded
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(VisionEncoder):
     """A 3D ViT: patches, positions, a class token, blocks that normalise first, a final LayerNorm.
 
     Args:
@@ -48,12 +50,49 @@ class VisionTransformer(nnx.Module):
 
     Attributes:
         grid: patches along depth, height, width.
-        width: features of a token.
-        pooled_width: features of what `pool` returns.
 
     References:
         Dosovitskiy et al. 2021; He et al. 2022 for fixed positions and the initial values.
     """
+
+    part: ClassVar[str] = "transformer"
+    remat_policies: ClassVar[tuple[str, ...]] = blocks.REMAT
+    explanation: ClassVar[str] = "attention"
+    drops_patches: ClassVar[bool] = True
+    weights_reader: ClassVar[str] = "medclip_jax.weights.vision:read_vision_weights"
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """ViT-B as Cardiac-CLIP was released: patch 8, class token."""
+        return {
+            "patch": (8, 8, 8),  # in cells; () = one that follows from the volumes, see `training.settle`
+            "peaks": False,
+            "width": 768,
+            "depth": 12,
+            "heads": 12,
+            "mlp_ratio": 4.0,
+            "pooling": "cls",  # "cls" | "mean" | "grid"
+            "grid_features": 16,
+            "skip": False,
+            "extremes": False,
+            "position": "sincos",  # "sincos" | "learned"
+            # For published models: CLIP's towers normalize before the first block, and use the quick GELU
+            # and 1e-5.
+            "pre_norm": False,
+            "activation": "gelu",  # "gelu" | "quick_gelu"
+            "layer_norm_epsilon": 1e-6,
+            "weights_patch": "inflate",  # what becomes of a checkpoint's patch layer: "inflate" | "fresh"
+            "scan": False,  # one compiled block in a loop, see `models.blocks.run`
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Any, shape: tuple[int, int, int], channels: int, *, rngs: nnx.Rngs
+    ) -> VisionTransformer:
+        """See `VisionEncoder.from_config`."""
+        options = {name: config[name] for name in cls.defaults() if name != "weights_patch"}
+        options |= {"patch": tuple(config.patch), "dtype": jnp.dtype(config.dtype), "remat": config.remat}
+        return cls(shape=shape, channels=channels, **options, rngs=rngs)
 
     def __init__(
         self,
@@ -126,67 +165,90 @@ class VisionTransformer(nnx.Module):
             self.extreme_shift = nnx.Param(jnp.zeros((tokens, 2 * channels)))
             self.extreme_embed = nnx.Linear(4 * channels, width, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def grid_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Patches along depth, height, width. Raises ValueError where the patch does not divide the shape."""
+        return grid_of(tuple(shape), self.embed.patch)
+
+    def encode(
         self,
-        volume: Float[Array, "batch depth height width channels"],
+        voxels: Float[Array, "batch depth height width channels"],
         keep: Int[Array, "batch kept"] | None = None,
         *,
-        attention_offsets: Sequence[Float[Array, "batch heads tokens tokens"] | None] | None = None,
-    ):
+        train: bool = False,
+    ) -> Encoded:
         """Encode volumes.
 
         Args:
-            volume: (B, D, H, W, C) intensities, see `medclip_jax.transforms.to_float`.
+            voxels: (B, D, H, W, C) intensities, see `medclip_jax.transforms.to_float`.
             keep: (B, K) indices of the patches to see; all N when None. Only these are embedded.
-            attention_offsets: for heat maps on small token counts: one entry a block, (B, heads, T, T)
-                zeros where the attention map is wanted and None elsewhere. They are added to the
-                attention probabilities, so the gradient of a score with respect to them is its gradient
-                with respect to the map. Those blocks hold the whole map in memory.
+            train: changes nothing here.
 
         Returns:
-            tokens (B, 1 + K, width) after the final LayerNorm, the class token first. With
-            `attention_offsets`: (tokens, maps), maps a tuple with (B, heads, T, T) or None for each block.
+            Patch tokens (B, N or K, width) and the class token's state (B, width), after the final LayerNorm.
         """
-        tokens = self._tokens(volume, keep)
-        if attention_offsets is None:
-            last = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan)
-            return batch_sharded(self._finish(last, tokens))
-        if len(attention_offsets) != len(self.blocks):
+        embedded = self._tokens(voxels, keep)
+        last = blocks.run(self.blocks, embedded, remat=self.remat, scan=self.scan)
+        return self._encoded(batch_sharded(self._finish(last, embedded)))
+
+    def encode_with_maps(
+        self,
+        voxels: Float[Array, "batch depth height width channels"],
+        offsets: Sequence[Float[Array, "batch heads tokens tokens"] | None],
+    ) -> tuple[Encoded, tuple[Float[Array, "batch heads tokens tokens"] | None, ...]]:
+        """`encode` with the attention maps of some blocks, for heat maps on small token counts.
+
+        Args:
+            voxels: (B, D, H, W, C) intensities.
+            offsets: one entry a block: (B, heads, T, T) zeros where the attention map is wanted and None
+                elsewhere; T is 1 + N, the class token first. They are added to the attention probabilities,
+                so the gradient of a score with respect to them is its gradient with respect to the map.
+                Those blocks hold the whole map in memory.
+
+        Returns:
+            What `encode` returns, and a map (B, heads, T, T) or None for each block.
+
+        Raises:
+            ValueError: not one entry a block.
+        """
+        if len(offsets) != len(self.blocks):
             raise ValueError(
-                f"{len(attention_offsets)} attention offsets for {len(self.blocks)} blocks: give one a block,"
+                f"{len(offsets)} attention offsets for {len(self.blocks)} blocks: give one a block,"
                 " None to skip it"
             )
         maps = []
-        embedded = tokens
-        for index, offset in enumerate(attention_offsets):
+        tokens = embedded = self._tokens(voxels, None)
+        for index, offset in enumerate(offsets):
             weights = None
             if offset is None:
                 tokens = self.blocks[str(index)](tokens)
             else:
                 tokens, weights = self.blocks[str(index)].with_weights(tokens, offset)
             maps.append(weights)
-        return self._finish(tokens, embedded), tuple(maps)
+        return self._encoded(self._finish(tokens, embedded)), tuple(maps)
+
+    def _encoded(self, sequence):
+        return Encoded(sequence[:, 1:], sequence[:, 0])
 
     def _finish(self, tokens, embedded):
         return self.norm(tokens) + self.skip_norm(embedded) if self.skip else self.norm(tokens)
 
-    def pool(self, tokens: Float[Array, "batch tokens features"]) -> Float[Array, "batch pooled"]:
-        """One vector a volume from what `__call__` returned: (B, 1 + K, width) to (B, pooled_width).
+    def pool(self, encoded: Encoded) -> Float[Array, "batch pooled"]:
+        """One vector a volume, (B, pooled_width).
 
         Raises:
             ValueError: "grid" pooling of volumes of which only some patches were kept.
         """
         if self.pooling == "cls":
-            return tokens[:, 0]
+            return encoded.summary
         if self.pooling == "mean":
-            return tokens[:, 1:].mean(axis=1)
-        features = self.grid_pool(self._places(tokens))
+            return encoded.tokens.mean(axis=1)
+        features = self.grid_pool(self._places(encoded))
         if features.shape[1] * features.shape[2] != self.pooled_width:
             raise ValueError("pooling='grid' needs every patch: encode without keep, or pool otherwise")
         features = features * self.grid_scale[...] + self.grid_shift[...]
-        return features.reshape(tokens.shape[0], -1)
+        return features.reshape(features.shape[0], -1)
 
-    def calibrate(self, volume: Float[Array, "batch depth height width channels"]) -> None:
+    def calibrate(self, voxels: Float[Array, "batch depth height width channels"]) -> None:
         """Bring what differs between places to a common scale, from a batch of volumes.
 
         Each feature that "grid" pooling keeps gets mean 0 and variance 1 at each place, and so do the patch
@@ -195,30 +257,30 @@ class VisionTransformer(nnx.Module):
         the steps.
 
         Args:
-            volume: (B, D, H, W, C) intensities.
+            voxels: (B, D, H, W, C) intensities.
         """
         if self.extremes:
-            unusual = mean_and_peak(volume, self.embed.patch).astype(jnp.float32)
+            unusual = mean_and_peak(voxels, self.embed.patch).astype(jnp.float32)
             # Plus a quarter of the usual spread: where hardly anything varies, not every change is news.
             spread = unusual.std(axis=0)
             scale = 1.0 / (spread + 0.25 * spread.mean(axis=0) + 1e-6)
             self.extreme_scale[...] = scale
             self.extreme_shift[...] = -unusual.mean(axis=0) * scale
-            extremes = self._extremes(volume, None)
+            extremes = self._extremes(voxels, None)
             kernel, bias = self.extreme_embed.kernel, self.extreme_embed.bias
             kernel[...] = kernel[...] / (extremes.std(axis=0) + 1e-6)[:, None]
             bias[...] = bias[...] - extremes.mean(axis=0) @ kernel[...]
         if self.pooling == "grid":
-            features = self.grid_pool(self._places(self(volume))).astype(jnp.float32)
+            features = self.grid_pool(self._places(self.encode(voxels))).astype(jnp.float32)
             scale = 1.0 / (features.std(axis=0) + 0.05 * features.std())
             if self.extremes:  # one place that speaks for all: as much weight at the start as the others
                 scale = scale.at[0].multiply((scale.shape[0] - 1) ** 0.5)
             self.grid_scale[...] = scale
             self.grid_shift[...] = -features.mean(axis=0) * scale
 
-    def _places(self, tokens):
+    def _places(self, encoded):
         """The tokens that "grid" pooling reads."""
-        return tokens if self.extremes else tokens[:, 1:]
+        return encoded.sequence if self.extremes else encoded.tokens
 
     def _extremes(self, volume, keep):
         unusual = mean_and_peak(volume, self.embed.patch)

@@ -75,7 +75,7 @@ class Clip(Objective):
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
-        pooled_width = self.vision.transformer.pooled_width
+        pooled_width = self.vision.pooled_width
         self.centered = config.centered
         self.chunk_rows = config.chunk_rows
         width, bias = config.embedding_width, config.projection_bias or self.centered
@@ -102,19 +102,22 @@ class Clip(Objective):
             representation learning" (the cone); Krähenbühl et al. 2016, "Data-dependent initializations of
             convolutional neural networks".
         """
-        self.vision.transformer.calibrate(self.vision.to_voxels(batch["volume"]))
+        self.vision.calibrate(self.vision.to_voxels(batch["volume"]))
         if not self.centered:
             return
-        features = self.encode(batch, key, train=False)
+        features = self._features(batch, None, train=True)  # batch norm as in the first step
         for name, projection in (("volume", self.vision_projection), ("text", self.text_projection)):
             bias = projection.linear.bias
             bias[...] = bias[...] - common_part(features[name])
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Projected, unnormalised vectors of both towers."""
-        keys = sample_keys(key, batch["sample"]) if train else None
+        return self._features(batch, sample_keys(key, batch["sample"]) if train else None, train=train)
+
+    def _features(self, batch: Batch, keys: jax.Array | None, *, train: bool) -> Features:
+        volume = self.vision(batch["volume"], keys, train=train)
         return {
-            "volume": self.vision_projection(self.vision(batch["volume"], keys)).astype(jnp.float32),
+            "volume": self.vision_projection(volume).astype(jnp.float32),
             "text": self.text_projection(self.text(batch["tokens"])).astype(jnp.float32),
         }
 
@@ -170,7 +173,7 @@ class Clip(Objective):
 
     def pooling(self) -> str:
         """Of both towers."""
-        return f"volume {self.vision.transformer.pooling}, text {self.text.pooling}"
+        return f"volume {self.vision.pooling}, text {self.text.pooling}"
 
     def explained_tower(self) -> VisionTower:
         """The volume tower."""

@@ -40,6 +40,9 @@ DIRECTIONS = ("global_contains_local", "local_contains_global")
 ORGAN_FIELDS = ("organs", "organ", "organ_tokens", "organ_normal")
 """What local terms read of a batch."""
 
+HEADS = 8
+"""Of the attention to a volume's tokens, where the volume tower has none of its own."""
+
 WHOLES, PARTS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
 
 
@@ -138,11 +141,6 @@ class HiProCt(Objective):
         if config.direction not in DIRECTIONS:
             choices = " or ".join(map(repr, DIRECTIONS))
             raise ValueError(f"config.objective.direction is {config.direction!r}; choose {choices}")
-        if config.vision.pooling != "mean":
-            raise ValueError(
-                f"config.objective.vision.pooling is {config.vision.pooling!r}: an organ's vector is the "
-                "mean over its patches, so the volume's must be one, too: set it to 'mean'"
-            )
         self.weights = Weights(**config.weights)
         self.local = self.weights.local > 0 or self.weights.hierarchy > 0
         if self.local and not spec.organs:
@@ -151,15 +149,19 @@ class HiProCt(Objective):
                 "config.objective.weights.local=0 and config.objective.weights.hierarchy=0"
             )
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        if self.vision.pooling != "mean":
+            raise ValueError(
+                f"config.objective.vision.pooling is {self.vision.pooling!r}: an organ's vector is the "
+                "mean over its patches, so the volume's must be one, too: set it to 'mean'"
+            )
         self.text = TextTower(config.text, spec, rngs=rngs)
-        vision = self.vision.transformer
         self.shape = tuple(spec.shape)
-        self.patch = tuple(a * b for a, b in zip(config.vision.cell, config.vision.patch, strict=True))
+        self.patch = self.vision.token_voxels
         self.volume_head = GaussianHead(
-            vision.pooled_width,
-            vision.width,
+            self.vision.pooled_width,
+            self.vision.width,
             config.embedding_width,
-            config.vision.heads,
+            config.vision.get("heads", HEADS),
             bias=config.centered,
             dtype=jnp.dtype(config.vision.dtype),
             rngs=rngs,
@@ -191,7 +193,7 @@ class HiProCt(Objective):
     def calibrate(self, batch: Batch, key: jax.Array) -> None:
         """With `centered`, open the cone in which all means lie at the start, see `objectives.clip`."""
         if self.centered:
-            tokens = self._patches(batch["volume"])
+            tokens = self._patches(batch["volume"], train=True)  # batch norm as in the first step
             self.volume_head.center(soft_masked_mean(tokens, _everything(tokens))[:, 0])
             self.text_head.center(self._states(batch["tokens"])[0])
 
@@ -202,7 +204,7 @@ class HiProCt(Objective):
         volume and text, too.
         """
         keys = sample_keys(key, batch["sample"]) if train else None
-        tokens = self._patches(batch["volume"], keys)
+        tokens = self._patches(batch["volume"], keys, train=train)
         found, features = {"text": self._texts(batch["tokens"])}, {}
         weights = _everything(tokens)
         if self.local:
@@ -343,7 +345,7 @@ class HiProCt(Objective):
 
     def pooling(self) -> str:
         """Of both towers."""
-        return f"volume {self.vision.transformer.pooling}, text {self.text.pooling}"
+        return f"volume {self.vision.pooling}, text {self.text.pooling}"
 
     def explained_tower(self) -> VisionTower:
         """The volume tower."""
@@ -363,13 +365,12 @@ class HiProCt(Objective):
         cut = transforms.cut_texts(
             batch["tokens"], drawn[:, 1], share=self.damage.cut_text, pad_token=self.text.pad_token
         )
-        return self._whole(self._patches(noisy, keys)), self._texts(cut)
+        return self._whole(self._patches(noisy, keys, train=True)), self._texts(cut)
 
     def _patches(
-        self, volumes: Num[Array, "B D H W"], keys: jax.Array | None = None
+        self, volumes: Num[Array, "B D H W"], keys: jax.Array | None = None, *, train: bool = False
     ) -> Float[Array, "B N width"]:
-        """Tokens of the patches, without the class token."""
-        return self.vision.transformer(self.vision.to_voxels(volumes, keys))[:, 1:]
+        return self.vision.encode(self.vision.to_voxels(volumes, keys), train=train).tokens
 
     def _whole(self, tokens: Float[Array, "B N width"]) -> Gaussian:
         return Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))

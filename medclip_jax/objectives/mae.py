@@ -79,22 +79,26 @@ class MaskedAutoencoder(Objective):
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, spec, rngs=rngs)
-        transformer = self.vision.transformer
-        self.patch = tuple(config.vision.patch)
-        self.grid = tuple(transformer.grid)
+        if not self.vision.encoder.drops_patches:
+            raise ValueError(
+                f"config.objective.vision.kind={config.vision.kind!r} cannot leave patches out, which masked "
+                "autoencoding does: take 'vit'"
+            )
+        self.grid = self.vision.grid
         self.tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.keep = max(1, round(self.tokens * (1.0 - config.mask_fraction)))
         self.normalize_patches = config.normalize_patches
         self.paint_windows = tuple((float(low), float(high)) for low, high in config.paint_windows)
-        self.painted_patch, self.channels = self.patch, len(self.vision.windows)
-        if self.paint_windows:
-            self.painted_patch = tuple(a * b for a, b in zip(self.patch, self.vision.cell, strict=True))
-            self.channels = len(self.paint_windows)
+        self.painted_patch, self.channels = self.vision.token_voxels, len(self.paint_windows)
+        if not self.paint_windows:
+            cells = zip(self.painted_patch, self.vision.cell, strict=True)
+            self.painted_patch = tuple(voxels // cell for voxels, cell in cells)
+            self.channels = len(self.vision.windows)
         self.decoder = MaskedDecoder(
             grid=self.grid,
             patch=self.painted_patch,
             channels=self.channels,
-            encoder_width=config.vision.width,
+            encoder_width=self.vision.width,
             width=config.decoder.width,
             depth=config.decoder.depth,
             heads=config.decoder.heads,
@@ -116,7 +120,8 @@ class MaskedAutoencoder(Objective):
         self, voxels: Float[Array, "B D H W C"], keys: jax.Array
     ) -> tuple[Float[Array, "B N P"], Float[Array, "B N"]]:
         keep, restore, mask = random_keep(keys, self.tokens, self.keep)
-        return self.decoder(self.vision.transformer(voxels, keep), restore), mask
+        encoded = self.vision.encode(voxels, keep)
+        return self.decoder(encoded.tokens, restore, encoded.summary), mask
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Sum over hidden patches of their mean squared error, and their number, per sample."""
@@ -140,7 +145,7 @@ class MaskedAutoencoder(Objective):
 
     def pooling(self) -> str:
         """Of the volume tower."""
-        return f"volume {self.vision.transformer.pooling}"
+        return f"volume {self.vision.pooling}"
 
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.

@@ -6,59 +6,59 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from medclip_jax import transforms
+from medclip_jax.dotted import find_class
 from medclip_jax.models.bert import Bert, BertConfig
-from medclip_jax.models.vit import VisionTransformer
+from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.objectives.base import DataSpec
 
+KINDS: dict[str, str] = {
+    "vit": "medclip_jax.models.vit:VisionTransformer",
+    "resnet": "medclip_jax.models.resnet:ResNet",
+}
+"""Kind of vision tower to its encoder, a `models.encoder.VisionEncoder`."""
 
-def vision_defaults() -> dict[str, Any]:
-    """ViT-B on one wide window, as Cardiac-CLIP was released (patch 8, class token).
 
-    A `patch` of () follows from the volumes, see `training.settle`.
+def encoder_class(kind: str) -> type[VisionEncoder]:
+    """The encoder of a kind of vision tower.
 
-    `windows` are (low, high) HU, one channel each, scaled to [-1, 1]; `standardize` may give (mean, standard
-    deviation) of each such channel over the training volumes, to bring them to mean 0 and variance 1.
+    Args:
+        kind: one of `KINDS`, or "package.module:Class" of one that is written elsewhere.
 
-    With a `cell` above one voxel the tower sees one value a cell: each window's entry of `projections`
-    ("mean", "max", "min" or "blob", see `transforms.project`) says which, and `patch` counts cells. Large
-    volumes then cost little, and small bright or dark findings still show.
+    Raises:
+        ValueError: there is no such kind, or the class is no `VisionEncoder`.
+    """
+    return find_class(kind, KINDS, VisionEncoder, "config.objective.vision.kind")
 
-    `pre_norm`, `activation` ("gelu" or "quick_gelu") and `layer_norm_epsilon` are there for published models:
-    CLIP's towers normalise before the first block, use the quick GELU and 1e-5. `weights` names a checkpoint
-    of a 2D or 3D ViT that a fresh run starts from, and `weights_patch` what becomes of its patch layer:
-    "inflate" or "fresh"; see `weights.vision`.
 
-    `remat` and `scan` say how blocks are run, see `models.blocks.run`; a decoder follows them.
+def vision_defaults(kind: str = "vit") -> dict[str, Any]:
+    """Keys of a vision tower of some kind, on one wide window.
+
+    In a config file, another kind is chosen with all its keys at once:
+    ``config.objective.vision = vision_defaults("resnet")``.
+
+    Args:
+        kind: see `encoder_class`.
     """
     return {
-        "patch": (8, 8, 8),
-        "peaks": False,
-        "width": 768,
-        "depth": 12,
-        "heads": 12,
-        "mlp_ratio": 4.0,
-        "pooling": "cls",
-        "grid_features": 16,
-        "skip": False,
-        "extremes": False,
-        "position": "sincos",
-        "pre_norm": False,
-        "activation": "gelu",
-        "layer_norm_epsilon": 1e-6,
-        "weights": "",
-        "weights_patch": "inflate",
-        "windows": ((-1000.0, 1000.0),),
+        "kind": kind,  # "vit" | "resnet" | "package.module:Class"
+        **encoder_class(kind).defaults(),
+        "weights": "",  # file of a published network that a fresh run starts from, see docs/weights.md
+        "windows": ((-1000.0, 1000.0),),  # (low, high) HU, one channel each, scaled to [-1, 1]
+        # (mean, standard deviation) of each such channel over the training volumes, to bring them to mean 0
+        # and variance 1; () = leave them.
         "standardize": (),
+        # Voxels that the tower sees as one: large volumes then cost little, and small bright or dark findings
+        # still show where `projections` says "max", "min" or "blob" instead of "mean" for a window.
         "cell": (1, 1, 1),
-        "projections": (),
+        "projections": (),  # one entry a window, see `transforms.project`; () = means
         "augment": {"shift_voxels": (0, 0, 0), "noise_hu": 0.0, "offset_hu": 0.0, "gain": 0.0},
         "dtype": "bfloat16",
-        "remat": "none",
-        "scan": False,
+        "remat": "none",  # what is computed again in the backward pass; values by kind. A decoder follows it
     }
 
 
@@ -88,12 +88,22 @@ def text_defaults() -> dict[str, Any]:
 
 
 class VisionTower(nnx.Module):
-    """Windowing, augmentation and the 3D vision transformer.
+    """Windowing, augmentation and an encoder: HU volume to tokens, and to one vector.
 
     Args:
         config: the keys of `vision_defaults`.
-        spec: fixes the grid.
+        spec: fixes the shape of volumes.
         rngs: source of the initial weights.
+
+    Attributes:
+        kind: of the encoder.
+        shape: (D, H, W) voxels of a volume.
+        encoder: the network; its parameters lie at "vision/<encoder.part>".
+        grid: tokens of a volume along depth, height, width.
+        width: features of a token.
+        pooling: how tokens become one vector, in a word.
+        pooled_width: features of that vector.
+        explanation: how heat maps follow the encoder, see `models.encoder.VisionEncoder`.
     """
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
@@ -115,28 +125,59 @@ class VisionTower(nnx.Module):
         self.noise_hu = float(config.augment.noise_hu)
         self.offset_hu = float(config.augment.offset_hu)
         self.gain = float(config.augment.gain)
-        self.transformer = VisionTransformer(
-            shape=tuple(size // step for size, step in zip(spec.shape, self.cell, strict=True)),
-            patch=tuple(config.patch),
-            channels=len(self.windows),
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            peaks=config.peaks,
-            mlp_ratio=config.mlp_ratio,
-            pooling=config.pooling,
-            grid_features=config.grid_features,
-            skip=config.skip,
-            extremes=config.extremes,
-            position=config.position,
-            pre_norm=config.pre_norm,
-            activation=config.activation,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            dtype=jnp.dtype(config.dtype),
-            remat=config.remat,
-            scan=config.scan,
-            rngs=rngs,
-        )
+        self.kind = config.kind
+        chosen = encoder_class(config.kind)
+        if config.remat not in chosen.remat_policies:
+            raise ValueError(
+                f"config.objective.vision.remat={config.remat!r}: of kind {config.kind!r} it is one of "
+                f"{', '.join(chosen.remat_policies)}"
+            )
+        self.shape = tuple(spec.shape)
+        shape = tuple(size // step for size, step in zip(self.shape, self.cell, strict=True))
+        self._part = chosen.part
+        setattr(self, chosen.part, chosen.from_config(config, shape, len(self.windows), rngs=rngs))
+        self.grid = self.encoder.grid_of(shape)
+        self.explanation = chosen.explanation
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        """The network from voxels to tokens."""
+        return getattr(self, self._part)
+
+    @property
+    def token_voxels(self) -> tuple[int, int, int]:
+        """Voxels of a volume that a token stands for, along depth, height, width.
+
+        Raises:
+            ValueError: the tokens do not divide the volume evenly.
+        """
+        if any(size % count for size, count in zip(self.shape, self.grid, strict=True)):
+            raise ValueError(
+                f"volumes of {self.shape} voxels make {self.grid} tokens, which do not divide them evenly: "
+                "prepare volumes at multiples of the tower's stride"
+            )
+        return tuple(size // count for size, count in zip(self.shape, self.grid, strict=True))
+
+    def token_centers(self) -> tuple[Float[np.ndarray, " tokens"], ...]:
+        """Where tokens lie: the coordinate of each along depth, height, width, in voxels from the first."""
+        shape = tuple(size // step for size, step in zip(self.shape, self.cell, strict=True))
+        axes = zip(self.encoder.token_centers(shape), self.cell, strict=True)
+        return tuple((cells + 0.5) * step - 0.5 for cells, step in axes)
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.encoder.width
+
+    @property
+    def pooling(self) -> str:
+        """How tokens become one vector, in a word."""
+        return self.encoder.pooling
+
+    @property
+    def pooled_width(self) -> int:
+        """Features of the pooled vector."""
+        return self.encoder.pooled_width
 
     def augment(self, volume: Num[Array, "B D H W"], keys: jax.Array | None) -> Num[Array, "B D H W"]:
         """HU of volumes, varied as the config says; unchanged without keys (B,)."""
@@ -176,11 +217,29 @@ class VisionTower(nnx.Module):
         mean, std = jnp.asarray(self.standardize).T
         return voxels * std + mean
 
+    def encode(
+        self,
+        voxels: Float[Array, "B D H W C"],
+        keep: Int[Array, "B K"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Encoded:
+        """Voxels, from `to_voxels`, to tokens; arguments as of `models.encoder.VisionEncoder.encode`."""
+        return self.encoder.encode(voxels, keep, train=train)
+
+    def pool(self, encoded: Encoded) -> Float[Array, "B pooled"]:
+        """One vector a volume."""
+        return self.encoder.pool(encoded)
+
+    def calibrate(self, voxels: Float[Array, "B D H W C"]) -> None:
+        """Set initial values of the encoder that depend on data, from a run's first volumes."""
+        self.encoder.calibrate(voxels)
+
     def __call__(
-        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None
+        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None, *, train: bool = False
     ) -> Float[Array, "B pooled"]:
-        """One pooled vector per volume."""
-        return self.transformer.pool(self.transformer(self.to_voxels(volume, keys)))
+        """One pooled vector per volume; augmented when keys (B,) are given."""
+        return self.pool(self.encode(self.to_voxels(volume, keys), train=train))
 
 
 def encoder_config(config: Any, spec: DataSpec) -> BertConfig:

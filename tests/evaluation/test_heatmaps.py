@@ -5,43 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 from scipy.special import erf
 
 from medclip_jax import objectives
 from medclip_jax.evaluation import heatmaps
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Gaussians
-from medclip_jax.models.vit import VisionTransformer
 from medclip_jax.objectives import hipro_ct
 from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.objectives.towers import VisionTower, vision_defaults
 
 SHAPE, PATCH, WIDTH, HEADS, DEPTH = (4, 6, 4), (2, 3, 2), 12, 2, 3
 
 
-class Tower(nnx.Module):
-    def __init__(self, pooling, depth=DEPTH, heads=HEADS, position="sincos", shape=SHAPE):
-        self.transformer = VisionTransformer(
-            shape=shape,
-            patch=PATCH,
-            channels=1,
-            width=WIDTH,
-            depth=depth,
-            heads=heads,
-            pooling=pooling,
-            grid_features=3,
-            position=position,
-            rngs=nnx.Rngs(1),
-        )
-
-    def to_voxels(self, volume):
-        return volume[..., None].astype(jnp.float32) / 1000.0
+def tower(kind="vit", shape=SHAPE, **changes):
+    config = ConfigDict(vision_defaults(kind))
+    config.update(dtype="float32", **changes)
+    spec = DataSpec(shape=shape, spacing=(4.0, 3.0, 3.0))
+    return VisionTower(config, spec, rngs=nnx.Rngs(1))
 
 
 class Model(Objective):
-    def __init__(self, pooling, **kwargs):
-        self.vision = Tower(pooling, **kwargs)
-        pooled = self.vision.transformer.pooled_width
-        self.vision_projection = nnx.Linear(pooled, 5, use_bias=False, rngs=nnx.Rngs(2))
+    """A tower and a projection, nothing else; its voxels lie in [-1, 1]."""
+
+    def __init__(self, pooling="cls", kind="vit", **changes):
+        if kind == "vit":
+            changes = {"patch": PATCH, "width": WIDTH, "depth": DEPTH, "heads": HEADS} | changes
+            changes |= {"pooling": pooling, "grid_features": 3}
+        self.vision = tower(kind, **changes)
+        self.vision_projection = nnx.Linear(self.vision.pooled_width, 5, use_bias=False, rngs=nnx.Rngs(2))
 
     def explained_tower(self):
         return self.vision
@@ -88,7 +81,7 @@ def numpy_score(model, volume, direction, offsets, scales=1.0):
     def linear(x, layer):
         return x @ get(layer.kernel) + (get(layer.bias) if layer.bias is not None else 0)
 
-    t = model.vision.transformer
+    t = model.vision.encoder
     d, h, w = t.grid
     pd, ph, pw = PATCH
     x = np.asarray(model.vision.to_voxels(volume[None])[0], np.float64)
@@ -133,7 +126,7 @@ def test_equals_finite_differences(pooling, first, budget, monkeypatch):
     volume = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
     positive, negative = unit(3), unit(4)
     direction = positive - negative
-    tokens = 1 + int(np.prod(model.vision.transformer.grid))
+    tokens = 1 + int(np.prod(model.vision.grid))
     zeros = np.zeros((DEPTH, HEADS, tokens, tokens))
     score, maps = numpy_score(model, volume, direction, zeros)
     relevance = np.eye(tokens)
@@ -173,7 +166,7 @@ def test_planted_patch_lights_up(place):
     """Uniform attention, values that pass one feature: only the planted patch moves the score."""
     shape = (6, 12, 6)
     model = Model("cls", depth=1, heads=1, position="learned", shape=shape)
-    t = model.vision.transformer
+    t = model.vision.encoder
     for leaf in jax.tree.leaves(nnx.state(t), is_leaf=lambda x: isinstance(x, nnx.Variable)):
         leaf[...] = jnp.zeros_like(leaf[...])
     block = t.blocks["0"]
@@ -206,7 +199,7 @@ def test_of_gaussians_the_means_are_explained():
     maps = [heatmaps.heat_map(model, volume, text) for text in texts]
     for found, mean in zip(maps, texts.mean, strict=True):
         assert found.score == pytest.approx(float(np.asarray(seen.mean)[0] @ mean), abs=1e-5)
-        assert found.patches.shape == model.vision.transformer.grid
+        assert found.patches.shape == model.vision.grid
         assert found.voxels.shape == SHAPE
         assert np.isfinite(found.patches).all()
         assert np.isfinite(found.voxels).all()
@@ -238,5 +231,73 @@ def test_objective_without_projection_is_told():
 
 def test_upsampling_interpolates_between_centers():
     patches = np.arange(3.0).reshape(3, 1, 1)
-    found = heatmaps.upsample(patches, (6, 2, 2))
+    found = heatmaps.upsample(
+        patches, tower(patch=(2, 2, 2), shape=(6, 2, 2), width=WIDTH, heads=2).token_centers(), (6, 2, 2)
+    )
     np.testing.assert_allclose(found[:, 0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2], atol=1e-12)
+
+
+def test_grad_cam_equals_finite_differences():
+    shape = (40, 64, 96)
+    model = Model(kind="resnet", depth=18, width=2, shape=shape)
+    volume = np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+    encoded = nnx.jit(lambda vision, volume: vision.encode(vision.to_voxels(volume)))(
+        model.vision, volume[None]
+    )
+    features = np.asarray(encoded.tokens[0], np.float64)
+    kernel = np.asarray(model.vision_projection.kernel[...], np.float64)
+    positive, negative = unit(3), unit(4)
+
+    def score(features):
+        embedding = features.mean(axis=0) @ kernel
+        return embedding @ (positive - negative) / np.linalg.norm(embedding)
+
+    step = 1e-6
+    # A feature raised by a step in all places moves the score by the sum over places of its gradient.
+    weights = np.array([score(features + step * k) - score(features - step * k) for k in np.eye(16)])
+    expected = np.maximum(features @ weights, 0.0)
+    found = heatmaps.heat_map(model, volume, positive, negative)
+    assert found.first_layer is None
+    assert found.score == pytest.approx(score(features), abs=1e-5)
+    assert found.patches.shape == (2, 2, 3)
+    assert np.count_nonzero(expected) > 0
+    np.testing.assert_allclose(found.patches.ravel(), expected / expected.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("place", "cell"), [((1, 2, 0), 1), ((0, 0, 2), 1), ((1, 0, 1), 2)])
+def test_grad_cam_finds_a_bright_cube(place, cell):
+    """A network that hands on brightness and a constant: the map peaks in the cube."""
+    shape = (64 * cell, 96 * cell, 96 * cell)
+    model = Model(kind="resnet", depth=18, width=2, shape=shape, cell=(cell,) * 3)
+    net = model.vision.encoder
+    net.conv1.kernel[...] = jnp.full((7, 7, 7, 1, 2), 1 / 343).at[..., 1].set(0.0)
+    net.bn1.bias[...] = jnp.array([0.0, 0.1])
+    for name, module in nnx.iter_modules(net):
+        if name and name[-1] == "bn2":  # of each block, only the path beside the convolutions stays
+            module.scale[...] = jnp.zeros_like(module.scale[...])
+        if name and name[-1] == "downsample" and len(module):
+            kernel = module["0"].kernel
+            kernel[...] = jnp.zeros_like(kernel[...]).at[..., 0, 0].set(1.0).at[..., 1, 1].set(1.0)
+    model.vision_projection.kernel[...] = jnp.zeros((16, 5)).at[0, 0].set(1.0).at[1, 1].set(1.0)
+    volume = np.full(shape, -1000, np.int16)
+    cube = tuple(slice(max(0, (32 * i - 8) * cell), (32 * i + 9) * cell) for i in place)
+    volume[cube] = 1000
+    found = heatmaps.heat_map(model, volume, np.eye(5)[0])
+    assert np.unravel_index(found.patches.argmax(), found.patches.shape) == place
+    assert found.patches[place] == 1.0
+    peak = np.unravel_index(found.voxels.argmax(), shape)
+    assert volume[peak] == 1000
+    assert found.voxels[cube].mean() > 4 * found.voxels.mean()
+
+
+def test_first_layer_is_of_attention():
+    model = Model(kind="resnet", depth=18, width=2, shape=(32, 32, 32))
+    with pytest.raises(ValueError, match="leave first_layer out"):
+        heatmaps.heat_map(model, np.zeros((32, 32, 32), np.int16), unit(0), first_layer=2)
+
+
+def test_a_tower_without_explanation_is_told():
+    model = Model()
+    model.vision.explanation = "none"
+    with pytest.raises(NotEvaluable, match=r"kind 'vit' has no explanation: .* attention, gradcam"):
+        heatmaps.heat_map(model, np.zeros(SHAPE, np.int16), unit(0))

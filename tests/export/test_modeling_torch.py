@@ -65,11 +65,11 @@ def test_vision_tower(changes):
 
     def steps(objective, volumes):
         voxels = objective.vision.to_voxels(volumes)
-        tokens = objective.vision.transformer(voxels)
+        encoded = objective.vision.encode(voxels)
         return (
             voxels,
-            tokens,
-            objective.vision.transformer.pool(tokens),
+            encoded.sequence,
+            objective.vision.pool(encoded),
             objective.embed_volumes({"volume": volumes}).mean,
         )
 

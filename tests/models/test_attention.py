@@ -232,7 +232,7 @@ def big_vit(tokens):
     vit = VisionTransformer(
         shape=(16, 16, 16), patch=(1, 1, 1), channels=1, width=6, depth=1, heads=1, rngs=nnx.Rngs(0)
     )
-    return vit, lambda m, x: m(x), jax.ShapeDtypeStruct((1, 16, 16, 16, 1), jnp.float32)
+    return vit, lambda m, x: m.encode(x).sequence, jax.ShapeDtypeStruct((1, 16, 16, 16, 1), jnp.float32)
 
 
 def big_decoder(tokens):

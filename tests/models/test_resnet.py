@@ -53,11 +53,11 @@ def test_tokens_and_pooled_mean():
     volume = np.random.default_rng(0).normal(size=(2, 20, 40, 70, 2)).astype(np.float32)
     maps = np.asarray(nnx.jit(resnet)(volume))
     assert maps.shape == (2, 2, 2, 3, 32)
-    assert resnet.grid((20, 40, 70)) == (2, 2, 3)
-    tokens = nnx.jit(lambda resnet, volume: resnet.tokens(volume))(resnet, volume)
+    assert resnet.grid_of((20, 40, 70)) == (2, 2, 3)
+    encoded = nnx.jit(lambda resnet, volume: resnet.encode(volume))(resnet, volume)
     # Two programs of the compiler, so not to the last bit; neighbors are thousands of times farther apart.
-    np.testing.assert_allclose(tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2], atol=2e-6)
-    np.testing.assert_allclose(resnet.pool(tokens), maps.mean((1, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(encoded.tokens[:, 1 * 6 + 1 * 3 + 2], maps[:, 1, 1, 2], atol=2e-6)
+    np.testing.assert_allclose(resnet.pool(encoded), maps.mean((1, 2, 3)), atol=1e-6)
 
 
 def test_settings_that_do_not_exist():

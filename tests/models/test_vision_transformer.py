@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from medclip_jax.models import positions
+from medclip_jax.models.encoder import Encoded
 from medclip_jax.models.patches import patchify, unpatchify
 from medclip_jax.models.vit import VisionTransformer
 
@@ -94,7 +95,7 @@ def test_equals_pytorch_in_value_and_gradient():
     @jax.jit
     def run(state, volume):
         def loss(state, volume):
-            tokens = nnx.merge(graph, state)(volume)
+            tokens = nnx.merge(graph, state).encode(volume).sequence
             return (tokens**2).sum(), tokens
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(state, volume)
@@ -115,7 +116,7 @@ def test_remat_and_scan_change_nothing(remat, scan):
         graph, state = nnx.split(vit)
 
         def loss(state):
-            tokens = nnx.merge(graph, state)(volumes())
+            tokens = nnx.merge(graph, state).encode(volumes()).sequence
             return (tokens**3).sum(), tokens
 
         gradient, tokens = jax.jit(jax.grad(loss, has_aux=True))(state)
@@ -130,11 +131,11 @@ def test_kept_patches_are_those_of_the_whole():
     """With no block, the tokens of the kept patches are the whole's, gathered."""
     vit = perturb(build(depth=0, position="learned"))
     keep = jnp.array([[4, 0, 29], [7, 8, 1]])
-    whole, part = vit(volumes()), vit(volumes(), keep)
-    assert part.shape == (2, 4, WIDTH)
-    np.testing.assert_allclose(part[:, 0], whole[:, 0], atol=1e-6)
-    gathered = jnp.take_along_axis(whole[:, 1:], keep[..., None], axis=1)
-    np.testing.assert_allclose(part[:, 1:], gathered, atol=1e-6)
+    whole, part = vit.encode(volumes()), vit.encode(volumes(), keep)
+    assert part.tokens.shape == (2, 3, WIDTH)
+    np.testing.assert_allclose(part.summary, whole.summary, atol=1e-6)
+    gathered = jnp.take_along_axis(whole.tokens, keep[..., None], axis=1)
+    np.testing.assert_allclose(part.tokens, gathered, atol=1e-6)
 
 
 def test_hidden_patches_are_not_seen():
@@ -142,37 +143,41 @@ def test_hidden_patches_are_not_seen():
     keep = jnp.array([[4, 0, 29]])
     volume = volumes(1)
     changed = volume.at[:, :2, :4, 3:6].add(100.0)  # patch 1
-    np.testing.assert_array_equal(vit(volume, keep), vit(changed, keep))
-    assert float(jnp.abs(vit(volume, keep) - vit(changed, jnp.array([[4, 1, 29]]))).max()) > 0.1
+    seen = vit.encode(volume, keep).sequence
+    np.testing.assert_array_equal(seen, vit.encode(changed, keep).sequence)
+    assert float(jnp.abs(seen - vit.encode(changed, jnp.array([[4, 1, 29]])).sequence).max()) > 0.1
 
 
 def test_all_patches_kept_in_any_order_are_the_same_set():
     vit = perturb(build())
     order = jnp.asarray(np.random.default_rng(0).permutation(30))[None]
-    whole, shuffled = vit(volumes(1)), vit(volumes(1), order)
-    np.testing.assert_allclose(shuffled[:, 1:], whole[:, 1:][:, order[0]], atol=1e-5)
+    whole, shuffled = vit.encode(volumes(1)), vit.encode(volumes(1), order)
+    np.testing.assert_allclose(shuffled.tokens, whole.tokens[:, order[0]], atol=1e-5)
+    np.testing.assert_allclose(shuffled.summary, whole.summary, atol=1e-5)
 
 
 def test_pooling():
-    tokens = volumes(2).reshape(2, -1, WIDTH)
-    np.testing.assert_array_equal(build(depth=0).pool(tokens), tokens[:, 0])
+    sequence = volumes(2).reshape(2, -1, WIDTH)
+    encoded = Encoded(sequence[:, 1:], sequence[:, 0])
+    np.testing.assert_array_equal(encoded.sequence, sequence)
+    np.testing.assert_array_equal(build(depth=0).pool(encoded), sequence[:, 0])
     np.testing.assert_allclose(
-        build(depth=0, pooling="mean").pool(tokens), np.asarray(tokens)[:, 1:].mean(axis=1), atol=1e-6
+        build(depth=0, pooling="mean").pool(encoded), np.asarray(sequence)[:, 1:].mean(axis=1), atol=1e-6
     )
 
 
 def test_pooling_on_the_grid_keeps_places_apart():
     vit = perturb(build(depth=0, pooling="grid", grid_features=4))
-    tokens = volumes(2).reshape(2, -1, WIDTH)[:, :31]
-    pooled = vit.pool(tokens)
+    tokens = volumes(2).reshape(2, -1, WIDTH)[:, :30]
+    pooled = vit.pool(Encoded(tokens))
     assert pooled.shape == (2, vit.pooled_width) == (2, 120)
     kernel, bias = (np.asarray(x[...]) for x in (vit.grid_pool.kernel, vit.grid_pool.bias))
     scale, shift = np.asarray(vit.grid_scale[...]), np.asarray(vit.grid_shift[...])
     for place in range(30):
-        expected = (np.asarray(tokens)[:, 1 + place] @ kernel + bias) * scale[place] + shift[place]
+        expected = (np.asarray(tokens)[:, place] @ kernel + bias) * scale[place] + shift[place]
         np.testing.assert_allclose(pooled[:, 4 * place : 4 * place + 4], expected, atol=1e-5)
     with pytest.raises(ValueError, match="needs every patch"):
-        vit.pool(tokens[:, :9])
+        vit.pool(Encoded(tokens[:, :9]))
 
 
 def test_extremes_tell_the_class_token_of_the_most_unusual_patch():
@@ -181,7 +186,7 @@ def test_extremes_tell_the_class_token_of_the_most_unusual_patch():
     usual = volumes(24)
     vit.calibrate(usual)
     assert vit.pooled_width == 31 * 4
-    pooled = np.asarray(vit.pool(vit(usual))).reshape(24, 31, 4)
+    pooled = np.asarray(vit.pool(vit.encode(usual))).reshape(24, 31, 4)
     np.testing.assert_allclose(pooled.mean(axis=0), 0, atol=1e-3)
     assert pooled[:, 0].std() > 3 * pooled[:, 1:].std()  # one place that weighs as much as all others
 
@@ -192,7 +197,7 @@ def test_extremes_tell_the_class_token_of_the_most_unusual_patch():
         marked = patches
         for place in lesions:
             marked = marked.at[:, place].add(30.0)
-        return np.asarray(vit(unpatchify(marked, grid, PATCH, CHANNELS)))[0, 0]
+        return np.asarray(vit.encode(unpatchify(marked, grid, PATCH, CHANNELS)).summary[0])
 
     healthy, here, there = first_token(), first_token(3), first_token(17)
     moved = np.linalg.norm(here - healthy)
@@ -205,7 +210,7 @@ def test_hidden_patches_are_no_extremes():
     patches = patchify(volumes(1), PATCH)
     keep = jnp.arange(5)[None]
     whole, marked = (
-        vit(unpatchify(x, tuple(vit.grid), PATCH, CHANNELS), keep)
+        vit.encode(unpatchify(x, tuple(vit.grid), PATCH, CHANNELS), keep).sequence
         for x in (patches, patches.at[:, 5:].add(50.0))
     )
     np.testing.assert_array_equal(whole, marked)
@@ -216,31 +221,31 @@ def test_attention_maps_and_what_a_score_owes_them():
     volume = volumes(1)
     zeros = jnp.zeros((1, HEADS, 31, 31))
     offsets = [None, zeros, zeros]
-    tokens, maps = vit(volume, attention_offsets=offsets)
-    np.testing.assert_allclose(tokens, vit(volume), atol=1e-5)
+    encoded, maps = vit.encode_with_maps(volume, offsets)
+    np.testing.assert_allclose(encoded.sequence, vit.encode(volume).sequence, atol=1e-5)
     assert maps[0] is None
     assert maps[1].shape == zeros.shape
     np.testing.assert_allclose(maps[2].sum(axis=-1), 1.0, atol=1e-6)
 
     @jax.jit
     def score(offset):
-        tokens, _ = vit(volume, attention_offsets=[None, offset, None])
-        return vit.pool(tokens)[0, :5].sum()
+        encoded, _ = vit.encode_with_maps(volume, [None, offset, None])
+        return vit.pool(encoded)[0, :5].sum()
 
     gradient = jax.grad(score)(zeros)
     direction = jnp.asarray(np.random.default_rng(0).normal(size=zeros.shape), jnp.float32)
     numeric = (score(1e-2 * direction) - score(-1e-2 * direction)) / 2e-2
     np.testing.assert_allclose((gradient * direction).sum(), numeric, rtol=2e-2, atol=1e-3)
     with pytest.raises(ValueError, match="2 attention offsets for 3 blocks"):
-        vit(volume, attention_offsets=[None, None])
+        vit.encode_with_maps(volume, [None, None])
 
 
 def test_bfloat16_computes_in_16_bits_over_float32_parameters():
     exact, half = build(), build(dtype=jnp.bfloat16)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half)))
-    tokens = half(volumes())
+    tokens = half.encode(volumes()).sequence
     assert tokens.dtype == jnp.bfloat16
-    np.testing.assert_allclose(tokens.astype(jnp.float32), exact(volumes()), atol=0.1)
+    np.testing.assert_allclose(tokens.astype(jnp.float32), exact.encode(volumes()).sequence, atol=0.1)
 
 
 def test_wrong_options_name_the_choices():
@@ -249,7 +254,7 @@ def test_wrong_options_name_the_choices():
     with pytest.raises(ValueError, match="'sincos' or 'learned'"):
         build(position="rope")
     with pytest.raises(ValueError, match="use one of"):
-        build(remat="all")(volumes())
+        build(remat="all").encode(volumes())
     with pytest.raises(ValueError, match="does not divide"):
         build(patch=(3, 4, 3))
 
@@ -260,13 +265,10 @@ def test_skip_adds_the_normalised_patch_embedding():
     embedded = skipping.embed(volumes()) + positions.sincos_3d(skipping.grid, WIDTH)
     normalised = (embedded - embedded.mean(-1, keepdims=True)) / embedded.std(-1, keepdims=True)
     # The two draw the same blocks, so that they differ by the skip alone.
-    np.testing.assert_allclose(
-        skipping(volumes())[:, 1:] - plain(volumes())[:, 1:], 2.0 * normalised, atol=1e-4
-    )
-    offsets = [jnp.zeros((2, HEADS, 31, 31))] * 3
-    np.testing.assert_allclose(
-        skipping(volumes(), attention_offsets=offsets)[0], skipping(volumes()), atol=1e-5
-    )
+    found = skipping.encode(volumes())
+    np.testing.assert_allclose(found.tokens - plain.encode(volumes()).tokens, 2.0 * normalised, atol=1e-4)
+    same, _ = skipping.encode_with_maps(volumes(), [jnp.zeros((2, HEADS, 31, 31))] * 3)
+    np.testing.assert_allclose(same.sequence, found.sequence, atol=1e-5)
 
 
 def test_norm_before_the_blocks_and_quick_gelu():
@@ -280,7 +282,7 @@ def test_norm_before_the_blocks_and_quick_gelu():
     tokens = tokens + block.attention(block.attention_norm(tokens))
     hidden = np.asarray(block.mlp_in(block.mlp_norm(tokens)))
     tokens = tokens + block.mlp_out(hidden / (1.0 + np.exp(-1.702 * hidden)))
-    np.testing.assert_allclose(vit(volumes()), vit.norm(tokens), atol=1e-5)
+    np.testing.assert_allclose(vit.encode(volumes()).sequence, vit.norm(tokens), atol=1e-5)
 
 
 def test_unknown_activation():

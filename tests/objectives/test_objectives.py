@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.models.encoder import Encoded
 from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.vectors import normalize
 
@@ -202,15 +203,14 @@ def test_pooling_on_the_grid_tells_places_apart():
     config.vision.pooling = "grid"
     config.vision.depth = 0
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
-    transformer = model.vision.transformer
-    assert transformer.pooled_width == 2 * 4 * 3 * 16
+    assert model.vision.pooled_width == 2 * 4 * 3 * 16
     volumes = np.full((2, *SPEC.shape), -1000, np.int16)
     volumes[0, 1, 1, 1] = volumes[1, 5, 9, 9] = 400
     pooled = np.asarray(model.vision(volumes)).reshape(2, 24, 16)
     changed = np.abs(pooled[0] - pooled[1]).max(axis=1) > 1e-6
     np.testing.assert_array_equal(np.flatnonzero(changed), [0, 12 + 2 * 3 + 2])
     with pytest.raises(ValueError, match="needs every patch"):
-        transformer.pool(jnp.zeros((1, 4, 24)))
+        model.vision.pool(Encoded(jnp.zeros((1, 4, 24))))
 
 
 def test_calibration_standardises_the_grid_and_centers_both_towers():

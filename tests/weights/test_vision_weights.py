@@ -168,7 +168,7 @@ def test_one_layer_of_patches_is_the_2d_model(twin):
     gray = torch.randn(2, 1, SIDE * PATCH, SIDE * PATCH)
     tower, found = started(twin, (2, SIDE * PATCH, SIDE * PATCH))
     theirs = twin(gray.expand(-1, 3, -1, -1)).detach().numpy()
-    np.testing.assert_allclose(tower.transformer(repeated(gray, 2)), theirs, atol=1e-5)
+    np.testing.assert_allclose(tower.transformer.encode(repeated(gray, 2)).sequence, theirs, atol=1e-5)
     assert found.fresh == []
     assert found.left_out == []
     assert len(found.taken) == 1 + 2 + 12 * DEPTH + 1  # class token, norm, blocks, bias of the patch layer
@@ -256,7 +256,7 @@ def test_files(twin, tmp_path, kind):
     gray = torch.randn(1, 1, SIDE * PATCH, SIDE * PATCH)
     theirs = twin(gray.expand(-1, 3, -1, -1)).detach().numpy()
     tolerance = 0.1 if kind == "bfloat16" else 1e-5
-    np.testing.assert_allclose(tower.transformer(repeated(gray, 2)), theirs, atol=tolerance)
+    np.testing.assert_allclose(tower.transformer.encode(repeated(gray, 2)).sequence, theirs, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["vit", "mae"])
@@ -296,7 +296,9 @@ def test_hugging_face_folders(tmp_path, kind):
             # Nothing is masked, yet patches are shuffled: noise in order keeps them in place.
             noise = torch.linspace(0.0, 1.0, SIDE * SIDE)[None]
             theirs = model.vit(gray.expand(-1, 3, -1, -1), noise=noise).last_hidden_state
-    np.testing.assert_allclose(tower.transformer(repeated(gray, 2)), theirs.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        tower.transformer.encode(repeated(gray, 2)).sequence, theirs.numpy(), atol=1e-5
+    )
 
 
 def test_exported_folder_at_another_grid_and_patch(tmp_path):
