@@ -73,12 +73,7 @@ def autoencoder(options):
     keep = jnp.stack([jnp.roll(jnp.arange(8), i)[:3] for i in range(8)])
     restore = jnp.argsort(jnp.stack([jnp.roll(jnp.arange(8), i) for i in range(8)]), axis=1)
     volume = jax.random.normal(jax.random.key(0), (8, 4, 4, 4, 1))
-
-    def forward(m, x):
-        encoded = m.vit.encode(x, keep)
-        return m.decoder(encoded.tokens, restore, encoded.summary)
-
-    return nnx.Dict(vit=vit, decoder=decoder), forward, volume
+    return nnx.Dict(vit=vit, decoder=decoder), lambda m, x: m.decoder(m.vit.encode(x, keep), restore), volume
 
 
 def text(options):

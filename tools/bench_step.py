@@ -83,8 +83,7 @@ class MaskedAutoencoder(Objective):
     def encode(self, batch, key: jax.Array, *, train: bool):
         """Error of each sample's hidden patches; masks from `batch["keys"]`, which the other side has too."""
         keep, restore, mask = random_keep(jax.random.wrap_key_data(batch["keys"]), self.tokens, self.keep)
-        encoded = self.encoder.encode(batch["volume"], keep)
-        prediction = self.decoder(encoded.tokens, restore, encoded.summary)
+        prediction = self.decoder(self.encoder.encode(batch["volume"], keep), restore)
         error, count = reconstruction_sums(prediction, patchify(batch["volume"], self.patch), mask)
         return {"error": error, "count": count}
 

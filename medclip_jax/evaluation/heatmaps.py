@@ -249,7 +249,7 @@ def _contributions(
         every = [offsets.get(layer) for layer in range(1, len(blocks) + 1)]
         encoded, maps = encoder.encode_with_maps(voxels, every)
         sequence = encoded.sequence.astype(jnp.float32) + change
-        pooled = tower.pool(Encoded(sequence[:, 1:], sequence[:, 0]))
+        pooled = tower.pool(Encoded(sequence, has_summary=True))
         return _cosine(objective, pooled, direction), ({layer: maps[layer - 1] for layer in layers}, sequence)
 
     zeros = {layer: jnp.zeros(shape, jnp.float32) for layer in layers}
@@ -272,10 +272,10 @@ def _grad_cam(
     objective = nnx.merge(graph, state)
     tower = objective.explained_tower()
     encoded = tower.encode(tower.to_voxels(volume))
-    encoded = encoded._replace(tokens=encoded.tokens.astype(jnp.float32))
+    tokens = encoded.tokens.astype(jnp.float32)
 
     def score_of(tokens: Float[Array, "1 tokens width"]) -> Array:
-        return _cosine(objective, tower.pool(encoded._replace(tokens=tokens)), direction)
+        return _cosine(objective, tower.pool(Encoded.of(tokens, encoded.summary)), direction)
 
-    score, gradient = jax.value_and_grad(score_of)(encoded.tokens)
-    return score, jnp.maximum(encoded.tokens[0] @ gradient[0].mean(axis=0), 0.0)
+    score, gradient = jax.value_and_grad(score_of)(tokens)
+    return score, jnp.maximum(tokens[0] @ gradient[0].mean(axis=0), 0.0)

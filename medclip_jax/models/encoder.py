@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 
-class Encoded(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Encoded:
     """What an encoder makes of volumes.
 
     Attributes:
-        tokens: (B, N, W), one for each place of the grid that was seen: depth, height, width, the last
-            fastest.
-        summary: (B, W), what the encoder says of the volume as one more token (a class token's state); None
-            where it has no such thing.
+        sequence: (B, N, W), one token for each place of the grid that was seen, by depth, height and
+            width (fastest). With a summary (B, 1 + N, W), the summary first.
+        has_summary: whether the encoder says something of the volume as one more token (a class token).
     """
 
-    tokens: Float[Array, "batch tokens features"]
-    summary: Float[Array, "batch features"] | None = None
+    sequence: Float[Array, "batch all features"]
+    has_summary: bool = field(default=False, metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Float[Array, "batch tokens features"],
+        summary: Float[Array, "batch features"] | None = None,
+    ) -> Encoded:
+        """Put together from tokens (B, N, W) and a summary (B, W), None for none."""
+        if summary is None:
+            return cls(tokens)
+        return cls(jnp.concatenate([summary[:, None], tokens], axis=1), has_summary=True)
 
     @property
-    def sequence(self) -> Float[Array, "batch all features"]:
-        """Summary, where there is one, and tokens in one array."""
-        if self.summary is None:
-            return self.tokens
-        return jnp.concatenate([self.summary[:, None], self.tokens], axis=1)
+    def tokens(self) -> Float[Array, "batch tokens features"]:
+        """(B, N, W), one for each place of the grid that was seen."""
+        return self.sequence[:, 1:] if self.has_summary else self.sequence
+
+    @property
+    def summary(self) -> Float[Array, "batch features"] | None:
+        """(B, W), None where the encoder has no such token."""
+        return self.sequence[:, 0] if self.has_summary else None
 
 
 class VisionEncoder(nnx.Module):

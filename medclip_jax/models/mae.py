@@ -89,34 +89,31 @@ class MaskedDecoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Float[Array, "batch seen features"],
+        encoded: Encoded,
         restore_index: Int[Array, "batch tokens"],
-        summary: Float[Array, "batch features"] | None = None,
     ) -> Float[Array, "batch tokens voxels"]:
         """Predict all patches.
 
         Args:
-            tokens: (B, K, encoder_width) of the visible patches.
+            encoded: (B, K, encoder_width) of the visible patches; a summary has no place.
             restore_index: (B, N) from `random_keep`.
-            summary: (B, encoder_width) of the volume, one more token without a place; None for none.
 
         Returns:
             (B, N, pd * ph * pw * C) in the order of `medclip_jax.models.patches.patchify`.
         """
-        return self._predicted(self._run(self._placed(tokens, restore_index, summary)), restore_index)
+        return self._predicted(self._run(self._placed(encoded, restore_index)), restore_index)
 
     def with_states(
         self,
-        tokens: Float[Array, "batch seen features"],
+        encoded: Encoded,
         restore_index: Int[Array, "batch tokens"],
-        summary: Float[Array, "batch features"] | None = None,
         *,
         block: int,
     ) -> tuple[Float[Array, "batch tokens voxels"], Float[Array, "batch tokens features"]]:
         """`__call__`, and what the patches' tokens are after one of the blocks.
 
         Args:
-            tokens, restore_index, summary: as of `__call__`.
+            encoded, restore_index: as of `__call__`.
             block: counted from 1.
 
         Returns:
@@ -127,14 +124,14 @@ class MaskedDecoder(nnx.Module):
         """
         if not 1 <= block <= len(self.blocks):
             raise ValueError(f"block {block}: the decoder has blocks 1 to {len(self.blocks)}")
-        states = self._run(self._placed(tokens, restore_index, summary), last=block)
+        states = self._run(self._placed(encoded, restore_index), last=block)
         predicted = self._predicted(self._run(states, first=block), restore_index)
         return predicted, self._patches(states, restore_index)
 
-    def _placed(self, tokens, restore_index, summary):
+    def _placed(self, encoded, restore_index):
         """Tokens in the decoder's width, each in its place, blanks in the others; a summary comes first."""
-        first = 0 if summary is None else 1
-        tokens = batch_sharded(self.embed(batch_sharded(Encoded(tokens, summary).sequence)))
+        first = int(encoded.has_summary)
+        tokens = batch_sharded(self.embed(batch_sharded(encoded.sequence)))
         batch, seen, width = tokens.shape
         hidden = restore_index.shape[1] - (seen - first)
         blank = jnp.broadcast_to(self.mask_token[...].astype(tokens.dtype), (batch, hidden, width))

@@ -188,7 +188,7 @@ class VisionTransformer(VisionEncoder):
         """
         embedded = self._tokens(voxels, keep)
         last = blocks.run(self.blocks, embedded, remat=self.remat, scan=self.scan)
-        return self._encoded(batch_sharded(self._finish(last, embedded)))
+        return Encoded(batch_sharded(self._finish(last, embedded)), has_summary=True)
 
     def encode_with_maps(
         self,
@@ -224,10 +224,7 @@ class VisionTransformer(VisionEncoder):
             else:
                 tokens, weights = self.blocks[str(index)].with_weights(tokens, offset)
             maps.append(weights)
-        return self._encoded(self._finish(tokens, embedded)), tuple(maps)
-
-    def _encoded(self, sequence):
-        return Encoded(sequence[:, 1:], sequence[:, 0])
+        return Encoded(self._finish(tokens, embedded), has_summary=True), tuple(maps)
 
     def _finish(self, tokens, embedded):
         return self.norm(tokens) + self.skip_norm(embedded) if self.skip else self.norm(tokens)

@@ -120,8 +120,7 @@ class MaskedAutoencoder(Objective):
         self, voxels: Float[Array, "B D H W C"], keys: jax.Array
     ) -> tuple[Float[Array, "B N P"], Float[Array, "B N"]]:
         keep, restore, mask = random_keep(keys, self.tokens, self.keep)
-        encoded = self.vision.encode(voxels, keep)
-        return self.decoder(encoded.tokens, restore, encoded.summary), mask
+        return self.decoder(self.vision.encode(voxels, keep), restore), mask
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Sum over hidden patches of their mean squared error, and their number, per sample."""

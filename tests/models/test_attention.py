@@ -13,6 +13,7 @@ from scipy.special import softmax
 from medclip_jax.models import attention, splash
 from medclip_jax.models.attention_chunks import CHUNK_SCORES, attend_in_chunks
 from medclip_jax.models.bert import Bert, BertConfig
+from medclip_jax.models.encoder import Encoded
 from medclip_jax.models.mae import MaskedDecoder
 from medclip_jax.models.vit import VisionTransformer
 
@@ -247,7 +248,11 @@ def big_decoder(tokens):
         rngs=nnx.Rngs(0),
     )
     restore = jnp.arange(tokens)[None]
-    return decoder, lambda m, x: m(x, restore), jax.ShapeDtypeStruct((1, 9, 6), jnp.float32)
+    return (
+        decoder,
+        lambda m, x: m(Encoded(x, has_summary=True), restore),
+        jax.ShapeDtypeStruct((1, 9, 6), jnp.float32),
+    )
 
 
 def big_bert(tokens):

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from medclip_jax.models import blocks, positions
+from medclip_jax.models.encoder import Encoded
 from medclip_jax.models.mae import MaskedDecoder, random_keep
 
 GRID = (2, 3, 5)
@@ -56,7 +57,7 @@ def test_visible_tokens_return_to_their_places():
     model = decoder(depth=0)
     keep, restore, mask = random_keep(keys(), 30, 7)
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 10)), jnp.float32)
-    got = model(tokens[:, 1:], restore, tokens[:, 0])
+    got = model(Encoded(tokens, has_summary=True), restore)
     assert got.shape == (3, 30, 8)
     table = positions.sincos_3d(GRID, 12)
     blank = model.predict(model.norm(model.mask_token[...][0] + table))
@@ -78,7 +79,7 @@ def test_blocks_are_those_of_the_encoder():
     placed = model.embed(tokens)
     rows = jnp.take_along_axis(placed[:, 1:], restore[..., None], axis=1) + positions.sincos_3d(GRID, 12)
     inner = blocks.run(model.blocks, jnp.concatenate([placed[:, :1], rows], axis=1))
-    got = model(tokens[:, 1:], restore, tokens[:, 0])
+    got = model(Encoded(tokens, has_summary=True), restore)
     np.testing.assert_allclose(got, model.predict(model.norm(inner)[:, 1:]), atol=1e-5)
 
 
@@ -86,6 +87,7 @@ def test_remat_and_scan_change_nothing():
     _, restore, _ = random_keep(keys(), 30, 7)
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 10)), jnp.float32)
     other = decoder(remat="block", scan=True)
+    tokens = Encoded(tokens, has_summary=True)
     np.testing.assert_allclose(decoder()(tokens, restore), other(tokens, restore), atol=1e-5)
 
 
@@ -94,22 +96,23 @@ def test_states_of_a_block_in_the_middle(scan):
     """As ASAP's anatomy head reads them: what the first block alone makes of the tokens."""
     _, restore, _ = random_keep(keys(), 30, 7)
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 10)), jnp.float32)
-    summary = tokens[:, 0] + 1.0
+    encoded = Encoded.of(tokens, tokens[:, 0] + 1.0)
     model, first = decoder(depth=3, scan=scan), decoder(depth=1)
     nnx.update(first, {**nnx.state(model), "blocks": {"0": nnx.state(model.blocks["0"])}})
-    predicted, states = model.with_states(tokens, restore, summary, block=1)
+    predicted, states = model.with_states(encoded, restore, block=1)
     assert states.shape == (3, 30, 12)
-    np.testing.assert_allclose(predicted, model(tokens, restore, summary), atol=1e-5)
-    np.testing.assert_allclose(first(tokens, restore, summary), model.predict(model.norm(states)), atol=1e-5)
+    np.testing.assert_allclose(predicted, model(encoded, restore), atol=1e-5)
+    np.testing.assert_allclose(first(encoded, restore), model.predict(model.norm(states)), atol=1e-5)
     with pytest.raises(ValueError, match="block 4: the decoder has blocks 1 to 3"):
-        model.with_states(tokens, restore, summary, block=4)
+        model.with_states(encoded, restore, block=4)
 
 
 def test_a_summary_is_seen_by_all_patches_and_has_no_place_itself():
     _, restore, _ = random_keep(keys(), 30, 7)
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 10)), jnp.float32)
     model = decoder()
-    without, one, other = (model(tokens, restore, summary) for summary in (None, tokens[:, 0], tokens[:, 1]))
+    summaries = (None, tokens[:, 0], tokens[:, 1])
+    without, one, other = (model(Encoded.of(tokens, summary), restore) for summary in summaries)
     assert without.shape == one.shape == (3, 30, 8)
     assert float(jnp.abs(one - other).min(axis=(0, 2)).max()) > 1e-6
     assert float(jnp.abs(one - without).max()) > 1e-4

@@ -158,7 +158,7 @@ def test_all_patches_kept_in_any_order_are_the_same_set():
 
 def test_pooling():
     sequence = volumes(2).reshape(2, -1, WIDTH)
-    encoded = Encoded(sequence[:, 1:], sequence[:, 0])
+    encoded = Encoded.of(sequence[:, 1:], sequence[:, 0])
     np.testing.assert_array_equal(encoded.sequence, sequence)
     np.testing.assert_array_equal(build(depth=0).pool(encoded), sequence[:, 0])
     np.testing.assert_allclose(
