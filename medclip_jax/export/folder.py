@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from medclip_jax.export.assemble import assemble
+from medclip_jax.objectives.towers import TextTower, encoder_class
 from medclip_jax.parameters import combine, flatten, split
 from medclip_jax.reports.prompts import prompts_of
 from medclip_jax.weights.exported import CONFIG, PREPROCESSOR, TOKENIZER_FILES, is_export
@@ -55,10 +57,11 @@ def write_folder(
         The folder.
 
     Raises:
-        ValueError: `out` holds something else.
+        ValueError: `out` holds something else, or `torch_code` refuses the model.
         ImportError: "pytorch" without PyTorch.
     """
     out = Path(out)
+    code = torch_code(model)
     _, *trees = split(model.objective)
     weights = to_torch(jax.device_get(flatten(combine(*trees))))
     with replaced_when_whole(out) as folder:
@@ -74,7 +77,7 @@ def write_folder(
             _save_pytorch(weights, folder / PYTORCH)
         if model.tokenizer is not None and model.objective.has_text:
             model.tokenizer.save(folder)
-        shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
+        (folder / MODELING).write_text(code, encoding="utf-8")
         if card:
             (folder / CARD).write_text(card, encoding="utf-8")
         finish(folder)
@@ -89,22 +92,12 @@ def folder_config(model: Model) -> dict[str, Any]:
     """
     objective = json.loads(json.dumps(model.config["objective"]))
     has_text = model.objective.has_text
-    if has_text:
-        sizes = model.objective.text.encoder.config
-        objective["text"] |= {
-            "folder": "",
-            "vocabulary": sizes.vocabulary_size,
-            "type_vocabulary": sizes.type_vocabulary,
-            "width": sizes.width,
-            "depth": sizes.depth,
-            "heads": sizes.heads,
-            "mlp_ratio": sizes.mlp_width / sizes.width,
-            "max_positions": sizes.max_positions,
-            "layer_norm_epsilon": sizes.layer_norm_epsilon,
-            "activation": sizes.activation,
-        }
-    if objective["vision"].get("weights"):
-        objective["vision"]["weights"] = ""
+    for name, part in vars(model.objective).items():
+        if isinstance(part, TextTower) and name in objective:
+            objective[name] |= _sizes(part)
+    for section in objective.values():
+        if isinstance(section, dict) and section.get("weights"):
+            section["weights"] = ""
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["MedclipModel"],
@@ -134,6 +127,54 @@ def _prompts(model: Model) -> dict[str, Any]:
     return {
         name: [side[0] if len(side) == 1 else list(side) for side in pair] for name, pair in pairs.items()
     }
+
+
+def _sizes(text: TextTower) -> dict[str, Any]:
+    """A text tower's config without the folder that it may have been built from."""
+    sizes = text.encoder.config
+    return {
+        "folder": "",
+        "vocabulary": sizes.vocabulary_size,
+        "type_vocabulary": sizes.type_vocabulary,
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "heads": sizes.heads,
+        "mlp_ratio": sizes.mlp_width / sizes.width,
+        "max_positions": sizes.max_positions,
+        "layer_norm_epsilon": sizes.layer_norm_epsilon,
+        "activation": sizes.activation,
+    }
+
+
+def torch_code(model: Model) -> str:
+    """The code of modeling_medclip.py.
+
+    Args:
+        model: from `medclip_jax.load`.
+
+    Raises:
+        ValueError: its objective, or its tower's network, names no torch class that computes likewise, or
+            one that is not there; or it needs more than volumes.
+    """
+    objective, name = model.objective, type(model.objective).__name__
+    if tuple(objective.volume_inputs) != ("volume",):
+        raise ValueError(
+            f"{name} cannot be exported: its vectors need {', '.join(objective.volume_inputs)}, and exported "
+            "models take one volume a study"
+        )
+    if not objective.torch_twin:
+        raise ValueError(
+            f"{name} cannot be exported: it names no torch class that embeds likewise. Write one, and give "
+            'its "package.module:Class" as `torch_twin`'
+        )
+    kind = model.config["objective"].get("vision", {}).get("kind", "")
+    encoder = encoder_class(kind).torch_twin if kind else ""
+    if kind and not encoder:
+        raise ValueError(
+            f"{name} cannot be exported: volume towers of kind {kind!r} name no torch class that computes "
+            'likewise. Write one, and give its "package.module:Class" as `torch_twin` of the encoder'
+        )
+    return assemble(objective.torch_twin, encoder, has_text=objective.has_text)
 
 
 @contextmanager
@@ -188,7 +229,7 @@ def check_out(out: Path) -> None:
 
 
 def _preprocessor(model: Model) -> dict[str, Any]:
-    vision = model.config["objective"]["vision"]
+    vision = model.config["objective"].get("vision", {})
     return {
         "shape": list(model.spec.shape),
         "spacing_mm": list(model.spec.spacing),
@@ -196,7 +237,7 @@ def _preprocessor(model: Model) -> dict[str, Any]:
         "crop": model.crop,
         "fill_hu": AIR_HU,
         "modality": model.modality,
-        "windows_hu": [list(window) for window in vision["windows"]],
+        "windows_hu": [list(window) for window in vision.get("windows", ())],
         "note": "modeling_medclip.py does all: reorient, resample, crop or pad, window to [-1, 1]",
     }
 

@@ -143,18 +143,19 @@ def _jax_call(model: Model, has_text: bool) -> str:
 
 
 def _input(model: Model) -> str:
-    vision = model.config["objective"]["vision"]
     crop = {"center": "the middle of the scan", "box": "a box given with each scan"}.get(
         model.crop, f"the {model.crop.replace('_', ' ')}"
     )
-    windows = ", ".join(f"{low:g} to {high:g}" for low, high in vision["windows"])
     lines = [
         "## Input",
         "",
         f"* {_times(model.spec.shape)} voxels of {_times(model.spec.spacing)} mm (superior, anterior, "
         f"right), around {crop}, air (-1024 HU) outside. The model's own `prepare` does it.",
-        f"* Windows of the network, HU: {windows}.",
     ]
+    for tower in _towers(model):
+        if tower.get("windows"):
+            windows = ", ".join(f"{low:g} to {high:g}" for low, high in tower["windows"])
+            lines.append(f"* Windows of the network, HU: {windows}.")
     if model.crop != "center":
         lines.append(
             "* Give `center=(x, y, z)`, RAS mm, of that place with every scan; else its middle is used."
@@ -218,21 +219,13 @@ def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phan
 
 def _training(model: Model, step: int | None) -> str:
     config = model.config
-    objective = config["objective"]
-    vision, text = objective["vision"], objective.get("text")
     rows = {
-        "objective": objective["name"],
+        "objective": config["objective"]["name"],
         "parameters": f"{_parameters(model):,}",
-        "volume tower": f"ViT, width {vision['width']}, depth {vision['depth']}, {vision['heads']} heads, "
-        f"patches of {_times(vision['patch'])}{_cells(vision)}, pooling {vision['pooling']}",
+        **model.objective.towers(),
     }
-    if text is not None:
-        sizes = model.objective.text.encoder.config
-        rows["text tower"] = (
-            f"BERT, width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads, "
-            f"{sizes.vocabulary_size:,} entries, pooling {text['pooling']}"
-        )
-        rows["joint space"] = f"{objective['embedding_width']} numbers, logit scale {model.logit_scale:.4g}"
+    if model.objective.has_text:
+        rows["logit scale"] = f"{model.logit_scale:.4g}"
     if step is not None:
         rows["step"] = f"{step:,}"
     # A model that was itself loaded from an export brings no settings of a run.
@@ -242,13 +235,14 @@ def _training(model: Model, step: int | None) -> str:
         rows["learning rate"] = f"{optimizer['learning_rate']:g}, {optimizer['schedule']}"
         rows["weight decay"] = f"{optimizer['weight_decay']:g}"
         rows["moving average"] = f"{config['ema']['decay']:g}" if config["ema"]["decay"] else "none"
-    rows["trained in"] = ", ".join(dict.fromkeys(tower["dtype"] for tower in (vision, text) if tower))
+    towers = _towers(model)
+    rows["trained in"] = ", ".join(dict.fromkeys(tower["dtype"] for tower in towers if "dtype" in tower))
     started = [
         what
         for what, given in (
             ("an earlier run", config.get("initial_weights", {}).get("workdir")),
-            ("a published volume tower", vision.get("weights")),
-            ("a published text encoder", (text or {}).get("folder")),
+            ("a published volume tower", any(tower.get("weights") for tower in towers)),
+            ("a published text encoder", any(tower.get("folder") for tower in towers)),
         )
         if given
     ]
@@ -333,8 +327,9 @@ def _parameters(model: Model) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in flatten(split(model.objective)[1]).values())
 
 
-def _cells(vision: Mapping[str, Any]) -> str:
-    return "" if tuple(vision["cell"]) == (1, 1, 1) else f" cells, each of {_times(vision['cell'])} voxels"
+def _towers(model: Model) -> list[Mapping[str, Any]]:
+    """The sections of the objective's config, one a tower."""
+    return [part for part in model.config["objective"].values() if isinstance(part, Mapping)]
 
 
 def _times(sizes: Sequence[float]) -> str:

@@ -44,12 +44,11 @@ def write_onnx(torch_model: Any, folder: str | os.PathLike) -> list[Path]:
 
         def forward(self, samples: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
             embedding = getattr(self.model(**{self.argument: samples}), self.argument)
-            return tuple(embedding) if gaussian else embedding.mean
+            return tuple(embedding) if torch_model.gaussian else embedding.mean
 
-    config, gaussian = torch_model.config, hasattr(torch_model, "volume_head")
-    returned = GAUSSIANS if gaussian else POINTS
+    config, returned = torch_model.config, GAUSSIANS if torch_model.gaussian else POINTS
     parts = [(VOLUMES, "volumes", "volumes", torch.zeros((2, *config.data["shape"]), dtype=torch.int16))]
-    if hasattr(torch_model, "text"):
+    if torch_model.has_text:
         tokens = torch.ones((2, config.text_length), dtype=torch.int64)
         parts.append((TEXTS, "texts", "tokens", tokens))
     written = []

@@ -109,8 +109,8 @@ def _runnable(folder: Path, exported: Exported) -> dict[str, Callable[[str, np.n
     if (folder / onnx.VOLUMES).is_file() and importlib.util.find_spec("onnxruntime"):
         files = {"volumes": onnx.VOLUMES, "texts": onnx.TEXTS}
         functions["ONNX"] = lambda kind, samples: _run_onnx(folder / files[kind], samples)
-    towers = [exported.config["objective"].get(name) for name in ("vision", "text")]
-    comparable = all(tower["dtype"] == "float32" for tower in towers if tower) and _has_cpu()
+    sections = [part for part in exported.config["objective"].values() if isinstance(part, dict)]
+    comparable = all(part.get("dtype", "float32") == "float32" for part in sections) and _has_cpu()
     if (folder / stablehlo.VOLUMES).is_file() and importlib.util.find_spec("flatbuffers") and comparable:
         programs = {"volumes": stablehlo.VOLUMES, "texts": stablehlo.TEXTS}
         functions["StableHLO"] = lambda kind, samples: _run_stablehlo(folder / programs[kind], samples)

@@ -96,7 +96,6 @@ class Model:
         self.definitions = definitions
 
     def __repr__(self) -> str:
-        vision = self.config["objective"]["vision"]
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.objective, nnx.Param)))
         size = " x ".join(map(str, self.spec.shape))
         spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
@@ -104,13 +103,11 @@ class Model:
             f"medclip_jax.Model({self.config['objective']['name']!r}, {count / 1e6:.3g} million parameters)",
             f"  scans:     {self.modality}, {size} voxels of {spacing} mm (depth, height, width), "
             f"crop around: {self.crop}",
-            f"  vision:    {vision['depth']} blocks, {vision['width']} wide, "
-            f"patch {' x '.join(map(str, vision['patch']))}, {vision['dtype']}",
         ]
+        for tower, what in self.objective.towers().items():
+            lines.append(f"  {tower}: {what}")
         if self.objective.has_text:
-            length = self.config["data"]["text_length"]
-            sizes = self.objective.text.encoder.config
-            lines.append(f"  text:      {sizes.depth} blocks, {sizes.width} wide, up to {length} tokens")
+            lines.append(f"  texts:     up to {self.config['data']['text_length']} tokens")
             lines.append(f"  findings:  {', '.join(self.spec.findings) or 'none'}")
         if self.source:
             lines.append(f"  from:      {self.source}")

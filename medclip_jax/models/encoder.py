@@ -64,6 +64,8 @@ class VisionEncoder(nnx.Module):
         drops_patches: whether `encode` takes `keep`, which masked pretraining needs.
         weights_reader: "package.module:function" that reads published checkpoints, called as
             `weights.vision.read_vision_weights` is; "" where none are read.
+        torch_twin: "package.module:Class", the torch class that computes likewise and travels with an
+            exported model, see `export.torch.vision.VisionTower`; "" where there is none, and then no export.
         width: features of a token.
         pooling: how `pool` reduces tokens to one vector, in a word.
         pooled_width: features of what `pool` returns.
@@ -74,6 +76,7 @@ class VisionEncoder(nnx.Module):
     explanation: ClassVar[str] = "none"
     drops_patches: ClassVar[bool] = False
     weights_reader: ClassVar[str] = ""
+    torch_twin: ClassVar[str] = ""
 
     width: int
     pooling: str
@@ -129,6 +132,10 @@ class VisionEncoder(nnx.Module):
     def pool(self, encoded: Encoded) -> Float[Array, "batch pooled"]:
         """One vector a volume, (B, pooled_width)."""
         raise NotImplementedError
+
+    def describe(self) -> str:
+        """What the network is, in words, for tables and cards."""
+        return f"{type(self).__name__}, width {self.width}, pooling {self.pooling}"
 
     def calibrate(self, voxels: Float[Array, "batch depth height width channels"]) -> None:
         """Set initial values that depend on data, from a run's first volumes. By default there are none."""

@@ -182,6 +182,7 @@ class ResNet(VisionEncoder):
     remat_policies: ClassVar[tuple[str, ...]] = REMAT
     explanation: ClassVar[str] = "gradcam"
     weights_reader: ClassVar[str] = "medclip_jax.weights.resnet:read_resnet_weights"
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.resnet:ResNet"
 
     pooling = "mean"
 
@@ -305,6 +306,12 @@ class ResNet(VisionEncoder):
             raise ValueError("a ResNet cannot leave patches out: encode without keep")
         features = self(voxels, train=train)
         return Encoded(features.reshape(features.shape[0], -1, features.shape[-1]))
+
+    def describe(self) -> str:
+        """See `VisionEncoder.describe`."""
+        sizes, strides = (" × ".join(map(str, given)) for given in (self.conv1.kernel_size, self.stem_stride))
+        stem = f"first kernel {sizes} with strides {strides}"
+        return f"ResNet-{self.depth}, width {self.width}, {stem}, pooling {self.pooling}"
 
     def pool(self, encoded: Encoded) -> Float[Array, "B F"]:
         """Mean over the tokens of each volume, summed in float32."""

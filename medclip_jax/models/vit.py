@@ -60,6 +60,7 @@ class VisionTransformer(VisionEncoder):
     explanation: ClassVar[str] = "attention"
     drops_patches: ClassVar[bool] = True
     weights_reader: ClassVar[str] = "medclip_jax.weights.vision:read_vision_weights"
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.vit:VisionTransformer"
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -244,6 +245,14 @@ class VisionTransformer(VisionEncoder):
             raise ValueError("pooling='grid' needs every patch: encode without keep, or pool otherwise")
         features = features * self.grid_scale[...] + self.grid_shift[...]
         return features.reshape(features.shape[0], -1)
+
+    def describe(self) -> str:
+        """See `VisionEncoder.describe`."""
+        patch = " × ".join(map(str, self.embed.patch))
+        size = f"width {self.width}, depth {len(self.blocks)}"
+        if len(self.blocks):
+            size += f", {self.blocks['0'].attention.heads} heads"
+        return f"ViT, {size}, patches of {patch}, pooling {self.pooling}"
 
     def calibrate(self, voxels: Float[Array, "batch depth height width channels"]) -> None:
         """Bring what differs between places to a common scale, from a batch of volumes.

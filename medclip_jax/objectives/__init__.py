@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
+from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.sections import Section
 
 __all__ = [
@@ -134,7 +135,11 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
     name = saved.get("name") or ""
     if name not in OBJECTIVES and ":" not in name:
         return dict(saved)
-    return _filled(saved, json.loads(json.dumps(default_config(name).to_dict())))
+    defaults = default_config(name).to_dict()
+    kind = saved.get("vision", {}).get("kind")
+    if kind and "vision" in defaults:  # each kind of tower has keys of its own
+        defaults["vision"] = vision_defaults(kind)
+    return _filled(saved, json.loads(json.dumps(defaults)))
 
 
 def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

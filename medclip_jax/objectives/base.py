@@ -105,7 +105,8 @@ class Objective(nnx.Module):
         has_text: whether `embed_texts` works.
         embeds_organs: whether `embed_organs` works.
         description: what it is, for the model card; follows a colon.
-        torch_twin: name of the class in the exported torch code that embeds likewise; "" where there is none.
+        torch_twin: "package.module:Class", the torch class that embeds likewise and travels with an exported
+            model, see `export.torch.model.VolumeModel`; "" where there is none, and then no export.
     """
 
     volume_inputs: ClassVar[tuple[str, ...]] = ("volume",)
@@ -174,6 +175,10 @@ class Objective(nnx.Module):
     def pooling(self) -> str:
         """How the towers reduce tokens to one vector, in words, for tables and cards."""
         return "not stated"
+
+    def towers(self) -> dict[str, str]:
+        """What each tower is, in words, for tables and cards: "volume tower" to "ViT, width 768, ..."."""
+        return {}
 
     def explained_tower(self) -> VisionTower | None:
         """The tower that heat maps follow, None where there is none with a way to the space of texts."""

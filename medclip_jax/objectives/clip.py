@@ -65,7 +65,7 @@ class Clip(Objective):
 
     has_text: ClassVar[bool] = True
     description: ClassVar[str] = "volumes and reports in one space, by contrast of the two (CLIP)"
-    torch_twin: ClassVar[str] = "MedclipModel"
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.contrastive:ContrastiveModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
@@ -174,6 +174,10 @@ class Clip(Objective):
     def pooling(self) -> str:
         """Of both towers."""
         return f"volume {self.vision.pooling}, text {self.text.pooling}"
+
+    def towers(self) -> dict[str, str]:
+        """Both towers."""
+        return {"volume tower": self.vision.describe(), "text tower": self.text.describe()}
 
     def explained_tower(self) -> VisionTower:
         """The volume tower."""

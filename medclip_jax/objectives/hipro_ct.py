@@ -129,7 +129,7 @@ class HiProCt(Objective):
     has_text: ClassVar[bool] = True
     embeds_organs: ClassVar[bool] = True
     description: ClassVar[str] = "volumes, reports, organs and sentences as Gaussians of one space (HiPro-CT)"
-    torch_twin: ClassVar[str] = "MedclipModel"
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.gaussian:GaussianModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
@@ -346,6 +346,10 @@ class HiProCt(Objective):
     def pooling(self) -> str:
         """Of both towers."""
         return f"volume {self.vision.pooling}, text {self.text.pooling}"
+
+    def towers(self) -> dict[str, str]:
+        """Both towers."""
+        return {"volume tower": self.vision.describe(), "text tower": self.text.describe()}
 
     def explained_tower(self) -> VisionTower:
         """The volume tower."""

@@ -70,7 +70,7 @@ class MaskedAutoencoder(Objective):
     """
 
     description: ClassVar[str] = "a masked autoencoder: its vectors describe a scan, it reads no text"
-    torch_twin: ClassVar[str] = "MedclipModel"
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.masked:MaskedModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
@@ -145,6 +145,10 @@ class MaskedAutoencoder(Objective):
     def pooling(self) -> str:
         """Of the volume tower."""
         return f"volume {self.vision.pooling}"
+
+    def towers(self) -> dict[str, str]:
+        """The volume tower; the decoder is for training."""
+        return {"volume tower": self.vision.describe()}
 
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.

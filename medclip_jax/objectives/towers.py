@@ -179,6 +179,11 @@ class VisionTower(nnx.Module):
         """Features of the pooled vector."""
         return self.encoder.pooled_width
 
+    def describe(self) -> str:
+        """What the tower is, in words, for tables and cards."""
+        cells = " × ".join(map(str, self.cell))
+        return self.encoder.describe() + ("" if self.cell == (1, 1, 1) else f"; sees cells of {cells} voxels")
+
     def augment(self, volume: Num[Array, "B D H W"], keys: jax.Array | None) -> Num[Array, "B D H W"]:
         """HU of volumes, varied as the config says; unchanged without keys (B,)."""
         if keys is None:
@@ -310,6 +315,14 @@ class TextTower(nnx.Module):
     def width(self) -> int:
         """Width of the pooled vector."""
         return self.encoder.config.width
+
+    def describe(self) -> str:
+        """What the tower is, in words, for tables and cards."""
+        sizes = self.encoder.config
+        return (
+            f"BERT, width {sizes.width}, depth {sizes.depth}, {sizes.heads} heads, "
+            f"{sizes.vocabulary_size:,} entries, pooling {self.pooling}"
+        )
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B width"]:
         """One pooled vector per text."""

@@ -109,9 +109,9 @@ def _shapes(
 ) -> tuple[nnx.GraphDef, Tree, Tree]:
     """`parameters.split` of an objective without weights: nothing is drawn that a file overwrites."""
     config = ConfigDict(objectives.complete(objective))
-    for tower in ("vision", "text"):
-        if dtype is not None and tower in config:
-            config[tower].dtype = dtype
+    for tower in config.values():
+        if dtype is not None and isinstance(tower, ConfigDict) and "dtype" in tower:
+            tower.dtype = dtype
     return split(nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0))))
 
 

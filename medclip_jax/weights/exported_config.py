@@ -63,14 +63,18 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
     objective, data = config["objective"], config["data"]
     _check(config.get("modality") in ("CT", "MR"), "modality", config.get("modality"), '"CT" or "MR"')
     known = objective.get("name")
-    _check(isinstance(known, str) and known in OBJECTIVES, "objective.name", known, " or ".join(OBJECTIVES))
-    defaults = complete({"name": known})
-    _check_entries("objective", objective, defaults)
+    names = [*OBJECTIVES, "package.module:Class"]
+    is_name = isinstance(known, str) and (known in OBJECTIVES or ":" in known)
+    _check(is_name, "objective.name", known, " or ".join(names))
+    _check_entries("objective", objective, _defaults(objective))
     whole = complete(objective)
     _check_towers(whole, shapes)
     spec = _spec(data)
-    if {"cell", "patch", "windows", "standardize"} <= whole.get("vision", {}).keys():
-        _check_grid(spec, whole["vision"])
+    vision = whole.get("vision", {})
+    if {"windows", "standardize"} <= vision.keys():
+        _check_windows(vision)
+    if {"cell", "patch"} <= vision.keys():
+        _check_grid(spec, vision)
     length = config.get("text_length")
     _check(_is_size(length) and length <= _TOKENS, "text_length", length, "a number of tokens")
     for name, pair in config["prompts"].items():
@@ -132,6 +136,14 @@ def _check_entries(where: str, given: Mapping[str, Any], defaults: Mapping[str, 
             _check(isinstance(value, list), place, value, "a list")
 
 
+def _defaults(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Every entry that such an objective can have; a tower's depend on its kind."""
+    vision = objective.get("vision")
+    kind = vision.get("kind") if isinstance(vision, Mapping) else None
+    _check(kind is None or isinstance(kind, str), "objective.vision.kind", kind, "a str")
+    return complete({"name": objective["name"]} | ({"vision": {"kind": kind}} if kind else {}))
+
+
 def _check_towers(objective: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
     """Widths and depths by the weights; the rest of their shapes follows once the model is built."""
     towers = {
@@ -181,6 +193,9 @@ def _check_grid(spec: DataSpec, vision: Mapping[str, Any]) -> None:
     steps = [cell * patch for cell, patch in zip(vision["cell"], vision["patch"], strict=True)]
     divides = all(size % step == 0 for size, step in zip(spec.shape, steps, strict=True))
     _check(divides, "data.shape", list(spec.shape), f"a multiple of {steps}, the patches in voxels")
+
+
+def _check_windows(vision: Mapping[str, Any]) -> None:
     windows, standardize = vision["windows"], vision["standardize"]
     is_windows = windows and all(_is_pair(window) and window[0] < window[1] for window in windows)
     _check(bool(is_windows), "objective.vision.windows", windows, "a list of (low, high) in HU")

@@ -9,7 +9,7 @@ import pytest
 
 import medclip_jax
 from medclip_jax.export.folder import write_folder
-from medclip_jax.export.modeling_medclip import MedclipModel
+from medclip_jax.export.parity import load_torch
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def models(tiny_run, tmp_path_factory):
     trained = medclip_jax.load(tiny_run / "workdir", dtype="float32", progress=False)
     folder = tmp_path_factory.mktemp("real") / "export"
     write_folder(trained, folder)
-    return MedclipModel.from_pretrained(folder), medclip_jax.load(folder, progress=False)
+    return load_torch(folder), medclip_jax.load(folder, progress=False)
 
 
 def assert_same_vector(models, path, voxels, affine) -> None:

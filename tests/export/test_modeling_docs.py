@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_jax.export.modeling_medclip import MedclipModel
-from tests.export.twins import NAMES, SHAPE, export, made_volumes
+from medclip_jax.export.parity import load_torch
+from tests.export.twins import NAMES, SHAPE, export, made_volumes, small
 
 DOCS = Path(__file__).parents[2] / "docs/how-to/export.md"
 
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs/how-to/export.md"
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documented")
     export(folder)
-    return MedclipModel.from_pretrained(folder / "export")
+    return load_torch(folder / "export")
 
 
 def example(start: str) -> str:
@@ -67,3 +67,21 @@ def test_fine_tuning(model):
         name for name, weight in model.vision.named_parameters() if not torch.equal(weight, before[name])
     ]
     assert set(moved) == before.keys()
+
+
+def test_a_model_of_ones_own(tmp_path, monkeypatch):
+    """The example of a twin travels, and builds from a config that has what it reads."""
+    from medclip_jax.export.assemble import PARTS, assemble
+
+    text = DOCS.read_text(encoding="utf-8").split("a system of your own\n")[1]
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    file = tmp_path / "my_package" / "my_torch.py"
+    file.write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scope = {"__name__": "exported"}
+    code = assemble("my_package.my_torch:MyModel", f"{PARTS}.vit:VisionTransformer", has_text=False)
+    exec(compile(code, "modeling_medclip.py", "exec"), scope)
+    objective = small("mae").to_dict() | {"embedding_width": 7}
+    config = scope["MedclipConfig"](objective=objective, data={"shape": SHAPE}, crop="center", modality="CT")
+    assert scope["MedclipModel"](config).embed_volumes(made_volumes(2)).mean.shape == (2, 7)

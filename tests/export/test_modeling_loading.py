@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_jax.export import modeling_medclip
-from medclip_jax.export.modeling_medclip import MedclipModel, read_weights
+from medclip_jax.export.parity import load_torch
+from medclip_jax.export.torch.loading import read_weights
 from medclip_jax.reports.prompts import pair
 from tests.export.twins import NAMES, assert_same, export, made_volumes
 
-modeling = modeling_medclip.__file__
 TEXTS = [pair(NAMES[0])[0], "Coronary calcification, naïve (心)."]
+
+REPOSITORY = str(Path(__file__).parents[2])
 
 BLOCKED = """
 import sys
@@ -110,13 +111,13 @@ def only(source: Path, target: Path, leave_out: str) -> Path:
 def test_with_torch_alone(made, tmp_path, leave_out):
     folder, given, expected = made
     source = only(folder, tmp_path / "model", leave_out)
-    repository = str(Path(modeling).parents[2])
+    repository = REPOSITORY
     found = run(BLOCKED + PLAIN, source, given, tmp_path, repository)
     assert_same(found["volumes"], expected["volumes"])
     assert_same(found["texts"], expected["texts"])
     np.testing.assert_allclose(found["scores"].numpy(), expected["scores"], atol=1e-5)
     assert found["single"].keys() == set(NAMES)
-    here = MedclipModel.from_pretrained(source)
+    here = load_torch(source)
     assert torch.equal(found["prepared"], here.prepare(given["scan"], given["affine"]))
 
 
@@ -185,7 +186,7 @@ def test_weights_that_do_not_fit(made, tmp_path):
     ]
     for folder, message in zip((lost, more), messages, strict=True):
         with pytest.raises(ValueError, match=re.escape(message)):
-            MedclipModel.from_pretrained(folder)
+            load_torch(folder)
         assert message in refusal(folder, tmp_path)
 
 
@@ -205,14 +206,14 @@ try:
 except (ValueError, FileNotFoundError) as error:
     torch.save(str(error), sys.argv[2] + ".out")
 """
-    return run(BLOCKED + code, source, {}, folder, str(Path(modeling).parents[2]))
+    return run(BLOCKED + code, source, {}, folder, REPOSITORY)
 
 
 def test_a_folder_without_tokenizer_takes_ids(made, tmp_path):
     source = only(made[0], tmp_path / "model", "pytorch_model.bin")
     for name in ("vocab.txt", "tokenizer.json"):
         (source / name).unlink()
-    model = MedclipModel.from_pretrained(source)
+    model = load_torch(source)
     with pytest.raises(ValueError, match=r"no vocab\.txt"):
         model.embed_texts(TEXTS)
     assert model.embed_texts(torch.tensor([[2, 8, 3]])).mean.shape == (1, 10)

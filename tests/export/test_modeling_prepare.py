@@ -9,13 +9,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from medclip_jax.export.modeling_medclip import (
-    MedclipConfig,
-    MedclipModel,
-    crop_and_resample,
-    to_canonical,
-    to_hu,
-)
+from medclip_jax.export.torch.loading import MedclipConfig, check_config
+from medclip_jax.export.torch.masked import MaskedModel
+from medclip_jax.export.torch.prepare import crop_and_resample, to_canonical, to_hu
+from medclip_jax.export.torch.vit import VisionTransformer
 from medclip_jax.shards.scan import crop_and_resample as expected_crop
 from medclip_jax.volumes import Volume, VolumeRejected, read_volume
 from medclip_jax.volumes.checks import to_int16
@@ -29,14 +26,18 @@ TIES = 1e-3
 """The same of scans whose spacing is in a ratio of small numbers to the wanted one: many sums are halves."""
 
 
-def model_for(shape, spacing, **entries) -> MedclipModel:
+class Model(MaskedModel):
+    vision_encoder = VisionTransformer
+
+
+def model_for(shape, spacing, **entries) -> Model:
     data = {"shape": shape, "spacing": spacing, "pad_token": 0}
     entries = {"crop": "center", "modality": "CT", "text_length": 8, "prompts": {}} | entries
     config = small("mae", vision={"patch": shape, "depth": 0}).to_dict()
-    return MedclipModel(MedclipConfig(objective=config, data=data, **entries))
+    return Model(MedclipConfig(objective=config, data=data, **entries))
 
 
-def assert_same_voxels(model: MedclipModel, voxels, affine, expected: np.ndarray, center=None) -> None:
+def assert_same_voxels(model: Model, voxels, affine, expected: np.ndarray, center=None) -> None:
     """At most 1 HU apart, in at most `TIES` of the voxels, and only where the sum is about a half."""
     found = model.prepare(voxels, affine, center=center)
     assert (found.dtype, tuple(found.shape)) == (torch.int16, expected.shape)
@@ -225,8 +226,6 @@ def test_wrong_kinds_are_named():
     ],
 )
 def test_sizes_that_no_model_has(change, message):
-    from medclip_jax.export.modeling_medclip import check_config
-
     vision = small("mae").vision.to_dict() | change
     with pytest.raises(ValueError, match=message):
         check_config({"vision": vision}, {"shape": [8, 16, 16]})

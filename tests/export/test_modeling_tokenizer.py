@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from medclip_jax.export.modeling_medclip import read_tokenizer
+from medclip_jax.export.torch.tokenizer import read_tokenizer
 from medclip_jax.reports.findings import FINDINGS
 from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece

@@ -1,7 +1,10 @@
 """One model twice: the JAX objective with every parameter drawn at random, and its torch twin."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,12 @@ import torch
 from flax import nnx
 
 from medclip_jax import objectives
-from medclip_jax.export.folder import folder_config, write_folder
-from medclip_jax.export.modeling_medclip import MedclipConfig, MedclipModel
+from medclip_jax.export.folder import folder_config, torch_code, write_folder
 from medclip_jax.inference.model import Model
 from medclip_jax.objectives import cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import DataSpec, Objective
-from medclip_jax.parameters import flatten, merge, split, unflatten
+from medclip_jax.objectives.towers import vision_defaults
+from medclip_jax.parameters import combine, flatten, merge, split, unflatten
 from medclip_jax.reports.findings import FINDINGS
 from medclip_jax.reports.prompts import pair
 from medclip_jax.reports.tokenizer import train_wordpiece
@@ -30,6 +33,7 @@ DEFAULTS = {
     "hipro_ct": hipro_ct.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
+TEXT = [text for name in NAMES for text in pair(name)]
 SHAPE = (6, 20, 12)
 """No axis like another, none a power of 2."""
 
@@ -48,7 +52,11 @@ def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
 def small(name: str, vision=None, text=None, **entries):
     """A default config shrunk to a few numbers, then changed."""
     config = DEFAULTS[name]()
-    config.vision.update(patch=(3, 5, 4), width=24, depth=2, heads=3, dtype="float32")
+    if (vision or {}).get("kind") == "resnet":
+        with config.unlocked():
+            config.vision = vision_defaults("resnet") | {"depth": 18, "width": 4, "dtype": "float32"}
+    else:
+        config.vision.update(patch=(3, 5, 4), width=24, depth=2, heads=3, dtype="float32")
     config.vision.update(vision or {})
     if "text" in config:
         config.text.update(width=24, depth=2, heads=4, max_positions=40, dtype="float32")
@@ -69,12 +77,20 @@ def make_objective(config, spec: DataSpec, seed: int = 0) -> Objective:
     for path, leaf in flatten(params).items():
         kind, noise = path.rsplit("/", 1)[-1], random.normal(0, 1, leaf.shape)
         if kind == "kernel":
-            drawn[path] = noise / leaf.shape[0] ** 0.5
+            drawn[path] = noise / np.prod(leaf.shape[:-1]) ** 0.5
         else:
             center = {"scale": 1.0, "grid_scale": 1.0, "log_scale": 2.7}.get(kind, 0.0)
             drawn[path] = center + 0.2 * noise
         drawn[path] = jnp.asarray(drawn[path], jnp.float32)
-    return merge(graph, unflatten(drawn), variables)
+    # Running statistics as of a trained network: means off 0, variances off 1.
+    statistics = {
+        path: jnp.asarray(
+            random.uniform(0.5, 2, leaf.shape) if path.endswith("var") else random.normal(0, 0.3, leaf.shape),
+            jnp.float32,
+        )
+        for path, leaf in flatten(variables).items()
+    }
+    return merge(graph, unflatten(drawn), unflatten(statistics))
 
 
 def make_model(config, spec: DataSpec, tokenizer=None, seed: int = 0) -> Model:
@@ -82,19 +98,44 @@ def make_model(config, spec: DataSpec, tokenizer=None, seed: int = 0) -> Model:
     return Model(make_objective(config, spec, seed), spec, tokenizer, whole, progress=False)
 
 
+def made(tokenizer, name="clip", **changes) -> Model:
+    """A model with a tokenizer."""
+    spec = spec_of(vocabulary_size=tokenizer.vocabulary_size)
+    return make_model(small(name, **changes), spec, tokenizer)
+
+
+def params_of(objective: Objective) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in flatten(split(objective)[1]).items()}
+
+
+def assert_same_params(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 def state_dict(objective: Objective) -> dict[str, torch.Tensor]:
-    arrays = to_torch(jax.device_get(flatten(split(objective)[1])))
+    arrays = to_torch(jax.device_get(flatten(combine(*split(objective)[1:]))))
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def twin_of(model: Model) -> MedclipModel:
+def code_of(model: Model) -> ModuleType:
+    """The file that would travel with the exported model, imported."""
+    module = ModuleType("exported_modeling_medclip")
+    sys.modules[module.__name__] = module
+    exec(compile(torch_code(model), f"<{module.__name__}>", "exec"), vars(module))
+    return module
+
+
+def twin_of(model: Model) -> Any:
     """The torch model with the same weights, strictly loaded."""
-    twin = MedclipModel(MedclipConfig(**folder_config(model))).eval()
+    code = code_of(model)
+    twin = code.MedclipModel(code.MedclipConfig(**folder_config(model))).eval()
     twin.load_state_dict(state_dict(model.objective), strict=True)
     return twin
 
 
-def twins(name: str, spec: DataSpec | None = None, **changes) -> tuple[Objective, MedclipModel]:
+def twins(name: str, spec: DataSpec | None = None, **changes) -> tuple[Objective, Any]:
     model = make_model(small(name, **changes), spec or spec_of())
     return model.objective, twin_of(model)
 
