@@ -17,6 +17,7 @@ from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
+    config.data.prepare.update(shape=(128, 144, 144), crop="heart")
     config.objective = cardiac_clip.default_config()
     config.data.text = {"report": 0.5, "statements": 0.5, "findings_text": 0.0, "impression": 0.0}
     config.data.text_length = 512

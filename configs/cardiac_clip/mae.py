@@ -16,6 +16,7 @@ from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
+    config.data.prepare.update(shape=(128, 144, 144), crop="heart")
     config.objective = mae.default_config()
     config.batch_size = 64
     config.epochs = 50.0

@@ -22,6 +22,7 @@ from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
+    config.data.prepare.update(shape=(128, 144, 144), spacing=(1.0, 1.25, 1.25), crop="heart")
     config.objective = cardiac_clip.default_config()
     # The architecture of the published code, with the window that an import assumes.
     config.objective.vision.update(

@@ -14,11 +14,13 @@ from medclip_jax.corpora.phantom import FINDINGS
 from medclip_jax.objectives import cardiac_clip
 from medclip_jax.training.config import base_config
 
+from .data import expect
 from .mae import vision
 
 
 def get_config():
     config = base_config()
+    expect(config)
     config.objective = cardiac_clip.default_config()
     vision(config.objective.vision)
     config.objective.vision.pooling = "grid"  # volumes are centered on the heart: places mean something

@@ -21,3 +21,14 @@ SETTINGS = PrepareSettings(
     vocabulary_size=1024,
     vocabulary_patients=1,  # phantoms are nobody
 )
+
+
+def expect(config):
+    """Volumes as `SETTINGS` makes them."""
+    config.data.prepare.update(
+        shape=SETTINGS.shape,
+        spacing=SETTINGS.spacing,
+        crop=SETTINGS.crop,
+        findings=SETTINGS.findings,
+        vocabulary_size=SETTINGS.vocabulary_size,
+    )

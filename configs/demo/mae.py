@@ -11,6 +11,8 @@ Expected:  no score of its own; loss down to 0.24 (measured).
 from medclip_jax.objectives import mae
 from medclip_jax.training.config import base_config
 
+from .data import expect
+
 
 def vision(config):
     """The tower that both stages share."""
@@ -46,6 +48,7 @@ def vision(config):
 
 def get_config():
     config = base_config()
+    expect(config)
     config.objective = mae.default_config()
     vision(config.objective.vision)
     config.objective.vision.pooling = "mean"

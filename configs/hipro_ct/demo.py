@@ -16,11 +16,30 @@ Expected:  on 413 unseen phantoms, 1628 to train on: mean zero-shot AUROC of ele
 from medclip_jax.objectives import hipro_ct
 from medclip_jax.training.config import base_config
 
+from ..demo.data import expect
 from ..demo.mae import vision
+
+ORGANS = (
+    "heart",
+    "aorta",
+    "coronary_arteries",
+    "pulmonary_artery",
+    "lung_upper_lobe_left",
+    "lung_lower_lobe_left",
+    "lung_upper_lobe_right",
+    "lung_middle_lobe_right",
+    "lung_lower_lobe_right",
+    "esophagus",
+    "trachea",
+    "vertebrae",
+)
 
 
 def get_config():
     config = base_config()
+    expect(config)
+    config.data.prepare.organ_cell = 4
+    config.data.prepare.organs = ORGANS
     config.objective = hipro_ct.default_config()
     vision(config.objective.vision)
     # The tower that the figures above were measured with: one block more, and nothing that looks for nodules.

@@ -18,11 +18,32 @@ Expected:  from the paper, RadGenome-ChestCT's test set: zero-shot AUROC 0.729, 
 """
 
 from medclip_jax.objectives import hipro_ct
+from medclip_jax.reports.findings import CT_RATE_FINDINGS
 from medclip_jax.training.config import base_config
+
+REGIONS = (
+    "lung",
+    "trachea_and_bronchie",
+    "pleura",
+    "mediastinum",
+    "heart",
+    "esophagus",
+    "bone",
+    "thyroid",
+    "breast",
+    "abdomen",
+)
 
 
 def get_config():
     config = base_config()
+    config.data.prepare = {
+        "shape": (96, 336, 336),
+        "spacing": (3.0, 1.0, 1.0),
+        "organ_cell": 8,
+        "organs": REGIONS,
+        "findings": CT_RATE_FINDINGS,
+    }
     config.objective = hipro_ct.default_config()
     config.data.text_length = 512
     config.data.organ_text_length = 128  # sentences of one organ; the paper does not say

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medclip_jax.cli import check_data
+from medclip_jax.cli import check_data, show_config
 from medclip_jax.cli.overrides import accept_overrides
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fits (minutes; takes libtpu: pip install 'medclip_jax[tpu]')",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures here as well")
+    show_config.add_arguments(parser)
     check_data.add_arguments(parser)
     parser.epilog = EPILOG
     accept_overrides(parser)
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.planning.estimate import estimate
     from medclip_jax.planning.remedies import changed_model, fewest_microbatches, remedies
     from medclip_jax.planning.shapes import build
-    from medclip_jax.training.config import find_config, load_config
+    from medclip_jax.training.config import load_config
 
     chip, count = _chip(args)
     if args.tpu and args.devices not in (None, count):
@@ -91,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--devices {devices}: give at least 1")
     overrides = [*args.overrides, *_mesh(args.mesh)]
     config = load_config(args.config, overrides)
-    data = check_data.assume(config, find_config(args.config), args)
+    if args.show_config:
+        print(show_config.shown(config))
+        return 0
+    data = check_data.assume(config, args)
     model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
     if model.config.microbatches:
         found = estimate(model, chip, devices)

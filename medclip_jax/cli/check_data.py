@@ -1,14 +1,12 @@
-"""What `medclip check` takes for the data where there are none: flags, else what stands beside the config."""
+"""What `medclip check` takes for the data: flags, the shards, or what the config expects of them."""
 
 from __future__ import annotations
 
 import argparse
-import re
-import runpy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.training.data import check_expectation
 
 VOCABULARY = 30522
 """Entries of BERT's and PubMedBERT's tokenizers."""
@@ -36,7 +34,7 @@ class AssumedData(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that stand in for shards."""
     group = parser.add_argument_group(
-        "data", "only needed while config.data.shards is empty; what is not given is read beside the config"
+        "data", "while config.data.shards is empty; what is not given is read from config.data.prepare"
     )
     group.add_argument("--shape", metavar="D,H,W", help="voxels of a prepared volume")
     group.add_argument("--spacing", metavar="D,H,W", help="mm of a voxel (changes no cost; default 1,1,1)")
@@ -46,39 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, default=0, metavar="N", help="volumes of the training split")
 
 
-def assume(config: Any, config_file: str | Path, args: argparse.Namespace) -> AssumedData:
-    """The data that a check is made for.
+def assume(config: Any, args: argparse.Namespace) -> AssumedData:
+    """The data that a check is made for: flags, else the shards, else what `config.data.prepare` expects.
 
-    In this order: flags; the shards of `config.data.shards`; `SETTINGS` of a `data.py` beside the config;
-    `--shape D H W`, `--spacing`, `--organ-cell` and `--organs` in the config's docstring (the command that
-    prepares its shards).
+    What that leaves open is as `medclip prepare` does it by default.
 
     Args:
         config: a full config.
-        config_file: that it was read from.
         args: with the flags of `add_arguments`.
 
     Raises:
-        ValueError: the shape is nowhere, or a flag cannot be read.
+        ValueError: a flag cannot be read, or the shards are not what the config expects.
     """
+    found = of_shards(config) if config.data.shards else of_expectation(config)
     if config.data.shards:
-        found = of_shards(config)
-    else:
-        found = _beside(Path(config_file)) or _of_docstring(Path(config_file))
-    shape = _triple(args.shape, "--shape", int) if args.shape else found and found.spec.shape
-    if not shape:
-        raise ValueError(
-            "which volumes? config.data.shards is empty and the config file names no shape: give "
-            "--shape D,H,W in voxels, for example --shape 224,224,112, or --config.data.shards=FOLDER"
-        )
-    spec = found.spec if found else DataSpec(shape, (1.0, 1.0, 1.0))
+        check_expectation(config.data, found.spec)
+    spec = found.spec
+    shape = _triple(args.shape, "--shape", int) if args.shape else spec.shape
     names = spec.findings or tuple(config.objective.get("findings", ()))
     if args.findings is not None:
         wanted = tuple(config.objective.get("findings", ()))[: args.findings]
         names = wanted + tuple(f"finding_{n}" for n in range(len(wanted), args.findings))
     vocabulary = args.vocabulary or spec.vocabulary_size or VOCABULARY
     organs = tuple(f"organ_{n}" for n in range(args.organs)) or spec.organs
-    organ_shape = found.organ_shape if found else ()
+    organ_shape = found.organ_shape
     if args.organs:
         organ_shape = (args.organs, *(-(-size // ORGAN_CELL) for size in shape))
     spec = DataSpec(
@@ -91,7 +80,7 @@ def assume(config: Any, config_file: str | Path, args: argparse.Namespace) -> As
         pad_token=spec.pad_token,
     )
     source = "flags" if args.shape else found.source
-    return AssumedData(spec, organ_shape, args.samples or (found.samples if found else 0), source)
+    return AssumedData(spec, organ_shape, args.samples or found.samples, source)
 
 
 def of_shards(config: Any) -> AssumedData:
@@ -116,42 +105,23 @@ def of_shards(config: Any) -> AssumedData:
     return AssumedData(DataSpec.of(info, tokenizer), organ_shape, samples, str(config.data.shards))
 
 
-def _beside(config_file: Path) -> AssumedData | None:
-    file = config_file.with_name("data.py")
-    settings = runpy.run_path(str(file)).get("SETTINGS") if file.is_file() else None
-    if settings is None:
-        return None
+def of_expectation(config: Any) -> AssumedData:
+    """The data that `config.data.prepare` expects, the rest as `medclip prepare` does it by default."""
+    from medclip_jax.shards.settings import PrepareSettings
+
+    expected, default = config.data.prepare, PrepareSettings()
+    shape = tuple(expected.shape or default.shape)
+    cell, organs = expected.organ_cell, tuple(expected.organs) if expected.organ_cell else ()
     spec = DataSpec(
-        tuple(settings.shape),
-        tuple(settings.spacing),
-        findings=tuple(settings.findings),
-        organs=tuple(settings.organs or ()) if settings.cell else (),
-        vocabulary_size=settings.vocabulary_size,
+        shape,
+        tuple(expected.spacing or default.spacing),
+        findings=tuple(expected.findings),
+        organs=organs,
+        vocabulary_size=expected.vocabulary_size,
     )
-    return AssumedData(spec, _organ_shape(spec, settings.cell), 0, str(file))
-
-
-def _of_docstring(config_file: Path) -> AssumedData | None:
-    text = runpy.run_path(str(config_file)).get("__doc__") or ""
-    number = r"\s+([\d.]+)[\s,]+([\d.]+)[\s,]+([\d.]+)"
-    shape = re.search("--shape" + number, text)
-    if not shape:
-        others = [file for file in sorted(config_file.parent.glob("*.py")) if file != config_file]
-        found = [file for file in others if re.search("--shape" + number, file.read_text())]
-        return _of_docstring(found[0]) if found else None
-    spacing = re.search("--spacing" + number, text)
-    cell, organs = re.search(r"--organ-cell\s+(\d+)", text), re.search(r"--organs[\s\\]+([\w,]+)", text)
-    spec = DataSpec(
-        tuple(int(size) for size in shape.groups()),
-        tuple(float(size) for size in spacing.groups()) if spacing else (1.0, 1.0, 1.0),
-        organs=tuple(organs[1].split(",")) if cell and organs else (),
-    )
-    organ_shape = _organ_shape(spec, int(cell[1]) if cell else 0)
-    return AssumedData(spec, organ_shape, 0, f"the docstring of {config_file}")
-
-
-def _organ_shape(spec: DataSpec, cell: int) -> tuple[int, ...]:
-    return (len(spec.organs), *(size // cell for size in spec.shape)) if spec.organs else ()
+    organ_shape = (len(organs), *(size // cell for size in shape)) if organs else ()
+    source = "config.data.prepare" if expected.shape else "the defaults of medclip prepare"
+    return AssumedData(spec, organ_shape, 0, source)
 
 
 def _triple(text: str, flag: str, kind: type) -> tuple[Any, ...]:

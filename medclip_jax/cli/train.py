@@ -10,6 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from medclip_jax.cli import show_config
 from medclip_jax.cli.metric_lines import metric_lines
 from medclip_jax.cli.overrides import accept_overrides
 
@@ -45,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
         "--workdir",
-        required=True,
         metavar="FOLDER",
         help="checkpoints, metrics, config.json; shared by all processes",
     )
+    show_config.add_arguments(parser)
     parser.epilog = _EPILOG
     accept_overrides(parser)
 
@@ -67,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _leave)
     config = load_config(args.config, args.overrides)
+    if args.show_config:
+        print(show_config.shown(config))
+        return 0
+    if not args.workdir:
+        raise ValueError("give --workdir FOLDER: checkpoints and metrics go there")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     # JAX's own notes on how processes find each other.
     logging.getLogger("jax").setLevel(logging.WARNING)

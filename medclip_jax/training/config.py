@@ -53,6 +53,18 @@ def base_config() -> Section:
             "seed": 0,  # weights, order of the data, augmentation, text choice: all of it
             "data": {
                 "shards": "",  # folder written by `medclip prepare`
+                # How `medclip prepare` made the volumes that this config is meant for: shards of another
+                # shape or spacing are refused, another crop or organ cell is warned of; (), "" and 0 expect
+                # nothing. `medclip check` takes these for the data where there are no shards.
+                "prepare": {
+                    "shape": (),  # voxels, (depth, height, width)
+                    "spacing": (),  # mm of a voxel, (depth, height, width)
+                    "crop": "",  # "center", "box" or an organ
+                    "organ_cell": 0,  # voxels of a cell of organ maps along each axis
+                    "organs": (),  # their channels; for `medclip check` alone, as are those below
+                    "findings": (),  # columns
+                    "vocabulary_size": 0,  # entries of the tokenizer that the shards bring
+                },
                 "train_split": "train",  # TFDS split, sub-splits such as "train[:10%]" included
                 # Which text a sample shows is drawn anew each time it is seen, with these weights.
                 # "some_statements" is a random part of the statements in random order.

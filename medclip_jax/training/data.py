@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from medclip_jax.objectives.base import DataSpec
 
 _WORDS = re.compile(r"^text/.*\bwords/")
@@ -56,6 +58,36 @@ def open_data(config: Any) -> Data:
     fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
     spec = DataSpec.of(info, tokenizer)
     return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)
+
+
+def check_expectation(config: Any, spec: DataSpec, info: Any | None = None) -> None:
+    """Compare shards with what a config expects of them.
+
+    Args:
+        config: `config.data`.
+        spec: of the shards.
+        info: of the prepared folder, None for data that are from none: then shape and spacing alone count.
+
+    Raises:
+        ValueError: volumes of another shape or spacing. Another crop or organ cell is only logged.
+    """
+    expected = config.prepare
+    for name, found in (("shape", spec.shape), ("spacing", spec.spacing)):
+        wanted = tuple(expected[name])
+        if wanted and not np.allclose(wanted, found or 0, rtol=0, atol=1e-3):
+            values = " ".join(f"{number:g}" for number in wanted)
+            raise ValueError(
+                f"config.data.shards={config.shards!r} holds volumes of {name} {tuple(found)}, and this "
+                f"config is meant for {wanted} (config.data.prepare.{name}): prepare with --{name} {values}, "
+                f"or use them all the same with --config.data.prepare.{name}='()'"
+            )
+    there = {"crop": info.settings.get("crop"), "organ_cell": info.cell} if info else {}
+    for name, found in there.items():
+        if expected[name] and expected[name] != found:
+            logging.warning(
+                "the shards have %s %r, and this config is meant for %r (config.data.prepare.%s)",
+                name, found, expected[name], name,
+            )  # fmt: skip
 
 
 def identify(data: Data) -> dict[str, Any]:

@@ -33,11 +33,15 @@ def _number(words: str, allows: Callable[[float], bool]) -> _Rule:
     return _Rule(f"a number {words}", lambda value: _is_number(value) and allows(value))
 
 
-def _listed(words: str, allows: Callable[[Any], bool], length: int | None = None) -> _Rule:
+def _listed(
+    words: str, allows: Callable[[Any], bool], length: int | None = None, *, empty: bool = False
+) -> _Rule:
     return _Rule(
         words,
         lambda value: (
-            isinstance(value, list | tuple) and length in (None, len(value)) and all(map(allows, value))
+            isinstance(value, list | tuple)
+            and (length in (None, len(value)) or (empty and not value))
+            and all(map(allows, value))
         ),
     )
 
@@ -51,6 +55,7 @@ _FROM_0 = _number("of 0 or more", lambda value: value >= 0)
 _ABOVE_0 = _number("above 0", lambda value: value > 0)
 _SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = _number("from 0 to below 1", lambda value: 0 <= value < 1)
+_THREE_OR_NONE = _listed("three whole numbers above 0, or ()", _whole(1).allows, 3, empty=True)
 _THREE_FROM_1 = _listed("three whole numbers above 0, such as (8, 8, 8)", _whole(1).allows, 3)
 _PATCH = _Rule(
     "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes",
@@ -75,6 +80,10 @@ _RULES: dict[str, _Rule] = {
     r"data\.text_length": _whole(2),
     r"data\.(organ_text_length|workers)": _whole(0),
     r"data\.prefetch": _whole(1),
+    r"data\.prepare\.shape": _THREE_OR_NONE,
+    r"data\.prepare\.spacing": _listed("three numbers above 0 (mm), or ()", _ABOVE_0.allows, 3, empty=True),
+    r"data\.prepare\.(organ_cell|vocabulary_size)": _whole(0),
+    r"data\.prepare\.(organs|findings)": _listed("names, such as ('heart',)", _is_text),
     r"batch_size|microbatches|steps": _whole(0),
     r"epochs": _number("from 0 to 1000000", lambda value: 0 <= value <= 1e6),
     r"optimizer\.(learning_rate|final_fraction|weight_decay|clip_norm)": _FROM_0,

@@ -19,7 +19,7 @@ from medclip_jax.parameters import Tree, combine, flatten, merge, select, split,
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training.checkpoints import FOLDER, Checkpoints, latest_step, restore_from, saved_run
-from medclip_jax.training.data import Data, check_identity, check_vocabulary
+from medclip_jax.training.data import Data, check_expectation, check_identity, check_vocabulary
 from medclip_jax.training.distributed import Processes
 from medclip_jax.training.initial import load_initial_weights, log_other_kind
 from medclip_jax.training.lock import is_locked
@@ -134,6 +134,8 @@ def find_beginning(config: Any, workdir: Workdir, data: Data, processes: Process
             )
         _check_continues(config, source, data)
         return Beginning.RESUME
+    # A run that resumes was begun on its data: `_check_continues` compares those.
+    check_expectation(config.data, data.spec, getattr(data.source, "info", None))
     if config.initial_weights.workdir:
         logging.info("starting from config.initial_weights, %s", config.initial_weights.workdir)
         return Beginning.WEIGHTS

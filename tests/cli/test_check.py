@@ -1,28 +1,28 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from medclip_jax.cli.main import main
 from medclip_jax.planning import ahead
+from medclip_jax.shards.settings import PrepareSettings
+from tests.tiny_run import make_shards
 
-CONFIG = '''
-"""A tiny run.
-
-Shards:    medclip prepare --table studies.csv --out SHARDS --shape 16 32 32 --spacing 2 1.5 1.5
-"""
+CONFIG = """
 from medclip_jax.objectives import mae
 from medclip_jax.training.config import base_config
 
 def get_config():
     config = base_config()
     config.objective = mae.default_config()
+    config.data.prepare.update(shape=(16, 32, 32), spacing=(2.0, 1.5, 1.5))
     config.objective.vision.update(patch=(8, 8, 8), width=64, depth=2, heads=2)
     config.objective.decoder.update(width=32, depth=1, heads=2)
     config.batch_size = 64
     config.epochs = 2.0
     return config
-'''
+"""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_config_that_fits(config, tmp_path, capsys):
     )
     text = capsys.readouterr().out
     assert "VERDICT  fits" in text
-    assert "docstring" in text
+    assert "BATCH, by config.data.prepare" in text
     found = json.loads(out.read_text())
     assert found["batch"]["volume"] == [[64, 16, 32, 32], "int16"]
     assert found["mesh"] == {"data": 64, "fsdp": 1}
@@ -77,11 +77,38 @@ def test_a_wrong_config_is_one_line(config, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_shape_it_asks_for_one(tmp_path, capsys):
+def test_without_a_shape_volumes_are_those_that_prepare_makes_by_itself(tmp_path, capsys):
     file = tmp_path / "bare.py"
-    file.write_text(CONFIG.replace("--shape 16 32 32", ""))
-    assert main(["check", "--config", str(file)]) == 2
-    assert "--shape D,H,W" in capsys.readouterr().err
+    file.write_text(CONFIG.replace("shape=(16, 32, 32), ", ""))
+    out = tmp_path / "figures.json"
+    assert main(["check", "--config", str(file), "--config.batch_size=1", "--json", str(out)]) == 0
+    assert "by the defaults of medclip prepare" in capsys.readouterr().out
+    assert json.loads(out.read_text())["batch"]["volume"] == [[1, *PrepareSettings().shape], "int16"]
+
+
+def test_shards_that_are_not_what_the_config_expects_are_refused(config, tmp_path, capsys):
+    make_shards(tmp_path / "shards")
+    shards = f"--config.data.shards={tmp_path / 'shards'}"
+    small = ["--config.objective.vision.patch=(4,8,8)", "--config.batch_size=2"]
+    shape = "--config.data.prepare.shape=(128,144,144)"
+    assert main(["check", "--config", config, shards, shape, *small]) == 2
+    assert "prepare with --shape 128 144 144, or use them" in capsys.readouterr().err
+    nothing = ["--config.data.prepare.shape=()", "--config.data.prepare.spacing=()"]
+    assert main(["check", "--config", config, shards, *nothing, *small]) == 0
+
+
+def test_show_config_tells_each_value_and_where_it_is_from(config, tmp_path, capsys):
+    for command in (["check"], ["train"]):
+        assert main([*command, "--config", config, "--show-config", "--config.steps=4"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        found = {line[0]: (line[2], line[-1]) for line in lines}
+        assert found["config.steps"] == ("4", "override")
+        assert found["config.epochs"] == ("2.0", f"{config}:12")
+        assert found["config.optimizer.epsilon"] == ("1e-08", "default")
+        assert found["config.objective.vision.width"] == ("64", f"{config}:9")
+    assert list(tmp_path.iterdir()) == [Path(config)]
+    assert main(["train", "--config", config]) == 2
+    assert "--workdir" in capsys.readouterr().err
 
 
 def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
@@ -90,10 +117,10 @@ def test_a_missing_tpu_compiler_says_how_to_get_it(monkeypatch):
         ahead._devices("v5e:2x2", 0)
 
 
-ORGANS = CONFIG.replace("32 32 --spacing", "32 32 --organ-cell 4 --organs heart,aorta --spacing")
+ORGANS = CONFIG.replace("spacing=(", "organ_cell=4, organs=('heart', 'aorta'), spacing=(")
 
 
-def test_organs_are_read_from_the_docstring(tmp_path, capsys):
+def test_organs_are_those_that_the_config_expects(tmp_path, capsys):
     file, out = tmp_path / "organs.py", tmp_path / "figures.json"
     text = ORGANS.replace("mae", "hipro_ct").replace(
         "config.objective.decoder.update(width=32, depth=1, heads=2)", ""
@@ -106,15 +133,15 @@ def test_organs_are_read_from_the_docstring(tmp_path, capsys):
     assert batch["organs"] == [[4, 2, 4, 8, 8], "uint8"]
     assert batch["organ_tokens"] == [[4, 7], "int32"]
     assert batch["organ"] == [[4], "int32"]
-    file.write_text(text.replace("--organs heart,aorta", ""))
+    file.write_text(text.replace("organs=('heart', 'aorta'), ", ""))
     assert main(["check", "--config", str(file), *small]) == 2
     assert "hold no organs" in capsys.readouterr().err
 
 
 def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch, capsys):
-    """With what stands in its docstring, as `medclip train` finds it."""
+    """With what it expects of its shards, as `medclip train` finds it."""
     monkeypatch.chdir(tmp_path)
     small = ["objective.vision.depth=1", "objective.decoder.depth=1", "batch_size=1"]
     words = [f"--config.{text}" for text in small]
     assert main(["check", "--config", "configs/cardiac_clip/mae.py", *words]) == 0
-    assert "by the docstring of" in capsys.readouterr().out
+    assert "by config.data.prepare" in capsys.readouterr().out

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from ml_collections import ConfigDict
 
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.shards.record import Schema
 from medclip_jax.shards.write import write_shards
 from medclip_jax.training.checksums import CHECKSUMS, seal
 from medclip_jax.training.config import base_config, complete
-from medclip_jax.training.data import Data, check_vocabulary, identify
+from medclip_jax.training.data import Data, check_expectation, check_vocabulary, identify
 from medclip_jax.training.loop import train
 from tests.tiny_run import FINDINGS, SHAPE, SPACING, made_records, make_shards
 
@@ -171,3 +172,25 @@ def test_a_second_stage_goes_on_with_the_words_of_the_first(folders, tmp_path):
         vocabulary_checked(folders, "own", initial=tmp_path / "other", settled=TABLE)
     # The vision tower alone brings no words.
     vocabulary_checked(folders, "own", initial=tmp_path / "other", settled=TABLE[1:])
+
+
+def test_shards_are_compared_with_what_the_config_expects(caplog):
+    """A wrong shape or spacing is refused with the fix, another crop or cell logged; () expects nothing."""
+    config = base_config().data
+    config.shards = "somewhere"
+    info = SimpleNamespace(settings={"crop": "center"}, cell=4)
+    spec = DataSpec((4, 6, 8), (2.0, 1.5, 1.5))
+    check_expectation(config, spec, info)
+    config.prepare.update(shape=(4, 6, 8), spacing=(2.0, 1.5, 1.5), crop="center", organ_cell=4)
+    check_expectation(config, spec, info)
+    assert not caplog.records
+    config.prepare.crop, config.prepare.organ_cell = "heart", 8
+    check_expectation(config, spec, info)
+    assert "crop 'center', and this config is meant for 'heart'" in caplog.text
+    assert "organ_cell 4, and this config is meant for 8" in caplog.text
+    config.prepare.spacing = (2.0, 1.5, 1.6)
+    with pytest.raises(ValueError, match=r"--spacing 2 1\.5 1\.6, or use .*--config\.data\.prepare\.spacing"):
+        check_expectation(config, spec, info)
+    config.prepare.update(spacing=(), shape=(4, 6, 9))
+    with pytest.raises(ValueError, match=r"holds volumes of shape \(4, 6, 8\), .* \(4, 6, 9\)"):
+        check_expectation(config, spec)
