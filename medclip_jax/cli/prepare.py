@@ -109,6 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     volume.add_argument("--modality", choices=("CT", "MR"), default="CT", help="the other one is rejected")
     volume.add_argument(
+        "--percentiles",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="map each MR scan's intensities to 0 ... 4095, cut off at these percentiles of its voxels "
+        "(the scanner's units)",
+    )
+    volume.add_argument(
         "--organ-cell", type=int, default=0, metavar="VOXELS", help="prepare organ maps in cells of this size"
     )
     volume.add_argument("--organs", help="comma-separated names (all that the masks show)")
@@ -217,6 +225,7 @@ def run(args: argparse.Namespace) -> int:
         fractions=tuple(args.fractions),
         seed=args.seed,
         modality=args.modality,
+        percentiles=None if args.percentiles is None else tuple(args.percentiles),
         empty_report=args.empty_report,
         per_shard=args.per_shard,
         organ_text=args.organ_text,

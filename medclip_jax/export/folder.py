@@ -110,6 +110,7 @@ def folder_config(model: Model) -> dict[str, Any]:
         "data": asdict(model.spec),
         "crop": model.crop,
         "modality": model.modality,
+        **({} if model.percentiles is None else {"percentiles": list(model.percentiles)}),
         "text_length": int(model.config["data"]["text_length"]),
         "prompts": _prompts(model) if has_text else {},
         "findings": [

@@ -131,6 +131,7 @@ def describe_origin(
         "spacing": list(model.spec.spacing),
         "crop": model.crop,
         "modality": model.modality,
+        **({} if model.percentiles is None else {"percentiles": list(model.percentiles)}),
         "center": None if center is None else [float(number) for number in center],
         # Not where they are as they always were, so that older files are known again.
         **({} if kernel is None else {"kernel": kernel}),

@@ -32,6 +32,7 @@ class _Trained:
     crop: str
     modality: str
     definitions: Findings
+    percentiles: tuple[float, float] | None
 
 
 def load(
@@ -105,6 +106,7 @@ def load(
         trained.config.to_dict(),
         crop=trained.crop,
         modality=trained.modality,
+        percentiles=trained.percentiles,
         batch_size=batch_size,
         progress=progress,
         source=os.fspath(source),
@@ -163,6 +165,7 @@ def _read_exported(folder: Path, dtype: str | None) -> _Trained:
         crop=exported.crop,
         modality=exported.modality,
         definitions=exported.definitions,
+        percentiles=exported.percentiles,
     )
 
 
@@ -176,6 +179,7 @@ def _read_workdir(
     from ml_collections import ConfigDict
 
     from medclip_jax.reports.tokenizer import load_tokenizer
+    from medclip_jax.shards.grid import volume_kind
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.training.config import complete
     from medclip_jax.training.settle import settle_objective
@@ -196,14 +200,16 @@ def _read_workdir(
     # By what it was trained on, also where it is to be used on another grid.
     trained_on = open_shards(workdir) if (workdir / SETTINGS_FILE).is_file() else info
     config.objective = settle_objective(config.objective, DataSpec.of(trained_on, tokenizer))
+    kind = volume_kind(info)
     return _Trained(
         objective=_restored(workdir, step, config, spec),
         config=config,
         spec=spec,
         tokenizer=tokenizer,
-        crop=str(info.settings.get("crop", "center")),
-        modality=str(info.settings.get("modality", "CT")),
         definitions=info.definitions,
+        crop=kind["crop"],
+        modality=kind["modality"],
+        percentiles=kind["percentiles"],
     )
 
 

@@ -64,6 +64,7 @@ class Model:
         config: of the run.
         crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
+        percentiles: what windows an MR scan's intensities; None keeps HU and the scanner's units.
         batch_size: volumes for each call of the model, until the first call.
         progress: whether to draw bars.
         source: where it was loaded from, as `repr` shows it.
@@ -79,6 +80,7 @@ class Model:
         *,
         crop: str = "center",
         modality: str = "CT",
+        percentiles: tuple[float, float] | None = None,
         batch_size: int = 4,
         progress: bool = True,
         source: str = "",
@@ -90,6 +92,7 @@ class Model:
         self.config = config
         self.crop = crop
         self.modality = modality
+        self.percentiles = percentiles
         self.batch_size = batch_size
         self.progress = progress
         self.source = source
@@ -128,7 +131,7 @@ class Model:
     @property
     def preparation(self) -> Preparation:
         """What scans go through; it can be handed to other processes."""
-        return Preparation(self.spec.shape, self.spec.spacing, self.crop, self.modality)
+        return Preparation(self.spec.shape, self.spec.spacing, self.crop, self.modality, self.percentiles)
 
     @property
     def volume_kind(self) -> dict[str, Any]:
@@ -138,6 +141,7 @@ class Model:
             "spacing": self.spec.spacing,
             "crop": self.crop,
             "modality": self.modality,
+            "percentiles": self.percentiles,
         }
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes import Scan as StoredScan
 from medclip_jax.volumes import (
     Volume,
@@ -55,19 +56,31 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparation:
-    """The steps of `medclip prepare`: canonical orientation, HU, spacing, shape, center.
+    """The steps of `medclip prepare` for one series: orientation, intensities, spacing, shape, center.
 
     Attributes:
-        shape: (D, H, W) voxels.
-        spacing: mm along depth, height, width.
+        shape: (D, H, W) voxels; None along an axis keeps the scan's own.
+        spacing: mm along depth, height, width; None likewise.
         crop: what volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
+        percentiles: window an MR series' intensities, see `shards.series.SeriesSettings`.
     """
 
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    shape: tuple[int | None, int | None, int | None]
+    spacing: tuple[float | None, float | None, float | None]
     crop: str = "center"
     modality: str = "CT"
+    percentiles: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, series: SeriesSettings, crop: str) -> Preparation:
+        """The steps that a series of a prepared set went through.
+
+        Args:
+            series: one of `PreparedInfo.series`.
+            crop: of the set.
+        """
+        return cls(series.shape, series.spacing, crop, series.modality, series.percentiles)
 
     def __call__(self, scan: Scan, center: Sequence[float] | None = None) -> Prepared:
         """Prepare one scan, with the checks of files whatever it is held in.
@@ -139,7 +152,7 @@ class Preparation:
             ) from error
 
     def _from_stored(self, scan: StoredScan, center: Sequence[float] | None) -> Prepared:
-        volume = to_volume(scan, modality=self.modality)
+        volume = to_volume(scan, modality=self.modality, percentiles=self.percentiles)
         at = None if center is None else np.asarray(center, np.float64)
         prepared, notes = crop_and_resample(volume, self.shape, self.spacing, at)
         if self.crop != "center" and center is None:
@@ -154,7 +167,10 @@ class Preparation:
     def _check_prepared(self, given: Any, center: Sequence[float] | None) -> Prepared:
         """An array on the model's grid, as it is."""
         array = to_array(given)
-        if array.shape != self.shape:
+        wanted = tuple(
+            own if size is None else size for own, size in zip(array.shape, self.shape, strict=False)
+        )
+        if array.shape != wanted:
             raise ValueError(
                 f"an array alone must be a prepared volume, int16 {self.shape}, not {array.dtype} "
                 f"{array.shape}: give the file's path, (array, affine), or a Volume from "

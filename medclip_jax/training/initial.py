@@ -79,7 +79,7 @@ def log_other_kind(workdir: str, shards: str) -> None:
     if is_export(folder):
         config = read_json(folder / "config.json")
         trained = {name: tuple(config["data"][name]) for name in ("shape", "spacing")}
-        trained |= {name: config[name] for name in ("crop", "modality")}
+        trained |= {name: config.get(name) for name in ("crop", "modality", "percentiles")}
     elif (folder / SETTINGS_FILE).is_file():
         trained = volume_kind(open_shards(folder))
     else:

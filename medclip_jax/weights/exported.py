@@ -16,7 +16,13 @@ from medclip_jax import objectives
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, unflatten
 from medclip_jax.reports.definitions import Findings
-from medclip_jax.weights.exported_config import check_config, check_same, is_exported, read_json
+from medclip_jax.weights.exported_config import (
+    check_config,
+    check_same,
+    is_exported,
+    percentiles_of,
+    read_json,
+)
 from medclip_jax.weights.files import read_weights
 from medclip_jax.weights.names import from_torch
 
@@ -41,6 +47,7 @@ class Exported:
         spec: shape, spacing and vocabulary that the model was built for.
         crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
+        percentiles: what windows an MR scan's intensities, None where nothing does.
         params: nested parameters, float32 host arrays, as `parameters.split` gives them.
         variables: likewise what is no parameter, such as the running statistics of batch norm.
         graphdef: of the objective, see `parameters.split`.
@@ -50,6 +57,7 @@ class Exported:
     spec: DataSpec
     crop: str
     modality: str
+    percentiles: tuple[float, float] | None
     params: Tree
     variables: Tree
     graphdef: nnx.GraphDef
@@ -101,7 +109,9 @@ def read_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Exporte
     shapes = {name: leaf.shape for name, leaf in flatten(combine(*trees)).items()}
     found = unflatten(from_torch(weights, shapes, source=f"the weights in {path}"))
     params, variables = (select(found, flatten(tree)) for tree in trees)
-    return Exported(config, spec, config["crop"], config["modality"], params, variables, graphdef)
+    return Exported(
+        config, spec, config["crop"], config["modality"], percentiles_of(config), params, variables, graphdef
+    )
 
 
 def _shapes(

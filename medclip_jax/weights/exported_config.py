@@ -12,6 +12,7 @@ from typing import Any
 from medclip_jax.objectives import OBJECTIVES, complete
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.reports.definitions import Findings
+from medclip_jax.volumes.modality import MODALITIES, check_percentiles
 
 MODEL_TYPE = "medclip"
 
@@ -61,7 +62,11 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
     for name, kind in (("objective", dict), ("data", dict), ("prompts", dict), ("crop", str)):
         _check(isinstance(config.get(name), kind), name, config.get(name), f"a {kind.__name__}")
     objective, data = config["objective"], config["data"]
-    _check(config.get("modality") in ("CT", "MR"), "modality", config.get("modality"), '"CT" or "MR"')
+    _check(config.get("modality") in MODALITIES, "modality", config.get("modality"), " or ".join(MODALITIES))
+    try:
+        check_percentiles(percentiles_of(config), config["modality"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"percentiles: {error}") from None
     known = objective.get("name")
     names = [*OBJECTIVES, "package.module:Class"]
     is_name = isinstance(known, str) and (known in OBJECTIVES or ":" in known)
@@ -82,6 +87,12 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
         _check(is_pair, f"prompts.{name}", pair, "two sentences, or two lists of them")
     Findings.from_json(config.get("findings", []))
     return spec
+
+
+def percentiles_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """What windows an MR scan's intensities, by config.json; None where nothing does."""
+    found = config.get("percentiles")
+    return None if found is None else tuple(found)
 
 
 def check_same(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:

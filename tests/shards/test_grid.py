@@ -14,6 +14,8 @@ TRAINED = {"shape": (32, 64, 64), "spacing": (8.0, 5.0, 5.0), "crop": "center", 
         ({"spacing": (8.001, 5.0, 5.0)}, []),  # what a table rounds
         ({"shape": (48, 96, 96)}, ["shape 48 x 96 x 96 voxels instead of 32 x 64 x 64 voxels"]),
         ({"spacing": (6.0, 4.0, 4.0)}, ["spacing 6 x 4 x 4 mm instead of 8 x 5 x 5 mm"]),
+        ({"percentiles": None}, []),
+        ({"percentiles": (1.0, 99.0)}, ["percentiles 1 to 99 instead of none"]),
         ({"crop": "heart", "modality": "MR"}, ["crop heart instead of center", "modality MR instead of CT"]),
     ],
 )
