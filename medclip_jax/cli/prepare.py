@@ -259,7 +259,12 @@ def _status(summaries: Sequence[Summary]) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from medclip_jax.shards.merge import merge
 
-    info, summary = merge(args.merge, max_rejected=args.max_rejected)
+    info, summary = merge(
+        args.merge,
+        max_rejected=args.max_rejected,
+        key=args.key,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     print(f"'{args.merge}' is already whole" if summary is None else summary.text(), file=sys.stderr)
     _say_done(info)
     return _status([summary] if summary is not None else [])

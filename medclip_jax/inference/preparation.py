@@ -167,10 +167,10 @@ class Preparation:
     def _check_prepared(self, given: Any, center: Sequence[float] | None) -> Prepared:
         """An array on the model's grid, as it is."""
         array = to_array(given)
-        wanted = tuple(
-            own if size is None else size for own, size in zip(array.shape, self.shape, strict=False)
+        fits = array.ndim == 3 and all(
+            size in (None, own) for own, size in zip(array.shape, self.shape, strict=True)
         )
-        if array.shape != wanted:
+        if not fits:
             raise ValueError(
                 f"an array alone must be a prepared volume, int16 {self.shape}, not {array.dtype} "
                 f"{array.shape}: give the file's path, (array, affine), or a Volume from "
@@ -181,7 +181,8 @@ class Preparation:
         voxels, _ = to_int16(array, self.modality)
         # Padding of a crop is no fault of the scan: the checks look at slices that hold more than one value.
         full = voxels[voxels.min(axis=(1, 2)) != voxels.max(axis=(1, 2))]
-        checked = Volume(full if len(full) else voxels, self.spacing, np.diag([*self.spacing, 1.0]))
+        spacing = tuple(1.0 if step is None else step for step in self.spacing)
+        checked = Volume(full if len(full) else voxels, spacing, np.diag([*spacing, 1.0]))
         check_hu(checked, modality=self.modality)
         return Prepared(voxels)
 

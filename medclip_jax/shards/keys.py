@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def hashed_text(key: bytes, kind: str, value: str) -> str:
 def hashed_integer(key: bytes, kind: str, value: str) -> int:
     """Keyed hash as a signed 64-bit integer."""
     return int.from_bytes(keyed_hash(key, kind, value, 8), "big", signed=True)
+
+
+def default_key(out: str | os.PathLike) -> Path:
+    """The key file beside a prepared folder: ``<out>.key``."""
+    out = Path(out).absolute()
+    return out.with_name(out.name + ".key")
 
 
 def read_key(path: Path) -> bytes:

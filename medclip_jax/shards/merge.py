@@ -10,11 +10,12 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medclip_jax.shards.commit import Commit, Entry, committed, final_names
-from medclip_jax.shards.manifest import Summary, summarize
+from medclip_jax.shards.keys import default_key
+from medclip_jax.shards.manifest import Summary, read_manifest, summarize
 from medclip_jax.shards.parts import Part, PlanFile, read_plan
 from medclip_jax.shards.read import (
     MANIFEST_FILE,
@@ -25,6 +26,7 @@ from medclip_jax.shards.read import (
     open_shards,
 )
 from medclip_jax.shards.record import ShardError
+from medclip_jax.shards.rejected import join_rejected
 from medclip_jax.shards.scan import NOTED, REJECTED
 from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.shards.work import Rejections
@@ -37,7 +39,11 @@ TWIN_NOTE = "duplicate-volume"
 
 
 def merge(
-    out: str | os.PathLike, *, max_rejected: float | None = None
+    out: str | os.PathLike,
+    *,
+    max_rejected: float | None = None,
+    key: str | os.PathLike | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[PreparedInfo, Summary | None]:
     """Make a data set of the shards that all parts wrote. Needs neither the table nor the scans.
 
@@ -47,6 +53,9 @@ def merge(
     Args:
         out: folder that the parts were told to write.
         max_rejected: share of all studies that may be rejected; default: what the first part was told.
+        key: file of the key, which is not read: beside it lie the private lists of what each part rejected,
+            which become one. Default: ``<out>.key``.
+        say: is given a line about that list.
 
     Returns:
         What was made, and the summary over all parts; None where the set was whole already.
@@ -70,7 +79,36 @@ def merge(
     with lock(out):
         if (out / SETTINGS_FILE).exists():  # another one was faster
             return open_shards(out), None
-        return assemble(out, plan, list(commits.values()), max_rejected)
+        made = assemble(out, plan, list(commits.values()), max_rejected)
+        key_file = default_key(out) if key is None else Path(key)
+        for line in _join_lists(out, key_file):
+            if say is not None:
+                say(line)
+        return made
+
+
+def _join_lists(out: Path, key: Path) -> Iterator[str]:
+    """Join the private lists of the parts; yields what is to be said of it. The set is complete without."""
+    try:
+        rejected = [entry for entry in read_manifest(out) if entry["class"] == REJECTED]
+        joined = join_rejected(out, key, rejected)
+    except (OSError, ValueError, KeyError) as error:
+        yield f"the private lists of rejections beside '{key}' could not be joined: {error}"
+        return
+    if joined is None and rejected:
+        yield (
+            f"no part's private list of what was rejected lies beside '{key}': give --key the key that the "
+            "parts used, and they become one"
+        )
+    if joined is None or not rejected:
+        return
+    file, lost = joined
+    yield f"what was rejected, with paths and what to do: {file} (private, as the key is)"
+    if lost:
+        yield (
+            f"{lost} of its rows have no path: the lists of their parts are not beside '{key}' (they lie "
+            "beside the key that each part used)"
+        )
 
 
 def _check_missing(out: Path, plan: PlanFile, commits: Mapping[str, Commit]) -> None:

@@ -21,7 +21,7 @@ from medclip_jax.corpora.folder import StudyTable
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.commit import listed
 from medclip_jax.shards.job import Job, Options
-from medclip_jax.shards.keys import read_key
+from medclip_jax.shards.keys import default_key, read_key
 from medclip_jax.shards.manifest import Summary, read_manifest
 from medclip_jax.shards.merge import assemble, lock, merge
 from medclip_jax.shards.parts import Part, PlanFile, describe_plan, join_plan, write_plan
@@ -190,7 +190,7 @@ def _prepare(
         if (out / SETTINGS_FILE).exists():  # the others have ended in the meantime
             return job.again(start)
         options.summarize((entry for commit in done.values() for entry in commit.entries), start)
-        return _merge_if_last(out, plan, locks, options.max_rejected, start, say)
+        return _merge_if_last(out, plan, locks, options.max_rejected, key_file, start, say)
 
 
 def _say_what_is_left_out(settings: PrepareSettings, studies: Sequence[Study], say) -> None:
@@ -212,7 +212,7 @@ def _say_what_is_left_out(settings: PrepareSettings, studies: Sequence[Study], s
 
 
 def _merge_if_last(
-    out: Path, plan: PlanFile, locks: bool, max_rejected: float, start: float, say
+    out: Path, plan: PlanFile, locks: bool, max_rejected: float, key_file: Path, start: float, say
 ) -> PreparedInfo | None:
     again = f"when all parts have ended, run: medclip prepare --merge {out}"
     if not locks:
@@ -222,7 +222,7 @@ def _merge_if_last(
         say("other parts are still missing; the last one to end puts the set together")
         return None
     try:
-        info, summary = merge(out, max_rejected=max_rejected)
+        info, summary = merge(out, max_rejected=max_rejected, key=key_file, say=say)
     except ShardError as error:
         if "another run" not in str(error):
             raise
@@ -231,12 +231,6 @@ def _merge_if_last(
     if summary is not None:
         say(f"all {plan.parts} parts: {summary.text(time.monotonic() - start)}")
     return info
-
-
-def default_key(out: str | os.PathLike) -> Path:
-    """The key file beside a prepared folder: ``<out>.key``."""
-    out = Path(out).absolute()
-    return out.with_name(out.name + ".key")
 
 
 def _key(key: bytes | str | os.PathLike | None, out: Path, say) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medclip_jax.corpora.study import Study
@@ -37,11 +38,41 @@ def write_rejected(file: Path, studies: Sequence[Study], found: Iterable[tuple[s
     Returns:
         Rows written.
     """
-    rows = sorted((row, code, message) for code, message, row in found)
+    by_row = {study.row or place: study for place, study in enumerate(studies, start=1)}
+    return _write(file, sorted((row, _path(by_row[row]), code, message) for code, message, row in found))
+
+
+def join_rejected(out: Path, key: Path, rejected: Sequence[Mapping[str, Any]]) -> tuple[Path, int] | None:
+    """Put the lists of all parts together as the one of the set, and remove them.
+
+    Args:
+        out: folder of the set.
+        key: file of its key, beside which the lists lie.
+        rejected: lines of its manifest. What an earlier run of a part rejected, and these do not, goes.
+
+    Returns:
+        The list, and how many of its rows have no path, because the list of their part lies elsewhere; None
+        where no list of a part lies there.
+    """
+    file = rejected_file(out, key)
+    parts = sorted(file.parent.glob(f"{glob.escape(out.resolve().name)}.rejected-*-of-*.csv"))
+    paths: dict[int, str] = {}
+    for part in parts:
+        with open(part, newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            paths |= {int(row["row"]): row["path"] for row in csv.DictReader(opened)}
+    if not parts:
+        return None
+    rows = [(line["row"], paths.get(line["row"], ""), line["reason"], line["message"]) for line in rejected]
+    _write(file, sorted(rows))
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return file, sum(line["row"] not in paths for line in rejected)
+
+
+def _write(file: Path, rows: Sequence[tuple[int, str, str, str]]) -> int:
     if not rows:
         file.unlink(missing_ok=True)
         return 0
-    by_row = {study.row or place: study for place, study in enumerate(studies, start=1)}
     partial = file.with_name(f"{file.name}.partial")
     partial.unlink(missing_ok=True)
     with open(
@@ -54,7 +85,7 @@ def write_rejected(file: Path, studies: Sequence[Study], found: Iterable[tuple[s
     ) as opened:
         table = csv.writer(opened, lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows((_path(by_row[row]), row, code, message) for row, code, message in rows)
+        table.writerows((path, row, code, message) for row, path, code, message in rows)
     os.replace(partial, file)
     return len(rows)
 
