@@ -32,9 +32,9 @@ def content_state(path: Path) -> str:
     """A text that changes when a file or folder is replaced by another one, also by one of equal size.
 
     Times are left out: a copy of the archive on another disk is the same archive. Of a gzip file the ends are
-    read, because the last bytes are its checksum; of other files above 1 MiB, 16 samples; of a folder, the
-    names and sizes of its files and the content of the first, the middle and the last one. An edit of a large
-    file in place can escape that.
+    read, because the last bytes are its checksum; of other files above 1 MiB, 16 samples; of each file of a
+    folder, its name, its size, and its first and last 4 KiB: the header of a DICOM slice and the end of its
+    voxels. An edit of a large file in place can escape that.
 
     Args:
         path: may be missing or unreadable; that is then its state.
@@ -43,6 +43,27 @@ def content_state(path: Path) -> str:
         if os.path.isdir(path):
             return _folder_state(path)
         return _file_state(path)
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}"
+
+
+def earlier_state(path: Path) -> str | None:
+    """What `content_state` was of a folder when it read three of its files alone; None of what is no folder.
+
+    By it, sets that were prepared then are known again.
+
+    Args:
+        path: may be missing or unreadable.
+    """
+    try:
+        if not os.path.isdir(path):
+            return None
+        files = _files_of(path)
+        names = hashlib.sha256()
+        for file in files:
+            names.update(os.fsencode(os.path.relpath(file, path)) + b"\0")
+        chosen = sorted({0, len(files) // 2, len(files) - 1}) if files else []
+        return f"{len(files)} {names.hexdigest()} {' '.join(_file_state(files[place]) for place in chosen)}"
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}"
 
@@ -62,10 +83,20 @@ def _file_state(path: str | os.PathLike) -> str:
         return f"{size} {digest.hexdigest()}"
 
 
+def _files_of(path: str | os.PathLike) -> list[str]:
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+
 def _folder_state(path: str | os.PathLike) -> str:
-    files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    names = hashlib.sha256()
-    for file in files:
-        names.update(os.fsencode(os.path.relpath(file, path)) + b"\0")
-    chosen = sorted({0, len(files) // 2, len(files) - 1}) if files else []
-    return f"{len(files)} {names.hexdigest()} {' '.join(_file_state(files[place]) for place in chosen)}"
+    files = _files_of(path)
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(os.fsencode(os.path.relpath(name, path)) + b"\0")
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            continue
+        with open(name, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(size.to_bytes(8, "big"))
+            for start in (0, max(0, size - _SAMPLE_BYTES)):
+                digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, start))
+    return f"{len(files)} files {digest.hexdigest()}"

@@ -82,7 +82,7 @@ class Job:
         return {
             name: commit
             for name, commit in committed(self.options.out, self.plan.shards, found).items()
-            if commit.fingerprint == found[name].fingerprint and not self._to_try(found[name], commit)
+            if found[name].matches(commit.fingerprint) and not self._to_try(found[name], commit)
         }
 
     def _to_try(self, found: Examined, commit: Commit) -> bool:
@@ -90,7 +90,7 @@ class Job:
         # What is rejected by the table, or because there is no file, needs no other try.
         rejected = [entry for item, entry in pairs if entry["class"] == REJECTED and item.rejection is None]
         if self.options.retry_rejected:
-            return bool(rejected) or found.fingerprint != commit.fingerprint
+            return bool(rejected) or not found.matches(commit.fingerprint)
         return any(may_pass(entry) or entry["reason"] == MISSING_FILE for entry in rejected)
 
     def again(self, start: float) -> PreparedInfo:
@@ -111,7 +111,7 @@ class Job:
         changed = [
             name
             for name in (found.shard.name for found in self.own.values())
-            if name not in todo and commits[name].fingerprint != self._found(name).fingerprint
+            if name not in todo and not self._found(name).matches(commits[name].fingerprint)
         ]
         if changed:
             raise ShardError(

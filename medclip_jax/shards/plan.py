@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.arrays import ShardError
-from medclip_jax.shards.files import content_state, is_missing
+from medclip_jax.shards.files import content_state, earlier_state, is_missing
 from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
 from medclip_jax.shards.record import VOLUME
 from medclip_jax.shards.settings import SPLITS, PrepareSettings
@@ -203,10 +203,16 @@ class Examined:
     Attributes:
         shard: as planned, and missing files are rejected.
         fingerprint: keyed hash that changes with anything that the shard's bytes depend on.
+        earlier: the same as it was when less was read of folders (see `files.earlier_state`).
     """
 
     shard: ShardPlan
     fingerprint: str
+    earlier: str
+
+    def matches(self, fingerprint: str) -> bool:
+        """Whether a shard of this fingerprint was made from what is there, as far as it tells."""
+        return fingerprint in (self.fingerprint, self.earlier)
 
 
 def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined:
@@ -217,7 +223,7 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
         settings: resolved.
         key: of the hashes.
     """
-    items, states = [], []
+    items, states, earlier = [], [], []
     for item in shard.items:
         study = item.study
         if item.rejection is None and any(is_missing(series.path) for series in study.series):
@@ -227,13 +233,24 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
         masks = sorted(study.organs) if settings.uses_masks else ()
         paths = [series.path for series in study.series] + [study.organs[name] for name in masks]
         states.append([content_state(path) for path in paths])
+        earlier.append([earlier_state(path) or state for path, state in zip(paths, states[-1], strict=True)])
     found = replace(shard, items=tuple(items))
+    fingerprint = _fingerprint(items, states, settings, key)
+    changed = earlier != states
+    return Examined(
+        found, fingerprint, _fingerprint(items, earlier, settings, key) if changed else fingerprint
+    )
+
+
+def _fingerprint(
+    items: Sequence[Item], states: Sequence[list[str]], settings: PrepareSettings, key: bytes
+) -> str:
     # Keyed, because it goes over raw ids and reports.
     parts = [_written(settings)]
     for item, state in zip(items, states, strict=True):
         parts.append(f"{_described(item)[:-1]}, {state!r})")
         parts.extend(_added_fields(item.study))
-    return Examined(found, _hash_all(key, "part", parts))
+    return _hash_all(key, "part", parts)
 
 
 def _digest(items: Sequence[Item], settings: PrepareSettings, key: bytes) -> str:

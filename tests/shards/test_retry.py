@@ -9,8 +9,9 @@ import pytest
 
 from medclip_jax.cli.main import main
 from medclip_jax.corpora.folder import folder as read_table
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards import scan, work
-from medclip_jax.shards.files import content_state, is_missing
+from medclip_jax.shards.files import content_state, earlier_state, is_missing
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.parts import Part
 from medclip_jax.shards.plan import examine, make_plan
@@ -192,14 +193,24 @@ def test_states_of_files(tmp_path):
         changed[place] ^= 1
         file.write_bytes(changed)
         assert content_state(file) != state
-    (tmp_path / "series").mkdir()
-    for name in "abc":
-        (tmp_path / "series" / name).write_text(name)
-    state = content_state(tmp_path / "series")
-    (tmp_path / "series" / "b").write_text("B")
-    assert content_state(tmp_path / "series") != state
-    (tmp_path / "series" / "b").unlink()
-    assert content_state(tmp_path / "series") != state
+    series = tmp_path / "series"
+    series.mkdir()
+    for name in "abcdefg":
+        (series / name).write_text(f"header {name}" + 9000 * name)
+    state, before = content_state(series), earlier_state(series)
+    for changed in "abcdefg":
+        content = (series / changed).read_text()
+        for other in ("H" + content[1:], content[:-1] + "-", content + "+"):
+            (series / changed).write_text(other)
+            assert content_state(series) != state
+        (series / changed).write_text(content)
+        os.utime(series / changed, (0, 0))
+    assert content_state(series) == state
+    (series / "b").write_text("B")
+    assert earlier_state(series) == before  # which three files alone did not tell
+    (series / "b").unlink()
+    assert content_state(series) != state
+    assert earlier_state(file) is None
     os.mkfifo(tmp_path / "pipe")
     assert content_state(tmp_path / "pipe").startswith("special")
     assert content_state(tmp_path / "no") == "FileNotFoundError"
@@ -282,3 +293,25 @@ def test_exit_status(scans, tmp_path, away, capsys):
     away.clear()
     assert main(command) == 0
     assert main([*command, "--retry-rejected"]) == 0
+
+
+def test_a_set_whose_folders_were_looked_at_less_is_known_again(tmp_path, monkeypatch):
+    scans = []
+    for index in range(2):
+        scan = tmp_path / f"scan{index}"
+        scan.mkdir()
+        for place in range(5):
+            (scan / f"{place}.dcm").write_text(f"slice {place} of {index}")
+        scans.append(Study((Series(scan),), f"v{index}", f"s{index}", f"p{index}", f"Report {index}."))
+    settings = resolve(small_set.SETTINGS.__class__(shape=(4, 4, 4)), scans)
+    (shard, *_) = make_plan(scans, settings, small_set.KEY)
+    now = examine(shard, settings, small_set.KEY)
+    assert now.fingerprint != now.earlier
+    with monkeypatch.context() as patch:
+        patch.setattr("medclip_jax.shards.plan.content_state", earlier_state)
+        then = examine(shard, settings, small_set.KEY)
+    assert now.matches(then.fingerprint)
+    (shard.items[0].study.path / "1.dcm").write_text("another one")
+    changed = examine(shard, settings, small_set.KEY)
+    assert not changed.matches(now.fingerprint)
+    assert changed.matches(then.fingerprint)

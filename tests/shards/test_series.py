@@ -8,9 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from medclip_jax.cli.main import main
 from medclip_jax.corpora.study import Series, Study
 from medclip_jax.inference.preparation import Preparation
 from medclip_jax.shards.check import check
+from medclip_jax.shards.grid import volume_kind
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.parts import Part
 from medclip_jax.shards.plan import examine, make_plan
@@ -57,6 +59,7 @@ def test_a_record_holds_every_series_and_the_set_says_how(studies, tmp_path):
     info = prepare(studies, tmp_path / "set", SETTINGS, **QUIET)
     assert (info.shape, info.series) == ((), (STACK, SCAR))
     assert not check(info, progress=False).problems
+    assert main(["inspect", str(info.folder), "--count", "3"]) == 0
     by_depth = {
         sample["short_axis"].shape[0]: sample
         for sample in map(open_split(info, "train").__getitem__, range(3))
@@ -164,3 +167,19 @@ def test_percentiles_are_values_of_the_scan():
     assert windowed[:10].tolist() == [0] * 10
     assert windowed[-10:].tolist() == [WINDOW_TOP] * 10
     np.testing.assert_allclose(windowed[9:90], (voxels[9:90] + 41) * (WINDOW_TOP / 80), atol=0.51)
+
+
+def test_one_mr_volume_a_record_from_the_command_line(studies, tmp_path):
+    lines = [f"{study.path},MR,{study.report}" for study in studies]
+    (tmp_path / "studies.csv").write_text("\n".join(["volume,modality,report", *lines]) + "\n")
+    arguments = ["prepare", "--table", str(tmp_path / "studies.csv"), "--out", str(tmp_path / "set")]
+    arguments += ["--modality", "MR", "--percentiles", "1", "99", "--workers", "1"]
+    assert main([*arguments, "--shape", "6", "16", "20", "--spacing", "8", "2", "2"]) == 0
+    info = open_shards(tmp_path / "set")
+    assert volume_kind(info)["percentiles"] == info.series[0].percentiles == (1.0, 99.0)
+    split = next(iter(info.splits))
+    voxels = open_split(info, split)[0]["volume"]
+    assert (voxels.shape, voxels.dtype) == ((6, 16, 20), np.int16)
+    assert 3000 < voxels[3, 6:10, 8:12].mean() <= WINDOW_TOP
+    assert "MR intensities" in (tmp_path / "set" / "features.json").read_text()
+    assert main(["inspect", str(tmp_path / "set"), "--count", "1"]) == 0
