@@ -93,5 +93,5 @@ def window_by_percentiles(
             f"Percentiles {percentiles[0]:g} and {percentiles[1]:g} of the voxels are both {low}: the series "
             "is nearly empty, or wider percentiles are needed.",
         )
-    scaled = (np.clip(voxels, low, high).astype(np.int32) - low) * np.float32(WINDOW_TOP / (high - low))
+    scaled = (np.clip(voxels, low, high).astype(np.float32) - low) * np.float32(WINDOW_TOP / (high - low))
     return np.rint(scaled).astype(np.int16), (low, high)

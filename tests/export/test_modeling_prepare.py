@@ -13,6 +13,7 @@ from medclip_jax.export.torch.loading import MedclipConfig, check_config
 from medclip_jax.export.torch.masked import MaskedModel
 from medclip_jax.export.torch.prepare import crop_and_resample, to_canonical, to_hu
 from medclip_jax.export.torch.vit import VisionTransformer
+from medclip_jax.inference.preparation import Preparation
 from medclip_jax.shards.scan import crop_and_resample as expected_crop
 from medclip_jax.volumes import Volume, VolumeRejected, read_volume
 from medclip_jax.volumes.checks import to_int16
@@ -240,6 +241,21 @@ def test_magnetic_resonance(real_data):
     for scale in (5000, 0.01):  # fractions, or beyond int16: spread over 0 .. 4095
         values = image.get_fdata(dtype=np.float32) / scale
         np.testing.assert_array_equal(to_hu(values, "MR").numpy(), to_int16(values, "MR")[0])
+
+
+@pytest.mark.parametrize("percentiles", [(1.0, 99.0), (0.0, 100.0), (12.3, 45.6)])
+def test_magnetic_resonance_windowed_by_percentiles(percentiles):
+    random = np.random.default_rng(3)
+    voxels = (random.gamma(2.0, 300.0, (21, 18, 16)) - 90).astype(np.int16)
+    model = model_for((12, 16, 20), (2.0, 1.5, 1.0), modality="MR", percentiles=list(percentiles))
+    preparation = Preparation((12, 16, 20), (2.0, 1.5, 1.0), "center", "MR", percentiles)
+    affine = np.diag([1.25, 1.5, 2.0, 1.0])
+    found, expected = model.prepare(voxels, affine).numpy(), preparation((voxels, affine)).voxels
+    assert 4095 >= expected.max() > 3500 > 150 > expected.min() >= 0
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() <= TIES
+    with pytest.raises(ValueError, match="nearly empty"):
+        model.prepare(np.full((4, 4, 4), 7, np.int16), affine)
 
 
 @pytest.mark.parametrize("name", ["chest_contrast.nii.gz", "abdomen.nii.gz", "upper_abdomen.nii.gz"])

@@ -28,6 +28,7 @@ from medclip_jax.export.torch.prepare import (
     is_image,
     to_canonical,
     to_hu,
+    window_by_percentiles,
 )
 from medclip_jax.export.torch.vision import VisionTower
 
@@ -161,7 +162,10 @@ class VolumeModel(PreTrainedModel):
         affine = torch.as_tensor(affine, dtype=torch.float64).cpu()
         if affine.shape != (4, 4):
             raise ValueError(f"the affine is (4, 4), array index to RAS mm, not {tuple(affine.shape)}")
-        voxels, affine = to_canonical(to_hu(voxels, modality), affine)
+        voxels = to_hu(voxels, modality)
+        if percentiles := getattr(self.config, "percentiles", None):
+            voxels = window_by_percentiles(voxels, percentiles)
+        voxels, affine = to_canonical(voxels, affine)
         if modality == "CT":
             check_hu(voxels)
         fill = AIR_HU if modality == "CT" else int(voxels.min())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -38,6 +39,21 @@ def to_hu(voxels, modality: str) -> Tensor:
             )
         voxels = voxels.clamp(min=-32768).round().to(torch.int16)
     return voxels.masked_fill(voxels < PADDING_BELOW_HU, AIR_HU) if modality == "CT" else voxels
+
+
+def window_by_percentiles(voxels: Tensor, percentiles: Sequence[float]) -> Tensor:
+    """Map an MR scan's int16 intensities to 0 ... 4095, cut off at two percentiles of its voxels.
+
+    Raises:
+        ValueError: both percentiles are one value.
+    """
+    counts = torch.bincount(voxels.flatten().to(torch.int64) + 32768, minlength=1 << 16).cumsum(0)
+    ranks = [max(math.ceil(voxels.numel() * p / 100), 1) for p in percentiles]
+    low, high = (int(torch.searchsorted(counts, rank)) - 32768 for rank in ranks)
+    if low == high:
+        raise ValueError(f"percentiles {percentiles} of the voxels are both {low}: the scan is nearly empty")
+    shifted = voxels.clamp(low, high).to(torch.float32) - low
+    return (shifted * (4095 / (high - low))).round().to(torch.int16)
 
 
 def check_hu(voxels: Tensor) -> None:
