@@ -37,7 +37,7 @@ HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "rev
 
 
 class MedclipConfig(PretrainedConfig):
-    """config.json: `objective`, `data`, `crop`, `modality`, `percentiles` if set, `text_length`, `prompts`."""
+    """config.json: `objective`, `data`, `crop`, `modality`, `text_length`, `prompts`, maybe `percentiles`."""
 
     model_type = "medclip"
 
