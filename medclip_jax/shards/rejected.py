@@ -7,6 +7,7 @@ import glob
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.shards.parts import Part
