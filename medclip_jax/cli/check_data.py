@@ -91,7 +91,8 @@ def of_shards(config: Any) -> AssumedData:
     """
     if not config.data.shards:
         raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
-    from medclip_jax.shards.read import open_shards, open_split
+    from medclip_jax.shards.mixture import open_training
+    from medclip_jax.shards.read import open_shards
 
     info = open_shards(config.data.shards)
     tokenizer = None
@@ -100,7 +101,7 @@ def of_shards(config: Any) -> AssumedData:
         from medclip_jax.reports.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
-    samples = len(open_split(info, config.data.train_split, fields=()))
+    samples = len(open_training(config.data, fields=()))
     organ_shape = tuple(info.schema.organ_shape) if info.organs else ()
     return AssumedData(DataSpec.of(info, tokenizer), organ_shape, samples, str(config.data.shards))
 

@@ -53,6 +53,9 @@ def base_config() -> Section:
             "seed": 0,  # weights, order of the data, augmentation, text choice: all of it
             "data": {
                 "shards": "",  # folder written by `medclip prepare`
+                # ((folder, weight), ...) to train on several sets, each with its share of the samples;
+                # evaluation stays with `shards`, which names one of them or another. () = `shards` alone
+                "sets": (),
                 # How `medclip prepare` made the volumes that this config is meant for: shards of another
                 # shape or spacing are refused, another crop or organ cell is warned of; (), "" and 0 expect
                 # nothing. `medclip check` takes these for the data where there are no shards.

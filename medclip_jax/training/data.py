@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from medclip_jax.objectives.base import DataSpec
+
+if TYPE_CHECKING:
+    from medclip_jax.shards.read import PreparedInfo
 
 _WORDS = re.compile(r"^text/.*\bwords/")
 """Names of the parameters of which each row belongs to a word."""
@@ -38,13 +41,15 @@ def open_data(config: Any) -> Data:
     """Open the shards and the tokenizer that `config.data` names.
 
     Raises:
-        ValueError: `config.data.shards` is empty.
+        ValueError: `config.data.shards` is empty, or several sets do not go together.
     """
     from medclip_jax.pipeline import TEXT_FALLBACK
-    from medclip_jax.shards.read import open_shards, open_split
+    from medclip_jax.shards.mixture import check_alike, open_training
+    from medclip_jax.shards.read import open_shards
 
     if not config.shards:
-        raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
+        named = " (with config.data.sets, the one to evaluate on)" if config.sets else ""
+        raise ValueError(f"config.data.shards is empty: give a folder written by `medclip prepare`{named}")
     info = open_shards(config.shards)
     folder = config.tokenizer or info.tokenizer
     tokenizer = None
@@ -57,7 +62,29 @@ def open_data(config: Any) -> Data:
         organs.append("organ_sentences")
     fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
     spec = DataSpec.of(info, tokenizer)
-    return Data(open_split(info, config.train_split, fields=fields), spec, tokenizer)
+    source = open_training(config, fields)
+    if config.sets:
+        check_alike([info, *(one.info for one in source.sources)])
+        _check_tokenizers(config, [info, *(one.info for one in source.sources)])
+    return Data(source, spec, tokenizer)
+
+
+def _check_tokenizers(config: Any, infos: Sequence[PreparedInfo]) -> None:
+    """Check that it is said which tokenizer is meant, where sets come with different ones.
+
+    Raises:
+        ValueError: it is not.
+    """
+    from medclip_jax.reports.tokenizer import load_tokenizer
+
+    if config.tokenizer:
+        return
+    found = {load_tokenizer(one.tokenizer).fingerprint if one.tokenizer else "" for one in infos}
+    if len(found) > 1:
+        raise ValueError(
+            "the sets of config.data.sets come with different tokenizers: set config.data.tokenizer to the "
+            f"one that the run shall use, such as {str(infos[0].folder / 'tokenizer')!r}"
+        )
 
 
 def check_expectation(config: Any, spec: DataSpec, info: Any | None = None) -> None:
@@ -108,7 +135,7 @@ def identify(data: Data) -> dict[str, Any]:
         records = digest.hexdigest()
     return {
         "samples": count,
-        "shards": getattr(info, "fingerprint", None),
+        "shards": getattr(data.source, "fingerprint", None) or getattr(info, "fingerprint", None),
         "records": records,
         "tokenizer": getattr(data.tokenizer, "fingerprint", None),
     }
@@ -129,7 +156,7 @@ def check_identity(saved: Mapping[str, Any], data: Data, workdir: Path) -> None:
         ValueError: they are others; the message says in what they differ.
     """
     from medclip_jax.reports.tokenizer import load_tokenizer
-    from medclip_jax.shards.read import PreparedInfo, ShardError, open_shards
+    from medclip_jax.shards.read import ShardError, open_shards
     from medclip_jax.training.workdir import TOKENIZER
 
     now = identify(data)
@@ -167,8 +194,9 @@ def check_identity(saved: Mapping[str, Any], data: Data, workdir: Path) -> None:
     if changes:
         raise ValueError(
             f"the run in {workdir} was begun on other data:\n  " + "\n  ".join(changes) + "\n"
-            "Give it the same shards and tokenizer (config.data.shards, config.data.tokenizer), wherever "
-            "they lie, or a new --workdir (with config.initial_weights.workdir set to this one to start from "
+            "Give it the same shards and tokenizer (config.data.shards, config.data.tokenizer, and the sets and "
+            "weights of config.data.sets), wherever they lie, or a new --workdir (with "
+            "config.initial_weights.workdir set to this one to start from "
             "its weights)"
         )
 

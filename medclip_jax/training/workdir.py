@@ -19,7 +19,7 @@ from medclip_jax.training.durable import replace_durably, write_durably
 
 MAY_CHANGE = ("steps", "epochs", "checkpoint", "log", "evaluation", "stop_on_nan", "mesh", "microbatches",
               "distributed", "initial_weights", "data.workers", "data.prefetch", "data.shards",
-              "data.prepare")  # fmt: skip
+              "data.sets", "data.prepare")  # fmt: skip
 """What a resumed run may set anew. A longer run stretches its learning rate schedule from there on."""
 
 CONFIG = "config.json"
