@@ -194,8 +194,8 @@ def check_identity(saved: Mapping[str, Any], data: Data, workdir: Path) -> None:
     if changes:
         raise ValueError(
             f"the run in {workdir} was begun on other data:\n  " + "\n  ".join(changes) + "\n"
-            "Give it the same shards and tokenizer (config.data.shards, config.data.tokenizer, and the sets and "
-            "weights of config.data.sets), wherever they lie, or a new --workdir (with "
+            "Give it the same shards and tokenizer (config.data.shards, config.data.tokenizer, and the sets "
+            "and weights of config.data.sets), wherever they lie, or a new --workdir (with "
             "config.initial_weights.workdir set to this one to start from "
             "its weights)"
         )
