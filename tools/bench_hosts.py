@@ -22,19 +22,22 @@ STEPS = 40
 
 def ids(folder: Path, counts: list[int]) -> list[list[int]]:
     """Sample ids of each step, where `counts` hosts share the batches one count after the other."""
+    from medclip_jax.fields import Layout
+    from medclip_jax.objectives import resolve
     from medclip_jax.pipeline import train_batches
     from medclip_jax.training.config import load_config
     from medclip_jax.training.data import open_data
 
     config = load_config(folder / "config.py", [f"--config.data.shards={folder / 'shards'}"])
-    data = open_data(config.data)
+    fields = resolve(config.objective.name)[1].batch_fields(config.objective)
+    data = open_data(config.data, fields)
+    layout = Layout(fields, data.spec, config.data, data.tokenizer)
     steps = []
     for part, count in enumerate(counts):
         hosts = [
             train_batches(
                 data.source,
-                config.data,
-                data.tokenizer,
+                layout,
                 seed=config.seed,
                 batch_size=config.batch_size,
                 start_step=part * STEPS,

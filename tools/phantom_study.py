@@ -25,6 +25,7 @@ from medclip_jax.corpora import phantom
 from medclip_jax.corpora.folder import folder
 from medclip_jax.evaluation.baselines import statistics_baseline
 from medclip_jax.evaluation.run import evaluate_all
+from medclip_jax.objectives import resolve
 from medclip_jax.shards.prepare import default_key, prepare
 from medclip_jax.shards.read import open_shards, open_split
 from medclip_jax.training.checkpoints import latest_step
@@ -95,7 +96,7 @@ def run_row(
         *ROWS[row],
     ]
     config = load_config(CONFIGS / "contrastive.py", overrides)
-    data = open_data(config.data)
+    data = open_data(config.data, resolve(config.objective.name)[1].batch_fields(config.objective))
     if row == "shuffled":
         data = data._replace(source=ShuffledPairs(data.source, seed))
     began = time.perf_counter()
@@ -103,13 +104,10 @@ def run_row(
     seconds = time.perf_counter() - began
     model = medclip_jax.load(workdir, batch_size=32)
     evaluation = evaluate_all(
-        model.objective,
+        model.embedder,
         {"zero_shot": {}, "retrieval": {}, "ordinal": {}},
         shards=shards,
         split="test",
-        tokenizer=model.tokenizer,
-        text_length=config.data.text_length,
-        batch_size=32,
     )
     metrics = evaluation.metrics()
     prefix = "zero_shot/auroc/"

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         print(show_config.shown(config))
         return 0
     data = check_data.assume(config, args)
-    model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+    model = build(config, data.spec, samples=data.samples)
     if model.config.microbatches:
         found = estimate(model, chip, devices)
     else:
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     targets += [("compiled_tpu", {"topology": args.tpu})] if args.tpu else []
     for name, target in targets:
         print("\ncompiling the step, which takes minutes ...", file=sys.stderr, flush=True)
-        compiled = compile_step(args.config, overrides, data.spec, organ_shape=data.organ_shape, **target)
+        compiled = compile_step(args.config, overrides, data.spec, **target)
         print("\n" + check_report.compiled_report(compiled, found), flush=True)
         figures[name] = check_report.compiled_figures(compiled)
         if args.tpu and name == "compiled_tpu":

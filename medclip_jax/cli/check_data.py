@@ -20,13 +20,11 @@ class AssumedData(NamedTuple):
 
     Attributes:
         spec: what the model needs to know.
-        organ_shape: (O, d, h, w), () without organs.
         samples: volumes of the training split, 0 where that is not known.
         source: where shape and vocabulary are from, for the reader.
     """
 
     spec: DataSpec
-    organ_shape: tuple[int, ...]
     samples: int
     source: str
 
@@ -67,7 +65,7 @@ def assume(config: Any, args: argparse.Namespace) -> AssumedData:
         names = wanted + tuple(f"finding_{n}" for n in range(len(wanted), args.findings))
     vocabulary = args.vocabulary or spec.vocabulary_size or VOCABULARY
     organs = tuple(f"organ_{n}" for n in range(args.organs)) or spec.organs
-    organ_shape = found.organ_shape
+    organ_shape = spec.organ_shape
     if args.organs:
         organ_shape = (args.organs, *(-(-size // ORGAN_CELL) for size in shape))
     spec = DataSpec(
@@ -75,35 +73,27 @@ def assume(config: Any, args: argparse.Namespace) -> AssumedData:
         spacing=_triple(args.spacing, "--spacing", float) if args.spacing else spec.spacing,
         findings=names,
         organs=organs,
-        vocabulary_size=vocabulary if "text" in config.objective else 0,
+        organ_shape=organ_shape,
+        vocabulary_size=vocabulary,
         mask_token=spec.mask_token,
         pad_token=spec.pad_token,
     )
     source = "flags" if args.shape else found.source
-    return AssumedData(spec, organ_shape, args.samples or found.samples, source)
+    return AssumedData(spec, args.samples or found.samples, source)
 
 
 def of_shards(config: Any) -> AssumedData:
     """The data of the shards that a config names.
 
     Raises:
-        ValueError: no such folder, split or tokenizer.
+        ValueError: no such folder, split or tokenizer, or shards that hold not all that the objective reads.
     """
-    if not config.data.shards:
-        raise ValueError("config.data.shards is empty: give a folder written by `medclip prepare`")
-    from medclip_jax.shards.mixture import open_training
-    from medclip_jax.shards.read import open_shards
+    from medclip_jax.objectives import resolve
+    from medclip_jax.training.data import open_data
 
-    info = open_shards(config.data.shards)
-    tokenizer = None
-    folder = config.data.tokenizer or info.tokenizer
-    if folder:
-        from medclip_jax.reports.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(folder)
-    samples = len(open_training(config.data, fields=()))
-    organ_shape = tuple(info.schema.organ_shape) if info.organs else ()
-    return AssumedData(DataSpec.of(info, tokenizer), organ_shape, samples, str(config.data.shards))
+    fields = resolve(config.objective.name)[1].batch_fields(config.objective)
+    data = open_data(config.data, fields)
+    return AssumedData(data.spec, len(data.source), str(config.data.shards))
 
 
 def of_expectation(config: Any) -> AssumedData:
@@ -118,11 +108,11 @@ def of_expectation(config: Any) -> AssumedData:
         tuple(expected.spacing or default.spacing),
         findings=tuple(expected.findings),
         organs=organs,
+        organ_shape=(len(organs), *(size // cell for size in shape)) if organs else (),
         vocabulary_size=expected.vocabulary_size,
     )
-    organ_shape = (len(organs), *(size // cell for size in shape)) if organs else ()
     source = "config.data.prepare" if expected.shape else "the defaults of medclip prepare"
-    return AssumedData(spec, organ_shape, 0, source)
+    return AssumedData(spec, 0, source)
 
 
 def _triple(text: str, flag: str, kind: type) -> tuple[Any, ...]:

@@ -137,13 +137,10 @@ def _evaluate(out: Path, shards: Path) -> Any:
 
     model = medclip_jax.load(out / "contrastive", batch_size=32)
     evaluation = evaluate_all(
-        model.objective,
+        model.embedder,
         {"zero_shot": {}, "retrieval": {"text": "impression"}, "ordinal": {}},
         shards=shards,
         split="test",
-        tokenizer=model.tokenizer,
-        text_length=model.config["data"]["text_length"],
-        batch_size=32,
     )
     print(evaluation)
     return evaluation

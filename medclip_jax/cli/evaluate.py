@@ -79,13 +79,10 @@ def run(args: argparse.Namespace) -> int:
 
     model = _load(args, folder, shards)
     evaluation = evaluate_all(
-        model.objective,
+        model.embedder,
         plan,
         shards=shards,
         split=args.split,
-        tokenizer=model.tokenizer,
-        text_length=int(model.config["data"]["text_length"]),
-        batch_size=args.batch_size,
         definitions=definitions,
     )
     print(evaluation)

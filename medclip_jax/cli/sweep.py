@@ -129,7 +129,7 @@ def _check(units: Sequence[Unit], *, elsewhere: bool) -> None:
         try:
             data = of_shards(config)
             check_evaluation(config)
-            model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+            model = build(config, data.spec, samples=data.samples)
             terms_of(model)
             if config.microbatches and model.config.batch_size % config.microbatches:
                 raise ValueError(

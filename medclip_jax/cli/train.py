@@ -118,7 +118,7 @@ def _microbatches(config: Any, processes: Processes) -> int:
     from medclip_jax.planning.shapes import build
 
     data = of_shards(config)
-    model = build(config, data.spec, samples=data.samples, organ_shape=data.organ_shape)
+    model = build(config, data.spec, samples=data.samples)
     chip = chip_of(jax.local_devices()[0])
     found = fewest_microbatches(model, chip, jax.device_count())
     needed, there = found.memory.total / 2**30, chip.usable_bytes / 2**30

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int16, Int64
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, EncodeTexts, VolumeInputs
 from medclip_jax.evaluation.metrics import Interval, bootstrap_interval, mean_of_defined
+from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.uncertainty_metrics import spearman
 from medclip_jax.reports.findings import FINDINGS, extract_detailed
 from medclip_jax.reports.sentences import split_sentences
@@ -233,22 +234,28 @@ def damaged_volumes(
 
     Returns:
         Kind to traces, of the kinds in `VOLUME_DAMAGE`.
+
+    Raises:
+        NotEvaluable: the model embeds something else than volumes.
     """
     kinds = [kind for kind in VOLUME_DAMAGE if kind in ladders]
     plan = [(kind, level) for kind in kinds for level in ladders[kind][1:]]
     if not plan:
         return {}
-    records, _ = open_records(("volume",))
+    if "volume" not in embedder.volume_inputs:
+        raise NotEvaluable("the model embeds no volumes of HU, and nothing else can be damaged")
+    records, _ = open_records(embedder.layout.reads)
 
     # One decoded volume serves all its levels: they follow each other.
     @lru_cache(maxsize=4)
-    def decoded(index: int) -> np.ndarray:
-        return records[index]["volume"]
+    def decoded(index: int) -> VolumeInputs:
+        return embedder.inputs(records[index], index)
 
     def read(place: int) -> VolumeInputs:
         index = int(chosen[place // len(plan)])
         kind, level = plan[place % len(plan)]
-        return {"volume": VOLUME_DAMAGE[kind](decoded(index), level, np.random.default_rng([seed, index]))}
+        inputs, generator = decoded(index), np.random.default_rng([seed, index])
+        return {**inputs, "volume": VOLUME_DAMAGE[kind](inputs["volume"], level, generator)}
 
     embedded = embedder.volumes(len(chosen) * len(plan), read, label="embed damaged volumes")
     traces = embedded.trace.reshape(len(chosen), len(plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,9 @@ from jaxtyping import Bool, Float, Int8, Int32, Int64
 
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, joined
+from medclip_jax.fields import Layout
 from medclip_jax.losses.probabilistic import inclusion
-from medclip_jax.objectives.base import Embedding, Inputs, Objective
+from medclip_jax.objectives.base import DataSpec, Embedding, Inputs, Objective
 from medclip_jax.progress import track
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.prompts import Prompts
@@ -29,6 +31,9 @@ TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 
 VolumeInputs = Mapping[str, np.ndarray]
 """The batch fields that an objective embeds, of one volume or of a batch."""
+
+DESCRIBES = ("study", "patient", "findings", "labels", "measurements")
+"""What evaluators read of a record beside its texts and what is embedded."""
 
 EncodeTexts = Callable[[Sequence[str]], Embeddings]
 """Texts to L2-normalised float32 vectors, or to Gaussians."""
@@ -96,17 +101,19 @@ class EmbeddedSplit:
 
 
 class Embedder:
-    """The two embedding functions of an objective, compiled once, over host arrays of any length.
+    """The embedding functions of an objective, compiled once, over host arrays of any length.
 
-    Parameters are an argument of the compiled functions, so `update` after some training steps costs
-    nothing. Every batch has one shape (the last is filled up); if the parameters live on a mesh, batches
+    Parameters are an argument of the compiled functions, and are taken from the objective anew at every
+    call: vectors are those of its present parameters. One embedder serves all evaluations of a run, see
+    `update`. Every batch has one shape (the last is filled up); if the parameters live on a mesh, batches
     are split over all its devices. Where the mesh spans several processes, all of them call every method
     alike; each reads and embeds its share of every batch, and all get all vectors.
 
     Args:
-        objective: the model; its present parameters are taken.
+        objective: the model.
+        spec: that it was built for.
+        config: `config.data` of its training: how its inputs are made, and how long a text is.
         tokenizer: turns texts into ids; None for an objective without text.
-        text_length: tokens for each text.
         batch_size: volumes or texts for each call; rounded up to a multiple of the mesh's devices.
         progress: whether to draw a bar.
         between: called after every batch; what it raises ends the work.
@@ -116,40 +123,79 @@ class Embedder:
     def __init__(
         self,
         objective: Objective,
-        tokenizer: Tokenizer | None,
+        spec: DataSpec,
+        config: Any,
+        tokenizer: Tokenizer | None = None,
         *,
-        text_length: int,
         batch_size: int,
         progress: bool = True,
         between: Callable[[], None] = lambda: None,
         readers: int = 2,
     ):
-        self.graph, self.state = nnx.split(objective)
+        self.objective: Objective | None = objective
+        self.graph, state = nnx.split(objective)
+        self._leaves = jax.tree.leaves(state)
         self.pooling = objective.pooling()
         self.volume_inputs = objective.volume_inputs
         self.has_text = objective.has_text
+        self.layout = Layout(objective.volume_inputs, spec, config)
         self.tokenizer = tokenizer
-        self.text_length = text_length
+        self.text_length = int(config.text_length)
         self.progress = progress
         self.between = between
         self.readers = readers
-        self.sharding = _batch_sharding(self.state)
+        self.sharding = _batch_sharding(state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
         self.embeds_organs = objective.embeds_organs
         self._organs = self._compiled(_organ_inclusion)
         self._volumes = self._compiled(_embed_volumes)
         self._texts = self._compiled(_embed_texts)
+        self._scale = jax.jit(partial(_scale, self.graph))
         self._known: dict[str, Embeddings] = {}
 
-    def update(self, objective: Objective) -> None:
-        """Take the present parameters of an objective of the same shape; forgets all text vectors.
+    def inputs(self, record: Mapping[str, Any], index: int) -> VolumeInputs:
+        """What the objective embeds of a record.
 
         Args:
-            objective: the model after more training.
+            record: with the arrays of `layout.reads`.
+            index: of it in its split.
         """
-        _, self.state = nnx.split(objective)
-        self._known = {}
+        sample = self.layout.sample(record, index)
+        return {name: sample[name] for name in self.volume_inputs}
+
+    def lacks(self, need: str) -> str:
+        """Why the model cannot embed something, and what to do; "" where it can.
+
+        Args:
+            need: "text" or "organs".
+        """
+        if need == "organs":
+            return (
+                "" if self.embeds_organs else "the model embeds no organs: evaluate one that does (hipro_ct)"
+            )
+        if not self.has_text:
+            return "the model has no text tower (a masked autoencoder has none): evaluate a contrastive one"
+        if self.tokenizer is None:
+            return "there is no tokenizer: prepare the shards with one, or evaluate without texts"
+        return ""
+
+    def update(self, objective: Objective | None) -> None:
+        """Embed by another objective from now on; what is compiled is kept.
+
+        Args:
+            objective: built alike, such as the model after more training. None lets go of the parameters
+                that are held, for as long as nothing is embedded.
+        """
+        self.objective, self._leaves, self._known = objective, [], {}
+
+    def _parameters(self) -> nnx.State:
+        """The objective's present ones. Vectors of texts that others gave are forgotten."""
+        state = nnx.split(self.objective)[1]
+        leaves = jax.tree.leaves(state)  # arrays never change, but variables get others
+        if len(leaves) != len(self._leaves) or any(map(operator.is_not, leaves, self._leaves)):
+            self._leaves, self._known = leaves, {}
+        return state
 
     def volumes(
         self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
@@ -193,10 +239,10 @@ class Embedder:
         Raises:
             NotEvaluable: there are no volumes, or the objective has no Gaussians of organs.
         """
-        if count == 0 or not self.embeds_organs:
-            raise NotEvaluable(
-                "there are no Gaussians of organs: evaluate a model that gives them (hipro_ct), on volumes"
-            )
+        if count == 0:
+            raise NotEvaluable("there are no volumes to embed: check the split's name and its size")
+        if reason := self.lacks("organs"):
+            raise NotEvaluable(reason)
 
         def arguments(index: int) -> tuple[VolumeInputs, np.ndarray]:
             inputs, organs = read(index)
@@ -216,13 +262,14 @@ class Embedder:
         Yields:
             For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        return map(_kept, self._ahead(self._volumes, ((dict(batch),) for batch in batches)))
+        function = partial(self._volumes, self._parameters())
+        return map(_kept, self._ahead(function, ((dict(batch),) for batch in batches)))
 
     def _read_and_call(
         self, function: Callable[..., Any], count: int, read: Callable[[int], tuple], label: str
     ) -> list[Any]:
         """A compiled function over what `read` gives of every index, its arguments: on the host, by batch."""
-        own = self.own_rows()
+        own, function = self.own_rows(), partial(function, self._parameters())
         out: list[Any] = []
         with (
             ThreadPoolExecutor(self.readers) as pool,
@@ -272,22 +319,16 @@ class Embedder:
         Raises:
             NotEvaluable: the objective has no text tower, or there is no tokenizer.
         """
-        if not self.has_text:
-            raise NotEvaluable(
-                "this objective has no text tower (a masked autoencoder has none): evaluate a contrastive "
-                "model"
-            )
-        if self.tokenizer is None:
-            raise NotEvaluable(
-                "there is no tokenizer: prepare the shards with one, or evaluate without texts"
-            )
+        if reason := self.lacks("text"):
+            raise NotEvaluable(reason)
+        function = partial(self._texts, self._parameters())
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         show = self.progress and len(new) > 64
         with track(total=len(new), label="embed texts", unit="text", show=show) as bar:
             for start in range(0, len(new), self.batch_size):
                 batch = new[start : start + self.batch_size]
                 tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)
-                vectors = self._call(self._texts, _fill(tokens, self.batch_size)[self.own_rows()])
+                vectors = self._call(function, _fill(tokens, self.batch_size)[self.own_rows()])
                 self._known.update(zip(batch, _kept(jax.device_get(vectors)), strict=False))
                 bar.update(len(batch))
                 self.between()
@@ -297,7 +338,7 @@ class Embedder:
 
     def logit_scale(self) -> float:
         """The model's multiplier of similarities; 1 where the objective has none."""
-        return float(jax.device_get(jax.jit(partial(_scale, self.graph))(self.state)))
+        return float(jax.device_get(self._scale(self._parameters())))
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.sharding is None:
@@ -315,13 +356,13 @@ class Embedder:
     def _call(self, function: Callable[..., Any], *batch: Any) -> Any:
         # Explicit transfer: the training loop forbids implicit ones.
         if self.sharding is None:
-            return function(self.state, *jax.device_put(batch))
+            return function(*jax.device_put(batch))
 
         def whole(rows: np.ndarray) -> jax.Array:
             shape = self.batch_size, *rows.shape[1:]
             return jax.make_array_from_process_local_data(self.sharding, rows, shape)
 
-        return function(self.state, *jax.tree.map(whole, batch))
+        return function(*jax.tree.map(whole, batch))
 
 
 def embed_split(
@@ -353,8 +394,8 @@ def embed_split(
 
     def read(index: int) -> VolumeInputs:
         record = records[index]
-        kept[index] = {key: value for key, value in record.items() if key not in ("volume", "organs")}
-        return {name: record[name] for name in embedder.volume_inputs}
+        kept[index] = {name: record[name] for name in (*DESCRIBES, *TEXT_FIELDS) if name in record}
+        return embedder.inputs(record, index)
 
     volumes = embedder.volumes(len(records), read, label=f"embed {name}")
     kept = _gathered(kept)

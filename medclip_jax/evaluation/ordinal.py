@@ -11,7 +11,7 @@ from jaxtyping import Float
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc, mean_of_defined
-from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, with_interval
+from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, needs, with_interval
 from medclip_jax.evaluation.similarity import averaged, describe, similarity
 from medclip_jax.reports.prompts import prompts_of
 
@@ -67,6 +67,7 @@ class OrdinalResult:
         return str(self.table())
 
 
+@needs("text")
 def evaluate_ordinal(
     data: EmbeddedSplit,
     encode_texts: EncodeTexts,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,20 @@ def is_enough(present: int, absent: int) -> bool:
 
 class NotEvaluable(ValueError):
     """The shards or the model lack what an evaluator needs; the message says what to do."""
+
+
+def needs(*what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark an evaluator by what a model must be able to embed; with one that cannot, it is skipped.
+
+    Args:
+        what: "text" and/or "organs", see `Embedder.lacks`. Every model embeds volumes.
+    """
+
+    def mark(evaluator: Callable[..., Any]) -> Callable[..., Any]:
+        evaluator.needs = what
+        return evaluator
+
+    return mark
 
 
 def chosen_findings(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
-from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, number
+from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, needs, number
 from medclip_jax.evaluation.similarity import Embeddings, averaged, describe, similarity
 from medclip_jax.reports import prompts
 
@@ -161,6 +161,7 @@ class RetrievalResult:
         return "\n\n".join(str(table) for table in tables if table)
 
 
+@needs("text")
 def evaluate_retrieval(
     data: EmbeddedSplit,
     encode_texts: EncodeTexts,

@@ -5,15 +5,22 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, Tokenizer, embed_split
+from medclip_jax.evaluation.embeddings import (
+    DESCRIBES,
+    TEXT_FIELDS,
+    EmbeddedSplit,
+    Embedder,
+    embed_split,
+)
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.settings import GIVEN, check_evaluators
-from medclip_jax.objectives.base import Objective
+from medclip_jax.fields import Layout, held_arrays
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.reports.definitions import Findings
 
 _log = logging.getLogger(__name__)
@@ -54,65 +61,41 @@ class Evaluation:
 
 
 def evaluate(
-    objective: Objective,
+    embedder: Embedder,
     evaluators: Mapping[str, Mapping[str, Any]],
     *,
     shards: str | Path,
     split: str,
-    tokenizer: Tokenizer | None,
-    text_length: int,
-    batch_size: int,
-    progress: bool = True,
-    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Score a model; `evaluate_all` returns the tables and intervals too.
 
     Args:
-        objective: the model.
+        embedder: of the model.
         evaluators: name to settings (a ConfigDict or a mapping). `kind` picks the evaluator and defaults to
             the name; the other settings are the keyword arguments of its function.
         shards: folder of prepared shards.
         split: e.g. "test" or "validation[:500]".
-        tokenizer: that the model was trained with; None for an objective without text.
-        text_length: tokens for each text.
-        batch_size: volumes for each call of the model.
-        progress: whether to draw a bar.
-        between: called after every batch and evaluator; what it raises ends the evaluation.
 
     Returns:
-        Stable keys ``<evaluator>/<metric>[/<finding>]`` to values, NaN where undefined. Empty for an
-        objective without text, with the reason logged.
+        Stable keys ``<evaluator>/<metric>[/<finding>]`` to values, NaN where undefined; of those evaluators
+        that could run, the others' reasons are logged.
 
     Raises:
-        ValueError: an unknown evaluator or setting, or an embedding that is not finite.
+        ValueError: an unknown evaluator or setting, shards that lack what the model embeds, or an embedding
+            that is not finite.
     """
-    evaluation = evaluate_all(
-        objective,
-        evaluators,
-        shards=shards,
-        split=split,
-        tokenizer=tokenizer,
-        text_length=text_length,
-        batch_size=batch_size,
-        progress=progress,
-        between=between,
-    )
+    evaluation = evaluate_all(embedder, evaluators, shards=shards, split=split)
     for name, reason in evaluation.skipped.items():
         _log.warning("evaluator %s skipped: %s", name, reason)
     return evaluation.metrics()
 
 
 def evaluate_all(
-    objective: Objective,
+    embedder: Embedder,
     evaluators: Mapping[str, Mapping[str, Any]],
     *,
     shards: str | Path,
     split: str,
-    tokenizer: Tokenizer | None,
-    text_length: int,
-    batch_size: int,
-    progress: bool = True,
-    between: Callable[[], None] = lambda: None,
     definitions: Findings | None = None,
 ) -> Evaluation:
     """Score a model and keep tables, intervals, scores and embeddings.
@@ -121,15 +104,10 @@ def evaluate_all(
     model lies on a mesh of several processes, all of them call this alike, and all get the same numbers.
 
     Args:
-        objective: the model.
+        embedder: of the model. Its `between` is called after every evaluator, too.
         evaluators: as in `evaluate`.
         shards: folder of prepared shards.
         split: e.g. "test".
-        tokenizer: that the model was trained with.
-        text_length: tokens for each text.
-        batch_size: volumes for each call of the model.
-        progress: whether to draw a bar.
-        between: called after every batch and evaluator; what it raises ends the evaluation.
         definitions: findings with their prompts; None for those that the shards were prepared with.
 
     Returns:
@@ -140,19 +118,13 @@ def evaluate_all(
     """
     began = time.monotonic()
     plan = check_evaluators(evaluators)
-    embedder = Embedder(
-        objective,
-        tokenizer,
-        text_length=text_length,
-        batch_size=batch_size,
-        progress=progress,
-        between=between,
-    )
-    try:
-        # Before the volumes, which take the time: an objective without text ends here.
-        embedder.texts(["There is a finding."])
-    except NotEvaluable as reason:
-        skipped = {name: str(reason) for name in plan}
+    skipped: dict[str, str] = {}
+    for name, (function, _) in plan.items():
+        reasons = [embedder.lacks(need) for need in getattr(function, "needs", ())]
+        if any(reasons):
+            skipped[name] = "; ".join(filter(None, reasons))
+    plan = {name: entry for name, entry in plan.items() if name not in skipped}
+    if not plan:  # before the volumes, which take the time
         return Evaluation(split, 0, {}, skipped, None, time.monotonic() - began)
 
     embedded: dict[str, EmbeddedSplit] = {}
@@ -164,16 +136,15 @@ def evaluate_all(
                 embedded[name] = replace(embedded[name], definitions=definitions)
         return embedded[name]
 
-    def open_records(fields: Sequence[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
+    def open_records(arrays: Sequence[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
         from medclip_jax.shards.read import open_shards, open_split
 
         info = open_shards(shards)
-        return open_split(info, split, fields=fields), info.organs
+        return open_split(info, split, fields=arrays), info.organs
 
     given = dict(zip(GIVEN, (load_split, embedder, open_records), strict=True))
     data = load_split(split)
     results: dict[str, Result] = {}
-    skipped = {}
     for name, (function, settings) in plan.items():
         wanted = inspect.signature(function).parameters
         try:
@@ -182,7 +153,7 @@ def evaluate_all(
             )
         except NotEvaluable as reason:
             skipped[name] = str(reason)
-        between()
+        embedder.between()
     return Evaluation(split, len(data.volumes), results, skipped, data, time.monotonic() - began)
 
 
@@ -199,12 +170,17 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
 
     Raises:
         medclip_jax.shards.record.ShardError: the folder, the split or a shard cannot be read.
+        ValueError: the shards lack what the model embeds.
     """
     # Imported here: a bare training machine has neither TFDS nor blosc2.
     from medclip_jax.shards.read import open_shards, open_split
 
     info = open_shards(shards)
-    records = open_split(info, split, fields=[name for name in info.schema.arrays if name != "organs"])
+    held = held_arrays(info)
+    spec, config = DataSpec.of(info, embedder.tokenizer), embedder.layout.config
+    layout = Layout(embedder.volume_inputs, spec, config, arrays=held)
+    wanted = dict.fromkeys((*layout.reads, *DESCRIBES, *TEXT_FIELDS))
+    records = open_split(info, split, fields=[name for name in wanted if name in held])
     return embed_split(
         split,
         records,

@@ -165,7 +165,7 @@ def evaluate_uncertainty(
 
     Args:
         data: the split.
-        encode_texts: the model's text side.
+        encode_texts: the model's text side; where it has none, volumes alone are damaged.
         samples: volumes and texts that are damaged, drawn from the split; 0 for all. Each is embedded once
             for every level.
         noise: standard deviations of white noise, HU; () leaves this damage out.
@@ -214,7 +214,10 @@ def evaluate_uncertainty(
     try:
         if not isinstance(data.volumes, Gaussians):
             raise NotEvaluable(_POINTS)
-        found = damaged_texts(data, encode_texts, chosen, ladders, text, seed)
+        try:
+            found = damaged_texts(data, encode_texts, chosen, ladders, text, seed)
+        except NotEvaluable as reason:
+            found, missing["damaged texts"] = {}, str(reason)
         if embedder is not None and open_records is not None:
             found |= damaged_volumes(data, chosen, ladders, embedder, open_records, seed)
         degradations = {
@@ -307,15 +310,18 @@ def _inclusion(
 ) -> Inclusion:
     if not isinstance(data.volumes, Gaussians):
         raise NotEvaluable(_POINTS)
-    if embedder is None or open_records is None or not embedder.embeds_organs:
-        raise NotEvaluable("the model has no Gaussians of organs: evaluate one that has, such as hipro_ct")
-    records, organs = open_records((*embedder.volume_inputs, "organs"))
+    if embedder is None or open_records is None:
+        raise NotEvaluable("volumes are not to be embedded again")
+    if reason := embedder.lacks("organs"):
+        raise NotEvaluable(reason)
+    records, organs = open_records((*embedder.layout.reads, "organs"))
     if not organs:
         raise NotEvaluable("the shards hold no organs: prepare from a table with organ masks and --cell")
 
     def read(place: int) -> tuple[VolumeInputs, np.ndarray]:
-        record = records[int(chosen[place])]
-        return {name: record[name] for name in embedder.volume_inputs}, record["organs"]
+        index = int(chosen[place])
+        record = records[index]
+        return embedder.inputs(record, index), record["organs"]
 
     scores, present = embedder.organ_inclusion(len(chosen), read)
     if not present.any():

@@ -17,6 +17,7 @@ from medclip_jax.evaluation.results import (
     Table,
     chosen_findings,
     is_enough,
+    needs,
     number,
     with_interval,
 )
@@ -168,6 +169,7 @@ def pair_scores(
     return difference if score == "difference" else (1 + np.tanh(difference / 2)) / 2
 
 
+@needs("text")
 def evaluate_zero_shot(
     data: EmbeddedSplit,
     encode_texts: EncodeTexts,

@@ -118,11 +118,14 @@ class Model:
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The compiled embedding functions, which the evaluators share."""
+        """The compiled embedding functions; the evaluators take it, too."""
+        from ml_collections import ConfigDict
+
         return Embedder(
             self.objective,
+            self.spec,
+            ConfigDict(self.config["data"]),
             self.tokenizer,
-            text_length=int(self.config["data"]["text_length"]),
             batch_size=self.batch_size,
             progress=self.progress,
             readers=min(available_cores(), _READERS),

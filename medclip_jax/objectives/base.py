@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medclip_jax.objectives.towers import VisionTower
 
 Batch = Mapping[str, jax.Array]
-"""Integers from the pipeline; see `docs/architecture.md`, "A batch"."""
+"""Integers from the pipeline, by the names of `medclip_jax.fields.FIELDS`."""
 
 Features = dict[str, jax.Array]
 """What `encode` hands to `couple`: small arrays, every one with the batch on its first axis."""
@@ -66,6 +66,7 @@ class DataSpec:
         spacing: mm per voxel along depth, height, width.
         findings: names of the columns of `batch["findings"]`.
         organs: names of the channels of `batch["organs"]`, () where there are none.
+        organ_shape: (O, d, h, w) of a sample's `batch["organs"]`, () likewise.
         vocabulary_size: entries of the tokenizer.
         mask_token, pad_token: ids in that tokenizer.
     """
@@ -74,6 +75,7 @@ class DataSpec:
     spacing: tuple[float, float, float]
     findings: tuple[str, ...] = ()
     organs: tuple[str, ...] = ()
+    organ_shape: tuple[int, ...] = ()
     vocabulary_size: int = 0
     mask_token: int = 0
     pad_token: int = 0
@@ -86,6 +88,7 @@ class DataSpec:
             spacing=tuple(info.spacing),
             findings=tuple(info.findings),
             organs=tuple(info.organs),
+            organ_shape=tuple(info.schema.organ_shape) if info.organs else (),
             vocabulary_size=tokenizer.vocabulary_size if tokenizer else 0,
             mask_token=tokenizer.mask if tokenizer else 0,
             pad_token=tokenizer.pad if tokenizer else 0,

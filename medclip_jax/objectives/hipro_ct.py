@@ -37,9 +37,6 @@ from medclip_jax.sharding import batch_sharded
 DIRECTIONS = ("global_contains_local", "local_contains_global")
 """Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
 
-ORGAN_FIELDS = ("organs", "organ", "organ_tokens", "organ_normal")
-"""What local terms read of a batch."""
-
 HEADS = 8
 """Of the attention to a volume's tokens, where the volume tower has none of its own."""
 
@@ -135,7 +132,8 @@ class HiProCt(Objective):
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
         """Volumes and reports; with local terms, one organ of each volume and its sentences, too."""
         local = config.weights.local > 0 or config.weights.hierarchy > 0
-        return ("volume", "tokens", *(ORGAN_FIELDS if local else ()))
+        organ = ("organs", "organ", "organ_tokens", "organ_normal") if local else ()
+        return ("volume", "tokens", *organ)
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         if config.direction not in DIRECTIONS:
@@ -396,12 +394,6 @@ class HiProCt(Objective):
 
     def _drawn_organ(self, batch: Batch, keys: jax.Array | None) -> Float[Array, "B N"]:
         """Occupancy of the organ that the pipeline drew; 0 everywhere where it drew none."""
-        missing = [name for name in ORGAN_FIELDS if name not in batch]
-        if missing:
-            raise ValueError(
-                f"the batch has no {', '.join(missing)}: prepare with organs and their sentences, and set "
-                "config.data.organ_text_length above 0"
-            )
         drawn = batch["organ"]
         index = jnp.maximum(drawn, 0)[:, None, None, None, None]
         cells = batch_sharded(jnp.take_along_axis(batch_sharded(batch["organs"]), index, axis=1))

@@ -64,7 +64,6 @@ def compile_step(
     overrides: Sequence[str],
     spec: DataSpec,
     *,
-    organ_shape: tuple[int, ...] = (),
     devices: int = 0,
     topology: str = "",
     timeout: float = 3600.0,
@@ -75,7 +74,6 @@ def compile_step(
         config_file: Python file with `get_config()`.
         overrides: as `training.config.load_config` takes them.
         spec: what the data fix.
-        organ_shape: (O, d, h, w), () without organs.
         devices: simulated CPUs; or
         topology: of a TPU, such as "v5e:8x8".
         timeout: seconds.
@@ -88,7 +86,6 @@ def compile_step(
         "config": str(config_file),
         "overrides": list(overrides),
         "spec": dataclasses.asdict(spec),
-        "organ_shape": list(organ_shape),
         "devices": devices,
         "topology": topology,
     }
@@ -158,7 +155,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, mesh, config.microbatches)
     # Steps only shape the schedule.
-    model = build(config, spec, samples=10**6, organ_shape=tuple(request["organ_shape"]))
+    model = build(config, spec, samples=10**6)
     step = make_train_step(
         model.graphdef,
         model.optimizer,

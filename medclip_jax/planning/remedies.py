@@ -100,7 +100,7 @@ def changed_model(model: Model, overrides: tuple[str, ...]) -> Model:
     for override in overrides:
         apply_override(config, override)
     if any(".objective." in override for override in overrides):
-        return build(config, model.spec, samples=model.samples, organ_shape=model.organ_shape)
+        return build(config, model.spec, samples=model.samples)
     return dataclasses.replace(model, config=config)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.fields import Layout
 from medclip_jax.objectives.base import Batch, DataSpec, total
 from medclip_jax.parameters import combine, flatten, merge, select, split, statistics
 from medclip_jax.planning.attention_cost import attention_of
@@ -37,7 +38,6 @@ class Model:
         batch: shapes of the global batch.
         steps: batches of the run, None where the number of samples is needed and not known.
         samples: volumes of the training split, 0 where that is not known.
-        organ_shape: (O, d, h, w), () without organs.
         known: what was worked out already. Models that differ in mesh and microbatches alone share it.
     """
 
@@ -49,7 +49,6 @@ class Model:
     batch: Batch
     steps: int | None
     samples: int
-    organ_shape: tuple[int, ...]
     known: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -72,56 +71,34 @@ class Tower:
     ema_bytes: int
 
 
-def batch_shapes(
-    spec: DataSpec,
-    batch_size: int,
-    text_length: int,
-    organ_shape: tuple[int, ...] = (),
-    organ_text_length: int = 0,
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(layout: Layout, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch that the pipeline would yield, as shapes.
 
     Args:
-        spec: of the data.
+        layout: of the run's batches.
         batch_size: samples.
-        text_length: tokens.
-        organ_shape: (O, d, h, w), () without organs.
-        organ_text_length: tokens of an organ's sentences, 0 without.
     """
-    shapes = {
-        "volume": (spec.shape, jnp.int16),
-        "findings": ((len(spec.findings),), jnp.int8),
-        "labels": ((len(spec.findings),), jnp.int8),
-        "study": ((2,), jnp.int32),
-        "sample": ((), jnp.int32),
-    }
-    if spec.vocabulary_size:
-        shapes["tokens"] = ((text_length,), jnp.int32)
-    if organ_shape:
-        shapes["organs"] = (tuple(organ_shape), jnp.uint8)
-    if organ_text_length:
-        shapes["organ"] = ((), jnp.int32)
-        shapes["organ_tokens"] = ((organ_text_length,), jnp.int32)
-        shapes["organ_normal"] = ((), jnp.int8)
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for name, (shape, dtype) in layout.shapes().items()
     }
 
 
-def build(config: Any, spec: DataSpec, *, samples: int = 0, organ_shape: tuple[int, ...] = ()) -> Model:
+def build(config: Any, spec: DataSpec, *, samples: int = 0) -> Model:
     """Build objective, optimizer and state as shapes.
 
     Args:
         config: a full config.
         spec: what the shards and the tokenizer fix, or stand-ins.
         samples: volumes of the training split, 0 where that is not known.
-        organ_shape: (O, d, h, w), () without organs.
 
     Raises:
         ValueError: whatever would stop the run at its start.
     """
     config = settle(config, spec, samples)
-    objective = nnx.eval_shape(lambda: objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
+    objective_class = objectives.resolve(config.objective.name)[1]
+    layout = Layout(objective_class.batch_fields(config.objective), spec, config.data)
+    objective = nnx.eval_shape(lambda: objective_class(config.objective, spec, rngs=nnx.Rngs(0)))
     graphdef, params, variables = split(objective)
     steps = None if config.epochs > 0 and not samples else total_steps(config, samples)
     optimizer = make_optimizer(config.optimizer, params, steps or 10**6)
@@ -132,9 +109,8 @@ def build(config: Any, spec: DataSpec, *, samples: int = 0, organ_shape: tuple[i
         statistics=statistics(graphdef, params, variables),
     )
     state = jax.eval_shape(create, params, variables)
-    lengths = config.data.text_length, config.data.organ_text_length
-    batch = batch_shapes(spec, config.batch_size, lengths[0], organ_shape, lengths[1])
-    return Model(config, spec, graphdef, state, optimizer, batch, steps, samples, organ_shape)
+    batch = batch_shapes(layout, config.batch_size)
+    return Model(config, spec, graphdef, state, optimizer, batch, steps, samples)
 
 
 def towers(model: Model) -> list[Tower]:

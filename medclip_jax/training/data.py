@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from medclip_jax.fields import Layout, held_arrays
 from medclip_jax.objectives.base import DataSpec
 
 if TYPE_CHECKING:
@@ -37,13 +38,17 @@ class Data(NamedTuple):
     tokenizer: Any = None
 
 
-def open_data(config: Any) -> Data:
+def open_data(config: Any, fields: Collection[str]) -> Data:
     """Open the shards and the tokenizer that `config.data` names.
 
+    Args:
+        config: `config.data`.
+        fields: of a batch, see `Objective.batch_fields`; only what they are made of is decoded.
+
     Raises:
-        ValueError: `config.data.shards` is empty, or several sets do not go together.
+        ValueError: `config.data.shards` is empty, several sets do not go together, or a field that the shards
+            cannot give.
     """
-    from medclip_jax.pipeline import TEXT_FALLBACK
     from medclip_jax.shards.mixture import check_alike, open_training
     from medclip_jax.shards.read import open_shards
 
@@ -57,15 +62,15 @@ def open_data(config: Any) -> Data:
         from medclip_jax.reports.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
-    organs = ["organs"] if info.organs else []
-    if config.organ_text_length:
-        organs.append("organ_sentences")
-    fields = ["volume", "study", "findings", "labels", *TEXT_FALLBACK, *organs]
     spec = DataSpec.of(info, tokenizer)
-    source = open_training(config, fields)
+    layout = Layout(fields, spec, config, tokenizer, arrays=held_arrays(info))
+    source = open_training(config, layout.reads)
     if config.sets:
-        check_alike([info, *(one.info for one in source.sources)])
-        _check_tokenizers(config, [info, *(one.info for one in source.sources)])
+        infos = [info, *(one.info for one in source.sources)]
+        check_alike(infos)
+        _check_tokenizers(config, infos)
+        for one in infos:
+            Layout(fields, spec, config, tokenizer, arrays=held_arrays(one))
     return Data(source, spec, tokenizer)
 
 

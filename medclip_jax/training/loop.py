@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from medclip_jax.fields import Layout
+from medclip_jax.objectives import resolve
 from medclip_jax.objectives.base import Objective
 from medclip_jax.parameters import merge
 from medclip_jax.training import distributed
@@ -30,7 +32,6 @@ from medclip_jax.training.start import (
     Model,
     check_evaluation,
     check_shared,
-    create_objective,
     find_beginning,
     keep_preparation,
     make_model,
@@ -39,6 +40,9 @@ from medclip_jax.training.start import (
 from medclip_jax.training.state import TrainState, averaged
 from medclip_jax.training.step import Metrics
 from medclip_jax.training.workdir import Workdir
+
+if TYPE_CHECKING:
+    from medclip_jax.evaluation.embeddings import Embedder
 
 EVALUATED = "evaluation_seconds"
 """Stands in the metrics of a step that was evaluated."""
@@ -52,7 +56,7 @@ def train(
     workdir: str | Path,
     *,
     data: Data | None = None,
-    objective_factory: Callable[..., Objective] = create_objective,
+    objective_class: type[Objective] | None = None,
 ) -> dict[str, float]:
     """Train, from scratch or from where this workdir stopped.
 
@@ -67,7 +71,7 @@ def train(
         workdir: gets `config.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, and copies of what using
             the model takes (see `Workdir.keep_preparation`) where the data come from shards.
         data: instead of what `config.data` names.
-        objective_factory: ``(config.objective, spec, rngs=...) -> Objective``.
+        objective_class: instead of the one that `config.objective.name` names.
 
     Returns:
         The metrics of the last step, evaluation included, also where nothing was left to do.
@@ -83,18 +87,21 @@ def train(
     processes = distributed.processes()
     with WorkdirLock(workdir.path, holding=processes.first) as lock, Preemption() as preemption:
         check_shared(workdir, processes)
+        objective_class = objective_class or resolve(config.objective.name)[1]
+        fields = objective_class.batch_fields(config.objective)
         opened = data is None
         if opened:
-            data = open_data(config.data)
+            data = open_data(config.data, fields)
             check_evaluation(config)
         # Computed with from here on; `config.json` keeps what was said.
         said, config = config, settle(config, data.spec, len(data.source))
         steps = total_steps(config, len(data.source))
         clock = Clock(workdir=workdir.path if processes.first else None, steps=steps)
+        layout = Layout(fields, data.spec, config.data, data.tokenizer)
         beginning = find_beginning(said, workdir, data, processes)
         with clock:
             model, state = make_model(
-                config, data, objective_factory, steps=steps, beginning=beginning, processes=processes
+                config, data, layout, objective_class, steps=steps, beginning=beginning, processes=processes
             )
             settings = config.checkpoint
             with Checkpoints(
@@ -111,7 +118,17 @@ def train(
                     if opened:
                         keep_preparation(workdir, config)
                 run = _Run(
-                    config, workdir, lock, data, processes, model, steps, preemption, checkpoints, clock
+                    config,
+                    workdir,
+                    lock,
+                    data,
+                    layout,
+                    processes,
+                    model,
+                    steps,
+                    preemption,
+                    checkpoints,
+                    clock,
                 )
                 return run.loop(state)
 
@@ -129,6 +146,7 @@ class _Run:
         workdir: Workdir,
         lock: WorkdirLock,
         data: Data,
+        layout: Layout,
         processes: Processes,
         model: Model,
         steps: int,
@@ -140,6 +158,7 @@ class _Run:
         self.workdir = workdir
         self.lock = lock
         self.data = data
+        self.layout = layout
         self.processes = processes
         self.model = model
         self.steps = steps
@@ -147,6 +166,7 @@ class _Run:
         self.checkpoints = checkpoints
         self.clock = clock
         self.identity = identify(data)
+        self.embedder: Embedder | None = None
         self.flops = 0.0
         self.logged = 0
         self.shown: dict[str, str] = {}
@@ -165,8 +185,7 @@ class _Run:
         logs = Logs(self.workdir, config, start=start, steps=self.steps, writing=self.processes.first)
         batches = train_batches(
             self.data.source,
-            config.data,
-            self.data.tokenizer,
+            self.layout,
             seed=config.seed,
             batch_size=config.batch_size,
             start_step=start,
@@ -302,6 +321,7 @@ class _Run:
 
     def _evaluate(self, step: int, state: TrainState, logs: Logs) -> dict[str, float]:
         """Score the model; every process takes part, and all get the same numbers."""
+        from medclip_jax.evaluation.embeddings import Embedder
         from medclip_jax.evaluation.run import evaluate
 
         def poll() -> None:
@@ -311,17 +331,28 @@ class _Run:
         begin = time.perf_counter()
         with self.clock.spend("evaluation"):
             objective = merge(self.model.graphdef, averaged(state))
-            found = evaluate(
-                objective,
-                self.config.evaluation.evaluators,
-                shards=self.config.data.shards,
-                split=self.config.evaluation.split,
-                tokenizer=self.data.tokenizer,
-                text_length=self.config.data.text_length,
-                batch_size=self.config.evaluation.batch_size,
-                progress=self.config.log.progress and self.processes.first,
-                between=poll,
-            )
+            if self.embedder is None:
+                # One for all evaluations of the run: it compiles once.
+                self.embedder = Embedder(
+                    objective,
+                    self.data.spec,
+                    self.config.data,
+                    self.data.tokenizer,
+                    batch_size=self.config.evaluation.batch_size,
+                    progress=self.config.log.progress and self.processes.first,
+                )
+            self.embedder.update(objective)
+            self.embedder.between = poll
+            settings = self.config.evaluation
+            try:
+                found = evaluate(
+                    self.embedder,
+                    settings.evaluators,
+                    shards=self.config.data.shards,
+                    split=settings.split,
+                )
+            finally:
+                self.embedder.update(None)  # the next step gives the parameters' memory to new ones
         found = {**found, EVALUATED: time.perf_counter() - begin}
         logs.write(step, found)
         return found

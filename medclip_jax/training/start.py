@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from medclip_jax.objectives.base import Batch, DataSpec, Objective
+from medclip_jax.fields import Layout
+from medclip_jax.objectives.base import Batch, Objective
 from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, statistics
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
@@ -76,13 +77,6 @@ def check_evaluation(config: Any) -> None:
             open_split(config.data.shards, config.evaluation.split, fields=())
         except ValueError as error:
             raise ValueError(f"config.evaluation.split={config.evaluation.split}: {error}") from None
-
-
-def create_objective(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
-    """The objective that `config.objective` names."""
-    from medclip_jax import objectives
-
-    return objectives.create(config, spec, rngs=rngs)
 
 
 def check_shared(workdir: Workdir, processes: Processes) -> None:
@@ -154,7 +148,8 @@ def _check_continues(config: Any, source: Path, data: Data) -> None:
 def make_model(
     config: Any,
     data: Data,
-    objective_factory: Callable[..., Objective],
+    layout: Layout,
+    objective_class: type[Objective],
     *,
     steps: int,
     beginning: Beginning,
@@ -165,7 +160,8 @@ def make_model(
     Args:
         config: of the run.
         data: of the run.
-        objective_factory: ``(config.objective, spec, rngs=...) -> Objective``.
+        layout: of its batches.
+        objective_class: what to build.
         steps: of the whole run.
         beginning: where a checkpoint will be restored, the state is only shapes and places.
         processes: of the run.
@@ -177,7 +173,7 @@ def make_model(
     meshes.check_batch_size(config.batch_size, mesh, config.microbatches)
 
     def draw() -> Objective:
-        return objective_factory(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
+        return objective_class(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
 
     # Nothing is drawn where a checkpoint follows: shapes are enough.
     graphdef, params, variables = split(nnx.eval_shape(draw) if beginning.whole else draw())
@@ -197,7 +193,7 @@ def make_model(
         params, variables = _with_weights(config, data, drawn, running, beginning)
         places = shardings["params"], shardings["variables"]
         drawn = meshes.put_state((params, variables), places)
-        params, variables = _calibrated(graphdef, drawn, places, config, data, mesh, processes)
+        params, variables = _calibrated(graphdef, drawn, places, config, data, layout, mesh, processes)
         # Jitted, so that optimizer state and average are never whole on one device.
         state = jax.jit(create, out_shardings=shardings)(params, variables)
     step = make_train_step(
@@ -253,6 +249,7 @@ def _calibrated(
     shardings: tuple[Any, Any],
     config: Any,
     data: Data,
+    layout: Layout,
     mesh: Mesh,
     processes: Processes,
 ) -> tuple[Tree, Tree]:
@@ -267,8 +264,7 @@ def _calibrated(
 
     batches = train_batches(
         data.source,
-        config.data,
-        data.tokenizer,
+        layout,
         seed=config.seed,
         batch_size=config.batch_size // config.microbatches,
         process_index=processes.index,

@@ -1,5 +1,7 @@
 """An objective whose variance is known: it grows with what is wrong with its input."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ from flax import nnx
 
 from medclip_jax.evaluation.embeddings import Embedder
 from medclip_jax.models.heads import LogitScale
-from medclip_jax.objectives.base import Embedding, Objective, OrganEmbedding
+from medclip_jax.objectives.base import DataSpec, Embedding, Objective, OrganEmbedding
 
 SHAPE = (8, 4, 4)
 FINDINGS = ("cardiomegaly", "pericardial_effusion")
 WIDTH = 6
+SPEC = DataSpec(SHAPE, (1.0, 1.0, 1.0), findings=FINDINGS)
+DATA = SimpleNamespace(text_length=32)
 
 
 def unit(vectors):
@@ -82,4 +86,4 @@ def toy_records(n=12, seed=0):
 
 
 def toy_embedder(objective=None):
-    return Embedder(objective or ToyGaussian(), tokenize, text_length=32, batch_size=4, progress=False)
+    return Embedder(objective or ToyGaussian(), SPEC, DATA, tokenize, batch_size=4, progress=False)

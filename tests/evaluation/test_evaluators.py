@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, embed_spl
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
-from medclip_jax.evaluation.settings import default_evaluators
+from medclip_jax.evaluation.settings import EVALUATORS, default_evaluators
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
-from medclip_jax.objectives.base import Embedding, Objective
+from medclip_jax.objectives.base import DataSpec, Embedding, Objective
 from medclip_jax.reports.prompts import pair
 
 FINDINGS = ("cardiomegaly", "pericardial_effusion", "atherosclerosis")
@@ -344,10 +345,15 @@ def expected_vectors(objective, rows):
     return unit(volumes @ np.asarray(objective.weight[...], np.float64))
 
 
+def embedder_of(objective, tokenizer=tokenize, batch_size=4):
+    spec, data = DataSpec((2, 2, 2), (1.0, 1.0, 1.0)), SimpleNamespace(text_length=6)
+    return Embedder(objective, spec, data, tokenizer, batch_size=batch_size, progress=False)
+
+
 @pytest.mark.parametrize("batch_size", [4, 16])
 def test_every_volume_in_its_place(batch_size):
     objective, rows = Toy(), records()
-    embedder = Embedder(objective, tokenize, text_length=6, batch_size=batch_size, progress=False)
+    embedder = embedder_of(objective, tokenize, batch_size=batch_size)
     data = embed_split("test", rows, embedder, findings=FINDINGS, measurements=("cac_grade",))
     np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
     np.testing.assert_array_equal(data.labels["cardiomegaly"], [row["labels"][0] for row in rows])
@@ -360,20 +366,56 @@ def test_parameters_on_a_mesh_split_the_batch():
     objective, rows = Toy(), records()
     graph, state = nnx.split(objective)
     placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
-    embedder = Embedder(placed, tokenize, text_length=6, batch_size=5, progress=False)
+    embedder = embedder_of(placed, tokenize, batch_size=5)
     assert embedder.batch_size == 8
     data = embed_split("test", rows, embedder)
     np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
     assert embedder.texts(["a", "b", "c"]).shape == (3, 6)
 
 
-def test_update_takes_new_weights():
-    objective, rows = Toy(), records()
-    embedder = Embedder(objective, tokenize, text_length=6, batch_size=4, progress=False)
-    before = embed_split("test", rows, embedder).volumes
+TRACED: list[str] = []
+
+
+class Weighted(Toy):
+    """Its texts and its scale depend on its parameters, too; says when it is traced."""
+
+    def embed_volumes(self, inputs):
+        TRACED.append("volumes")
+        return super().embed_volumes(inputs)
+
+    def embed_texts(self, tokens):
+        TRACED.append("texts")
+        return Embedding(super().embed_texts(tokens).mean @ self.weight[:6])
+
+    def similarity_scale(self):
+        TRACED.append("scale")
+        return self.weight[0, 0]
+
+
+def vectors_of(embedder):
+    """All that an embedder can say of records: volumes, streamed volumes, texts, the scale."""
+    rows = records()
+    split = embed_split("test", rows, embedder)
+    (streamed,) = embedder.stream([{"volume": np.stack([row["volume"] for row in rows[:4]])}])
+    return [split.volumes, streamed, embedder.texts(["a", "b"]), np.float32(split.logit_scale)]
+
+
+@pytest.mark.parametrize("how", ["update", "in place"])
+def test_vectors_are_of_the_present_parameters_and_nothing_is_compiled_again(how):
+    objective = Weighted()
+    embedder = embedder_of(objective)
+    TRACED.clear()
+    before = vectors_of(embedder)
+    assert sorted(TRACED) == ["scale", "texts", "volumes"]
+    if how == "update":
+        embedder.update(None)
+        objective = Weighted()
     objective.weight[...] = -objective.weight[...]
-    embedder.update(objective)
-    np.testing.assert_allclose(embed_split("test", rows, embedder).volumes, -before, atol=1e-6)
+    if how == "update":
+        embedder.update(objective)
+    for found, old in zip(vectors_of(embedder), before, strict=True):
+        np.testing.assert_allclose(found, -old, atol=1e-6)
+    assert sorted(TRACED) == ["scale", "texts", "volumes"]
 
 
 def test_equal_texts_are_embedded_once():
@@ -383,7 +425,7 @@ def test_equal_texts_are_embedded_once():
         calls.extend(texts)
         return tokenize(texts, length)
 
-    embedder = Embedder(Toy(), counting, text_length=6, batch_size=2, progress=False)
+    embedder = embedder_of(Toy(), counting, batch_size=2)
     vectors = embedder.texts(["a", "b", "a", "c"])
     embedder.texts(["b"])
     assert calls == ["a", "b", "c"]
@@ -401,7 +443,7 @@ def test_a_volume_that_cannot_be_read_stops_the_evaluation():
                 raise OSError("record 7 is damaged")
             return super().__getitem__(index)
 
-    embedder = Embedder(Toy(), tokenize, text_length=6, batch_size=4, progress=False)
+    embedder = embedder_of(Toy(), tokenize, batch_size=4)
     with pytest.raises(OSError, match="record 7"):
         embed_split("test", Broken(rows), embedder)
 
@@ -419,7 +461,7 @@ def shards(monkeypatch):
     return opened
 
 
-SETTINGS = {"shards": "folder", "split": "test", "tokenizer": tokenize, "text_length": 6, "batch_size": 4}
+SETTINGS = {"shards": "folder", "split": "test"}
 
 
 def all_evaluators():
@@ -431,7 +473,7 @@ def all_evaluators():
 
 class TestRun:
     def test_stable_keys(self, shards):
-        found = run.evaluate(Toy(), all_evaluators(), **SETTINGS)
+        found = run.evaluate(embedder_of(Toy()), all_evaluators(), **SETTINGS)
         assert shards == ["test"]
         for key in (
             "zero_shot/auroc_mean",
@@ -451,7 +493,7 @@ class TestRun:
             "zero_shot": {"threshold": "validation", "draws": 0},
             "again": {"kind": "zero_shot", "threshold": "validation", "draws": 0},
         }
-        found = run.evaluate(Toy(), plan, **SETTINGS)
+        found = run.evaluate(embedder_of(Toy()), plan, **SETTINGS)
         assert sorted(shards) == ["test", "validation"]
         assert found["again/f1_mean"] == found["zero_shot/f1_mean"]
 
@@ -459,34 +501,56 @@ class TestRun:
         from ml_collections import ConfigDict
 
         plan = ConfigDict({"zero_shot": {"draws": 0, "findings": ("cardiomegaly",)}, "retrieval": {}})
-        found = run.evaluate(Toy(), plan, **SETTINGS)
+        found = run.evaluate(embedder_of(Toy()), plan, **SETTINGS)
         assert "zero_shot/auroc/cardiomegaly" in found
         assert "zero_shot/auroc/atherosclerosis" not in found
 
     def test_twice_gives_the_same(self, shards):
-        one, two = (run.evaluate(Toy(), all_evaluators(), **SETTINGS) for _ in range(2))
+        one, two = (run.evaluate(embedder_of(Toy()), all_evaluators(), **SETTINGS) for _ in range(2))
         assert json.dumps(one) == json.dumps(two)
+
+    def test_an_objective_without_text_runs_what_needs_none(self, shards, monkeypatch):
+        class Seeing(Toy):
+            has_text = False
+
+        def evaluate_count(data, encode_texts, *, labels: str = "labels"):
+            return SimpleNamespace(metrics=lambda: {"volumes": float(len(data.volumes))})
+
+        monkeypatch.setitem(EVALUATORS, "count", evaluate_count)
+        found = run.evaluate_all(embedder_of(Seeing()), {"count": {}, "retrieval": {}}, **SETTINGS)
+        assert found.metrics() == {"count/volumes": 11.0}
+        assert found.skipped.keys() == {"retrieval"}
+        assert "no text tower" in found.skipped["retrieval"]
+
+    def test_evaluators_say_what_they_need(self):
+        needs = {name: getattr(function, "needs", ()) for name, function in EVALUATORS.items()}
+        assert needs == {
+            "zero_shot": ("text",),
+            "retrieval": ("text",),
+            "ordinal": ("text",),
+            "uncertainty": (),
+        }
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):
         with caplog.at_level(logging.WARNING):
-            assert run.evaluate(Mute(), {"zero_shot": {}}, **SETTINGS) == {}
+            assert run.evaluate(embedder_of(Mute()), {"zero_shot": {}}, **SETTINGS) == {}
         assert "no text tower" in caplog.text
         assert shards == []
 
     def test_one_evaluator_without_data_does_not_stop_the_others(self, shards):
         plan = {"ordinal": {"measurement": "none_such"}, "retrieval": {}}
-        evaluation = run.evaluate_all(Toy(), plan, **SETTINGS, progress=False)
+        evaluation = run.evaluate_all(embedder_of(Toy()), plan, **SETTINGS)
         assert list(evaluation.results) == ["retrieval"]
         assert "none_such" in evaluation.skipped["ordinal"]
         assert "ordinal: skipped" in str(evaluation)
 
     def test_unknown_evaluator(self):
         with pytest.raises(ValueError, match=r"no evaluator 'probing' for .*There are zero_shot"):
-            run.evaluate(Toy(), {"probing": {}}, **SETTINGS)
+            run.evaluate(embedder_of(Toy()), {"probing": {}}, **SETTINGS)
 
     def test_unknown_setting(self):
         with pytest.raises(
             ValueError,
             match=r"no zero_shot.treshold. Did you mean zero_shot.threshold.*has the settings findings",
         ):
-            run.evaluate(Toy(), {"zero_shot": {"treshold": "argmax"}}, **SETTINGS)
+            run.evaluate(embedder_of(Toy()), {"zero_shot": {"treshold": "argmax"}}, **SETTINGS)

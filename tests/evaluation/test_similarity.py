@@ -12,7 +12,15 @@ from medclip_jax.evaluation.similarity import Gaussians, joined, means, preferen
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
 from medclip_jax.losses import probabilistic
 from medclip_jax.reports.prompts import pair
-from tests.evaluation.gaussian_toy import FINDINGS, ToyGaussian, tokenize, toy_embedder, toy_records
+from tests.evaluation.gaussian_toy import (
+    DATA,
+    FINDINGS,
+    SPEC,
+    ToyGaussian,
+    tokenize,
+    toy_embedder,
+    toy_records,
+)
 
 
 def unit(vectors):
@@ -165,7 +173,7 @@ class TestEmbedder:
         mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
         graph, state = nnx.split(ToyGaussian())
         placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
-        embedder = Embedder(placed, tokenize, text_length=32, batch_size=8, progress=False)
+        embedder = Embedder(placed, SPEC, DATA, tokenize, batch_size=8, progress=False)
         rows = toy_records()
         found = embedder.volumes(len(rows), lambda i: {"volume": rows[i]["volume"]})
         alone = toy_embedder().volumes(len(rows), lambda i: {"volume": rows[i]["volume"]})

@@ -14,7 +14,7 @@ from medclip_jax.evaluation.uncertainty_metrics import calibration, risk_coverag
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.objectives.base import Embedding
 from medclip_jax.reports.prompts import pair
-from tests.evaluation.gaussian_toy import FINDINGS, ToyGaussian, tokenize, toy_embedder, toy_records
+from tests.evaluation.gaussian_toy import FINDINGS, ToyGaussian, toy_embedder, toy_records
 
 ORGANS = ("lung", "heart")
 NOISE_ALONE = {"lost_slices": (), "cropped": (), "truncated": (), "vague": ()}
@@ -227,6 +227,20 @@ def test_without_the_volumes_texts_and_answers_remain():
     assert found.inclusion is None
 
 
+def test_without_texts_the_volumes_are_damaged_all_the_same():
+    class Mute(ToyGaussian):
+        has_text = False
+
+    found = evaluated(Mute(), draws=0)
+    assert found.degradations.keys() == {"noise", "lost_slices", "cropped"}
+    assert found.answers is None
+    assert found.inclusion is not None
+    assert "no text tower" in found.missing["zero-shot"]
+    assert "no text tower" in found.missing["damaged texts"]
+    expected = evaluated(draws=0).degradations["noise"]
+    np.testing.assert_array_equal(found.degradations["noise"].uncertainty, expected.uncertainty)
+
+
 def test_unknown_text_field():
     with pytest.raises(ValueError, match="text='title': use one of report"):
         evaluated(text="title")
@@ -247,7 +261,6 @@ def test_the_runner_gives_embedder_and_records(monkeypatch):
     monkeypatch.setattr(read, "open_shards", lambda folder: Info())
     monkeypatch.setattr(read, "open_split", lambda info, split, fields: opener(rows)(fields)[0])
     assert "embedder" not in default_evaluators()["uncertainty"]
-    settings = {"shards": "s", "split": "test", "tokenizer": tokenize, "text_length": 32, "batch_size": 4}
-    found = run.evaluate(ToyGaussian(), {"uncertainty": {"draws": 0}}, **settings, progress=False)
+    found = run.evaluate(toy_embedder(), {"uncertainty": {"draws": 0}}, shards="s", split="test")
     direct = evaluated(draws=0).metrics()
     assert found == pytest.approx({f"uncertainty/{key}": value for key, value in direct.items()})

@@ -358,6 +358,7 @@ def test_without_local_terms_no_organ_is_needed():
     config.weights.update(local=0.0, hierarchy=0.0)
     model = objectives.create(config, spec, rngs=nnx.Rngs(0))
     batch = on_device({name: x for name, x in make_batch(3).items() if "organ" not in name})
+    assert set(model.batch_fields(config)) < batch.keys()
     features = jax.jit(lambda data: model.encode(data, jax.random.key(0), train=True))(batch)
     assert features.keys() == {f"{kind}_{what}" for kind in KINDS[:2] for what in ("mean", "log_variance")}
     terms = model.couple(features, batch)
@@ -372,9 +373,6 @@ def test_errors_say_what_to_do():
             build(**wrong)
     with pytest.raises(ValueError, match="set it to 'mean'"):
         build(**{"vision.pooling": "cls"})
-    batch = on_device({name: x for name, x in make_batch(2).items() if name != "organ_tokens"})
-    with pytest.raises(ValueError, match=r"no organ_tokens.*organ_text_length above 0"):
-        build().encode(batch, jax.random.key(0), train=True)
     batch = on_device(make_batch(2)) | {"organs": jnp.zeros((2, 3, 1, 2, 1), jnp.uint8)}
     with pytest.raises(ValueError, match="do not divide the patch"):
         build().encode(batch, jax.random.key(0), train=True)

@@ -1,5 +1,7 @@
 """Every system through the seam: encode is per sample, couple sees the batch, embeddings are unit vectors."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
 from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.vectors import normalize
@@ -18,6 +21,7 @@ SPEC = base.DataSpec(
     spacing=(4.0, 3.0, 3.0),
     findings=("pleural_effusion", *cardiac_clip.FINDINGS),
     organs=("heart", "left_lung", "right_lung"),
+    organ_shape=(3, 4, 8, 6),
     vocabulary_size=50,
     mask_token=4,
     pad_token=0,
@@ -99,6 +103,45 @@ def test_encode_looks_at_one_sample_at_a_time(objective):
     part = encode({k: v[order] for k, v in batch.items()})
     for name in whole:
         np.testing.assert_allclose(part[name], whole[name][order], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_volumes_are_varied_in_training_alone(name):
+    """Noise of the config reaches the features, and what is embedded or evaluated is never varied."""
+    plain, varied = small(CONFIGS[name]()), small(CONFIGS[name]())
+    varied.vision.augment.noise_hu = 300.0
+    models = [objectives.create(config, SPEC, rngs=nnx.Rngs(0)) for config in (plain, varied)]
+    batch, key = make_batch(), jax.random.key(1)
+
+    def features(train):
+        return [jax.jit(lambda b, m=m: m.encode(b, key, train=train))(batch) for m in models]
+
+    still, noisy = features(True)
+    (of_volumes,) = {"volume", "volume_mean", "error"} & still.keys()
+    assert np.all(np.abs(still[of_volumes] - noisy[of_volumes]).reshape(6, -1).max(axis=1) > 1e-5)
+    for one, other in zip(*map(dict.values, features(False)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    one, other = (model.embed_volumes(batch).mean for model in models)
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encode_and_couple_read_the_fields_that_are_named(name):
+    """With those alone, and `study` and `sample`, a step can be taken; without any one of them it cannot."""
+    config = small(CONFIGS[name]())
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    names = model.batch_fields(config)
+    data = SimpleNamespace(text={"report": 1.0}, text_length=10, organ_text_length=8)
+    shapes = Layout(names, SPEC, data).shapes()
+    batch = {name: jax.ShapeDtypeStruct((6, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+    def step(batch):
+        return model.couple(model.encode(batch, jax.random.key(0), train=True), batch)
+
+    assert jax.eval_shape(step, batch)
+    for missing in names:
+        with pytest.raises(KeyError, match=missing):
+            jax.eval_shape(step, {name: leaf for name, leaf in batch.items() if name != missing})
 
 
 def test_volume_embeddings_are_unit_vectors_and_deterministic(objective):

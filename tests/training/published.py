@@ -10,10 +10,12 @@ import numpy as np
 from safetensors.numpy import save_file
 from toy import SPEC, Words, make_config, make_records
 
+from medclip_jax.fields import Layout
+from medclip_jax.objectives.clip import Clip
 from medclip_jax.parameters import flatten
 from medclip_jax.training import distributed
 from medclip_jax.training.loop import Data, train
-from medclip_jax.training.start import create_objective, find_beginning, make_model
+from medclip_jax.training.start import find_beginning, make_model
 from medclip_jax.training.workdir import Workdir
 
 SIZES = {
@@ -81,7 +83,8 @@ def begin(workdir, config):
     data = Data(make_records(24), SPEC, Words())
     beginning = find_beginning(config, Workdir(workdir), data, processes)
     options = {"steps": 1, "beginning": beginning, "processes": processes}
-    return flatten(make_model(config, data, create_objective, **options)[1]["params"])
+    layout = Layout(Clip.batch_fields(config.objective), SPEC, config.data, Words())
+    return flatten(make_model(config, data, layout, Clip, **options)[1]["params"])
 
 
 def assert_same(found, wanted):

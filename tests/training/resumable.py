@@ -40,9 +40,7 @@ def config():
 
 
 def run(workdir, source=None):
-    return train(
-        config(), workdir, data=Data(source or make_records(24), SPEC, Words()), objective_factory=Toy
-    )
+    return train(config(), workdir, data=Data(source or make_records(24), SPEC, Words()), objective_class=Toy)
 
 
 if __name__ == "__main__":

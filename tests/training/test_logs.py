@@ -64,7 +64,7 @@ def test_a_run_ends_well_whatever_tensorboard_does(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(log_writers, "CLOSE_SECONDS", 0.2)
     monkeypatch.setattr(log_writers, "WAITING_RECORDS", 2)
     config = make_config(steps=12, log__tensorboard=True)
-    train(config, tmp_path, data=make_data(), objective_factory=Toy)
+    train(config, tmp_path, data=make_data(), objective_class=Toy)
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 13))
     said = capsys.readouterr().out
     if writer is Broken:

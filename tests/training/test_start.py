@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import together
 from test_loop import metrics
-from toy import Toy, Words, make_config, make_data, make_records
+from toy import Toy, make_config, make_data, make_layout, make_records
 
 from medclip_jax.parameters import flatten
 from medclip_jax.pipeline import train_batches
@@ -21,7 +21,7 @@ def start(workdir, steps, *, resume="", weights="", **changes):
     config = make_config(steps=steps, mesh__data=1, optimizer__schedule="constant", **changes)
     config.checkpoint.every_steps = 2
     config.checkpoint.resume, config.initial_weights.workdir = str(resume), str(weights)
-    return train(config, workdir, data=make_data(), objective_factory=Toy)
+    return train(config, workdir, data=make_data(), objective_class=Toy)
 
 
 def same_parameters(one, two):
@@ -91,7 +91,7 @@ def test_calibration_sees_what_is_encoded_at_once(tmp_path):
     config = together.config()
     for microbatches in (1, 2):
         size = 8 // microbatches
-        batches = train_batches(make_records(24), config.data, Words(), seed=0, batch_size=size)
+        batches = train_batches(make_records(24), make_layout(config), seed=0, batch_size=size)
         batch = next(batches)
         batches.close()
         volumes = batch["volume"].astype(np.float32) / 1000

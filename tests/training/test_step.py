@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toy import SPEC, Toy, Words, make_config, make_records
+from toy import SPEC, Toy, make_config, make_layout, make_records
 
 from medclip_jax.parameters import flatten, split
 from medclip_jax.pipeline import train_batches
@@ -44,7 +44,7 @@ def run(config, devices=8, steps=3):
         skip_nonfinite=not config.stop_on_nan,
     )
     batches = train_batches(
-        make_records(24), config.data, Words(), seed=config.seed, batch_size=config.batch_size
+        make_records(24), make_layout(config), seed=config.seed, batch_size=config.batch_size
     )
     history = []
     for _ in range(steps):
@@ -128,7 +128,7 @@ def test_the_moving_average_follows_the_parameters():
 
 
 def test_a_step_that_is_not_finite_can_be_skipped():
-    batches = train_batches(make_records(24), make_config().data, Words(), seed=0, batch_size=8)
+    batches = train_batches(make_records(24), make_layout(make_config()), seed=0, batch_size=8)
     culprit = int(next(batches)["sample"][0])
     batches.close()
     config = make_config(stop_on_nan=False, objective__poison=culprit)

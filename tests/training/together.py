@@ -57,7 +57,7 @@ def config(**changes):
 
 
 def run(folder, config, source=None):
-    return train(config, folder, data=Data(source or Reading(), SPEC, Words()), objective_factory=Calibrated)
+    return train(config, folder, data=Data(source or Reading(), SPEC, Words()), objective_class=Calibrated)
 
 
 def poisoned(folder, **changes):
@@ -77,7 +77,7 @@ def embedded(mesh=None, objective=None):
     if mesh is not None:
         graphdef, state = nnx.split(objective)
         objective = nnx.merge(graphdef, put_state(state, mesh))
-    embedder = Embedder(objective, Words(), text_length=6, batch_size=8, progress=False)
+    embedder = Embedder(objective, SPEC, config().data, Words(), batch_size=8, progress=False)
     records = [{**record, "patient": np.int64(7)} for record in make_records(21)]
     split = embed_split("validation", records, embedder, findings=("a", "b"))
     return {

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from medclip_jax.fields import Layout
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Term, sample_keys
 from medclip_jax.training.config import base_config
 from medclip_jax.training.loop import Data
@@ -100,6 +101,10 @@ def make_records(count: int) -> list[dict]:
         }
         for index in range(count)
     ]
+
+
+def make_layout(config) -> Layout:
+    return Layout(Toy.batch_fields(config.objective), SPEC, config.data, Words())
 
 
 def make_data(count: int = 24) -> Data:
