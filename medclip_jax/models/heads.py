@@ -42,51 +42,42 @@ class Projection(nnx.Module):
         return self.linear(features)
 
 
+LARGEST_SCALE = 100.0
+"""Of similarities before a softmax, as in CLIP."""
+
+
 class LogitScale(nnx.Module):
-    """The multiplier of cosine similarities, learned as its logarithm and kept within [1, maximum].
+    """The multiplier of cosine similarities, learned as its logarithm and kept within [1, 100].
 
     The clamp passes the gradient through: a scale that was pushed beyond its limit can come back.
+    To hold it fixed, freeze it: `config.optimizer.frozen = (r"^logit_scale/log_scale$",)`.
 
     Args:
         initial: the multiplier at the start, e.g. ``1 / 0.07``.
-        maximum: upper limit of the multiplier.
-        learnable: False fixes it at `initial`.
-        raw: True reproduces code that forgets the exponential: the multiplier is the logarithm itself.
         bias: initial offset of the logits (sigmoid loss), or None for no such parameter.
         rngs: taken as by every module; nothing is drawn.
 
     Raises:
-        ValueError: `initial` is outside [1, maximum].
+        ValueError: `initial` is outside [1, 100].
     """
 
     def __init__(
         self,
         initial: float,
         *,
-        maximum: float = 100.0,
-        learnable: bool = True,
-        raw: bool = False,
         bias: float | None = None,
         rngs: nnx.Rngs | None = None,
     ):
-        if not 1.0 <= initial <= maximum:
+        if not 1.0 <= initial <= LARGEST_SCALE:
             raise ValueError(
-                f"the initial logit scale {initial} is outside [1, {maximum}]: give the multiplier itself,"
-                " e.g. 14.3 for a temperature of 0.07"
+                f"the initial logit scale {initial} is outside [1, {LARGEST_SCALE:g}]: give the multiplier "
+                "itself, e.g. 14.3 for a temperature of 0.07"
             )
-        self.maximum = maximum
-        self.raw = raw
-        self.learnable = learnable
-        self.initial = initial
-        self.log_scale = nnx.Param(jnp.asarray(math.log(initial), jnp.float32)) if learnable else None
+        self.log_scale = nnx.Param(jnp.asarray(math.log(initial), jnp.float32))
         self.bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     def __call__(self) -> Float[Array, ""]:
         """The multiplier, float32."""
-        log_scale = (
-            self.log_scale[...] if self.learnable else jnp.asarray(math.log(self.initial), jnp.float32)
-        )
-        if self.raw:
-            return log_scale
-        clamped = jnp.clip(log_scale, 0.0, math.log(self.maximum))
+        log_scale = self.log_scale[...]
+        clamped = jnp.clip(log_scale, 0.0, math.log(LARGEST_SCALE))
         return jnp.exp(log_scale + jax.lax.stop_gradient(clamped - log_scale))

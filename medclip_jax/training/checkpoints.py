@@ -420,14 +420,6 @@ def saved_run(workdir: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def read_run(workdir: str | Path) -> dict[str, Any]:
-    """The JSON beside the newest checkpoint: `config`, `step`, counters."""
-    step = latest_step(workdir)
-    if step is None:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
-    return json.loads((Path(workdir) / FOLDER / str(step) / "run" / "metadata").read_text())
-
-
 def _read_weights(folder: Path, include: tuple[str, ...], *, ema: bool) -> Tree:
     # The handler and not a checkpointer: that one looks for files which only a whole checkpoint has.
     reader = ocp.PyTreeCheckpointHandler()

@@ -30,7 +30,7 @@ class ToyGaussian(Objective):
 
     def __init__(self, constant: bool = False, organs: tuple[float, float] = (-1.0, 1.0)):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (int(np.prod(SHAPE)), WIDTH)))
-        self.logit_scale = LogitScale(20.0, learnable=False)
+        self.logit_scale = LogitScale(20.0)
         self.constant = constant
         self.organs = organs
 

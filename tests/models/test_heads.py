@@ -36,16 +36,6 @@ def test_clamped_with_a_way_back(log_scale, expected):
     assert float(gradient["log_scale"][...]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_raw_forgets_the_exponential():
-    assert float(LogitScale(1 / 0.07, raw=True)()) == pytest.approx(np.log(1 / 0.07), rel=1e-6)
-
-
-def test_fixed_scale_has_no_parameter():
-    scale = LogitScale(20.0, learnable=False)
-    assert float(scale()) == pytest.approx(20.0, rel=1e-6)
-    assert not jax.tree.leaves(nnx.state(scale, nnx.Param))
-
-
 def test_weight_decay_leaves_scale_and_bias_alone():
     names = ["logit_scale/log_scale", "logit_scale/bias", "projection/linear/kernel"]
     assert matching(DEFAULT_NO_DECAY, names, "no_decay", may_miss=DEFAULT_NO_DECAY) == set(names[:2])

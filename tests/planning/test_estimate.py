@@ -15,7 +15,7 @@ from medclip_jax.planning.chips import CHIPS
 from medclip_jax.planning.collectives import bytes_by_kind
 from medclip_jax.planning.estimate import estimate, exchange_seconds
 from medclip_jax.planning.remedies import chips_that_hold, remedies
-from medclip_jax.planning.shapes import build, features_of, terms_of, towers
+from medclip_jax.planning.shapes import build, features_of, forward_flops, terms_of, towers
 from medclip_jax.training.config import base_config, load_config
 from medclip_jax.training.mesh import make_mesh, put_state
 from medclip_jax.training.optimizer import make_optimizer
@@ -219,3 +219,20 @@ def test_clip_defaults_are_counted_in_16_bits():
     found = estimate(model, H100, 8)
     trained = sum(tower.parameter_bytes for tower in towers(model))
     assert {item.name: item.bytes for item in found.exchanges}["gradients"] == trained / 2
+
+
+def test_time_follows_from_the_efficiencies_that_the_documentation_states():
+    """65 % of the peak in products, where memory is no limit; 80 % of its bandwidth in the update."""
+    config = base_config()
+    config.objective = clip.default_config()
+    config.objective.vision.update(width=256, depth=2, heads=4)
+    config.objective.text.update(width=256, depth=1, heads=4)
+    config.steps = 1
+    model = build(config, SPEC)
+    found = estimate(model, H100, 1)
+    held = found.memory
+    moved = 2 * (held.gradients + held.parameters + held.optimizer + held.ema)
+    assert found.speed.update == pytest.approx(moved / (0.8 * H100.memory_bandwidth * 1e9))
+    free = estimate(model, dataclasses.replace(H100, memory_bandwidth=1e9), 1)
+    peak = H100.peak_tflops("bfloat16") * 1e12
+    assert 3 * forward_flops(model) / peak / free.speed.compute == pytest.approx(0.65, rel=0.05)

@@ -21,9 +21,9 @@ from medclip_jax.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     latest_step,
-    read_run,
     restore_from,
     restore_weights,
+    saved_run,
 )
 from medclip_jax.training.config import base_config
 
@@ -69,7 +69,7 @@ def test_the_newest_comes_back_on_another_mesh(saved):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert state["params"]["vision"]["kernel"].sharding == target["params"]["vision"]["kernel"].sharding
     assert run["config"] == {"a": 1}
-    assert read_run(saved)["step"] == latest_step(saved) == 3
+    assert saved_run(saved)["step"] == latest_step(saved) == 3
 
 
 def test_parameters_alone_can_be_read(saved):

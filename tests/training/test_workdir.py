@@ -111,3 +111,15 @@ def test_junk_among_the_metrics_is_left_out(tmp_path, caplog):
     workdir.metrics_file.mkdir()
     assert workdir.metrics_at(1) == {}
     assert "metrics.jsonl cannot be read" in caplog.text
+
+
+def test_another_seed_is_another_run(tmp_path):
+    """Its data would come in another order: sample n is a function of (seed, n)."""
+    config = base_config()
+    workdir = Workdir(tmp_path)
+    workdir.write_config(config)
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"config\.seed: 0 there, 1 now"):
+        workdir.check_config(config, resuming=True)
+    config.seed, config.steps = 0, 9
+    workdir.check_config(config, resuming=True)
