@@ -7,7 +7,7 @@
 # machines where one Python process cannot feed all GPUs, which are shared out evenly here, and for trying out
 # on a laptop what a cluster will do.
 # If a process dies, all end and start again from the last checkpoint, RESTARTS times (3). Ctrl-C and SIGTERM
-# save and end; the same command goes on.
+# save and end; the same command resumes.
 set -uo pipefail
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: bash launch/local.sh PROCESSES medclip train --config FILE --workdir FOLDER ..." >&2

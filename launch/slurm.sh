@@ -6,7 +6,7 @@
 # Change: GPUs, cores and time below, or on the line of sbatch, which outranks them; --partition and --account
 # as your cluster asks. One task a node drives all its GPUs; --ntasks-per-node=8 gives each GPU its own process.
 # The processes find each other through SLURM's variables. Shards and workdir lie on a shared file system.
-# A job that is preempted, loses a node or runs out of time saves, is queued again and goes on. One that fails
+# A job that is preempted, loses a node or runs out of time saves, is queued again and resumes. One that fails
 # stays failed.
 #SBATCH --job-name=medclip
 #SBATCH --nodes=1

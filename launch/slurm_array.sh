@@ -6,7 +6,7 @@
 # The last part to end puts all together. (For a sweep, `medclip sweep --emit slurm` writes its own array.)
 # Change: cores, memory and time below, or on the line of sbatch, which outranks them; --partition and --account
 # as your cluster asks; how many parts. Scans and shards lie on a shared file system.
-# A task that is preempted, loses its node or runs out of time is queued again and goes on. Submit all tasks
+# A task that is preempted, loses its node or runs out of time is queued again and resumes. Submit all tasks
 # again after a failure: finished shards are kept.
 #SBATCH --job-name=medclip-prepare
 #SBATCH --nodes=1

@@ -7,7 +7,7 @@
 # port PORT (12355) of the first open to the others. Set SETUP to what must come before, such as
 # SETUP='. venv/bin/activate'.
 # If a machine or its connection is lost, all end and start again from the last checkpoint, RESTARTS times (20).
-# Ctrl-C and SIGTERM save and end everywhere; the same command goes on.
+# Ctrl-C and SIGTERM save and end everywhere; the same command resumes.
 set -uo pipefail
 if [[ $# -lt 2 ]]; then
   echo "usage: bash launch/ssh.sh HOST,HOST medclip train --config FILE --workdir FOLDER ..." >&2
@@ -19,7 +19,7 @@ restarts=${RESTARTS:-20}
 coordinator=${hosts[0]#*@}:${PORT:-12355}
 command=$(printf '%q ' "$@")
 
-# The remote side stops when this pipe closes, so nothing goes on unwatched.
+# The remote side stops when this pipe closes, so nothing continues unwatched.
 pipe=$(mktemp -d)/open
 mkfifo "$pipe"
 sleep infinity >"$pipe" &

@@ -35,7 +35,7 @@ stop() {
   trap '' TERM INT
   on_all_hosts "pkill -TERM -f '[l]aunch/until_done.sh'"
   wait
-  echo "launch/tpu_pod.sh: the run saves and ends; the same command goes on" >&2
+  echo "launch/tpu_pod.sh: the run saves and ends; the same command resumes" >&2
   exit 143
 }
 trap stop TERM INT

@@ -4,7 +4,7 @@
 #   bash launch/until_done.sh medclip train --config configs/demo/mae.py --workdir runs/mae ...
 #
 # SIGTERM and SIGINT are handed to the command, which saves and ends with 0. This script then ends with 143, as
-# a process does that SIGTERM has ended: Kubernetes or a loop starts it again, and the run goes on from there.
+# a process does that SIGTERM has ended: Kubernetes or a loop starts it again, and the run resumes from there.
 # With STOP_AT_EOF=1 it also stops when its standard input closes, as it does when an ssh connection breaks.
 # Nothing here needs a change.
 set -uo pipefail

@@ -6,7 +6,7 @@
 #
 # Change: everything before "--" goes to `xpk workload create` as it is. IMAGE is built by launch/Dockerfile;
 # STORAGE was attached by `xpk storage attach`, and shards and workdir lie on it, as the pods see it.
-# A pod that is preempted saves (two minutes), then all are started again and go on; so they are when a process
+# A pod that is preempted saves (two minutes), then all are started again and resume; so they are when a process
 # dies (exit codes 1, 127-255). A config that cannot work (2) ends the workload.
 set -euo pipefail
 options=()

@@ -147,7 +147,7 @@ def _download_weights(name: str, folder: Path) -> None:
     import json
 
     revision = folder.name
-    # What is there already is asked for first: enough without a network.
+    # What is there already is requested first: enough without a network.
     for file in sorted(WEIGHT_FILES, key=lambda file: not (folder / file).exists()):
         found = _download(name, file, revision)
         if found is None:

@@ -150,7 +150,7 @@ class _Lines(Progress):
 
 
 def _write(stream: TextIO, line: str) -> None:
-    # Whoever reads the output may be gone; the work goes on.
+    # Whoever reads the output may be gone; the work continues.
     with contextlib.suppress(OSError, ValueError):
         print(line, file=stream, flush=True)
 

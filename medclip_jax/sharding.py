@@ -32,10 +32,10 @@ def batch_shards() -> int:
 
 
 def batch_sharded(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """Pin the first axis to the mesh's ("data", "fsdp") axes and keep the others whole.
+    """Pin the first axis to the mesh's ("data", "fsdp") axes and leave the others unsharded.
 
     Without it the compiler may drop the batch's sharding wherever parameters are split too, and every
-    device then computes the whole batch. The mesh in force is the one of `jax.set_mesh` around the jitted
+    device then computes the full batch. The mesh in force is the one of `jax.set_mesh` around the jitted
     function, or of `jax.sharding.use_abstract_mesh` inside it.
 
     Args:
@@ -59,7 +59,7 @@ def on_batch_shards(function: Callable[..., jax.Array], *arrays: jax.Array | Non
         *arrays: the batch on the first axis of each; None is handed on.
 
     Returns:
-        ``function(*arrays)``. A batch that the mesh in force does not divide is computed whole by each.
+        ``function(*arrays)``. A batch that the mesh in force does not divide is computed in full by each.
     """
     axes = batch_axes()
     if not axes or batch_shards() == 1:

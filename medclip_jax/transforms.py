@@ -87,8 +87,8 @@ def blobs(volume: Num[Array, "batch depth height width"]) -> Float[Array, "batch
     """How far each second voxel along each axis stands out of everything around it.
 
     The mean of 3 x 3 x 3 voxels less the highest such mean at 14 points around: three voxels away along each
-    axis, two along every axis on the diagonals. A vessel goes on in some direction, a wall on one side; only
-    what ends on all sides, such as a nodule of up to five voxels, is left above zero.
+    axis, two along every axis on the diagonals. A vessel continues in some direction, a wall on one side;
+    only what ends on all sides, such as a nodule of up to five voxels, is left above zero.
 
     Args:
         volume: (B, D, H, W) HU, clipped here to `BLOB_HU`.

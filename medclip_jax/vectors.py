@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Num
 
 
 def normalize(vectors: Num[Array, "... features"]) -> Float[Array, "... features"]:
-    """L2-normalise the last axis in float32; a zero vector stays zero, with zero gradient."""
+    """L2-normalize the last axis in float32; a zero vector stays zero, with zero gradient."""
     vectors = vectors.astype(jnp.float32)
     square = jnp.sum(vectors**2, axis=-1, keepdims=True)
     nonzero = square > 1e-30

@@ -67,7 +67,7 @@ def test_every_command_as_it_stands_there(desk, monkeypatch, capsys):
     assert (desk / "sheet.html").exists()
     assert (desk / "evaluation.html").exists()
     assert (desk / "clip-for-torch/model.safetensors").exists()
-    # Given again, they go on where they stopped: nothing is left to do.
+    # Given again, they resume where they stopped: nothing is left to do.
     assert main(COMMANDS[kinds.index("train")][1:]) == 0
 
 

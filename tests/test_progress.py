@@ -8,7 +8,7 @@ from medclip_jax.progress import is_interactive, track, track_each
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A log file, and a clock that goes on only when it is told to."""
+    """A log file, and a clock that continues only when it is told to."""
 
     class Time:
         now = 100.0

@@ -134,7 +134,7 @@ def faults(args: argparse.Namespace) -> int:
 
 
 def layouts(args: argparse.Namespace) -> int:
-    """Stop by SIGTERM, go on with other processes and devices; compare losses and samples with one device."""
+    """Stop by SIGTERM, resume with other processes and devices; compare losses and samples with one's."""
     rng = random.Random(args.seed)
     expected, _ = untouched(args.folder, 1, 1)
     wrong, worst = 0, 0.0

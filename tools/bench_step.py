@@ -93,7 +93,7 @@ class MaskedAutoencoder(Objective):
 
 
 def step_flops(options: argparse.Namespace, tokens: int, kept: int) -> float:
-    """Model FLOPs of one step of the whole batch; the formula stands at the top of this file."""
+    """Model FLOPs of one step of the full batch; the formula stands at the top of this file."""
 
     def stack(count: int, width: int, depth: int) -> float:
         return depth * (24 * count * width**2 + 4 * count**2 * width)

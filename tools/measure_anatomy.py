@@ -40,7 +40,7 @@ def halves(volumes: Sequence[str], half: str, seed: int) -> list[str]:
 
 
 def reference(paths: Mapping[str, str]) -> dict[str, set[str]]:
-    """Sentence of the whole report to the heads that the table puts it under."""
+    """Sentence of the full report to the heads that the table puts it under."""
     found: dict[str, set[str]] = {sentence: set() for sentence in split_sentences(paths.get("", ""))}
     for path, text in paths.items():
         head = path.split("/")[0].strip().lower()

@@ -21,7 +21,7 @@ from measure_reports import ELEVEN, measure, micro, read_table
 
 from medclip_jax.reports import findings
 from medclip_jax.reports.agreement import Agreement
-from medclip_jax.reports.context import Assertion, Judgement, Sentence
+from medclip_jax.reports.context import Assertion, Judgment, Sentence
 
 
 def medspacy_engine() -> Callable[[Any], Assertion]:
@@ -72,10 +72,10 @@ def use_engine(judge: Callable[[Any], Assertion]) -> None:
     """Let every sentence put its mentions to an engine."""
 
     class Judged(Sentence):
-        def judge(self, start: int, end: int) -> Judgement:
+        def judge(self, start: int, end: int) -> Judgment:
             document = judge.nlp.make_doc(self.text)
             document.ents = [document.char_span(start, end, label="mention", alignment_mode="expand")]
-            return Judgement(judge(document), "")
+            return Judgment(judge(document), "")
 
     findings.Sentence = Judged
 

@@ -240,7 +240,7 @@ def _parameters(model: Model) -> str:
         )
 
     header = ("tower", "million", "trained", "MiB", "optimizer MiB", "average MiB")
-    return "PARAMETERS, whole\n" + _table(
+    return "PARAMETERS, in total\n" + _table(
         [*(row(part.name, [part]) for part in found), row("all", found)], header
     )
 
@@ -254,7 +254,7 @@ def _memory(found: Estimate) -> str:
         "gradients": "of a slice and their sum" if found.microbatches > 1 else "",
         "batch": "one in use, one on its way",
         "activations": f"encoders, {local} samples at a time",
-        "loss": "across the whole batch, split by rows",
+        "loss": "across the full batch, split by rows",
     }
     rows = [(name, _gib(getattr(found.memory, name)), note) for name, note in notes.items()]
     rows += [

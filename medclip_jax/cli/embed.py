@@ -26,7 +26,7 @@ examples:
   medclip embed runs/clip archive/ "more/**/*.nrrd" --out embeddings.parquet
   medclip embed runs/clip --list scans.csv --out embeddings.parquet
 
-With --out, the same command goes on where an earlier one was stopped, and tries the files again that could
+With --out, the same command resumes where an earlier one was stopped, and tries the files again that could
 not be read. Read the result with pandas.read_parquet("embeddings.parquet").
 Exit code: 0 all scans were read, 1 some were not, 2 none was, or the arguments are wrong.
 """
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if left_out:
         told = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        print(f"left out, because it is no volume or was not asked for: {told}", file=sys.stderr)
+        print(f"left out, because it is no volume or was not requested: {told}", file=sys.stderr)
     if not entries:
         raise ValueError("no scan was given: name files or folders, or a --list")
     if not args.out and len(entries) > UNWRITTEN:
@@ -185,7 +185,7 @@ class _Columns:
         except KeyError as error:
             raise ValueError(error.args[0]) from None
         except NotEvaluable:
-            # A masked autoencoder embeds volumes all the same; only what was asked for must not be dropped.
+            # A masked autoencoder embeds volumes all the same; only what was requested must not be dropped.
             if args.text or args.findings:
                 raise
 
@@ -268,7 +268,7 @@ def _to_file(
             written = table.merge(entries, columns)
             table.write_failures(failures)
         except KeyboardInterrupt:
-            print(f"\nstopped: the same command goes on from what {table.parts} holds", file=sys.stderr)
+            print(f"\nstopped: the same command resumes from what {table.parts} holds", file=sys.stderr)
             raise
     if written:
         print(f"written: {table.out}, {written} rows")

@@ -94,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
         text = "Another series of the examination was taken: see --series-rule and --kernel."
         index.leave_out(found.folder, found.uid or found.key, accession, "not-chosen", text)
     for place in closed:
-        index.leave_out(place, "", "", "unreadable", "The folder cannot be opened: mend its permissions.")
+        index.leave_out(place, "", "", "unreadable", "The folder cannot be opened: fix its permissions.")
     for survey in surveys:
         for name in survey.unknown:
-            text = "The file cannot be read: copy it again, or mend its permissions. Its series may lack it."
+            text = "The file cannot be read: copy it again, or fix its permissions. Its series may lack it."
             index.leave_out(os.path.join(survey.place, name), "", "", "unreadable-file", text)
     if args.reports is not None:
         index = join_reports(index, args.reports, key=args.reports_key, encoding=args.encoding)

@@ -1,4 +1,4 @@
-"""``medclip inspect``: are the shards whole, and do they show what they should?"""
+"""``medclip inspect``: are the shards complete, and do they show what they should?"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ examples:
   medclip status runs/mae
 
 Every command explains itself: medclip COMMAND --help.
-Errors that a user can mend are one line; MEDCLIP_TRACEBACK=1 shows where they rose.
+Errors that a user can fix are one line; MEDCLIP_TRACEBACK=1 shows where they rose.
 """
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 where all went well, 1 where the command found something wrong, 2 for an error that the user
-        can mend, 130 after Ctrl-C, 141 where whoever read the output (such as `head`) wanted no more of it.
+        can fix, 130 after Ctrl-C, 141 where whoever read the output (such as `head`) wanted no more of it.
     """
     try:
         try:

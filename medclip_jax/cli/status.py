@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Show how a run goes: state, progress, time left, where its time went, checkpoints, last evaluation, curves.
-Reads the workdir's files alone, so it works while the run goes on, and on any machine that sees them.
+Reads the workdir's files alone, so it works while the run continues, and on any machine that sees them.
 Several workdirs are listed one a line."""
 
 EPILOG = """\
@@ -196,10 +196,10 @@ def _state(status: RunStatus) -> str:
     if status.state == "killed":
         return (
             f"killed, or its machine lost: no sign of life for {duration(status.silent)}; "
-            "the same command goes on from the last checkpoint"
+            "the same command resumes from the last checkpoint"
         )
     if status.state == "stopped":
-        return f"stopped {duration(status.silent)} ago; the same command goes on from the last checkpoint"
+        return f"stopped {duration(status.silent)} ago; the same command resumes from the last checkpoint"
     if status.state == "running":
         return f"running, last step {duration(status.stalled)} ago"
     if status.state == "unknown":

@@ -214,7 +214,7 @@ class _Reader:
         except MaskError as error:
             self._mask_errors[row.number] = error
             return {}, {}, (error.code,)
-        except OSError as error:  # it may pass, so the study must not go on without its masks
+        except OSError as error:  # it may pass, so the study must not continue without its masks
             raise self._fail(
                 row, "organs", f"it cannot be looked at ({error.strerror}): see to it, and run again"
             ) from None

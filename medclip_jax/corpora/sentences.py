@@ -24,7 +24,7 @@ class RegionSentences:
 
     Attributes:
         paths: volume to anatomy path to text. Volumes go by file name, without folder and extension; the
-            path "" holds the whole report.
+            path "" holds the full report.
         rows: volume to the number of its rows, repeated ones included.
     """
 
@@ -112,7 +112,7 @@ def read_sentences(path: str | os.PathLike, *, encoding: str | None = None) -> R
 
 
 def join_sentences(studies: Iterable[Study], table: RegionSentences) -> Joined:
-    """Give studies their region sentences, and the whole report where they have none.
+    """Give studies their region sentences, and the full report where they have none.
 
     Args:
         studies: of any corpus.

@@ -24,12 +24,12 @@ def intensity_statistics(volume: Int16[np.ndarray, "D H W"]) -> Float[np.ndarray
 def fit_logistic(
     inputs: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], *, penalty: float = 1.0
 ) -> Float[np.ndarray, " K1"]:
-    """Weights (K) and intercept of an L2-penalised logistic regression (the intercept is free).
+    """Weights (K) and intercept of an L2-penalized logistic regression (the intercept is free).
 
-    Minimises ``sum log(1 + exp(-y z)) + penalty / 2 |w|^2``, as scikit-learn does at C = 1 / penalty.
+    Minimizes ``sum log(1 + exp(-y z)) + penalty / 2 |w|^2``, as scikit-learn does at C = 1 / penalty.
 
     Args:
-        inputs: standardised.
+        inputs: standardized.
         labels: in {-1, 1}.
         penalty: weight of the squared norm.
     """
@@ -69,10 +69,10 @@ def statistics_baseline(
     inputs, held_out = (inputs - mean) / scale, (held_out - mean) / scale
     found = {}
     for column, name in enumerate(findings):
-        known, asked = labels[:, column] != 0, truth[:, column] != 0
+        known, measured = labels[:, column] != 0, truth[:, column] != 0
         if len(np.unique(labels[known, column])) < 2:
             found[name] = float("nan")
             continue
         weights = fit_logistic(inputs[known], labels[known, column])
-        found[name] = auroc(truth[asked, column] == 1, held_out[asked] @ weights[:-1])
+        found[name] = auroc(truth[measured, column] == 1, held_out[measured] @ weights[:-1])
     return found

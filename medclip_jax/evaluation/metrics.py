@@ -164,7 +164,7 @@ def accuracy(labels: Labels, predictions: Labels) -> float:
 def best_threshold(labels: Labels, scores: Scores, *, criterion: str = "f1") -> float:
     """Threshold t such that calling ``score >= t`` positive is best on the given split.
 
-    Candidates lie midway between neighbouring distinct scores, and at both ends ("all" and "none"). Of
+    Candidates lie midway between neighboring distinct scores, and at both ends ("all" and "none"). Of
     equally good ones the highest is taken, the one that calls the fewest positive.
 
     Args:

@@ -93,7 +93,7 @@ class Release(NamedTuple):
 
     Attributes:
         objective: a `CardiacClip` with its weights.
-        config: the whole config of a run that would build it.
+        config: the full config of a run that would build it.
         spec: what its data would have been.
         left_out: names in the checkpoint that the model has no use for.
     """

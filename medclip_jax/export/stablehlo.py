@@ -26,7 +26,7 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
 
     ``jax.export.deserialize(bytearray(file.read_bytes())).call(array)`` runs them, without Flax and this
     package, on any of `PLATFORMS`. Volumes are int16 HU (B, D, H, W), prepared; texts int32 token ids
-    (B, text_length). Both return (B, E) float32, L2-normalised; of Gaussians the tuple (mean, log_variance),
+    (B, text_length). Both return (B, E) float32, L2-normalized; of Gaussians the tuple (mean, log_variance),
     each (B, E) float32. B is free.
 
     Args:

@@ -1,4 +1,4 @@
-"""Vectors of an archive on their way into one Parquet file: parts first, each whole or not there."""
+"""Vectors of an archive on their way into one Parquet file: parts first, each complete or absent."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Table:
             self._lock.close()
             raise ValueError(f"another process is writing {self.out}: wait, or use another --out") from None
         except OSError as error:
-            # Some network file systems know no locks; parts are whole all the same.
+            # Some network file systems know no locks; parts are complete all the same.
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
         try:
@@ -178,7 +178,7 @@ class Table:
         return _key(entry) in self.done
 
     def check_all_wanted(self, entries: Sequence[Entry]) -> None:
-        """Refuse to drop vectors that lie there and are not asked for.
+        """Refuse to drop vectors that lie there and are not requested.
 
         Raises:
             ValueError: there are such; the message says what to do.

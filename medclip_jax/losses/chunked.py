@@ -1,4 +1,4 @@
-"""Rows of a batch against the whole batch, some rows at a time, each device its own rows."""
+"""Rows of a batch against the full batch, some rows at a time, each device its own rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from medclip_jax.sharding import batch_axes, batch_shards
 
 AUTOMATIC_PAIRS = 4096 * 4096
-"""Pairs (rows of a device x batch) up to which `automatic` keeps a whole matrix: 64 MiB in float32."""
+"""Pairs (rows of a device x batch) up to which `automatic` keeps a full matrix: 64 MiB in float32."""
 
 
 def automatic(batch: int) -> int:

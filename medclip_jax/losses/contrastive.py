@@ -1,6 +1,6 @@
-"""Contrast of volumes with texts over a whole batch.
+"""Contrast of volumes with texts over a full batch.
 
-All take raw embeddings, normalise them here, compute in float32 and return the mean over the batch. With
+All take raw embeddings, normalize them here, compute in float32 and return the mean over the batch. With
 `chunk_rows` a device computes that many rows of the pair matrix at a time and again in the backward pass:
 what is kept for it grows linearly with the batch, at about a third more arithmetic.
 """
@@ -40,14 +40,14 @@ def info_nce(
     """Symmetric softmax contrast; row i of `volume` belongs to row i of `text`.
 
     Args:
-        volume: (B, D), not normalised.
-        text: (B, D), not normalised.
+        volume: (B, D), not normalized.
+        text: (B, D), not normalized.
         logit_scale: multiplier of the cosines, 1 / temperature.
         groups: (B, G) equal rows mark samples that share a report, e.g. `batch["study"]`.
         same_group: "positive" spreads a row's target evenly over its group; "ignore" takes the other
             members of the group out of the softmax.
         valid: (B,) False on rows of padding, which then count nowhere.
-        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
+        chunk_rows: rows of a device at a time, see above; 0 = the full matrix.
 
     Returns:
         Mean over valid rows and both directions.
@@ -83,14 +83,14 @@ def sigmoid_pairs(
     """Each pair of the batch is a binary question: sum of -log sigmoid over all pairs, divided by B.
 
     Args:
-        volume: (B, D), not normalised.
-        text: (B, D), not normalised.
+        volume: (B, D), not normalized.
+        text: (B, D), not normalized.
         logit_scale: multiplier of the cosines.
         logit_bias: added to the logits; -10 at the start in the paper.
         groups: (B, G) equal rows mark samples that share a report.
         same_group: "positive" counts such a pair as matching; "ignore" leaves it out.
         valid: (B,) False on rows of padding, which then count nowhere.
-        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
+        chunk_rows: rows of a device at a time, see above; 0 = the full matrix.
 
     Returns:
         Sum over pairs / valid rows.
@@ -130,12 +130,12 @@ def soft_target(
     """Softmax contrast whose targets follow how alike two patients' findings are.
 
     With A_ij the cosine of finding vectors i and j, the targets Q of row i are, by `soft_target`:
-    "softmax": softmax_j(A_ij / target_temperature); "clip": max(A_ij, 0), renormalised; "onehot": the
+    "softmax": softmax_j(A_ij / target_temperature); "clip": max(A_ij, 0), renormalized; "onehot": the
     pair itself, which is plain InfoNCE. A itself has negative entries and is never a target.
 
     Args:
-        volume: (B, D), not normalised.
-        text: (B, D), not normalised.
+        volume: (B, D), not normalized.
+        text: (B, D), not normalized.
         findings: (B, F) in {-1, +1}.
         logit_scale: multiplier of the cosines, 1 / temperature.
         soft_target: "softmax", "clip" or "onehot".
@@ -143,7 +143,7 @@ def soft_target(
         text_targets: "renormalized" makes each text's row from A^T the same way; "transposed" takes Q^T
             as the released code does, whose rows do not sum to 1.
         valid: (B,) False on rows of padding, which then count nowhere.
-        chunk_rows: rows of a device at a time, see above; 0 = the whole matrix.
+        chunk_rows: rows of a device at a time, see above; 0 = the full matrix.
 
     Returns:
         Mean over valid rows and both directions.

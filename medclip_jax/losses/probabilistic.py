@@ -1,6 +1,6 @@
 """Losses between Gaussian embeddings: diagonal normal distributions, given by mean and log-variance.
 
-All compute in float32. Means are taken as they are: a system that puts them on the unit sphere normalises
+All compute in float32. Means are taken as they are: a system that puts them on the unit sphere normalizes
 them itself.
 """
 
@@ -84,16 +84,16 @@ def sigmoid_pair_loss(
     positive: Bool[Array, "batch batch"] | None = None,
     part: Bool[Array, "batch batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Each pair is a binary question; the sum of -log sigmoid over all pairs, divided by the rows asked.
+    """Each pair is a binary question; the sum of -log sigmoid over pairs, divided by the rows that take part.
 
     Args:
         logits: (B, B), row i and column i of one sample.
         positive: (B, B) True where a pair belongs together; by default the diagonal.
-        part: (B, B) False on pairs that are not asked (padding, samples without an organ, pairs that are
-            neither alike nor unlike). A row of which the diagonal is not asked does not count as a row.
+        part: (B, B) False on pairs that take no part (padding, samples without an organ, pairs that are
+            neither alike nor unlike). A row whose diagonal takes no part does not count as a row.
 
     Returns:
-        Sum over pairs / rows; 0 where nothing is asked.
+        Sum over pairs / rows; 0 where no pair takes part.
 
     References:
         Zhai et al. 2023, "Sigmoid loss for language image pre-training", equation 2.
@@ -122,7 +122,7 @@ def pair_contrast(
     valid: Bool[Array, " batch"] | None = None,
     chunk_rows: int = 0,
 ) -> Float[Array, ""]:
-    """`sigmoid_pair_loss` of `pair_logits` over a whole batch, some rows at a time.
+    """`sigmoid_pair_loss` of `pair_logits` over a full batch, some rows at a time.
 
     Under a mesh each device takes its own rows against all columns, see `losses.chunked.map_rows`.
 
@@ -135,13 +135,13 @@ def pair_contrast(
         logit_bias: added to all.
         groups: (B, G) equal rows mark samples that belong together.
         same_group: "positive" counts such a pair as matching; "ignore" leaves it out.
-        alike: (B,) samples with equal numbers from 0 on may as well belong together: such a pair is not
-            asked, unless it is positive. Negative numbers are like nothing.
+        alike: (B,) samples with equal numbers from 0 on may as well belong together: such a pair is
+            left out, unless it is positive. Negative numbers are like nothing.
         valid: (B,) False on samples that take no part, neither as row nor as column.
         chunk_rows: rows of a device at a time, computed again in the backward pass; 0 = all, and kept.
 
     Returns:
-        Sum over the pairs that are asked / valid rows; 0 where none is.
+        Sum over the pairs that take part / valid rows; 0 where none is.
 
     Raises:
         ValueError: unknown `same_group`.
@@ -163,7 +163,7 @@ def pair_contrast(
     batch = mean_a.shape[0]
     known = {"groups": groups, "alike": alike, "valid": valid}
     samples = {"index": jnp.arange(batch)} | {name: x for name, x in known.items() if x is not None}
-    # Of a variance only the trace is asked: one number travels to the other devices, not D.
+    # Of a variance only the trace is needed: one number travels to the other devices, not D.
     rows = {"mean": mean_a.astype(jnp.float32), "trace": trace(log_variance_a), **samples}
     columns = {"mean": mean_b.astype(jnp.float32), "trace": trace(log_variance_b), **samples}
     numbers = {"scale": jnp.asarray(logit_scale, jnp.float32), "bias": jnp.asarray(logit_bias, jnp.float32)}
@@ -188,7 +188,7 @@ def inclusion(
 
         t/2 - ln((1 + 2 e^t) / (2 + e^t)) / 2 + d^2 e^(-(l1 + l2)/2) 2 sinh(t/2) / (5 + 4 cosh t)
 
-    Both integrals are Gaussian; what is left of their quotients once common factors are cancelled, so that
+    Both integrals are Gaussian; what is left of their quotients once common factors are canceled, so that
     nothing large is subtracted from something large.
 
     Args:
@@ -198,7 +198,7 @@ def inclusion(
         log_variance_2: (..., D).
         form: "exact", or "prolip": ``t`` instead of ``t/2`` in front, as in ProLIP's released code, where
             the normalizing constants are taken twice.
-        reduce: "per_dim" keeps the dimensions apart; "joint" sums them, the score of the whole vectors.
+        reduce: "per_dim" keeps the dimensions apart; "joint" sums them, the score of the full vectors.
 
     Returns:
         (..., D), or (...) for "joint".
@@ -239,7 +239,7 @@ def inclusion_loss(
     scale: float = 1.0,
     eps: float = 1e-6,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """``-log sigmoid(scale * inclusion)``, with scores beyond odds of 1 / eps pressed together.
+    """``-log sigmoid(scale * inclusion)``, with scores beyond odds of 1 / eps compressed.
 
     A score s beyond ``limit = -ln eps`` becomes ``limit (1 + ln(s / limit))``, a negative one likewise:
     equal in value and slope at the limit. A pair far from being included so pulls no harder the farther it
@@ -253,10 +253,10 @@ def inclusion_loss(
         form: see `inclusion`.
         reduce: "per_dim" asks each dimension and takes the mean; "joint" asks the sum over the dimensions.
         scale: multiplier of the scores.
-        eps: probability within which of 0 or 1 a score is pressed; above 0, below 1/2.
+        eps: probability within which of 0 or 1 a score is compressed; above 0, below 1/2.
 
     Returns:
-        The loss (...), and the share (...) of its scores that were pressed.
+        The loss (...), and the share (...) of its scores that were compressed.
 
     Raises:
         ValueError: unknown `form` or `reduce`, or an `eps` that is no small probability.
@@ -272,10 +272,10 @@ def inclusion_loss(
     far = size > limit
     beyond = jnp.sign(scores) * limit * (1.0 + jnp.log(jnp.where(far, size, limit) / limit))
     losses = -jax.nn.log_sigmoid(jnp.where(far, beyond, scores))
-    pressed = far.astype(jnp.float32)
+    compressed = far.astype(jnp.float32)
     if reduce == "joint":
-        return losses, pressed
-    return losses.mean(axis=-1), pressed.mean(axis=-1)
+        return losses, compressed
+    return losses.mean(axis=-1), compressed.mean(axis=-1)
 
 
 def vib(

@@ -14,7 +14,7 @@ from medclip_jax.models.attention_chunks import MASKED, attend_in_chunks
 from medclip_jax.sharding import batch_sharded
 
 DENSE_SCORES = 4096 * 1024
-"""Scores (queries x keys, one head) up to which the whole map may lie in memory."""
+"""Scores (queries x keys, one head) up to which the full map may lie in memory."""
 
 SPLASH_SCORES = 512 * 512
 """Scores of one head from which the TPU kernel is used: it fills tokens up to blocks of 128 or more."""
@@ -41,7 +41,7 @@ def implementation(
         platform: as JAX names it: "cpu", "tpu", "gpu" or "cuda", "rocm".
         dtype: of queries, keys and values.
         queries: tokens that ask.
-        keys: tokens that are asked.
+        keys: number of tokens that are attended to.
         features: of one head.
         compute_capability: of a GPU, as JAX gives it ("9.0"; a name on AMD). None: NVIDIA's since Ampere.
 
@@ -49,7 +49,7 @@ def implementation(
         "cudnn": the fused kernel; on CUDA since Ampere, in 16 bits, heads of at most 128 features in
         multiples of 8. "splash": the fused kernel of TPUs, from `SPLASH_SCORES`. "by-head": on CPUs, from
         `LOOP_SCORES`, one head of one sample at a time, in chunks. "chunked": some queries at a time,
-        beyond `DENSE_SCORES`. "plain": the whole map in memory. The memory of all but "plain" grows linearly
+        beyond `DENSE_SCORES`. "plain": the full map in memory. The memory of all but "plain" grows linearly
         with the tokens.
     """
     if platform in ("gpu", "cuda") and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):

@@ -38,7 +38,7 @@ class Projection(nnx.Module):
         )
 
     def __call__(self, features: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
-        """(B, in) to (B, out), not normalised."""
+        """(B, in) to (B, out), not normalized."""
         return self.linear(features)
 
 

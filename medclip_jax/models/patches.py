@@ -160,7 +160,7 @@ class PatchEmbedding(nnx.Module):
     """A linear map of each patch's voxels: the same numbers as a 3D convolution with stride = patch.
 
     A convolution's kernel (pd, ph, pw, C, width) is this kernel reshaped. As a matrix product it is
-    faster on every device, and it can embed only the patches that are asked for.
+    faster on every device, and it can embed only the patches that are requested.
 
     Args:
         patch: voxels along depth, height, width.

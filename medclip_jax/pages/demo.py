@@ -152,7 +152,7 @@ class DemoResults:
         baseline: finding to AUROC of something simpler on the same split; {} for none.
         baseline_name: what that is, e.g. "ten intensity statistics, logistic regression".
         real_scan: None where no path was given.
-        commands: shell lines to go on with.
+        commands: shell lines to continue with.
     """
 
     spacing: Spacing

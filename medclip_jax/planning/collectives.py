@@ -24,7 +24,7 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        bytes: of the whole array that takes part: what an all-reduce or all-gather yields, what a
+        bytes: of the full array that takes part: what an all-reduce or all-gather yields, what a
             reduce-scatter is given.
         group: devices that take part together.
         times: how often it runs in a step.
@@ -163,7 +163,7 @@ class Exchange:
 
     Attributes:
         name: what for.
-        bytes: of the whole array, as in `Collective.bytes`.
+        bytes: of the full array, as in `Collective.bytes`.
         axis: of the mesh over which, "data", "fsdp" or "all".
         reduces: summed on every device (twice the traffic of a gather).
     """
@@ -190,7 +190,7 @@ def on_paper(
     Args:
         trained: bytes of each trained parameter, and whether fsdp splits it.
         frozen: the same of the others.
-        features: bytes of what `couple` needs from the whole batch.
+        features: bytes of what `couple` needs from the full batch.
         data, fsdp: of the mesh.
         microbatches: slices of a batch.
         fetches: times that a split parameter is fetched in a step. Slices share what is fetched: compilers
@@ -199,16 +199,16 @@ def on_paper(
             are in 16 bits, because compilers turn them to float32 after the sum.
     """
     split = sum(size for size, parted in trained.values() if parted)
-    whole = sum(size for size, parted in trained.values() if not parted)
+    replicated = sum(size for size, parted in trained.values() if not parted)
     summed = microbatches * gradient_share  # each slice's gradients are summed on their own
     exchanges = []
     if fsdp > 1:
         fetched = split + sum(size for size, parted in frozen.values() if parted)
         exchanges.append(Exchange("parameters gathered", fetched * fetches, "fsdp", False))
         exchanges.append(Exchange("gradients scattered", split * summed, "fsdp", False))
-        exchanges.append(Exchange("gradients of whole parameters", whole * summed, "fsdp", True))
+        exchanges.append(Exchange("gradients of replicated parameters", replicated * summed, "fsdp", True))
     if data > 1:
-        exchanges.append(Exchange("gradients", (split / fsdp + whole) * summed, "data", True))
+        exchanges.append(Exchange("gradients", (split / fsdp + replicated) * summed, "data", True))
     if data * fsdp > 1:
         exchanges.append(Exchange("features gathered", features, "all", False))
         exchanges.append(Exchange("gradients of features", features, "all", True))

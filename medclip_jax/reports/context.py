@@ -30,7 +30,7 @@ class Assertion(Enum):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """The assertion of one mention and the words that made it; "" where nothing did (affirmed by default)."""
 
     assertion: Assertion
@@ -158,7 +158,7 @@ class Sentence:
             for kind, found in self._by_kind.items()
         }
 
-    def judge(self, start: int, end: int) -> Judgement:
+    def judge(self, start: int, end: int) -> Judgment:
         """Say how the words from `start` to `end` are meant.
 
         Args:
@@ -176,12 +176,12 @@ class Sentence:
                 if kind in _FORWARD and cue.end <= start:
                     excepted = self._exception(end) if assertion is Assertion.NEGATED else ""
                     if excepted:
-                        return Judgement(Assertion.AFFIRMED, excepted)
+                        return Judgment(Assertion.AFFIRMED, excepted)
                 reached.setdefault(assertion, words)
         for assertion in _ORDER:
             if assertion in reached:
-                return Judgement(assertion, reached[assertion])
-        return Judgement(Assertion.AFFIRMED, "")
+                return Judgment(assertion, reached[assertion])
+        return Judgment(Assertion.AFFIRMED, "")
 
     def _reaching(self, kind: str, start: int, end: int) -> list[tuple[_Cue, Assertion]]:
         """The nearest cue of a kind on either side that reaches a mention."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from medclip_jax.reports.context import Assertion, Judgement, Sentence
+from medclip_jax.reports.context import Assertion, Judgment, Sentence
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.numbers import READERS
 from medclip_jax.reports.sections import cut_sections
@@ -268,17 +268,15 @@ def _mentions(sentence: Sentence, topic: str, rules: _Rules) -> list[Evidence]:
     def add(start: int, end: int, deniable: bool = True) -> None:
         if any(start < stop and begin < end for begin, stop in blocked):
             return
-        judgement = sentence.judge(start, end)
-        if rules.lasting and judgement.trigger in _LEAVES_BEHIND:
-            judgement = Judgement(Assertion.AFFIRMED, judgement.trigger)
+        judgment = sentence.judge(start, end)
+        if rules.lasting and judgment.trigger in _LEAVES_BEHIND:
+            judgment = Judgment(Assertion.AFFIRMED, judgment.trigger)
         within = any(
-            one.start <= start
-            and end <= one.start + len(one.mention)
-            and one.assertion is judgement.assertion
+            one.start <= start and end <= one.start + len(one.mention) and one.assertion is judgment.assertion
             for one in found
         )
-        if not within and (deniable or judgement.assertion is not Assertion.NEGATED):
-            found.append(_evidence(text, start, end, judgement.assertion, judgement.trigger))
+        if not within and (deniable or judgment.assertion is not Assertion.NEGATED):
+            found.append(_evidence(text, start, end, judgment.assertion, judgment.trigger))
 
     def add_normal(start: int, end: int) -> None:
         if sentence.judge(start, end).assertion is Assertion.AFFIRMED:

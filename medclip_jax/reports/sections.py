@@ -233,8 +233,8 @@ def _recover_body(parts: list[Section]) -> list[Section]:
         return parts
     found = Section("findings", "", body, True)
     titles = [replace(p, name="preamble") if p.name == "findings" else p for p in parts[:position]]
-    asked = [replace(parts[position], text=request)] if request else []
-    return [*titles, *asked, found, *parts[position + 1 :]]
+    history = [replace(parts[position], text=request)] if request else []
+    return [*titles, *history, found, *parts[position + 1 :]]
 
 
 def _is_title_line(part: Section) -> bool:

@@ -143,7 +143,7 @@ class ArraySpec:
         """Undo `encode`.
 
         Args:
-            features: of the whole record.
+            features: of the full record.
 
         Returns:
             The value; None where the record lacks it ({} for JSON).

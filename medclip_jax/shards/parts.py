@@ -90,7 +90,7 @@ def _slurm_part(count: int | None, environment: Mapping[str, str]) -> Part:
     if not regular or (count is not None and count != size):
         # Some tasks of an array, handed in again: their numbers say nothing about the whole.
         raise ShardError(
-            f"--part auto: this array has {size} tasks from {low} to {high}, which is not a whole array of "
+            f"--part auto: this array has {size} tasks from {low} to {high}, which is not a full array of "
             f"{count or 'regular steps'}. Submit all tasks again (finished shards are kept), or write the "
             f"part of each: --part $SLURM_ARRAY_TASK_ID/n for an array that counts from 1"
         )
@@ -101,7 +101,7 @@ def _slurm_part(count: int | None, environment: Mapping[str, str]) -> Part:
 class PlanFile:
     """What every machine must agree on, and what merging needs without the table.
 
-    It lies among the unfinished shards and goes when the set is whole.
+    It lies among the unfinished shards and goes when the set is complete.
 
     Attributes:
         version: of this library.

@@ -105,7 +105,7 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
         if (folder / PARTS_FOLDER).is_dir():
             raise ShardError(
                 f"preparing '{folder}' has not finished: run the same `medclip prepare` command again, "
-                f"it goes on where it stopped. Made in parts, `medclip prepare --merge {folder}` names those "
+                f"it resumes where it stopped. Made in parts, `medclip prepare --merge {folder}` names those "
                 "that are missing"
             )
         raise ShardError(

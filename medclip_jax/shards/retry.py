@@ -61,7 +61,7 @@ def _committed(entry: Entry) -> Entry:
 
 
 def reopen(info: PreparedInfo, commits: Mapping[str, Commit], kept: Sequence[str]) -> None:
-    """Make a finished set an unfinished one; from here on, a run that is cut off goes on as any other does.
+    """Make a finished set an unfinished one; from here on, a run that is cut off continues as any other does.
 
     The caller holds the lock, and the shards that are made anew lie among the unfinished ones already.
 

@@ -158,12 +158,12 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     organs = tuple(known) if settings.organs is None else tuple(settings.organs)
     if settings.cell and not organs and unknown:
         raise ShardError(
-            f"organ cells were asked for, but none of the {len(unknown)} mask names is known as an organ: "
+            f"organ cells were requested, but none of the {len(unknown)} mask names is known as an organ: "
             "give those that you want with --organs, as the files or the class map name them"
         )
     if settings.cell and not organs:
         raise ShardError(
-            "organ cells were asked for, but no study has organ masks: give the table an 'organs' column, "
+            "organ cells were requested, but no study has organ masks: give the table an 'organs' column, "
             "or prepare without --organ-cell"
         )
     there = f"{', '.join(known) or 'no known organ'}" + (f" and {len(unknown)} others" if unknown else "")

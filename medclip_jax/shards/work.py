@@ -61,11 +61,11 @@ def make_shards(
 
 
 def attempt(item: Item, settings: PrepareSettings, folder: Path) -> Outcome:
-    """Prepare a study, and mark it while that goes on: a later run learns from the mark what killed this one.
+    """Prepare a study, and mark it while it lasts: a later run learns from the mark what killed this one.
 
     A reader that takes the whole run with it, as the kernel does where memory is short, would do so at every
     restart. So a study whose mark is found is read in a process of its own; and if that, too, ends the run
-    `_MOST_ATTEMPTS` times, it is given up and the others go on.
+    `_MOST_ATTEMPTS` times, it is given up and the others continue.
 
     Args:
         item: from the plan.
@@ -160,12 +160,12 @@ class Rejections:
         """Count some: code, message and row of each.
 
         Raises:
-            ShardError: there are too many; the message tells what to mend.
+            ShardError: there are too many; the message tells what to fix.
         """
         self.found += rejections
         if len(self.found) <= self._allowed:
             return
-        # The manifest is written at the end only, so this must tell what to mend.
+        # The manifest is written at the end only, so this must tell what to fix.
         reasons = []
         for reason, count in Counter(code for code, _, _ in self.found).most_common(5):
             found = sorted((row, message) for other, message, row in self.found if other == reason)

@@ -1,4 +1,4 @@
-"""Write a prepared folder: shards first, each by an atomic rename; what makes the folder whole, last."""
+"""Write a prepared folder: shards first, each by an atomic rename; what makes the folder complete, last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> int:
-    """Write one ArrayRecord file; it appears under its name only when it is whole and on the disk.
+    """Write one ArrayRecord file; it appears under its name only when it is complete and on the disk.
 
     Args:
         path: of the file.
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def create_text(path: Path, text: str, mode: int = 0o666) -> bool:
-    """Write a small file, whole or not at all, unless it exists.
+    """Write a small file, completely or not at all, unless it exists.
 
     Args:
         path: of the file.
@@ -107,7 +107,7 @@ def create_text(path: Path, text: str, mode: int = 0o666) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    """Where a file lies until it is whole: a new name, for another machine may write the same file."""
+    """Where a file lies until it is complete: a new name, for another machine may write the same file."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
@@ -123,7 +123,7 @@ def synchronize(path: Path) -> None:
 def finish(
     folder: Path, schema: Schema, shards: Mapping[str, Sequence[int]], settings: Mapping[str, object]
 ) -> PreparedInfo:
-    """Make a folder whose shards are in place a TFDS dataset, and mark it as whole.
+    """Make a folder whose shards are in place a TFDS dataset, and mark it as complete.
 
     Args:
         folder: holds `shard_name(split, i, len(shards[split]))` for every shard.

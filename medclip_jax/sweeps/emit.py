@@ -16,7 +16,7 @@ _SLURM = """\
 # Submit:  sbatch {script}
 # Change:  partition, account, GPUs and time on the line of sbatch (it outranks the lines below) or here;
 #          nodes and tasks too, `medclip train` finds them. %{parallel} is how many units run at once.
-# A unit that is preempted or out of time saves, is queued again and goes on. One that fails stays failed
+# A unit that is preempted or out of time saves, is queued again and resumes. One that fails stays failed
 # until the sweep's command is given again.
 #SBATCH --job-name=medclip-sweep
 #SBATCH --array=0-{last}%{parallel}
@@ -56,7 +56,7 @@ _XPK = """\
 # Submit:  bash {script} --cluster CLUSTER --tpu-type v5litepod-16 --docker-image IMAGE
 # Change:  every argument is handed to `xpk workload create` (docs/how-to/launch.md). Folders below are as the
 #          container sees them: shards and workdir lie on storage that is attached there.
-# A unit that is preempted saves, is started again by its JobSet and goes on.
+# A unit that is preempted saves, is started again by its JobSet and resumes.
 set -euo pipefail
 if [[ $# -eq 0 ]]; then
   echo "give the options of xpk workload create: --cluster, --tpu-type, --docker-image, ..." >&2

@@ -36,7 +36,7 @@ def run_local(
     """Run every unit that is not finished; each prints into `log.txt` of its folder.
 
     A unit that fails does not stop the others. On Ctrl-C, SIGTERM or a closed terminal the runs are asked to
-    save and end; the same call goes on from there.
+    save and end; the same call resumes from there.
 
     Args:
         units: written by `units.write`.
@@ -48,7 +48,7 @@ def run_local(
 
     Raises:
         ValueError: jobs below 1.
-        KeyboardInterrupt: asked to stop, and stopped.
+        KeyboardInterrupt: told to stop, and stopped.
     """
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}: give 1 or more")

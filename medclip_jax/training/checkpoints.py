@@ -185,7 +185,7 @@ class Checkpoints:
             if _is_full(error):
                 raise CheckpointError(
                     f"no space left for a checkpoint in {self.folder} ({_free(self.folder)} free): free "
-                    "some, then run the same command again; it goes on from the last complete checkpoint, "
+                    "some, then run the same command again; it resumes from the last complete checkpoint, "
                     f"{last}"
                 ) from error
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error

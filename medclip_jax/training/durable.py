@@ -1,4 +1,4 @@
-"""Small files that appear whole and stay, also where the machine loses its power right after."""
+"""Small files that appear complete and stay, also where the machine loses its power right after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, and have it on the disk when this returns.
+    """Write a file, completely or not at all, and have it on the disk when this returns.
 
     Args:
         path: of the file; one writer at a time.

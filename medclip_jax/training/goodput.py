@@ -43,7 +43,7 @@ class Clock:
         counters: what `counters` gave when the checkpoint was saved, where that is known already; the same
             as calling `resume(counters)`.
         workdir: in process 0 only; None keeps no heartbeat.
-        steps: of the whole run.
+        steps: of the run in total.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Clock:
                 # Refused before it touched the run, such as for another config: the run is as it was.
                 self._write(self._before)
                 return
-            whole = error is None and self._step >= self._steps and not self._interrupted
-            self._beat("finished" if whole else "stopped")
+            finished = error is None and self._step >= self._steps and not self._interrupted
+            self._beat("finished" if finished else "stopped")
 
     def resume(self, counters: Mapping[str, float], step: int = 0) -> None:
-        """Say from where this start goes on: what was trained beyond it, by the heartbeat, is lost.
+        """Say from where this start continues: what was trained beyond it, by the heartbeat, is lost.
 
         Args:
             counters: saved with the checkpoint that was restored; {} where the run begins from scratch.
@@ -139,7 +139,7 @@ class Clock:
         self._step, self._step_time = step, time.time()
 
     def interrupted(self) -> None:
-        """The run was asked to stop before its end, be it in its last evaluation."""
+        """The run was told to stop before its end, be it in its last evaluation."""
         self._interrupted = True
 
     def rates(self, steps: int, batch_size: int) -> dict[str, float]:

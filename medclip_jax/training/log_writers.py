@@ -161,7 +161,7 @@ class WeightsAndBiases:
 class Background:
     """A writer in a thread of its own, which a run neither waits for nor ends with.
 
-    The first error ends the writer, and the run goes on without it. Where it does not keep up, numbers are
+    The first error ends the writer, and the run continues without it. Where it does not keep up, numbers are
     dropped. Both are said once.
 
     Args:
@@ -215,7 +215,7 @@ class Background:
                     flushed = time.monotonic()
             writer.close()
         except Exception as error:
-            self._say(f"{self._name} stopped ({type(error).__name__}: {error}): the run goes on without it")
+            self._say(f"{self._name} stopped ({type(error).__name__}: {error}): the run continues without it")
 
     def _next(self, flushed: float) -> tuple[()] | tuple[int, Mapping[str, float]] | None:
         """The next record, () where it is time to flush, None at the end."""

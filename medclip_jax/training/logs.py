@@ -17,9 +17,9 @@ class Logs:
 
     Args:
         workdir: of the run.
-        config: the whole config.
+        config: the full config.
         start: steps done before.
-        steps: of the whole run.
+        steps: of the run in total.
         writing: False in all processes but the first: then nothing is written anywhere.
 
     Raises:

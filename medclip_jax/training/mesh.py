@@ -72,7 +72,7 @@ def arrange(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
         fsdp: devices along that axis; must divide their number.
 
     Raises:
-        ValueError: slices or hosts of unequal size, or of a size that neither holds whole fsdp groups nor
+        ValueError: slices or hosts of unequal size, or of a size that neither holds complete fsdp groups nor
             divides one.
     """
     count = len(devices)
@@ -133,7 +133,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The full array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -194,20 +194,20 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 def put_state(state: Any, shardings: Any) -> Any:
     """Place a state, in buffers of its own (the step overwrites them).
 
-    Every process hands in the same values, whole.
+    Every process hands in the same, complete values.
 
     Args:
         state: a tree of arrays.
         shardings: a sharding for all of it, or a tree of them (`partition.state_shardings`); a mesh means
-            whole on every device.
+            replicated on every device.
     """
     if isinstance(shardings, Mesh):
         shardings = replicated(shardings)
     if jax.process_count() == 1:
         return jax.device_put(state, shardings, may_alias=False)
     if isinstance(shardings, NamedSharding):
-        whole = shardings
-        shardings = jax.tree.map(lambda _: whole, state)
+        everywhere = shardings
+        shardings = jax.tree.map(lambda _: everywhere, state)
     return jax.tree.map(_put_global, state, shardings)
 
 

@@ -1,9 +1,9 @@
-"""Loss and gradient of a batch, whole or in slices (gradient caching), through the seam encode / couple.
+"""Loss and gradient of a batch, at once or in slices (gradient caching), through the seam encode / couple.
 
 With k microbatches, `encode` maps one slice after the other to features and forgets the rest; `couple`
-sees the features of the whole batch and gives the loss's derivative to them; then each slice is encoded
+sees the features of the full batch and gives the loss's derivative to them; then each slice is encoded
 again, and its derivative carried on to the parameters. Activations of one slice are held at a time, the
-loss and its gradient are those of the whole batch, and the price is one more forward pass.
+loss and its gradient are those of the full batch, and the price is one more forward pass.
 
 Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (2021).
 """
@@ -54,13 +54,13 @@ def loss_and_gradients(
     microbatches: int = 1,
     constrain: Callable[[Tree], Tree] = lambda tree: tree,
 ) -> LossAndGradients:
-    """Loss and gradient of a whole batch, inside `jax.jit`.
+    """Loss and gradient of a full batch, inside `jax.jit`.
 
     A microbatch is a part of every device's share, so that all devices work on each. A sample's randomness
     comes from its id, so it is the same in both passes and for every k. Variables that are no parameters
     pass from slice to slice, in both passes alike: a running statistic is updated k times a batch, each time
-    from B / k samples over all devices, and batch norm normalises by those of its slice, so that with it
-    loss and gradient are not those of the whole batch.
+    from B / k samples over all devices, and batch norm normalizes by those of its slice, so that with it
+    loss and gradient are not those of the full batch.
 
     Args:
         graphdef: from `parameters.split`.
@@ -70,7 +70,7 @@ def loss_and_gradients(
         batch: global, B samples split over the mesh.
         key: of this step.
         mesh: from `training.mesh.make_mesh`; B must be a multiple of its devices times `microbatches`.
-        microbatches: k slices; 1 encodes the batch whole, and once.
+        microbatches: k slices; 1 encodes the full batch, once.
         constrain: pins a tree like `trained` to where it belongs on the mesh.
     """
 
@@ -88,11 +88,11 @@ def loss_and_gradients(
 
     if microbatches == 1:
 
-        def whole(trained: Tree) -> tuple[Any, ...]:
+        def at_once(trained: Tree) -> tuple[Any, ...]:
             features, after = encode(trained, variables, batch)
             return couple(trained, after, features)
 
-        (loss, (terms, after, finite)), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
+        (loss, (terms, after, finite)), gradients = jax.value_and_grad(at_once, has_aux=True)(trained)
         return LossAndGradients(loss, terms, after, finite, constrain(gradients))
 
     slices = jnp.arange(microbatches)

@@ -15,7 +15,7 @@ from medclip_jax.training.state import TrainState
 
 LARGEST = "largest"
 """The largest axis that the mesh's fsdp axis divides is split, the first of equals. An array without such an
-axis, or with fewer than `MINIMUM_SIZE` numbers, stays whole."""
+axis, or with fewer than `MINIMUM_SIZE` numbers, is replicated."""
 
 MINIMUM_SIZE = 4096
 """16 KiB: below, fetching the parts takes longer than the memory is worth."""
@@ -29,7 +29,7 @@ DEFAULT_RULES: Rules = (
     (r"(^|/)([a-z_]+_)?(kernel|embedding|positions)$", LARGEST),
     (r"(^|/)([a-z_]+_)?(bias|scale|shift|token|query|temperature)$", ()),
 )
-"""Matrices and tables are split; biases, norms, tokens and temperatures are whole on every device."""
+"""Matrices and tables are split; biases, norms, tokens and temperatures are replicated on every device."""
 
 
 def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> Any:
@@ -37,7 +37,7 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
 
     Parameters follow the first rules below. Optimizer state and moving average lie as the parameter that
     they belong to, which is found by the end of their path; scalars, the other variables and their average
-    are whole on every device.
+    are replicated on every device.
 
     Args:
         state: a `TrainState` of arrays or of shapes (`jax.eval_shape`).
@@ -55,7 +55,7 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
     """
     params = flatten(state["params"])
     shardings = param_shardings(params, mesh, rules)
-    whole = NamedSharding(mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     variables = flatten(state["variables"])
 
@@ -66,7 +66,7 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
             if name in params and params[name].shape == leaf.shape:
                 return shardings[name]
         if leaf.ndim == 0 or "/".join(names) in variables:
-            return whole
+            return everywhere
         raise ValueError(
             f"the optimizer's state {'/'.join(names)} {tuple(leaf.shape)} is neither a scalar nor shaped "
             "like the parameter that it is named after, so no rule says where it lies"
@@ -74,10 +74,10 @@ def state_shardings(state: TrainState | Any, mesh: Mesh, rules: Rules = ()) -> A
 
     placed = {
         "params": jax.tree_util.tree_map_with_path(follow, state["params"]),
-        "variables": jax.tree.map(lambda _: whole, state["variables"]),
+        "variables": jax.tree.map(lambda _: everywhere, state["variables"]),
         "optimizer": jax.tree_util.tree_map_with_path(follow, state["optimizer"]),
         "ema": jax.tree_util.tree_map_with_path(follow, state["ema"]),
-        "step": whole,
+        "step": everywhere,
     }
     return {name: placed[name] for name in state}
 
@@ -115,7 +115,7 @@ def _rule(name: str, rules: Rules) -> Axes:
             return hits[0][1]
     raise ValueError(
         f"parameter {name} is covered by no partition rule: add ({'^' + re.escape(name) + '$'!r}, 'largest') "
-        "to config.mesh.rules to split it, or with () in place of 'largest' to keep it whole on every device"
+        "to config.mesh.rules to split it, or with () in place of 'largest' to replicate it"
     )
 
 
@@ -136,7 +136,7 @@ def _partition(name: str, leaf: Any, axes: Axes, mesh: Mesh) -> PartitionSpec:
         if axis is not None and size % mesh.shape[axis]:
             raise ValueError(
                 f"{where}: {size} is no multiple of the {mesh.shape[axis]} devices along {axis!r}: split "
-                "another axis, write 'largest', or () to keep it whole"
+                "another axis, write 'largest', or () to replicate it"
             )
     return PartitionSpec(*axes)
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: noticed in every phase, and agreed upon by all processes."""
+"""Requests to stop: noticed in every phase, and agreed upon by all processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 POLL_SECONDS = 0.5
-"""How often a process looks whether another one was asked to stop."""
+"""How often a process looks whether another one was told to stop."""
 
 ANSWER_SECONDS = 60.0
-"""How long all processes have to answer once one was asked to stop."""
+"""How long all processes have to answer once one was told to stop."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _uses = itertools.count()
@@ -30,13 +30,13 @@ class Preemption:
     (`signal.set_wakeup_fd`) that a thread reads: `requested` turns true, the other processes hear of it and
     a line is logged at once, in every phase.
 
-    Several processes agree like this: whoever is asked to stop says so in the store of JAX's coordination
+    Several processes agree like this: whoever is told to stop says so in the store of JAX's coordination
     service, which every process's thread polls. Each thread then holds `agreed` back, tells how often it
     was called, and takes the highest count of all plus one as the call at which all stop. Until someone is
-    asked to stop, `agreed` only reads a flag: neither the device nor the network is waited for.
+    told to stop, `agreed` only reads a flag: neither the device nor the network is waited for.
 
     Enter it in the main thread, after `jax.distributed` was started (whose own handler would replace
-    this one). In another thread it cannot see signals, and stops only where another process is asked to.
+    this one). In another thread it cannot see signals, and stops only where another process is told to.
     """
 
     def __init__(self) -> None:
@@ -80,20 +80,20 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Whether this process was told to stop."""
         return self._event.is_set()
 
     def agreed(self, step: int) -> bool:
         """Whether all processes stop here. Every process calls this equally often, in the same order.
 
         The answers of the processes are alike at the n-th call, and stay true once they are. It costs next
-        to nothing, so it may also be asked between the batches of an evaluation.
+        to nothing, so it may also be called between the batches of an evaluation.
 
         Args:
             step: for the message only.
 
         Raises:
-            RuntimeError: a process was asked to stop and another did not answer within `ANSWER_SECONDS`.
+            RuntimeError: a process was told to stop and another did not answer within `ANSWER_SECONDS`.
         """
         if self._client is None:
             return self.requested
@@ -128,11 +128,11 @@ class Preemption:
                 settled = True
                 self._settle()
         if self._client is not None and not settled:
-            # Who leaves without having been asked has made all its calls: nobody shall wait for its answer.
+            # Who leaves without having been told to has made all its calls: nobody shall wait for its answer.
             self._publish(self._calls)
 
     def _heard(self) -> bool:
-        """Whether another process was asked to stop: it has then told how often it called `agreed`."""
+        """Whether another process was told to stop: it has then told how often it called `agreed`."""
         told = self._client.key_value_dir_get(self._prefix)
         return any(value.startswith("stop") for _, value in told)
 

@@ -38,7 +38,7 @@ class RunStatus:
             heartbeat (a run of an earlier version).
         silent: seconds since the last sign of life, None where there was none.
         step: steps done.
-        steps: of the whole run, 0 where that is not known.
+        steps: of the run in total, 0 where that is not known.
         stalled: seconds since the last step of a run that is alive, None otherwise.
         seconds: by bucket of `training.goodput.BUCKETS`, over all starts; {} without a heartbeat.
         starts: how often the run was started.

@@ -47,25 +47,25 @@ def make_train_step(
         optimizer: from `training.optimizer.make_optimizer`.
         mesh: from `training.mesh.make_mesh`.
         seed: of the run.
-        shardings: from `training.partition.state_shardings`; by default the state is whole on every device.
+        shardings: from `training.partition.state_shardings`; by default the state is replicated.
         microbatches: slices in which a batch is encoded, see `training.microbatches`.
         ema_decay: 0 = no moving average. The average starts faster, as min(decay, (1 + n) / (10 + n)).
         skip_nonfinite: keep the old state where loss or gradient is not finite.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given, and returns it in
-        the same place; the batch is `mesh.put_batch`'s, metrics are whole on every device. Metrics:
+        the same place; the batch is `mesh.put_batch`'s, metrics are replicated. Metrics:
         `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm` (of what
         is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`,
         `finite_samples`.
     """
 
-    whole = replicated(mesh)
-    placed = whole if shardings is None else shardings
+    everywhere = replicated(mesh)
+    placed = everywhere if shardings is None else shardings
     trained_shardings = None if shardings is None else select(shardings["params"], optimizer.trained)
 
     def constrain(tree: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(tree, trained_shardings or whole)
+        return jax.lax.with_sharding_constraint(tree, trained_shardings or everywhere)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Models pin activations to the mesh in force (`medclip_jax.sharding`).
@@ -130,7 +130,7 @@ def make_train_step(
         step,
         donate_argnums=0,
         in_shardings=(placed, batch_sharding(mesh)),
-        out_shardings=(placed, whole),
+        out_shardings=(placed, everywhere),
     )
 
 

@@ -105,7 +105,7 @@ def read_voxels(
                 "truncated-file",
                 "The file holds fewer voxels than its header says: copy or download it again."
                 if len(files) == 1
-                else "A data file holds fewer voxels than its share: copy the whole set again.",
+                else "A data file holds fewer voxels than its share: copy the full set again.",
             )
         parts.append(part)
         surplus += left

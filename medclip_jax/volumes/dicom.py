@@ -124,7 +124,7 @@ def _read_each(
         several = f"{len(failed)} files or subfolders" if len(failed) > 1 else "One file or subfolder"
         raise VolumeRejected(
             "unreadable",
-            f"{several} cannot be opened ({reason}), and slices may lie there: mend the permissions, or the "
+            f"{several} cannot be opened ({reason}), and slices may lie there: fix the permissions, or the "
             "disk, and read again.",
         )
     return found

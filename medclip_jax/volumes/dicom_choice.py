@@ -236,7 +236,7 @@ def name_series(series: list[Series], wanted: Wanted) -> list[Series]:
     if not found:
         raise VolumeRejected(
             "no-such-series",
-            f"None of the {len(series)} series here has the UID or number that was asked for: look it up "
+            f"None of the {len(series)} series here has the UID or number that was requested: look it up "
             "with `medclip index`.",
         )
     return found
@@ -349,7 +349,7 @@ def _with_kernel(candidates: list[tuple[Stack, Series]], kernel: str) -> list[tu
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         raise VolumeRejected(
             "no-such-kernel",
-            f"No series was reconstructed with the kernel that was asked for (there are: {told}): look the "
+            f"No series was reconstructed with the kernel that was requested (there are: {told}): look the "
             "kernels up with `medclip index`, or leave --kernel out.",
         )
     return found

@@ -165,7 +165,7 @@ class DicomFile:
         look: what slices of one series have in common: class, size, and the first two parts of ImageType.
         modality: as the header has it.
         transfer_syntax: UID.
-        values: further elements that were asked for, as text.
+        values: further elements that were requested, as text.
     """
 
     path: Path

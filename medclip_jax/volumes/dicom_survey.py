@@ -53,7 +53,7 @@ class FoundSeries:
         code, message: why it cannot, "" where it can, as far as headers tell.
         kernels: of its stacks.
         geometry: rows, columns, row_mm, column_mm, thickness_mm of its slices.
-        values: further elements that were asked for, of the first file.
+        values: further elements that were requested, of the first file.
     """
 
     key: str

@@ -155,7 +155,7 @@ def _apply_weights(voxels: Integer[np.ndarray, "D H W"], weights: list[np.ndarra
     plane = np.empty(shape[1:], np.float32)
     if len(depth) <= voxels.shape[0]:
         # Coarser in depth: combine whole slices first, then shrink only the few that remain. A ring of
-        # converted slices serves neighbouring output slices, whose supports overlap.
+        # converted slices serves neighboring output slices, whose supports overlap.
         reach = max(source.stop - source.start for _, source, _ in _bands(depth, 1))
         ring = np.zeros((reach, voxels.shape[1] * voxels.shape[2]), np.float32)
         ready = 0
@@ -209,7 +209,7 @@ def crop_or_pad(
         if point.shape != (3,) or not np.isfinite(point).all():
             raise ValueError(f"center must be three finite numbers in RAS mm, got {center}")
         middle = np.linalg.solve(volume.affine[:3, :3], point - volume.affine[:3, 3])
-    # The small term keeps a half that is only off by rounding from flipping between neighbours.
+    # The small term keeps a half that is only off by rounding from flipping between neighbors.
     start = np.floor(middle - (np.asarray(size) - 1) / 2 + 0.5 + 1e-6).astype(int)
     source = [slice(max(0, a), max(0, min(n, a + m))) for a, m, n in zip(start, size, old, strict=True)]
     voxels = np.full(size, fill, dtype=volume.voxels.dtype)

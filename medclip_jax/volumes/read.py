@@ -153,7 +153,7 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
         if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
             raise VolumeRejected(
                 "not-labels",
-                "The label map holds fractions: resample it with nearest neighbour and export it again.",
+                "The label map holds fractions: resample it with nearest neighbor and export it again.",
             )
         voxels = whole.astype(np.int32)
     if voxels.min() < 0:

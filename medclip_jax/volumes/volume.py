@@ -22,11 +22,11 @@ class Volume:
 
     Attributes:
         voxels: (D, H, W) Hounsfield units for CT, scanner units for MR.
-        spacing: distance in mm between voxel centres along depth, height, width.
+        spacing: distance in mm between voxel centers along depth, height, width.
         affine: (4, 4) maps homogeneous index ``(d, h, w, 1)`` to RAS+ world mm. NOTE the index order.
         provenance: how the file was read (format, original orientation, spacing, rescale). Never holds
             names, ids, dates or institutions.
-        notes: short codes of what was mended or is doubtful; empty when the file was clean. They become
+        notes: short codes of what was corrected or is doubtful; empty when the file was clean. They become
             the ``accepted-with-note`` entries of the manifest.
     """
 

@@ -274,7 +274,7 @@ class TestGoingOn:
                 assert process.returncode == -signal.SIGKILL
             else:
                 assert process.returncode == 130
-                assert "the same command goes on" in errors
+                assert "the same command resumes" in errors
                 assert "Traceback" not in errors
             assert not out.exists()
         kept = sum(pq.read_metadata(part).num_rows for part in parts.glob("part-*.parquet"))

@@ -200,7 +200,7 @@ def test_storage_is_consistent_with_the_affine(few):
 
 
 def test_organs_are_all_there_with_plausible_volumes_and_densities(few):
-    litres = {
+    liters = {
         "heart": (0.25, 2.5),
         "aorta": (0.08, 0.6),
         "trachea": (0.01, 0.08),
@@ -210,7 +210,7 @@ def test_organs_are_all_there_with_plausible_volumes_and_densities(few):
     assert len(lobes) == 5
     needed = {
         *lobes,
-        *litres,
+        *liters,
         "esophagus",
         "atrial_appendage_left",
         "pulmonary_artery",
@@ -226,7 +226,7 @@ def test_organs_are_all_there_with_plausible_volumes_and_densities(few):
         voxel = abs(np.linalg.det(phantom.affine[:3, :3])) / 1e6
         present = {ORGAN_CLASSES[value] for value in np.unique(phantom.organs) if value}
         assert needed <= present, needed - present
-        for name, (low, high) in litres.items():
+        for name, (low, high) in liters.items():
             assert low < (phantom.organs == ORGANS[name]).sum() * voxel < high, name
         lungs = np.isin(phantom.organs, [ORGANS[name] for name in lobes])
         assert 1.5 < lungs.sum() * voxel < 10

@@ -54,7 +54,7 @@ def _plaque(radius, hu, center=(0.0, 0.0, 1.5)):
 def test_standard_score_grows_with_size_and_adds_over_distant_plaques():
     scores = [standard_score([_plaque(radius, 600)]) for radius in (1.0, 1.5, 2.5, 4.0)]
     assert scores == sorted(scores)
-    # Central slice of a sphere of 4 mm radius: pi 4² = 50 mm² at factor 4, with parts of the neighbours.
+    # Central slice of a sphere of 4 mm radius: pi 4² = 50 mm² at factor 4, with parts of the neighbors.
     assert 150 < scores[-1] < 650
     far = [_plaque(2.5, 600), _plaque(2.5, 600, (40.0, 0, 1.5))]
     assert standard_score(far) == pytest.approx(2 * scores[2], rel=0.25)

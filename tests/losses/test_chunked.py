@@ -111,7 +111,7 @@ def test_what_is_kept_is_linear_in_the_batch(name):
     assert few < more < 2.05 * few
     assert more < most < 2.05 * more
     assert most < kept(name, 2048, 0) / 20
-    # The guard itself: whole matrices grow with the square.
+    # The guard itself: full matrices grow with the square.
     assert kept(name, 1024, 0) > 3.5 * kept(name, 512, 0)
 
 

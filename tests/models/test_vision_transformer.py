@@ -263,10 +263,10 @@ def test_skip_adds_the_normalised_patch_embedding():
     plain, skipping = build(), build(skip=True)
     skipping.skip_norm.scale[...] = 2.0 * skipping.skip_norm.scale[...]
     embedded = skipping.embed(volumes()) + positions.sincos_3d(skipping.grid, WIDTH)
-    normalised = (embedded - embedded.mean(-1, keepdims=True)) / embedded.std(-1, keepdims=True)
+    normalized = (embedded - embedded.mean(-1, keepdims=True)) / embedded.std(-1, keepdims=True)
     # The two draw the same blocks, so that they differ by the skip alone.
     found = skipping.encode(volumes())
-    np.testing.assert_allclose(found.tokens - plain.encode(volumes()).tokens, 2.0 * normalised, atol=1e-4)
+    np.testing.assert_allclose(found.tokens - plain.encode(volumes()).tokens, 2.0 * normalized, atol=1e-4)
     same, _ = skipping.encode_with_maps(volumes(), [jnp.zeros((2, HEADS, 31, 31))] * 3)
     np.testing.assert_allclose(same.sequence, found.sequence, atol=1e-5)
 

@@ -204,7 +204,7 @@ def test_against_the_compiled_program(config_file, fsdp):
         assert sent["all-reduce"] == pytest.approx(paper["gradients"], rel=0.05)
     else:
         # On CPU a sum of which every device keeps its part is written as an all-reduce.
-        summed = paper["gradients scattered"] + paper["gradients of whole parameters"]
+        summed = paper["gradients scattered"] + paper["gradients of replicated parameters"]
         assert sent["all-reduce"] == pytest.approx(summed, rel=0.05)
         assert sent["all-gather"] == pytest.approx(paper["parameters gathered"], rel=0.10)
 

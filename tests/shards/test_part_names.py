@@ -31,8 +31,8 @@ def test_parts_by_hand_and_by_scheduler(text, environment, expected):
         ("some", {}, "write i/n"),
         ("auto", {}, "no array job"),
         ("auto", {"JOB": 3}, "set MEDCLIP_PART_COUNT"),
-        ("auto", {"ID": 7, "MIN": 3, "MAX": 9, "COUNT": 3}, "not a whole array"),
-        ("auto/32", {"ID": 7, "MIN": 7, "MAX": 8, "COUNT": 2}, "not a whole array of 32"),
+        ("auto", {"ID": 7, "MIN": 3, "MAX": 9, "COUNT": 3}, "not a full array"),
+        ("auto/32", {"ID": 7, "MIN": 7, "MAX": 8, "COUNT": 2}, "not a full array of 32"),
     ],
 )
 def test_parts_that_are_no_parts(text, environment, message):

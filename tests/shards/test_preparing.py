@@ -247,7 +247,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("workers", "delays"), [(1, (0.0, 0.05)), (2, (0.0,))])
 @pytest.mark.slow
-def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
+def test_kill_9_and_resume(archive, prepared, tmp_path, workers, delays):
     (tmp_path / "tests_settings.py").write_text(
         f"from medclip_jax.shards.settings import PrepareSettings\nSETTINGS = {SETTINGS!r}\nKEY = {KEY!r}\n"
     )
@@ -272,7 +272,7 @@ def test_kill_9_and_go_on(archive, prepared, tmp_path, workers, delays):
         if (out / "prepare.json").exists():
             break  # a fast machine was done before the kill
         kills += 1
-        assert list(out.glob(".parts/*-*.json"))  # there is something to go on from
+        assert list(out.glob(".parts/*-*.json"))  # there is something to resume from
     assert kills
     run(archive, out, workers=workers)
     assert digest(out) == digest(prepared)

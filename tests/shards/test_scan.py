@@ -33,7 +33,7 @@ def test_the_crop_shows_the_world_as_it_is(spacing):
     assert prepared.voxels.shape == (6, 8, 8)
     np.testing.assert_allclose(prepared.spacing, spacing)
     middle = prepared.affine[:3, :3] @ ((np.array((6, 8, 8)) - 1) / 2) + prepared.affine[:3, 3]
-    # Within half a new voxel, and half an old one, of what was asked for.
+    # Within half a new voxel, and half an old one, of what was requested.
     assert (np.abs(middle - center) <= (np.array(spacing) + volume.spacing)[::-1] / 2 + 1e-6).all()
     world = prepared.affine[2, 0] * np.arange(6) + prepared.affine[2, 3]
     inside = (world > 11 + 8) & (world < 11 + 4 * 19 - 8)

@@ -289,7 +289,7 @@ def test_a_disk_that_is_full_for_real_keeps_the_last_good_one(small_disk, caplog
         checkpoints.save(state(2), {})
     assert latest_step(small_disk) == 1
     np.testing.assert_array_equal(restore_weights(small_disk)["noise"], state(1)["params"]["noise"])
-    # With space again, the half-written one is cleared away and the run goes on.
+    # With space again, the half-written one is cleared away and the run continues.
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
     with Checkpoints(small_disk) as checkpoints:
         checkpoints.restore(state(0))

@@ -95,7 +95,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_stopped_and_back(one, two, tmp_path):
+def test_two_processes_resume_where_one_stopped_and_back(one, two, tmp_path):
     moved = two[0] / "moved"
     assert_same_numbers(moved, one)
     shutil.copytree(one, tmp_path / "stayed")
@@ -133,7 +133,7 @@ def test_a_split_embedded_by_two_processes_is_that_of_one(two):
 
 
 @pytest.mark.slow
-def test_all_stop_at_the_same_step_where_one_is_asked_to(two):
+def test_all_stop_at_the_same_step_where_one_is_told_to(two):
     folder, _, outputs = two
     step = latest_step(folder / "stopped")
     assert 0 < step < 1000

@@ -7,7 +7,7 @@ from medclip_jax.training.goodput import BUCKETS, HEARTBEAT, Clock, goodput, rea
 
 
 class Time:
-    """A clock that goes on only when it is told to."""
+    """A clock that continues only when it is told to."""
 
     def __init__(self):
         self.now = 0.0

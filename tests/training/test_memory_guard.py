@@ -1,7 +1,7 @@
 """A compiled step must keep the batch split where parameters are split over the same devices.
 
 Where a model does not pin its activations (`medclip_jax.sharding`), the compiler is free to split their
-features instead, as the parameters are, and every device then holds the whole batch: nothing fails, but
+features instead, as the parameters are, and every device then holds the full batch: nothing fails, but
 memory and traffic grow with the number of devices. Compiled for eight devices, never run.
 """
 

@@ -16,7 +16,7 @@ def axes(data=-1, fsdp=1):
 
 
 def fake(groups, size, *, by="slice_index", platform="gpu"):
-    """Devices of several slices or hosts, numbered so that neighbours in number lie in different groups."""
+    """Devices of several slices or hosts, numbered so that neighbors in number lie in different groups."""
     return [
         SimpleNamespace(
             id=index * groups + group,

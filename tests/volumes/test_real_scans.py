@@ -41,11 +41,11 @@ def test_masks_fall_on_the_scan(real_data):
         assert inside > 200
         assert np.median(coarse.voxels[np.roll(mask, 20, axis=0) > 0]) < inside - 100
         # Nearest look-up keeps the organ's volume and center.
-        millilitres = [
+        milliliters = [
             (m > 0).sum() * abs(np.linalg.det(a[:3, :3]))
             for m, a in ((labels, affine), (mask, coarse.affine))
         ]
-        assert millilitres[1] == pytest.approx(millilitres[0], rel=0.02)
+        assert milliliters[1] == pytest.approx(milliliters[0], rel=0.02)
         np.testing.assert_allclose(mask_center(mask, coarse.affine), mask_center(labels, affine), atol=0.3)
 
 

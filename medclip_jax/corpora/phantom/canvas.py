@@ -70,7 +70,7 @@ class Canvas:
 
     @property
     def whole(self) -> Box:
-        """The box of the whole grid."""
+        """The box of the full grid."""
         return Box((slice(None),) * 3, self.x, self.y, self.z)
 
     def index(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:

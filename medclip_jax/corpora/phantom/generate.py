@@ -103,7 +103,7 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
     """Make phantom `index` of the set `seed`: a pure function of its arguments.
 
     Args:
-        seed: of the whole set.
+        seed: of the full set.
         index: which volume.
         settings: how phantoms are drawn and scanned; `PhantomSettings()` if None.
     """

@@ -29,7 +29,7 @@ VESSEL_CANDIDATES = 2600
 
 @dataclass
 class Chest:
-    """Surfaces that later structures need, on the whole grid.
+    """Surfaces that later structures need, on the full grid.
 
     Attributes:
         cavity: signed distance (mm) to the inside of the rib cage.

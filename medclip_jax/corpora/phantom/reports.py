@@ -120,5 +120,5 @@ def write_report(
 
 
 def join_sections(sections: Mapping[str, str]) -> str:
-    """The whole report, with its section headings."""
+    """The full report, with its section headings."""
     return "\n".join(f"{name.upper()}: {text}" for name, text in sections.items())

@@ -152,7 +152,7 @@ def _is_whole(folder: Path, table: Path, recipe: str, count: int) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is whole."""
+    """Write a file that appears under its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         file.write(text)
