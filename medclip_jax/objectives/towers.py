@@ -47,7 +47,7 @@ def vision_defaults(kind: str = "vit") -> dict[str, Any]:
     return {
         "kind": kind,  # "vit" | "resnet" | "package.module:Class"
         **encoder_class(kind).defaults(),
-        "weights": "",  # file of a published network that a fresh run starts from, see docs/weights.md
+        "weights": "",  # file of a published network that a fresh run starts from, see docs/how-to/weights.md
         "windows": ((-1000.0, 1000.0),),  # (low, high) HU, one channel each, scaled to [-1, 1]
         # (mean, standard deviation) of each such channel over the training volumes, to bring them to mean 0
         # and variance 1; () = leave them.
