@@ -81,7 +81,8 @@ class Draw:
     @cached_property
     def text(self) -> str:
         """The text that is shown, by the weights of `config.data.text`."""
-        return choose_text(self.record, self.layout.config.text, self._rng)
+        config = self.layout.config
+        return choose_text(self.record, config.text, self._rng, config.most_statements)
 
     @cached_property
     def organ(self) -> int:
@@ -108,7 +109,9 @@ class Draw:
         return self._drawn[name]
 
 
-def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Generator) -> str:
+def choose_text(
+    record: Record, weights: Mapping[str, float], rng: np.random.Generator, most_statements: int = 0
+) -> str:
     """Draw which text of a record is shown.
 
     The draw ignores whether a text is empty; if it is, the first non-empty one of `TEXT_FALLBACK` is
@@ -118,6 +121,7 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
         record: with the text fields.
         weights: field name to weight; need not sum to 1.
         rng: the sample's own.
+        most_statements: that `SOME_STATEMENTS` takes; 0 for as many as there are.
     """
     # In a fixed order, because a mapping's own may differ between a config file and its JSON.
     names = [name for name in (*TEXT_FALLBACK, SOME_STATEMENTS) if weights.get(name, 0.0) > 0]
@@ -126,7 +130,7 @@ def choose_text(record: Record, weights: Mapping[str, float], rng: np.random.Gen
     if drawn == SOME_STATEMENTS:
         statements = split_sentences(str(record.get("statements", "")))
         if statements:
-            count = 1 + int(rng.integers(len(statements)))
+            count = 1 + int(rng.integers(min(len(statements), most_statements or len(statements))))
             return " ".join(statements[i] for i in rng.permutation(len(statements))[:count])
     for name in (drawn, *TEXT_FALLBACK):
         text = str(record.get(name, "")).strip()

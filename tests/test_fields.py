@@ -195,3 +195,16 @@ def test_some_statements_are_a_random_part_in_random_order():
         choose_text({**record, "statements": ""}, {"some_statements": 1.0}, np.random.default_rng(0))
         == "Long."
     )
+
+
+@pytest.mark.parametrize(
+    ("most", "lengths"), [(1, {1}), (2, {1, 2}), (0, {1, 2, 3, 4, 5}), (9, {1, 2, 3, 4, 5})]
+)
+def test_most_statements_bounds_how_many_are_taken(most, lengths):
+    record = {"statements": " ".join(f"There is finding {letter}." for letter in "abcde")}
+    drawn = [
+        choose_text(record, {"some_statements": 1.0}, np.random.default_rng(seed), most)
+        for seed in range(200)
+    ]
+    assert {text.count(".") for text in drawn} == lengths
+    assert len({text[-2] for text in drawn}) == 5  # none is left out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -54,6 +56,8 @@ class MaskedDecoder(nnx.Module):
         width: features inside the decoder.
         depth: number of blocks.
         heads: attention heads.
+        from_mean: predict how a patch differs from what is usual at its place (`set_means`), at first not at
+            all. On volumes that are centered on an organ the first picture is then the average patient.
         dtype: compute type; parameters are float32.
         remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
@@ -70,6 +74,7 @@ class MaskedDecoder(nnx.Module):
         width: int,
         depth: int,
         heads: int,
+        from_mean: bool = False,
         dtype=jnp.float32,
         remat: str = "none",
         scan: bool = False,
@@ -85,7 +90,9 @@ class MaskedDecoder(nnx.Module):
         self.blocks = blocks.stack(depth, lambda: blocks.Block(width, heads, dtype=dtype, rngs=rngs))
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         voxels = patch[0] * patch[1] * patch[2] * channels
-        self.predict = nnx.Linear(width, voxels, dtype=dtype, kernel_init=init, rngs=rngs)
+        last = nnx.initializers.zeros if from_mean else init
+        self.predict = nnx.Linear(width, voxels, dtype=dtype, kernel_init=last, rngs=rngs)
+        self.mean_bias = nnx.Param(jnp.zeros((math.prod(self.grid), voxels))) if from_mean else None
 
     def __call__(
         self,
@@ -148,4 +155,16 @@ class MaskedDecoder(nnx.Module):
         return states[:, -restore_index.shape[1] :]
 
     def _predicted(self, states, restore_index):
-        return batch_sharded(self.predict(self._patches(self.norm(states), restore_index)))
+        predicted = self.predict(self._patches(self.norm(states), restore_index))
+        if self.mean_bias is not None:
+            predicted = predicted + self.mean_bias[...].astype(predicted.dtype)
+        return batch_sharded(predicted)
+
+    def set_means(self, target: Float[Array, "batch tokens voxels"]) -> None:
+        """Begin with the mean of these patches at each place; without `from_mean` nothing changes.
+
+        Args:
+            target: (B, N, pd * ph * pw * C) what is to be painted.
+        """
+        if self.mean_bias is not None:
+            self.mean_bias[...] = target.astype(jnp.float32).mean(axis=0)

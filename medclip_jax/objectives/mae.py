@@ -37,6 +37,7 @@ def default_config() -> Section:
 
     `paint_windows`: (low, high) HU; then the decoder paints every voxel of a hidden patch in these windows.
     By default, (), it paints what the encoder sees: its channels, and where the tower looks at cells, cells.
+    `paint_from_mean`: the decoder begins with the mean patch of each place, see `MaskedDecoder`.
     """
     return Section(
         {
@@ -46,6 +47,7 @@ def default_config() -> Section:
             "mask_fraction": 0.75,
             "normalize_patches": True,
             "paint_windows": (),
+            "paint_from_mean": False,
         }
     )
 
@@ -102,6 +104,7 @@ class MaskedAutoencoder(Objective):
             width=config.decoder.width,
             depth=config.decoder.depth,
             heads=config.decoder.heads,
+            from_mean=config.paint_from_mean,
             dtype=jnp.dtype(config.vision.dtype),
             remat=config.vision.remat,
             scan=config.vision.scan,
@@ -137,6 +140,11 @@ class MaskedAutoencoder(Objective):
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """Mean squared error over all hidden patches of the batch."""
         return {"reconstruction": Term(features["error"].sum(), features["count"].sum())}
+
+    def calibrate(self, batch: Batch, key: jax.Array) -> None:
+        """With `paint_from_mean`, begin with the mean patches of the first batch."""
+        target = self._target(batch["volume"], self.vision.to_voxels(batch["volume"]))
+        self.decoder.set_means(masked.normalize_target(target) if self.normalize_patches else target)
 
     def embed_volumes(self, inputs: Inputs) -> Embedding:
         """The encoder's pooled vector with every patch visible."""

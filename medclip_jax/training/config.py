@@ -78,6 +78,7 @@ def base_config() -> Section:
                     "findings_text": 0.0,
                     "impression": 0.0,
                 },
+                "most_statements": 0,  # that "some_statements" takes at a time; 0 = up to all
                 "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
                 # Tokens of the sentences about one organ, drawn anew each time; 0 = no organ text. Needs
                 # shards prepared with --organ-cell.

@@ -78,7 +78,7 @@ _RULES: dict[str, _Rule] = {
     r"seed": _whole(0, 2**32 - 1),
     r"data\.text\.\w+": _FROM_0,
     r"data\.text_length": _whole(2),
-    r"data\.(organ_text_length|workers)": _whole(0),
+    r"data\.(most_statements|organ_text_length|workers)": _whole(0),
     r"data\.prefetch": _whole(1),
     r"data\.prepare\.shape": _THREE_OR_NONE,
     r"data\.prepare\.spacing": _listed("three numbers above 0 (mm), or ()", _ABOVE_0.allows, 3, empty=True),

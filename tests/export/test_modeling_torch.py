@@ -227,6 +227,16 @@ def test_logit_scale_stays_within_its_limits():
 )
 def test_masked_autoencoder_paints_the_same(vision, painted, normalize):
     objective, twin = twins("mae", vision=vision, normalize_patches=normalize, paint_windows=painted)
+    _paints_the_same(objective, twin)
+
+
+def test_masked_autoencoder_paints_from_the_mean_patches():
+    objective, twin = twins("mae", paint_windows=((-1350.0, 150.0),), paint_from_mean=True)
+    assert twin.decoder.mean_bias.abs().max() > 0, "weights are drawn, and they arrive"
+    _paints_the_same(objective, twin)
+
+
+def _paints_the_same(objective, twin):
     volumes, key = made_volumes(2), jax.random.key(3)
     expected = compiled(objective, lambda o, v: o.reconstruct(v, key), volumes)
     keep, _, _ = random_keep(jax.random.split(key, 2), objective.tokens, objective.keep)

@@ -190,6 +190,25 @@ def test_mae_paints_voxels_where_the_tower_sees_cells():
     assert np.all(np.asarray(features["error"]) > 0)
 
 
+@pytest.mark.parametrize("normalize_patches", [False, True])
+def test_mae_can_begin_with_the_mean_patch_of_each_place(normalize_patches):
+    config = small(mae.default_config())
+    config.normalize_patches = normalize_patches
+    config.paint_windows = ((-1000.0, 1000.0),)
+    config.paint_from_mean = True
+    objective = mae.MaskedAutoencoder(config, SPEC, rngs=nnx.Rngs(0))
+    batch = make_batch()
+    everyone_alike = {**batch, "volume": jnp.broadcast_to(batch["volume"][:1], batch["volume"].shape)}
+    key = jax.random.key(0)
+    before = objective.encode(everyone_alike, key, train=False)
+    assert before["error"].min() > 0.1
+    objective.calibrate(everyone_alike, key)
+    after = objective.encode(everyone_alike, key, train=False)
+    np.testing.assert_allclose(after["error"], 0.0, atol=1e-6)  # one patient, painted as usual
+    other = objective.encode(batch, key, train=False)
+    assert (other["error"][1:] > 0.1).all()
+
+
 def test_standardised_windows_come_back_to_be_looked_at():
     config = small(mae.default_config())
     plain = objectives.create(config, SPEC, rngs=nnx.Rngs(0)).vision

@@ -28,9 +28,10 @@ class MaskedDecoder(nn.Module):
         config: `objective["decoder"]` of config.json.
         encoder: whose tokens it gets.
         numbers: to predict for each patch.
+        from_mean: what is predicted is added to a mean patch of each place.
     """
 
-    def __init__(self, config: dict, encoder: nn.Module, numbers: int):
+    def __init__(self, config: dict, encoder: nn.Module, numbers: int, from_mean: bool = False):
         super().__init__()
         width, heads = config["width"], config["heads"]
         self.grid, self.width = encoder.grid, width
@@ -39,6 +40,8 @@ class MaskedDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, numbers)
+        places = math.prod(self.grid)
+        self.mean_bias = nn.Parameter(torch.zeros(places, numbers)) if from_mean else None
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         """Class token and tokens (B, 1 + K, W) of the patches `keep` (B, K) to all (B, N, numbers)."""
@@ -49,7 +52,8 @@ class MaskedDecoder(nn.Module):
         tokens = torch.cat([tokens[:, :1], placed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.predict(self.norm(tokens)[:, 1:])
+        predicted = self.predict(self.norm(tokens)[:, 1:])
+        return predicted if self.mean_bias is None else predicted + self.mean_bias
 
 
 class MaskedModel(VolumeModel):
@@ -61,7 +65,8 @@ class MaskedModel(VolumeModel):
         cell = self.vision.cell if windows else (1, 1, 1)
         self.painted_patch = tuple(a * b for a, b in zip(encoder.patch, cell, strict=True))
         numbers = math.prod(self.painted_patch) * len(windows or self.vision.windows)
-        self.decoder = MaskedDecoder(config.objective["decoder"], encoder, numbers)
+        from_mean = config.objective.get("paint_from_mean", False)
+        self.decoder = MaskedDecoder(config.objective["decoder"], encoder, numbers, from_mean)
         self.post_init()
 
     def see(self, volumes: Tensor) -> Embedding:
