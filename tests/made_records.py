@@ -61,5 +61,5 @@ class Numbers:
 def settings(**changes):
     """`config.data`."""
     weights = {"report": 0.5, "statements": 0.5, "findings_text": 0.0, "impression": 0.0}
-    lengths = {"text_length": 3, "organ_text_length": 4}
+    lengths = {"text_length": 3, "most_statements": 0, "organ_text_length": 4}
     return SimpleNamespace(**{"text": weights, **lengths, "workers": 0, "prefetch": 2, **changes})
