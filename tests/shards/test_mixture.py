@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from medclip_jax.fields import Layout
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.pipeline import train_batches
 from medclip_jax.shards.mixture import Mixture, open_training
 from medclip_jax.shards.read import open_shards, open_split
@@ -14,6 +16,8 @@ from medclip_jax.shards.write import write_shards
 from medclip_jax.training.config import base_config
 from medclip_jax.training.data import identify, open_data
 from tests.tiny_run import FINDINGS, SHAPE, SPACING, made_records
+
+FIELDS = ("volume", "findings")
 
 
 def made(folder, count, seed, **changes):
@@ -36,12 +40,12 @@ def config_of(*sets, shards=None):
 
 def order(source, config, count, hosts=1, start=0):
     """(sample, study) of the run's samples from the step on."""
+    layout = Layout((), DataSpec.of(source.info, None), config)
     found = []
     for host in range(hosts):
         batches = train_batches(
-            source, config, None, seed=3, batch_size=4, start_step=start, process_index=host,
-            process_count=hosts,
-        )  # fmt: skip
+            source, layout, seed=3, batch_size=4, start_step=start, process_index=host, process_count=hosts
+        )
         found.append([next(batches) for _ in range(count)])
     steps = [
         [pair for batch in step for pair in zip(batch["sample"], batch["study"].tolist(), strict=True)]
@@ -91,7 +95,7 @@ def test_identity_knows_every_set_and_the_shares(folders, tmp_path):
     large, small = folders
 
     def identity(*sets, shards=large):
-        return identify(open_data(config_of(*sets, shards=shards)))
+        return identify(open_data(config_of(*sets, shards=shards), FIELDS))
 
     first = identity((large, 1), (small, 1))
     moved = shutil.copytree(small, tmp_path / "elsewhere")
@@ -141,7 +145,7 @@ def test_sets_that_differ(folders, tmp_path, changes, said):
     with pytest.raises(ValueError, match=f"other' cannot be mixed with .*large': {said}. Prepare it as"):
         open_training(config_of((folders[0], 1), (other, 1)))
     with pytest.raises(ValueError, match="cannot be mixed"):
-        open_data(config_of((folders[0], 1), (folders[1], 1), shards=other))
+        open_data(config_of((folders[0], 1), (folders[1], 1), shards=other), FIELDS)
 
 
 def test_tokenizers_that_differ(folders, tmp_path):
@@ -151,9 +155,9 @@ def test_tokenizers_that_differ(folders, tmp_path):
     train_wordpiece(["no effusion"] * 3, other / "tokenizer", 60)
     config = config_of((folders[0], 1), (str(other), 1))
     with pytest.raises(ValueError, match=r"different tokenizers: set config\.data\.tokenizer"):
-        open_data(config)
+        open_data(config, FIELDS)
     config.tokenizer = str(other / "tokenizer")
-    assert open_data(config).tokenizer is not None
+    assert open_data(config, FIELDS).tokenizer is not None
 
 
 def test_raw_records_are_those_of_the_sets(folders):
