@@ -130,7 +130,7 @@ def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> It
 def _end_with_parent(index: int, count: int) -> None:
     """Have this worker process end when the process that trains is killed, which cannot end it any more.
 
-    It would go on waiting for its batches to be taken. What lies in shared memory is then removed by
+    It would continue waiting for its batches to be taken. What lies in shared memory is then removed by
     Python's resource tracker, which ends with the last process that uses it.
     """
 

@@ -115,7 +115,7 @@ def test_workers_end_when_the_process_that_reads_is_killed():
     workers = [int(pid) for pid in killed.stdout.split()]
     assert workers
     for worker in workers:
-        # Before this was mended it stayed for good; a machine that is busy may need its time.
+        # Before this was fixed it stayed for good; a machine that is busy may need its time.
         for _ in range(600):
             if not Path(f"/proc/{worker}").exists():
                 break

@@ -5,7 +5,7 @@ shuffled pairs, where each volume gets the report of another patient, which must
 
     python tools/phantom_study.py --out runs/phantom_study [--rows full,one_hot] [--seeds 0] [--steps 700]
 
-Run it again to go on: phantoms, shards and trainings that are complete are kept. Prints one JSON line for
+Run it again to continue: phantoms, shards and trainings that are complete are kept. Prints one JSON line for
 each row and writes OUT/study.json and OUT/study.md.
 """
 
@@ -80,7 +80,7 @@ def train_to_the_end(config: Any, workdir: Path, data: Any = None) -> None:
     """Train; end the study where SIGTERM stopped the run, for a half-trained row is no result."""
     train(config, workdir, data=data)
     if (latest_step(workdir) or 0) < config.steps:
-        raise SystemExit(f"stopped in {workdir}; the same command goes on from there")
+        raise SystemExit(f"stopped in {workdir}; the same command resumes from there")
 
 
 def run_row(

@@ -1,4 +1,4 @@
-"""Cardiac-CLIP stage 1: masked autoencoding of heart-centred CT, the paper's values.
+"""Cardiac-CLIP stage 1: masked autoencoding of heart-centered CT, the paper's values.
 
 Command:   medclip train --config configs/cardiac_clip/mae.py --workdir runs/cardiac_mae \
                --config.data.shards=SHARDS

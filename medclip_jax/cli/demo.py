@@ -20,7 +20,7 @@ from typing import Any
 HELP = """\
 Run the whole job on generated scans: invent chest CTs with reports, prepare them, train a masked
 autoencoder and then Cardiac-CLIP, test on unseen scans, and write OUT/report.html and OUT/summary.json.
-About ten minutes and 2 GB on two CPU cores. Run again to go on after an interruption."""
+About ten minutes and 2 GB on two CPU cores. Run again to resume after an interruption."""
 
 EPILOG = """\
 examples:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELP = """\
 Turn scans and reports into shards for training: read, check, crop, resample, compress.
 
-Run the same command again after any interruption: it goes on where it stopped. Every input ends as
+Run the same command again after any interruption: it resumes where it stopped. Every input ends as
 accepted, accepted-with-note or rejected-with-reason in OUT/manifest.jsonl; names, ids and paths never
 enter the shards or the manifest. The exit status is 1 where something could not be read that another run
 may read (permissions, disk, memory): the same command tries it again."""
@@ -265,7 +265,7 @@ def _merge(args: argparse.Namespace) -> int:
         key=args.key,
         say=lambda line: print(line, file=sys.stderr),
     )
-    print(f"'{args.merge}' is already whole" if summary is None else summary.text(), file=sys.stderr)
+    print(f"'{args.merge}' is already complete" if summary is None else summary.text(), file=sys.stderr)
     _say_done(info)
     return _status([summary] if summary is not None else [])
 

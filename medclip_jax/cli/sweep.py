@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HELP = """\
 Train a config with every combination of some values of its fields, here or on a cluster, and compare.
 
-The same command again goes on: finished units are skipped, failed and stopped ones are run again."""
+The same command again resumes: finished units are skipped, failed and stopped ones are run again."""
 
 EPILOG = """\
 examples:

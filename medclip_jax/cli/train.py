@@ -17,13 +17,13 @@ from medclip_jax.cli.overrides import accept_overrides
 if TYPE_CHECKING:
     from medclip_jax.training.distributed import Processes
 
-HELP = "train a model from a config file, or go on where a workdir stopped"
+HELP = "train a model from a config file, or resume where a workdir stopped"
 
 _EPILOG = """\
 any field of the config is set by --config.section.field=value, as often as you like:
   medclip train --config configs/demo/mae.py --workdir runs/mae --config.data.shards=shards --config.steps=900
 
-the same command goes on where the workdir stopped, on any number of devices and processes;
+the same command resumes where the workdir stopped, on any number of devices and processes;
 SIGTERM or Ctrl-C once: the step under way is saved, exit 0. From where a new workdir starts:
   --config.checkpoint.resume=runs/other            everything of another run, its step included
   --config.initial_weights.workdir=runs/mae        parameters alone

@@ -150,7 +150,7 @@ class Degradation:
         uncertainty: (n, L) trace of the covariance.
         pooled: Spearman's correlation of uncertainty and level over all samples and levels.
         within: mean over the samples of the correlation within one sample, where it is defined.
-        intervals: "pooled" and "within" to bootstrap interval; empty when none was asked for.
+        intervals: "pooled" and "within" to bootstrap interval; empty when none was requested.
     """
 
     levels: Float[np.ndarray, " L"]
@@ -175,7 +175,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Intervals over patients, None where no draws were asked for."""
+    """Intervals over patients, None where no draws were requested."""
 
     draws: int
     seed: int
@@ -312,7 +312,7 @@ def measure(
     Args:
         levels: as from `ladder`.
         damaged: traces at each.
-        patients: of the whole split.
+        patients: of the full split.
         bootstrap: for the intervals.
     """
     uncertainty = damaged.traces

@@ -36,7 +36,7 @@ DESCRIBES = ("study", "patient", "findings", "labels", "measurements")
 """What evaluators read of a record beside its texts and what is embedded."""
 
 EncodeTexts = Callable[[Sequence[str]], Embeddings]
-"""Texts to L2-normalised float32 vectors, or to Gaussians."""
+"""Texts to L2-normalized float32 vectors, or to Gaussians."""
 
 
 class Tokenizer(Protocol):
@@ -52,7 +52,7 @@ class EmbeddedSplit:
 
     Attributes:
         name: the split, e.g. "test".
-        volumes: (N, E) float32, L2-normalised, or as many Gaussians.
+        volumes: (N, E) float32, L2-normalized, or as many Gaussians.
         studies: (N,) keyed hash of the study: volumes that share a report.
         patients: (N,) keyed hash of the patient: what the bootstrap draws.
         labels: finding to (N,) ground truth: 1 present, -1 absent, 0 unknown.
@@ -225,7 +225,7 @@ class Embedder:
         *,
         label: str = "embed organs",
     ) -> tuple[Float[np.ndarray, "count O"], Bool[np.ndarray, "count O"]]:
-        """How far the Gaussian of each organ lies inside that of its whole volume.
+        """How far the Gaussian of each organ lies inside that of its full volume.
 
         Args:
             count: number of volumes.
@@ -253,7 +253,7 @@ class Embedder:
         return scores, present
 
     def stream(self, batches: Iterable[VolumeInputs]) -> Iterator[Embeddings]:
-        """Embed batches as they come; the next one is asked for while the device works on the one before.
+        """Embed batches as they come; the next one is requested while the device works on the one before.
 
         Args:
             batches: the fields of `Objective.volume_inputs`, `batch_size` rows of each; of several processes,
@@ -292,7 +292,7 @@ class Embedder:
         return out
 
     def _ahead(self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results on the host; the next batch is asked for while the device works on the one before."""
+        """Results on the host; the next batch is requested while the device works on the one before."""
         pending: deque[Any] = deque()
         for batch in batches:
             pending.append(self._call(function, *batch))

@@ -25,8 +25,8 @@ class OrdinalResult:
         grades: (n,) known grades.
         scores: (n,) similarities to the prompt, see `similarity.similarity`.
         auroc: at each cut, and the mean.
-        intervals: cut to bootstrap interval; empty when none was asked for.
-        mean_interval: of the mean; None when none was asked for.
+        intervals: cut to bootstrap interval; empty when none was requested.
+        mean_interval: of the mean; None when none was requested.
         conditions: n, prompts, pooling, threshold source, in words.
     """
 

@@ -126,7 +126,7 @@ def with_interval(value: float, interval: Interval | None) -> str:
 
     Args:
         value: the metric.
-        interval: None where no interval was asked for.
+        interval: None where no interval was requested.
     """
     if interval is None or interval.defined == 0 or np.isnan(value):
         return number(value)

@@ -73,7 +73,7 @@ class RetrievalResult:
     Attributes:
         image_to_text: volumes as queries, the distinct texts of each study as gallery.
         text_to_image: the reverse.
-        subsets: None where none were asked for.
+        subsets: None where none were requested.
         keywords: finding to its keyword query; empty where no label is known.
         conditions: n, text, groups, pooling and tie rule of the two directions, in words.
         subset_conditions: the same of the subsets.
@@ -126,7 +126,7 @@ class RetrievalResult:
         return Table("Retrieval", header, tuple(rows), self.conditions)
 
     def subset_table(self) -> Table | None:
-        """Mean and spread over the draws, one line for each direction; None where none were asked for."""
+        """Mean and spread over the draws, one line for each direction; None where none were requested."""
         if self.subsets is None:
             return None
         rows = tuple(
@@ -183,7 +183,7 @@ def evaluate_retrieval(
     the query's study is a hit. Volumes without text take no part in the two directions.
 
     Args:
-        data: the split; it is the whole pool.
+        data: the split; it is the full pool.
         encode_texts: the model's text side.
         text: field of the records, one of `TEXT_FIELDS`.
         ks: of R@k.

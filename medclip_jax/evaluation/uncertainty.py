@@ -68,7 +68,7 @@ class Inclusion:
         present: (n, O) whether the organ shows.
         inside: (n, O) whether the score is positive, beyond rounding.
         share: of the present ones that are inside.
-        interval: None when none was asked for.
+        interval: None when none was requested.
     """
 
     organs: Sequence[str]

@@ -39,7 +39,7 @@ class FindingScores:
         threshold: calls ``score >= threshold`` present; NaN where none could be chosen.
         prompts: positive and negative, one or several of each.
         values: metric name (`METRICS`) to value.
-        intervals: metric name to bootstrap interval; empty when none was asked for.
+        intervals: metric name to bootstrap interval; empty when none was requested.
     """
 
     labels: Int8[np.ndarray, " n"]
@@ -73,7 +73,7 @@ class ZeroShotResult:
     Attributes:
         findings: finding to scores and metrics.
         means: metric name to its mean over the findings where it is defined.
-        mean_auroc_interval: bootstrap interval of the mean AUROC; None when none was asked for.
+        mean_auroc_interval: bootstrap interval of the mean AUROC; None when none was requested.
         conditions: n, prompts, pooling, score, threshold source, intervals, in words.
     """
 
@@ -302,7 +302,7 @@ def _mean_interval(
     seed: int,
 ) -> Interval:
     """Interval of the mean AUROC: patients are drawn once for all findings, which are not independent."""
-    # A finding with one class on the whole split is in no draw, as it is not in the mean itself.
+    # A finding with one class on the full split is in no draw, as it is not in the mean itself.
     names = [name for name in names if {1, -1} <= set(np.unique(columns[name]).tolist())]
 
     def mean_auroc(rows: np.ndarray, _: np.ndarray) -> float:

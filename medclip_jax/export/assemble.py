@@ -2,7 +2,7 @@
 
 One file, because it is imported in three ways: copied by transformers, from a folder on `sys.path` and by
 its path; several files would need relative imports for the first and none for the second. It also shows all
-that will run to anyone who is asked for `trust_remote_code`.
+that will run to anyone who is requested `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ This file is all the code of an exported model and needs nothing but torch. Two 
 and then:
 
     volume = model.prepare(voxels, affine)              # HU and the affine as nibabel gives them
-    model.embed_volumes(volume[None]).mean              # (1, E), L2-normalised
+    model.embed_volumes(volume[None]).mean              # (1, E), L2-normalized
 {texts}
 `model.prepare(image)` takes images of nibabel and SimpleITK, too. Volumes have axes (D, H, W) = (superior,
 anterior, right), indices growing that way. What is named `embed_...` keeps no gradients; `forward`,

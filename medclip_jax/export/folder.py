@@ -43,7 +43,7 @@ def write_folder(
 ) -> Path:
     """Write a model as a folder that torch, transformers, the hub and `medclip_jax.load` open.
 
-    It appears under its name only when it is whole; an export that lay there before is replaced.
+    It appears under its name only when it is complete; an export that lay there before is replaced.
 
     Args:
         model: from `medclip_jax.load`.

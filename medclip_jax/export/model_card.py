@@ -311,7 +311,7 @@ def _limits(model: Model, has_text: bool, phantoms: bool) -> str:
         lines.append("* Texts: English, in the style of the reports and sentences it was trained on.")
     lines += [
         "* Not tested on: scanners, protocols, hospitals, populations and findings other than those of the "
-        "data above; children; scans with severe artefacts; sub-groups by sex, age or origin.",
+        "data above; children; scans with severe artifacts; sub-groups by sex, age or origin.",
         f"* Made for {model.modality} only, and for the body region and crop it was trained on; another one "
         "gives numbers all the same.",
         "* It may have learned shortcuts and biases of its training reports, and vectors may keep traces of "

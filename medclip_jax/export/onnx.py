@@ -19,7 +19,7 @@ def write_onnx(torch_model: Any, folder: str | os.PathLike) -> list[Path]:
     """Write `embed_volumes.onnx` and, for a model with text, `embed_texts.onnx`, weights inside.
 
     `volumes` are int16 HU (B, D, H, W), prepared; `tokens` int64 ids (B, text_length). Both files return
-    `vectors` (B, E) float32, L2-normalised; of Gaussians `mean` and `log_variance`, each (B, E) float32. B
+    `vectors` (B, E) float32, L2-normalized; of Gaussians `mean` and `log_variance`, each (B, E) float32. B
     is free.
 
     Args:

@@ -112,7 +112,7 @@ def describe_origin(
     Args:
         model: a trained model.
         center: for scans that have none of their own.
-        kernel: of DICOM series, where one was asked for.
+        kernel: of DICOM series, where one was requested.
         rule: by which one of several DICOM series is taken.
 
     Returns:

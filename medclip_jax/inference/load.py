@@ -61,7 +61,7 @@ def load(
         step: which checkpoint of a workdir; None for the newest.
         shards: prepared folder that the model is to be used on. A workdir which kept no copy of its
             preparation (and tokenizer) takes it from there; else its volumes must be of the same kind.
-        other_grid: go on where they are not, and prepare scans as they are: for learning how a model does
+        other_grid: resume where they are not, and prepare scans as they are: for learning how a model does
             on a grid that it was not trained for.
         batch_size: volumes for each call of the model; fewer are filled up to it. None for 1 on a CPU, 4 on
             an accelerator. Vectors do not depend on it beyond 1e-6 in float32.

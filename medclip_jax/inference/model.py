@@ -196,7 +196,7 @@ class Model:
             center: as in `prepare`, one for every scan, or a list with one (or None) for each.
 
         Returns:
-            (N, E) float32, L2-normalised; N is 1 for a single scan. Of a model with variances, N `Gaussians`,
+            (N, E) float32, L2-normalized; N is 1 for a single scan. Of a model with variances, N `Gaussians`,
             with `mean` (N, E), `log_variance` (N, E), and the uncertainty `trace` (N,).
 
         Raises:
@@ -216,7 +216,7 @@ class Model:
             texts: one text or several.
 
         Returns:
-            (N, E) float32, L2-normalised, or N `Gaussians`; N is 1 for a single text.
+            (N, E) float32, L2-normalized, or N `Gaussians`; N is 1 for a single text.
 
         Raises:
             medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.

@@ -42,7 +42,7 @@ class Prepared:
 
     Attributes:
         voxels: (D, H, W) int16 HU.
-        notes: short codes of what was mended or is doubtful, as in the manifest of `medclip prepare`;
+        notes: short codes of what was corrected or is doubtful, as in the manifest of `medclip prepare`;
             empty for an array.
         grid: where they lie; None for a prepared array, which does not say.
         source: the scan's own grid, in its own orientation; None likewise.

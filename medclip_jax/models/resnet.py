@@ -27,8 +27,8 @@ REMAT = ("none", "stage")
 class BatchNorm(nnx.Module):
     """Batch norm over every axis but the last, at least in float32.
 
-    In training it normalises by mean and variance of what it is given and moves the running statistics
-    towards them (the variance without bias, as PyTorch does); else it normalises by the running statistics.
+    In training it normalizes by mean and variance of what it is given and moves the running statistics
+    towards them (the variance without bias, as PyTorch does); else it normalizes by the running statistics.
     Under `jax.jit` the mean over the batch axis is over all devices of the mesh, in whatever way the batch is
     split: nothing else is needed for global statistics, and with gradient caching they are those of the slice
     being encoded.
@@ -51,7 +51,7 @@ class BatchNorm(nnx.Module):
         self.running_var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Float[Array, "*axes C"], *, train: bool) -> Float[Array, "*axes C"]:
-        """Normalise; in training, update the running statistics in place."""
+        """Normalize; in training, update the running statistics in place."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             axes = tuple(range(x.ndim - 1))
@@ -247,7 +247,7 @@ class ResNet(VisionEncoder):
 
         Args:
             volume: (B, D, H, W, C).
-            train: normalise by the batch, and update the running statistics in place.
+            train: normalize by the batch, and update the running statistics in place.
         """
         x = batch_sharded(volume).astype(self.dtype)
         x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
@@ -296,7 +296,7 @@ class ResNet(VisionEncoder):
 
         Args:
             voxels: (B, D, H, W, C).
-            keep: None: a convolution sees the whole volume.
+            keep: None: a convolution sees the full volume.
             train: as of `__call__`.
 
         Raises:

@@ -16,7 +16,7 @@ from medclip_jax.sharding import batch_sharded
 
 
 class VisionTransformer(VisionEncoder):
-    """A 3D ViT: patches, positions, a class token, blocks that normalise first, a final LayerNorm.
+    """A 3D ViT: patches, positions, a class token, blocks that normalize first, a final LayerNorm.
 
     Args:
         shape: (D, H, W) voxels of the volumes.
@@ -40,7 +40,7 @@ class VisionTransformer(VisionEncoder):
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
         pre_norm: a LayerNorm between the embedded patches with their positions and the blocks, as in CLIP.
         activation: of the MLPs, one of `blocks.ACTIVATIONS`.
-        skip: add the normalised patch embedding to the tokens that come out. What one patch shows (a plaque)
+        skip: add the normalized patch embedding to the tokens that come out. What one patch shows (a plaque)
             then reaches the pooling whatever the blocks have learned before, as in masked pretraining.
         dtype: compute type; parameters are float32.
         remat: one of `blocks.REMAT`, see `blocks.run`.
@@ -203,7 +203,7 @@ class VisionTransformer(VisionEncoder):
             offsets: one entry a block: (B, heads, T, T) zeros where the attention map is wanted and None
                 elsewhere; T is 1 + N, the class token first. They are added to the attention probabilities,
                 so the gradient of a score with respect to them is its gradient with respect to the map.
-                Those blocks hold the whole map in memory.
+                Those blocks hold the full map in memory.
 
         Returns:
             What `encode` returns, and a map (B, heads, T, T) or None for each block.

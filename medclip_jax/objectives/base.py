@@ -37,7 +37,7 @@ class Term(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """A point, or a Gaussian where the system has one, in the joint space. Means are L2-normalised."""
+    """A point, or a Gaussian where the system has one, in the joint space. Means are L2-normalized."""
 
     mean: Float[Array, "B D"]
     log_variance: Float[Array, "B D"] | None = None
@@ -47,7 +47,7 @@ class OrganEmbedding(NamedTuple):
     """Gaussians of the organs of volumes.
 
     Attributes:
-        mean: (B, O, D), L2-normalised.
+        mean: (B, O, D), L2-normalized.
         log_variance: (B, O, D).
         present: (B, O), False where the organ does not show in the volume: its numbers mean nothing.
     """
@@ -159,7 +159,7 @@ class Objective(nnx.Module):
         raise NotImplementedError
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
-        """Embed token ids; padding is recognised by `DataSpec.pad_token`. Deterministic."""
+        """Embed token ids; padding is recognized by `DataSpec.pad_token`. Deterministic."""
         raise NotImplementedError
 
     def embed_organs(self, inputs: Inputs, organs: UInt8[Array, "B O d h w"]) -> OrganEmbedding:

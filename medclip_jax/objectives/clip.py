@@ -92,7 +92,7 @@ class Clip(Objective):
         self.logit_scale = LogitScale(config.logit_scale, bias=bias)
 
     def calibrate(self, batch: Batch, key: jax.Array) -> None:
-        """Standardise grid pooling; with `centered`, move either tower's mean projected vector to the origin.
+        """Standardize grid pooling; with `centered`, move either tower's mean projected vector to the origin.
 
         At the start, all vectors of a tower lie in a narrow cone, so that every cosine is near 1 and says
         little; on small data the first hundreds of steps go into opening it.
@@ -111,7 +111,7 @@ class Clip(Objective):
             bias[...] = bias[...] - common_part(features[name])
 
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
-        """Projected, unnormalised vectors of both towers."""
+        """Projected, unnormalized vectors of both towers."""
         return self._features(batch, sample_keys(key, batch["sample"]) if train else None, train=train)
 
     def _features(self, batch: Batch, keys: jax.Array | None, *, train: bool) -> Features:
@@ -160,11 +160,11 @@ class Clip(Objective):
         }
 
     def embed_volumes(self, inputs: Inputs) -> Embedding:
-        """Normalised joint-space vectors of volumes."""
+        """Normalized joint-space vectors of volumes."""
         return Embedding(normalize(self.to_joint_space(self.vision(inputs["volume"]))))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
-        """Normalised joint-space vectors of texts."""
+        """Normalized joint-space vectors of texts."""
         return Embedding(normalize(self.text_projection(self.text(tokens))))
 
     def similarity_scale(self) -> Float[Array, ""]:

@@ -35,12 +35,12 @@ from medclip_jax.sections import Section
 from medclip_jax.sharding import batch_sharded
 
 DIRECTIONS = ("global_contains_local", "local_contains_global")
-"""Which of a whole and its part is the wider one: as in the paper, and as in its published abstract."""
+"""Which of global and local (organ, sentence) is wider: as in the paper, and as in its published abstract."""
 
 HEADS = 8
 """Of the attention to a volume's tokens, where the volume tower has none of its own."""
 
-WHOLES, PARTS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
+GLOBALS, LOCALS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_volume", "damaged_text")
 
 
 def default_config() -> Section:
@@ -53,7 +53,7 @@ def default_config() -> Section:
     tokens. `inclusion` are the options of `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one
     of `vib`. `same_study` says what two volumes of one study are to each other's report: "positive" or
     "ignore". With `ignore_normal_pairs`, two normal organs of the same name in different patients are not
-    asked whether they belong together. `centered` and `chunk_rows` as in `objectives.clip`.
+    classified as belonging together or not. `centered` and `chunk_rows` as in `objectives.clip`.
     """
     return Section(
         {
@@ -223,20 +223,20 @@ class HiProCt(Objective):
         return features
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
-        """Contrast of wholes and of parts, inclusions, bottleneck; then what is only logged.
+        """Global and local contrast, inclusions, bottleneck; then what is only logged.
 
-        Logged: the share of inclusion scores that were pressed (`*_pressed`), the mean variance of each kind
-        (`*_variance`), the shares of organs and sentences that lie inside their whole
-        (`organ_in_volume`, `sentence_in_text`: inclusion of the whole vectors above 0), and the share of
+        Logged: the share of inclusion scores beyond the limit (`*_compressed`), mean variances of each kind
+        (`*_variance`), the shares of organs and sentences that lie inside their volume or report
+        (`organ_in_volume`, `sentence_in_text`: inclusion of the full vectors above 0), and the share of
         volumes nearest to their own report (`top1`).
         """
         gaussians = {
             kind: Gaussian(features[f"{kind}_mean"], features[f"{kind}_log_variance"])
-            for kind in (*WHOLES, *PARTS, *DAMAGED)
+            for kind in (*GLOBALS, *LOCALS, *DAMAGED)
             if f"{kind}_mean" in features
         }
         everyone = jnp.ones(features["volume_mean"].shape[0], bool)
-        valid = {kind: features["valid"] if kind in PARTS else everyone for kind in gaussians}
+        valid = {kind: features["valid"] if kind in LOCALS else everyone for kind in gaussians}
         terms = self._contrasts(gaussians, valid, batch)
         terms |= self._inclusions(gaussians, valid)
         if self.weights.bottleneck:
@@ -256,41 +256,41 @@ class HiProCt(Objective):
             "chunk_rows": self._chunk_rows(batch),
         }
         size = batch["study"].shape[0]
-        wholes = (*gaussians["volume"], *gaussians["text"])
-        loss = probabilistic.pair_contrast(*wholes, groups=batch["study"], **options)
+        pair = (*gaussians["volume"], *gaussians["text"])
+        loss = probabilistic.pair_contrast(*pair, groups=batch["study"], **options)
         terms = {"contrast": Term(loss * size, jnp.float32(size))}
         if self.weights.local:
-            organ, asked = batch["organ"], valid["organ"]
+            organ, taking_part = batch["organ"], valid["organ"]
             loss = probabilistic.pair_contrast(
                 *gaussians["organ"],
                 *gaussians["sentence"],
                 groups=jnp.concatenate([batch["study"], organ[:, None]], axis=1),
                 alike=jnp.where(batch["organ_normal"] == 1, organ, -1) if self.ignore_normal_pairs else None,
-                valid=asked,
+                valid=taking_part,
                 **options,
             )
-            count = asked.sum().astype(jnp.float32)
+            count = taking_part.sum().astype(jnp.float32)
             terms["local_contrast"] = Term(loss * count, count, self.weights.local)
         return terms
 
     def _inclusions(self, gaussians, valid):
-        asked = []
+        wanted = []
         if self.weights.hierarchy:
-            for part, whole in zip(PARTS, WHOLES, strict=True):
-                inside, outside = (part, whole) if self.direction == DIRECTIONS[0] else (whole, part)
-                asked.append((f"{whole}_hierarchy", inside, outside, self.weights.hierarchy))
+            for part, around in zip(LOCALS, GLOBALS, strict=True):
+                inside, outside = (part, around) if self.direction == DIRECTIONS[0] else (around, part)
+                wanted.append((f"{around}_hierarchy", inside, outside, self.weights.hierarchy))
         if self.weights.cross:
-            asked.append(("cross", "volume", "text", self.weights.cross))
-        for whole, damaged in zip(WHOLES, DAMAGED, strict=True):
+            wanted.append(("cross", "volume", "text", self.weights.cross))
+        for intact, damaged in zip(GLOBALS, DAMAGED, strict=True):
             if damaged in gaussians:
-                asked.append((f"{whole}_damage", whole, damaged, self.weights.damage))
+                wanted.append((f"{intact}_damage", intact, damaged, self.weights.damage))
         terms = {}
-        for name, inside, outside, weight in asked:
+        for name, inside, outside, weight in wanted:
             both = (*gaussians[inside], *gaussians[outside])
-            loss, pressed = probabilistic.inclusion_loss(*both, **asdict(self.inclusion))
+            loss, compressed = probabilistic.inclusion_loss(*both, **asdict(self.inclusion))
             counted = valid[inside] & valid[outside]
             terms[name] = Term(*_summed(loss, counted), weight)
-            terms[f"{name}_pressed"] = Term(*_summed(pressed, counted), weight=0.0)
+            terms[f"{name}_compressed"] = Term(*_summed(compressed, counted), weight=0.0)
         return terms
 
     def _logged(self, gaussians, valid, batch):
@@ -299,11 +299,11 @@ class HiProCt(Objective):
             f"{kind}_variance": _summed(jnp.exp(gaussian.log_variance).mean(axis=1), valid[kind])
             for kind, gaussian in gaussians.items()
         }
-        for part, whole in zip(PARTS, WHOLES, strict=True) if self.local else ():
+        for part, around in zip(LOCALS, GLOBALS, strict=True) if self.local else ():
             score = probabilistic.inclusion(
-                *gaussians[part], *gaussians[whole], form=self.inclusion.form, reduce="joint"
+                *gaussians[part], *gaussians[around], form=self.inclusion.form, reduce="joint"
             )
-            found[f"{part}_in_{whole}"] = _summed((score > 0).astype(jnp.float32), valid[part])
+            found[f"{part}_in_{around}"] = _summed((score > 0).astype(jnp.float32), valid[part])
         found["top1"] = _summed(
             _first_hits(gaussians, batch["study"], self._chunk_rows(batch)), valid["volume"]
         )
@@ -317,7 +317,7 @@ class HiProCt(Objective):
 
     def embed_volumes(self, inputs: Inputs) -> Embedding:
         """Gaussians of volumes."""
-        return Embedding(*self._whole(self._patches(inputs["volume"])))
+        return Embedding(*self._global(self._patches(inputs["volume"])))
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Gaussians of texts: reports, sentences, prompts."""
@@ -367,14 +367,14 @@ class HiProCt(Objective):
         cut = transforms.cut_texts(
             batch["tokens"], drawn[:, 1], share=self.damage.cut_text, pad_token=self.text.pad_token
         )
-        return self._whole(self._patches(noisy, keys, train=True)), self._texts(cut)
+        return self._global(self._patches(noisy, keys, train=True)), self._texts(cut)
 
     def _patches(
         self, volumes: Num[Array, "B D H W"], keys: jax.Array | None = None, *, train: bool = False
     ) -> Float[Array, "B N width"]:
         return self.vision.encode(self.vision.to_voxels(volumes, keys), train=train).tokens
 
-    def _whole(self, tokens: Float[Array, "B N width"]) -> Gaussian:
+    def _global(self, tokens: Float[Array, "B N width"]) -> Gaussian:
         return Gaussian(*(x[:, 0] for x in self._parts(tokens, _everything(tokens))))
 
     def _parts(self, tokens: Float[Array, "B N width"], weights: Float[Array, "B P N"]) -> Gaussian:
@@ -411,7 +411,7 @@ class HiProCt(Objective):
 
 
 def _everything(tokens: Float[Array, "B N width"]) -> Float[Array, "B 1 N"]:
-    """Weights of the whole volume."""
+    """Weights of the full volume."""
     return jnp.ones((tokens.shape[0], 1, tokens.shape[1]))
 
 

@@ -216,7 +216,7 @@ class VisionTower(nnx.Module):
         return voxels
 
     def to_windows(self, voxels: Float[Array, "B D H W C"]) -> Float[Array, "B D H W C"]:
-        """Undo the standardisation of `to_voxels`: each window in [-1, 1] again, to be looked at."""
+        """Undo the standardization of `to_voxels`: each window in [-1, 1] again, to be looked at."""
         if not self.standardize:
             return voxels
         mean, std = jnp.asarray(self.standardize).T

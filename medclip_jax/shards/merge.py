@@ -58,7 +58,7 @@ def merge(
         say: is given a line about that list.
 
     Returns:
-        What was made, and the summary over all parts; None where the set was whole already.
+        What was made, and the summary over all parts; None where the set was complete already.
 
     Raises:
         ShardError: shards are missing (the message names the parts and the commands to run), too many
@@ -236,7 +236,7 @@ def lock(out: Path, *, shared: bool = False) -> Iterator[bool]:
         shared: with others that share it.
 
     Yields:
-        Whether the file system knows locks. Without them, what is written is still whole: every file
+        Whether the file system knows locks. Without them, what is written is still complete: every file
         appears by an atomic rename.
 
     Raises:

@@ -2,7 +2,7 @@
 
 `shards.plan` cuts the work into shards, the same on every machine. A machine makes the shards of its part
 under `.parts/` (`shards.work`, `shards.commit`), and skips those that are committed. When all are there,
-`shards.merge` gives them their final names, and `prepare.json` makes the folder whole. So a kill at any
+`shards.merge` gives them their final names, and `prepare.json` makes the folder complete. So a kill at any
 moment costs at most one shard of each machine.
 """
 

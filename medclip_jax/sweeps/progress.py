@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     Attributes:
         state: see `State`.
         step: last step that was logged.
-        steps: of the whole run; 0 where they follow from epochs, the shards are not here, and it never began.
+        steps: of the run; 0 where they follow from epochs, the shards are not here, and it never began.
     """
 
     state: State

@@ -147,14 +147,14 @@ def identify(data: Data) -> dict[str, Any]:
 
 
 def check_identity(saved: Mapping[str, Any], data: Data, workdir: Path) -> None:
-    """Check that a run goes on with the data that it began on.
+    """Check that a run continues with the data that it began on.
 
-    A set to which rows were added is another one: sample n of a run is drawn from the whole set.
+    A set to which rows were added is another one: sample n of a run is drawn from the full set.
 
     Args:
         saved: JSON of one of the run's checkpoints. One of an earlier version does not say all: what it
             leaves out is compared with the copies in the workdir.
-        data: to go on with.
+        data: to continue with.
         workdir: of the run.
 
     Raises:

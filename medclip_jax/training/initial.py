@@ -20,7 +20,7 @@ def load_initial_weights(config: Any, weights: Tree) -> Tree:
         config: `config.initial_weights`. Its `workdir` is that of a run, a folder that `medclip export`
             wrote, or such a folder on the hub, "hf://owner/name". An export holds one set of weights,
             whatever `ema` says: the averaged ones where the run kept them.
-        weights: freshly initialised parameters and other variables, such as running statistics, as one tree.
+        weights: freshly initialized parameters and other variables, such as running statistics, as one tree.
 
     Returns:
         `weights` with everything that was included replaced, as host arrays.

@@ -107,7 +107,7 @@ def train(
             with Checkpoints(
                 workdir.path, keep=settings.keep, asynchronous=settings.asynchronous
             ) as checkpoints:
-                if beginning.whole:
+                if beginning.is_checkpoint:
                     state, counters = restored(checkpoints, state, beginning, config)
                     clock.resume(counters, int(jax.device_get(state["step"])))
                 else:
@@ -237,7 +237,7 @@ class _Run:
             self.clock.interrupted()
             self._save(state)
             logs.say(
-                f"asked to stop: saved at step {step} of {self.steps}; the same command goes on from there"
+                f"stopped on request: saved at step {step} of {self.steps}; the same command resumes there"
             )
         finally:
             batches.close()
@@ -364,7 +364,7 @@ class _Pending(NamedTuple):
     Attributes:
         step: batches completed, this one included.
         metrics: on the device.
-        samples: (B,) record indices of the whole batch, over all processes, on the device.
+        samples: (B,) record indices of the full batch, over all processes, on the device.
     """
 
     step: int

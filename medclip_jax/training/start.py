@@ -43,7 +43,7 @@ class Beginning(Enum):
     SCRATCH = "config.seed"
 
     @property
-    def whole(self) -> bool:
+    def is_checkpoint(self) -> bool:
         """Whether it is a checkpoint, with optimizer state and step."""
         return self in (Beginning.OWN, Beginning.RESUME)
 
@@ -162,7 +162,7 @@ def make_model(
         data: of the run.
         layout: of its batches.
         objective_class: what to build.
-        steps: of the whole run.
+        steps: of the run in total.
         beginning: where a checkpoint will be restored, the state is only shapes and places.
         processes: of the run.
 
@@ -176,13 +176,13 @@ def make_model(
         return objective_class(config.objective, data.spec, rngs=nnx.Rngs(config.seed))
 
     # Nothing is drawn where a checkpoint follows: shapes are enough.
-    graphdef, params, variables = split(nnx.eval_shape(draw) if beginning.whole else draw())
+    graphdef, params, variables = split(nnx.eval_shape(draw) if beginning.is_checkpoint else draw())
     optimizer = make_optimizer(config.optimizer, params, steps)
     running = statistics(graphdef, params, variables)
     create = partial(initial_state, optimizer=optimizer, ema=config.ema.decay > 0, statistics=running)
     shapes = jax.eval_shape(create, params, variables)
     shardings = state_shardings(shapes, mesh, config.mesh.rules)
-    if beginning.whole:
+    if beginning.is_checkpoint:
         state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
@@ -194,7 +194,7 @@ def make_model(
         places = shardings["params"], shardings["variables"]
         drawn = meshes.put_state((params, variables), places)
         params, variables = _calibrated(graphdef, drawn, places, config, data, layout, mesh, processes)
-        # Jitted, so that optimizer state and average are never whole on one device.
+        # Jitted, so that optimizer state and average are never in full on one device.
         state = jax.jit(create, out_shardings=shardings)(params, variables)
     step = make_train_step(
         graphdef,
@@ -290,7 +290,7 @@ def restored(
     Args:
         checkpoints: of the workdir.
         state: shapes and places.
-        beginning: a whole one.
+        beginning: a checkpoint.
         config: of the run.
 
     Raises:

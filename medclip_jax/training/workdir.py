@@ -79,7 +79,7 @@ class Workdir:
             )
 
     def write_config(self, config: ConfigDict) -> None:
-        """Write `config.json`, whole or not at all."""
+        """Write `config.json`, completely or not at all."""
         write_durably(self.config_file, json.dumps(to_json(config), indent=2) + "\n")
 
     def keep_preparation(
@@ -163,7 +163,7 @@ def read_metrics(file: Path) -> Iterator[tuple[int, dict[str, float], str]]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all; again only where it has changed."""
+    """Copy a file, completely or not at all; again only where it has changed."""
     found = source.stat()
     if target.exists() and (target.stat().st_size, target.stat().st_mtime) == (found.st_size, found.st_mtime):
         return

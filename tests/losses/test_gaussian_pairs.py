@@ -189,9 +189,9 @@ def test_inclusion_loss_against_the_integrals(reduce):
     expected, far = inclusion_by_hand(*arguments, **options, limit=limit)
     assert 0 < far.mean() < 1
     found = [jnp.asarray(x, jnp.float32) for x in arguments]
-    loss, pressed = probabilistic.inclusion_loss(*found, **options, eps=eps)
+    loss, compressed = probabilistic.inclusion_loss(*found, **options, eps=eps)
     np.testing.assert_allclose(loss, expected, rtol=2e-5, atol=2e-6)
-    np.testing.assert_allclose(pressed, far, rtol=1e-6)
+    np.testing.assert_allclose(compressed, far, rtol=1e-6)
     gradients = jax.grad(
         lambda *x: probabilistic.inclusion_loss(*x, **options, eps=eps)[0].sum(), argnums=(0, 1, 2, 3)
     )(*found)
@@ -204,7 +204,7 @@ def test_inclusion_loss_against_the_integrals(reduce):
             np.testing.assert_allclose(gradient[index], (above - below) / 2e-5, rtol=1e-3, atol=1e-4)
 
 
-def test_a_pressed_score_still_pulls_and_no_harder():
+def test_a_compressed_score_still_pulls_and_no_harder():
     """Far from included, the slope falls as 1 / score, where a clamp would have none."""
     mean, log = jnp.zeros((1, 1)), jnp.full((1, 1), -10.0)
 
@@ -247,7 +247,7 @@ def test_limits_are_probabilities():
         with pytest.raises(ValueError, match=f"eps={eps}: give a probability above 0 and below 0.5"):
             probabilistic.inclusion_loss(one, one, one, one, eps=eps)
     # A score within the limit is left alone.
-    loss, pressed = probabilistic.inclusion_loss(one, one, one, 1.5 * one, eps=0.4)
+    loss, compressed = probabilistic.inclusion_loss(one, one, one, 1.5 * one, eps=0.4)
     score = float(probabilistic.inclusion(one, one, one, 1.5 * one)[0, 0])
     np.testing.assert_allclose(loss, -np.log(expit(score)), rtol=1e-6)
-    assert not np.asarray(pressed).any()
+    assert not np.asarray(compressed).any()

@@ -201,17 +201,17 @@ def test_terms_against_the_equations(switches, size):
     rest = terms.keys() - expected.keys()
     nested = {"volume_hierarchy", "text_hierarchy", "cross"}
     nested |= {"volume_damage", "text_damage"} if with_damage else set()
-    assert rest == {f"{name}_pressed" for name in nested} | {"logit_scale", "logit_bias"}
-    assert all(float(terms[name].sum) == 0 for name in rest if name.endswith("pressed"))
+    assert rest == {f"{name}_compressed" for name in nested} | {"logit_scale", "logit_bias"}
+    assert all(float(terms[name].sum) == 0 for name in rest if name.endswith("compressed"))
     total = sum(weights[name] * value for name, (value, _) in expected.items() if name in weights)
     np.testing.assert_allclose(base.total(terms), total, rtol=2e-5)
 
 
-def test_pressed_scores_are_counted():
+def test_compressed_scores_are_counted():
     model = build(**{"inclusion.eps": 0.3})
     features = on_device(make_features(7))
     terms = jax.jit(model.couple)(features, on_device(make_batch(7)))
-    found = float(terms["cross_pressed"].sum / terms["cross_pressed"].count)
+    found = float(terms["cross_compressed"].sum / terms["cross_compressed"].count)
     assert 0 < found < 1
 
 

@@ -1,4 +1,4 @@
-"""A run goes on with the data it was begun on, and a text tower's weights meet the words they know."""
+"""A run continues with the data it was begun on, and a text tower's weights meet the words they know."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def test_another_tokenizer_is_refused(tiny_run, workdir, tmp_path):
     assert contents(workdir) == before
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_what_its_copies_tell(tiny_run, workdir, tmp_path, caplog):
+def test_a_run_of_an_earlier_version_resumes_with_what_its_copies_tell(tiny_run, workdir, tmp_path, caplog):
     checkpoint = workdir / "checkpoints" / "2"
     run = json.loads((checkpoint / "run" / "metadata").read_text())
     for name in ("shards", "records", "tokenizer"):
@@ -164,7 +164,7 @@ def test_one_without_a_tokenizer_is_trusted_but_not_with_a_vocabulary_of_these_r
     assert caplog.text.count("is taken for granted") == 2
 
 
-def test_a_second_stage_goes_on_with_the_words_of_the_first(folders, tmp_path):
+def test_a_second_stage_resumes_with_the_words_of_the_first(folders, tmp_path):
     for name in ("own", "other"):
         shutil.copytree(folders / name, tmp_path / name / "tokenizer")
     vocabulary_checked(folders, "own", initial=tmp_path / "own", settled=TABLE)

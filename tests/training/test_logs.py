@@ -1,4 +1,4 @@
-"""What writes metrics down can fail or block, and the run goes on."""
+"""What writes metrics down can fail or block, and the run continues."""
 
 import json
 import os

@@ -278,7 +278,7 @@ def test_an_empty_set_and_a_batch_that_does_not_fit_are_errors(tmp_path):
         train(make_config(), tmp_path, objective_class=Toy)
 
 
-def test_eight_devices_go_on_where_one_stopped(tmp_path):
+def test_eight_devices_resume_where_one_stopped(tmp_path):
     for steps, devices in ((4, 1), (8, 8)):
         config = make_config(steps=steps, mesh__data=devices, optimizer__schedule="constant")
         train(config, tmp_path / "moved", data=make_data(), objective_class=Toy)

@@ -117,7 +117,7 @@ def quiet_signals():
 
 
 @pytest.mark.parametrize("name", ["configs/cardiac_clip/contrastive.py"])
-def test_a_run_that_is_killed_goes_on_by_the_same_words(name, tmp_path, monkeypatch, quiet_signals):
+def test_a_run_that_is_killed_resumes_by_the_same_words(name, tmp_path, monkeypatch, quiet_signals):
     make_shards(tmp_path / "shards")
     command = ["train", "--config", name, "--workdir", str(tmp_path / "run"), *small(name)]
     command.append(f"--config.data.shards={tmp_path / 'shards'}")

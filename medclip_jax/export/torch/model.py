@@ -34,14 +34,14 @@ from medclip_jax.export.torch.vision import VisionTower
 
 
 class Embedding(NamedTuple):
-    """Points of the joint space, L2-normalised (B, E); `log_variance` (B, E) where the model has one."""
+    """Points of the joint space, L2-normalized (B, E); `log_variance` (B, E) where the model has one."""
 
     mean: Tensor
     log_variance: Tensor | None = None
 
 
 class MedclipOutput(NamedTuple):
-    """What `forward` returns; None for what was not asked for."""
+    """What `forward` returns; None for what was not requested."""
 
     volumes: Embedding | None
     texts: Embedding | None
@@ -98,7 +98,7 @@ class VolumeModel(PreTrainedModel):
         """
         if TRANSFORMERS:
             if not Path(folder).is_dir() and Path(folder).parent.is_dir() and str(Path(folder).parent) != ".":
-                raise FileNotFoundError(f"no folder {folder}: a mistyped path is not asked for on the hub")
+                raise FileNotFoundError(f"no folder {folder}: a mistyped path is not requested on the hub")
             with_info = options.pop("output_loading_info", False)
             model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
             missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
