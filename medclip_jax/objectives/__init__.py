@@ -14,8 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
-from medclip_jax.objectives.towers import vision_defaults
-from medclip_jax.sections import Section
+from medclip_jax.sections import DEFAULT, Section, set_field
 
 __all__ = [
     "OBJECTIVES",
@@ -86,14 +85,17 @@ def resolve(name: str) -> tuple[ModuleType, type[Objective]]:
     return module, found
 
 
-def default_config(name: str) -> Section:
+def default_config(name: str, given: Mapping[str, Any] | None = None) -> Section:
     """All fields of a system's config, with their defaults.
 
     Args:
         name: see `resolve`.
+        given: `config.objective` as someone wrote it. Where a tower there is of another kind than the system
+            has by default, its fields are those of that kind.
 
     Raises:
-        ValueError: there is no such system, or its module has no `default_config()` with that name in it.
+        ValueError: there is no such system, its module has no `default_config()` with that name in it, or
+            a tower was given another kind and kept fields of the one before.
     """
     module, _ = resolve(name)
     make = getattr(module, "default_config", None)
@@ -103,7 +105,34 @@ def default_config(name: str) -> Section:
             f"{module.__name__} must define default_config() that returns "
             f"medclip_jax.sections.Section({{'name': {name!r}, ...}})"
         )
-    return found if isinstance(found, Section) else Section(found)
+    found = found if isinstance(found, Section) else Section(found)
+    for section, fields in found.items():
+        chosen = (given or {}).get(section)
+        if not isinstance(fields, Section) or not isinstance(chosen, Mapping | ConfigDict):
+            continue
+        if "kind" in fields and chosen.get("kind", fields.kind) != fields.kind:
+            _change_kind(found, section, chosen)
+    return found
+
+
+def _change_kind(config: Section, section: str, chosen: Mapping[str, Any]) -> None:
+    """Give a tower's section the fields of another kind.
+
+    Raises:
+        ValueError: there is no such kind, or `chosen` has fields of the kind before.
+    """
+    from medclip_jax.objectives.towers import vision_defaults
+
+    defaults = vision_defaults(chosen["kind"])
+    stale = [name for name in chosen if name in config[section] and name not in defaults]
+    if stale:
+        raise ValueError(
+            f"config.objective.{section}.kind={chosen['kind']!r} has no {', '.join(stale)}: those are of "
+            f"{config[section].kind!r}. In the config file, choose the kind with all its fields first: "
+            f"config.objective.{section} = vision_defaults({chosen['kind']!r}), from "
+            "medclip_jax.objectives.towers"
+        )
+    set_field(config, section, defaults, DEFAULT)
 
 
 def create(config: Any, spec: DataSpec, *, rngs: nnx.Rngs) -> Objective:
@@ -135,11 +164,7 @@ def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
     name = saved.get("name") or ""
     if name not in OBJECTIVES and ":" not in name:
         return dict(saved)
-    defaults = default_config(name).to_dict()
-    kind = saved.get("vision", {}).get("kind")
-    if kind and "vision" in defaults:  # each kind of tower has keys of its own
-        defaults["vision"] = vision_defaults(kind)
-    return _filled(saved, json.loads(json.dumps(defaults)))
+    return _filled(saved, json.loads(json.dumps(default_config(name, saved).to_dict())))
 
 
 def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 
-from medclip_jax.models.blocks import REMAT
 from medclip_jax.planning.chips import CHIPS, Chip
 from medclip_jax.planning.estimate import Estimate, estimate
-from medclip_jax.planning.shapes import Model, build, remat_policies
+from medclip_jax.planning.shapes import Model, build, remat_choices, remat_policies
 from medclip_jax.training.config import apply_override
 
 
@@ -55,7 +54,9 @@ def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
     if fitting:
         return fitting
     thrifty = tuple(
-        f"--config.objective.{name}.remat=block" for name in remat_policies(model.config.objective)
+        f"--config.objective.{name}.remat={choices[1]}"
+        for name, choices in remat_choices(model.config.objective).items()
+        if len(choices) > 1
     )
     attempt = None
     for more in ((), (f"--config.mesh.fsdp={devices}", "--config.mesh.data=1")):
@@ -131,11 +132,17 @@ def _microbatches(model: Model, chip: Chip, found: Estimate, before: tuple[str, 
 
 def _remat(model: Model, chip: Chip, devices: int) -> Remedy | None:
     """The fastest remat policy that fits, else the one that holds least."""
+    now, choices = remat_policies(model.config.objective), remat_choices(model.config.objective)
     tried = []
-    for policy in REMAT:
-        names = [name for name, now in remat_policies(model.config.objective).items() if now != policy]
-        if policy != "none" and names:
-            overrides = tuple(f"--config.objective.{name}.remat={policy}" for name in names)
+    for policy in dict.fromkeys(policy for known in choices.values() for policy in known[1:]):
+        # A tower that does not know it takes the one that holds least.
+        taken = {
+            name: policy if policy in known else known[1] for name, known in choices.items() if known[1:]
+        }
+        overrides = tuple(
+            f"--config.objective.{name}.remat={value}" for name, value in taken.items() if value != now[name]
+        )
+        if overrides and overrides not in [remedy.overrides for remedy in tried]:
             tried.append(Remedy(overrides, estimate(changed_model(model, overrides), chip, devices)))
     fitting = [remedy for remedy in tried if remedy.estimate.fits]
     if fitting:

@@ -13,7 +13,9 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
+from medclip_jax.models import blocks
 from medclip_jax.objectives.base import Batch, DataSpec, total
+from medclip_jax.objectives.towers import encoder_class
 from medclip_jax.parameters import combine, flatten, merge, select, split, statistics
 from medclip_jax.planning.attention_cost import attention_of
 from medclip_jax.planning.chips import Chip
@@ -245,6 +247,18 @@ def remat_policies(objective: Any, prefix: str = "") -> dict[str, str]:
             found[prefix.rstrip(".")] = value
         elif hasattr(value, "items"):
             found |= remat_policies(value, f"{prefix}{name}.")
+    return found
+
+
+def remat_choices(objective: Any) -> dict[str, tuple[str, ...]]:
+    """What each `remat` key can be, by the section that it stands in: "none", then what holds least first."""
+    found = {}
+    for name in remat_policies(objective):
+        section = objective
+        for part in name.split(".") if name else ():
+            section = section[part]
+        kind = section.get("kind", "")
+        found[name] = encoder_class(kind).remat_policies if kind else blocks.REMAT
     return found
 
 

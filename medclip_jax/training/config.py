@@ -249,7 +249,7 @@ def _resolved(given: Any, shown: str) -> Section:
             "or another one's"
         )
     config = base_config()
-    set_field(config, "objective", default_config(name), DEFAULT)
+    set_field(config, "objective", default_config(name, given["objective"]), DEFAULT)
     _fill(config, given, "", shown)
     return config
 
@@ -318,6 +318,12 @@ def apply_override(config: ConfigDict, override: str) -> None:
         raise ValueError(
             f"config.objective.name cannot be overridden: the fields of config.objective are those of "
             f"{current!r}; write a config file for {text!r}"
+        )
+    if name.startswith("objective.") and last == "kind" and text != current:
+        raise ValueError(
+            f"config.{name} cannot be overridden: the fields beside it are those of {current!r}; in a config "
+            f"file, write config.{'.'.join(parents)} = vision_defaults({text!r}), from "
+            "medclip_jax.objectives.towers"
         )
     set_field(section, last, _parse(text, current, name), OVERRIDE)
 

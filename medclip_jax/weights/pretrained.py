@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.objectives.towers import encoder_class
 from medclip_jax.parameters import Tree, combine, flatten, unflatten
 
 TEXT_ENCODER = "text/encoder/"
@@ -54,11 +56,15 @@ def load_pretrained(
 
 
 def _vision(config: Any, tower: Mapping[str, Any], spec: DataSpec) -> dict[str, np.ndarray]:
-    from medclip_jax.weights.vision import read_vision_weights
-
-    cells = zip(spec.shape, config.cell, config.patch, strict=True)
-    grid = tuple(size // cell // patch for size, cell, patch in cells)
-    weights = read_vision_weights(config.weights, config, grid, tower)
+    reader = encoder_class(config.kind).weights_reader
+    if not reader:
+        raise ValueError(
+            f"config.objective.vision.weights={config.weights!r}: no checkpoints are read for towers of kind "
+            f"{config.kind!r}: set it to ''"
+        )
+    module, _, function = reader.partition(":")
+    shape = tuple(size // cell for size, cell in zip(spec.shape, config.cell, strict=True))
+    weights = getattr(importlib.import_module(module), function)(config.weights, config, shape, tower)
     return {VISION_TOWER + name: value for name, value in weights.items()}
 
 

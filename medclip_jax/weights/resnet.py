@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from medclip_jax.models.resnet import LAYERS, STAGES, Bottleneck, ResNet
+from medclip_jax.parameters import combine, flatten, split
 from medclip_jax.weights.files import listed, read_weights
+
+_LOG = logging.getLogger(__name__)
 
 HEADS = ("fc.", "avgpool.", "conv_seg.")
 """What checkpoints hold beside the network: classifiers and the segmentation head of MedicalNet."""
@@ -33,6 +38,40 @@ def load_resnet_weights(path: str | Path, resnet: ResNet, *, prefix: str | None 
         ValueError: it cannot be read safely, or does not fit; see `from_torch`.
     """
     from_torch(read_weights(path), resnet, prefix=prefix)
+
+
+def read_resnet_weights(
+    path: str | Path, vision_config: Any, shape: Sequence[int], params_of_tower: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Read a checkpoint of a residual network for a vision tower: parameters and running statistics.
+
+    Args:
+        path: see `weight_files.read_weights`.
+        vision_config: `config.objective.vision`, of kind "resnet".
+        shape: (D, H, W) of the volumes, in cells of the tower; any will do.
+        params_of_tower: the tower's arrays (or shapes), by "resnet/...".
+
+    Returns:
+        What to replace: name within the tower ("resnet/conv1/kernel") to float32 array.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read safely, or does not fit; see `from_torch`.
+    """
+    channels = len(vision_config.windows)
+    resnet = nnx.eval_shape(
+        lambda: ResNet.from_config(vision_config, tuple(shape), channels, rngs=nnx.Rngs(0))
+    )
+    try:
+        from_torch(read_weights(Path(path).expanduser()), resnet)
+    except ValueError as error:
+        raise ValueError(f"config.objective.vision.weights={str(path)!r}: {error}") from error
+    _, params, variables = split(resnet)
+    found = {
+        f"{ResNet.part}/{name}": np.asarray(x) for name, x in flatten(combine(params, variables)).items()
+    }
+    _LOG.info("vision tower from config.objective.vision.weights, %s: %d arrays", path, len(found))
+    return {name: value for name, value in found.items() if name in params_of_tower}
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], resnet: ResNet, *, prefix: str | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medclip_jax.models.patches import grid_of
 from medclip_jax.parameters import flatten
 from medclip_jax.weights.resizing import inflate, resize_positions
 from medclip_jax.weights.vision_checkpoint import Settings, read_checkpoint, read_settings
@@ -61,7 +62,7 @@ class Converted(NamedTuple):
 
 
 def read_vision_weights(
-    path: str | Path, vision_config: Any, grid: Sequence[int], params_of_tower: Mapping[str, Any]
+    path: str | Path, vision_config: Any, shape: Sequence[int], params_of_tower: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Read a checkpoint of a vision transformer for a vision tower, and log what became of it.
 
@@ -69,7 +70,7 @@ def read_vision_weights(
         path: `.safetensors`, or a PyTorch file of tensors alone (never a pickle of more); or a folder that
             holds one (Hugging Face's, or of `medclip export`).
         vision_config: `config.objective.vision`.
-        grid: patches of the tower along depth, height, width.
+        shape: (D, H, W) of the volumes, in cells of the tower.
         params_of_tower: the tower's parameters (arrays or shapes), nested or by "transformer/...".
 
     Returns:
@@ -80,6 +81,7 @@ def read_vision_weights(
         ValueError: it cannot be read safely, or does not fit; the message names the config field.
     """
     encoder = recognize(read_checkpoint(path))
+    grid = grid_of(tuple(shape), tuple(vision_config.patch))
     converted = convert(encoder, vision_config, grid, params_of_tower, read_settings(path))
     _LOG.info("vision tower from %s.weights, %s: %s", _FIELD, path, converted.report())
     return converted.params

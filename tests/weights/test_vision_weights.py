@@ -252,7 +252,7 @@ def test_files(twin, tmp_path, kind):
         save_file(held, file)
     config = config_for()
     tower = tower_for(config, (2, SIDE * PATCH, SIDE * PATCH))
-    tower = filled(tower, read_vision_weights(file, config, tower.transformer.grid, params_of(tower)))
+    tower = filled(tower, read_vision_weights(file, config, tower.shape, params_of(tower)))
     gray = torch.randn(1, 1, SIDE * PATCH, SIDE * PATCH)
     theirs = twin(gray.expand(-1, 3, -1, -1)).detach().numpy()
     tolerance = 0.1 if kind == "bfloat16" else 1e-5
@@ -287,7 +287,7 @@ def test_hugging_face_folders(tmp_path, kind):
     model.save_pretrained(tmp_path)
     config = config_for(layer_norm_epsilon=1e-12)
     tower = tower_for(config, (2, SIDE * PATCH, SIDE * PATCH))
-    tower = filled(tower, read_vision_weights(tmp_path, config, tower.transformer.grid, params_of(tower)))
+    tower = filled(tower, read_vision_weights(tmp_path, config, tower.shape, params_of(tower)))
     gray = torch.randn(1, 1, SIDE * PATCH, SIDE * PATCH)
     with torch.no_grad():
         if kind == "vit":
@@ -308,7 +308,7 @@ def test_exported_folder_at_another_grid_and_patch(tmp_path):
     save_file({name: torch.tensor(x) for name, x in to_torch(flat).items()}, tmp_path / "model.safetensors")
     content = {"objective": {"vision": config.to_dict()}, "data": {"shape": [4, 8, 12]}}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    same = read_vision_weights(tmp_path, config, source.transformer.grid, params_of(source))
+    same = read_vision_weights(tmp_path, config, source.shape, params_of(source))
     for name, value in same.items():
         if not name.endswith("embed/projection/kernel"):
             np.testing.assert_array_equal(value, flat[f"vision/{name}"])
@@ -318,7 +318,7 @@ def test_exported_folder_at_another_grid_and_patch(tmp_path):
     np.testing.assert_allclose(same[kernel][:voxels], flat[f"vision/{kernel}"][:voxels], atol=1e-7)
     larger = config_for(pre_norm=True, skip=True, patch=(4, 2, 4))
     tower = tower_for(larger, (12, 8, 12))
-    found = read_vision_weights(tmp_path, larger, tower.transformer.grid, params_of(tower))
+    found = read_vision_weights(tmp_path, larger, tower.shape, params_of(tower))
     filled(tower, found)
     expected = resize_positions(flat["vision/transformer/positions"], (2, 2, 3), (3, 4, 3))
     np.testing.assert_array_equal(found["transformer/positions"], expected)
@@ -349,7 +349,7 @@ def test_heads_of_a_checkpoint(twin, tmp_path):
     config = config_for()
     tower = tower_for(config, (4, 8, 12))
     with pytest.raises(ValueError, match=r"vision\.heads is 3, and the checkpoint has 6"):
-        read_vision_weights(tmp_path, config, tower.transformer.grid, params_of(tower))
+        read_vision_weights(tmp_path, config, tower.shape, params_of(tower))
 
 
 @pytest.mark.parametrize(
