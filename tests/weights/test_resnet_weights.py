@@ -131,7 +131,7 @@ def test_maps_and_statistics_equal_pytorch(depth, channels, stem_stride):
     x = volumes(3, channels)
     with torch.no_grad():
         expected = to_ours(twin.eval()(to_theirs(x)))
-        assert expected.shape[1:4] == resnet.grid(SHAPE)
+        assert expected.shape[1:4] == resnet.grid_of(SHAPE)
         assert expected.shape[4] == resnet.width
         assert scaled(nnx.jit(resnet)(x), expected) <= 1e-5
         for name, buffer in buffers(twin).items():
@@ -150,7 +150,7 @@ def test_deep_networks_with_a_flat_stem_equal_pytorch(depth):
     x = volumes(1, shape=(17, 40, 37))
     with torch.no_grad():
         expected = to_ours(twin.eval()(to_theirs(x)))
-    assert expected.shape[1:4] == resnet.grid(x.shape[1:4])
+    assert expected.shape[1:4] == resnet.grid_of(x.shape[1:4])
     assert scaled(resnet(x), expected) <= 1e-5  # not compiled: 50 blocks take longer to compile than to run
     assert to_torch(resnet)["conv1.weight"].shape == (WIDTH, 1, 3, 7, 7)
 
