@@ -15,6 +15,8 @@ from medclip_jax.training.loop import train
 from medclip_jax.weights.resnet import to_torch
 from tests.tiny_run import make_shards
 
+pytestmark = pytest.mark.slow
+
 MEAN = "vision/resnet/bn1/running_mean"
 
 
