@@ -14,7 +14,7 @@ import pytest
 import medclip_jax
 from medclip_jax.cli.main import main
 from medclip_jax.fields import FIELDS
-from tests.tiny_run import SHAPE, make_shards, made_volume
+from tests.tiny_run import SHAPE, made_volume, make_shards
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to/add-a-system.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -43,6 +43,7 @@ def test_the_system_is_small():
     assert all(f"`{name}`" in PAGE for name in FILES)
 
 
+@pytest.mark.slow
 def test_every_command_and_back(desk, capsys, caplog):
     (commands,) = (content.splitlines()[1:] for language, content in BLOCKS if language == "sh")
     check, train, *others = [shlex.split(line)[1:] for line in commands]
@@ -55,13 +56,15 @@ def test_every_command_and_back(desk, capsys, caplog):
         assert main([*train, *SMALL, "--config.steps=4"]) == 0
     assert "resuming from this workdir's own checkpoint" in caplog.text
     lines = [json.loads(line) for line in Path("runs/decorrelation/metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 4
-    assert np.isfinite(lines[-1]["terms/decorrelation"])
+    steps = {line["step"]: line for line in lines if "terms/decorrelation" in line}
+    assert np.isfinite(steps[4]["terms/decorrelation"])
     assert any(name.startswith("retrieval/") for line in lines for name in line)
     for command in others:
         assert main(command) == 0, command
     volumes = np.stack([made_volume(np.random.default_rng(seed)) for seed in range(2)])
-    trained, exported = (medclip_jax.load(path, progress=False) for path in ("runs/decorrelation", "for-torch"))
+    trained, exported = (
+        medclip_jax.load(path, progress=False) for path in ("runs/decorrelation", "for-torch")
+    )
     assert volumes.shape[1:] == SHAPE
     vectors = trained.embed_volumes(volumes)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
