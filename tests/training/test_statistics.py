@@ -55,6 +55,8 @@ class Tower(nnx.Module):
 class Normed(Objective):
     """Findings from volumes."""
 
+    torch_twin = "medclip_jax.export.torch.masked:MaskedModel"  # travels along; nothing here runs it
+
     @classmethod
     def batch_fields(cls, config):
         return ("volume", "findings")
