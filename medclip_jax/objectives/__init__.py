@@ -8,13 +8,14 @@ import inspect
 import json
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
-from medclip_jax.sections import DEFAULT, Section, set_field
+
+if TYPE_CHECKING:
+    from medclip_jax.sections import Section
 
 __all__ = [
     "OBJECTIVES",
@@ -97,6 +98,11 @@ def default_config(name: str, given: Mapping[str, Any] | None = None) -> Section
         ValueError: there is no such system, its module has no `default_config()` with that name in it, or
             a tower was given another kind and kept fields of the one before.
     """
+    # Imported here: a step needs no library of configs.
+    from ml_collections import ConfigDict
+
+    from medclip_jax.sections import Section
+
     module, _ = resolve(name)
     make = getattr(module, "default_config", None)
     found = make() if callable(make) else None
@@ -122,6 +128,7 @@ def _change_kind(config: Section, section: str, chosen: Mapping[str, Any]) -> No
         ValueError: there is no such kind, or `chosen` has fields of the kind before.
     """
     from medclip_jax.objectives.towers import vision_defaults
+    from medclip_jax.sections import DEFAULT, set_field
 
     defaults = vision_defaults(chosen["kind"])
     stale = [name for name in chosen if name in config[section] and name not in defaults]

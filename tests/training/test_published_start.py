@@ -103,14 +103,14 @@ def test_initial_weights_come_first(fresh, other, tmp_path, reads):
     assert reads[0] == other
 
 
-def test_vision_weights_get_the_grid_and_the_parameters_of_the_tower(encoder, monkeypatch):
+def test_vision_weights_get_the_shape_and_the_parameters_of_the_tower(encoder, monkeypatch):
     from medclip_jax import objectives
     from medclip_jax.objectives.base import DataSpec
 
     asked = {}
 
-    def read(path, vision, grid, tower):
-        asked.update(path=path, grid=grid, names=set(tower))
+    def read(path, vision, shape, tower):
+        asked.update(path=path, shape=shape, names=set(tower))
         return {"transformer/norm/bias": np.full(24, 3.0)}
 
     monkeypatch.setattr(vision, "read_vision_weights", read)
@@ -122,7 +122,7 @@ def test_vision_weights_get_the_grid_and_the_parameters_of_the_tower(encoder, mo
     after = flatten(load_pretrained(settings, before, spec))
     before = flatten(before)
     assert asked["path"] == "vit.pth"
-    assert asked["grid"] == (3, 3, 2)
+    assert asked["shape"] == (3, 6, 8)
     assert {f"vision/{n}" for n in asked["names"]} == {n for n in before if n.startswith("vision/")}
     assert {n for n in before if n.startswith("vision/") and after[n] is not before[n]} == {name}
     np.testing.assert_array_equal(after[name], 3.0)
