@@ -4,12 +4,10 @@ Command:   medclip demo
            or: medclip train --config configs/demo/contrastive.py --workdir W \
                --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1
 Hardware:  2 CPU cores.
-Time:      about 950 s of processor time with stage 1, evaluation and pictures (measured for 800 steps with
-           long statements, see below).
+Time:      564 s of processor time for 700 steps, on a busy machine (measured).
 Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.86, one seed (measured for 800
-           steps with up to eleven statements a text; with one or two, a trial gave 0.89 and 0.90); with
-           shuffled pairs (phantom study, 700 steps, an earlier tower) 0.51; ten intensity statistics there
-           0.60 (measured).
+           steps with up to eleven statements a text; as it is now, on 200 phantoms of seed 5: 0.86, and 0.88
+           without stage 1, docs/results.md); ten intensity statistics in the phantom study 0.60 (measured).
 """
 
 from medclip_jax.corpora.phantom import FINDINGS
