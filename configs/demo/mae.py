@@ -52,8 +52,8 @@ def get_config():
     vision(config.objective.vision)
     config.objective.vision.pooling = "mean"
     config.objective.decoder = {"width": 128, "depth": 1, "heads": 2}
-    config.objective.paint_windows = ((-1350.0, 150.0), (-160.0, 240.0))  # lung, mediastinum
-    config.objective.paint_from_mean = True
+    config.objective.decoder_windows = ((-1350.0, 150.0), (-160.0, 240.0))  # lung, mediastinum
+    config.objective.decoder_from_mean = True
     config.objective.normalize_patches = False
     config.batch_size = 32
     config.steps = 120

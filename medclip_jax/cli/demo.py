@@ -180,7 +180,7 @@ def _pictures(args: argparse.Namespace, shards: Path, evaluation: Any) -> _Pictu
             *(np.asarray(part[index, ..., channel]) for part in rebuilt), f"{low:g} to {high:g} HU"
         )
         for index in range(len(few))
-        for channel, (low, high) in enumerate(mae.paint_windows)
+        for channel, (low, high) in enumerate(mae.decoder_windows)
     ]
 
     heat_maps = []

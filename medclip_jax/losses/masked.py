@@ -55,7 +55,7 @@ def reconstruction(
     """Mean squared error over the masked patches, in float32.
 
     Args:
-        prediction: (B, N, P) voxels painted by the decoder.
+        prediction: (B, N, P) voxels predicted by the decoder.
         target: (B, N, P) voxels of the volume, `medclip_jax.models.patches.patchify`.
         mask: (B, N), 1 where masked, 0 where visible.
         normalize_patches: compare with each patch's own mean 0, variance 1.

@@ -164,7 +164,7 @@ class MaskedDecoder(nnx.Module):
         """Begin with the mean of these patches at each place; without `from_mean` nothing changes.
 
         Args:
-            target: (B, N, pd * ph * pw * C) what is to be painted.
+            target: (B, N, pd * ph * pw * C) what is to be predicted.
         """
         if self.mean_bias is not None:
             self.mean_bias[...] = target.astype(jnp.float32).mean(axis=0)

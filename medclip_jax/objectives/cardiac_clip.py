@@ -38,7 +38,8 @@ def default_config() -> Section:
         | {
             "name": "cardiac_clip",
             "embedding_width": 768,
-            "findings": FINDINGS,
+            "findings": FINDINGS,  # columns that say how alike two studies are; () = all that the shards have
+            # Options of `losses.contrastive.soft_target`.
             "soft_target": "softmax",
             "target_temperature": 1.0,
             "text_targets": "renormalized",

@@ -37,13 +37,15 @@ def default_config() -> Section:
             "name": "clip",
             "vision": vision_defaults(),
             "text": text_defaults(),
-            "embedding_width": 512,
-            "logit_scale": 1.0 / 0.07,
-            "loss": "info_nce",
-            "logit_bias": -10.0,
-            "same_study": "positive",
-            "projection_bias": False,
-            "centered": False,
+            "embedding_width": 512,  # of the joint space
+            "logit_scale": 1.0 / 0.07,  # multiplier of cosines at the start; learned
+            "loss": "info_nce",  # "info_nce" | "sigmoid"
+            "logit_bias": -10.0,  # at the start; with "sigmoid" alone
+            "same_study": "positive",  # two volumes of a study to each other's report: "positive" | "ignore"
+            "projection_bias": False,  # whether the projections have one
+            "centered": False,  # start that bias at minus the mean over the first batch, see `calibrate`
+            # Volumes that a device compares with all texts at a time; 0 = all that it has, or as many as make
+            # `losses.chunked.AUTOMATIC_PAIRS` pairs where that is fewer.
             "chunk_rows": 0,
         }
     )
@@ -53,12 +55,7 @@ class Clip(Objective):
     """Two towers, two linear projections, one learnable temperature.
 
     Args:
-        config: the keys of `default_config`. `loss` is "info_nce" or "sigmoid"; `same_study` says what
-            two volumes of one study are to each other's report: "positive" or "ignore". `projection_bias`
-            gives the projections a bias; `centered` too, and starts it at minus the mean over the first
-            batch, see `calibrate`.
-            `chunk_rows` is how many volumes a device compares with all texts at a time; 0 = all that it
-            has, or as many as make `losses.chunked.AUTOMATIC_PAIRS` pairs where that is fewer.
+        config: the keys of `default_config`.
         spec: fixes grid and vocabulary.
         rngs: source of the initial weights.
     """

@@ -46,32 +46,31 @@ GLOBALS, LOCALS, DAMAGED = ("volume", "text"), ("organ", "sentence"), ("damaged_
 def default_config() -> Section:
     """The paper's values: a ViT of 6 layers, a BERT-base text tower, 512 dimensions, scale 10, bias -10.
 
-    `weights` are those of the terms beside the global contrast; 0 leaves a term out, and what only it needs:
-    with `local` and `hierarchy` at 0 the data need no organs. The term `damage` is not in the paper: it
-    includes volume and report in a damaged view of themselves, so that the variance learns to grow with
-    damage: white noise of up to `damage.noise_hu`, a text without up to a share `damage.cut_text` of its
-    tokens. `inclusion` are the options of `losses.probabilistic.inclusion_loss`, `bottleneck_reduce` the one
-    of `vib`. `same_study` says what two volumes of one study are to each other's report: "positive" or
-    "ignore". With `ignore_normal_pairs`, two normal organs of the same name in different patients are not
-    classified as belonging together or not. `centered` and `chunk_rows` as in `objectives.clip`.
+    The term `damage` is not in the paper: it includes volume and report in a damaged view of themselves, so
+    that the variance learns to grow with damage.
     """
     return Section(
         {
             "name": "hipro_ct",
             "vision": vision_defaults() | {"patch": (8, 24, 24), "depth": 6, "pooling": "mean"},
             "text": text_defaults(),
-            "embedding_width": 512,
-            "centered": False,
-            "logit_scale": 10.0,
-            "logit_bias": -10.0,
+            "embedding_width": 512,  # of the joint space
+            "centered": False,  # as in `objectives.clip`
+            "logit_scale": 10.0,  # at the start; learned
+            "logit_bias": -10.0,  # at the start; learned
+            # Of the terms beside the global contrast. 0 leaves a term out, and what only it needs: with
+            # `local` and `hierarchy` at 0 the data need no organs.
             "weights": {"local": 1.0, "hierarchy": 0.1, "cross": 1e-4, "bottleneck": 0.1, "damage": 0.0},
+            # White noise of up to so many HU; a text without up to this share of its tokens.
             "damage": {"noise_hu": 200.0, "cut_text": 0.75},
+            # Options of `losses.probabilistic.inclusion_loss`.
             "inclusion": {"form": "exact", "reduce": "per_dim", "scale": 1.0, "eps": 1e-6},
-            "direction": "global_contains_local",
+            "direction": "global_contains_local",  # the wider one; or "local_contains_global"
+            # Normal organs of one name in different patients are neither positives nor negatives.
             "ignore_normal_pairs": True,
-            "same_study": "positive",
-            "bottleneck_reduce": "mean",
-            "chunk_rows": 0,
+            "same_study": "positive",  # two volumes of a study to each other's report: "positive" | "ignore"
+            "bottleneck_reduce": "mean",  # over the dimensions, see `losses.probabilistic.vib`
+            "chunk_rows": 0,  # as in `objectives.clip`
         }
     )
 

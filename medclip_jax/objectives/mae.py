@@ -33,21 +33,18 @@ from medclip_jax.vectors import normalize
 
 
 def default_config() -> Section:
-    """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalised patches.
-
-    `paint_windows`: (low, high) HU; then the decoder paints every voxel of a hidden patch in these windows.
-    By default, (), it paints what the encoder sees: its channels, and where the tower looks at cells, cells.
-    `paint_from_mean`: the decoder begins with the mean patch of each place, see `MaskedDecoder`.
-    """
+    """The paper's values: ViT-B, 75 % masked, decoder 384 wide, 5 layers, 6 heads, normalized patches."""
     return Section(
         {
             "name": "mae",
             "vision": vision_defaults(),
             "decoder": {"width": 384, "depth": 5, "heads": 6},
-            "mask_fraction": 0.75,
-            "normalize_patches": True,
-            "paint_windows": (),
-            "paint_from_mean": False,
+            "mask_fraction": 0.75,  # share of the patches that is hidden
+            "normalize_patches": True,  # compare with each patch's own mean 0, variance 1
+            # (low, high) HU: the decoder predicts every voxel in these windows; () = what the encoder sees,
+            # its channels, and cells where the tower looks at cells.
+            "decoder_windows": (),
+            "decoder_from_mean": False,  # begin with the mean patch of each place, see `MaskedDecoder`
         }
     )
 
@@ -90,21 +87,21 @@ class MaskedAutoencoder(Objective):
         self.tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.keep = max(1, round(self.tokens * (1.0 - config.mask_fraction)))
         self.normalize_patches = config.normalize_patches
-        self.paint_windows = tuple((float(low), float(high)) for low, high in config.paint_windows)
-        self.painted_patch, self.channels = self.vision.token_voxels, len(self.paint_windows)
-        if not self.paint_windows:
-            cells = zip(self.painted_patch, self.vision.cell, strict=True)
-            self.painted_patch = tuple(voxels // cell for voxels, cell in cells)
+        self.decoder_windows = tuple((float(low), float(high)) for low, high in config.decoder_windows)
+        self.decoded_patch, self.channels = self.vision.token_voxels, len(self.decoder_windows)
+        if not self.decoder_windows:
+            cells = zip(self.decoded_patch, self.vision.cell, strict=True)
+            self.decoded_patch = tuple(voxels // cell for voxels, cell in cells)
             self.channels = len(self.vision.windows)
         self.decoder = MaskedDecoder(
             grid=self.grid,
-            patch=self.painted_patch,
+            patch=self.decoded_patch,
             channels=self.channels,
             encoder_width=self.vision.width,
             width=config.decoder.width,
             depth=config.decoder.depth,
             heads=config.decoder.heads,
-            from_mean=config.paint_from_mean,
+            from_mean=config.decoder_from_mean,
             dtype=jnp.dtype(config.vision.dtype),
             remat=config.vision.remat,
             scan=config.vision.scan,
@@ -114,10 +111,10 @@ class MaskedAutoencoder(Objective):
     def _target(
         self, volume: Num[Array, "B D H W"], voxels: Float[Array, "B d h w C"]
     ) -> Float[Array, "B N P"]:
-        """What the decoder is to paint: patches of the tower's channels, or of the voxels."""
-        if self.paint_windows:
-            voxels = to_float(volume, self.paint_windows)
-        return patchify(voxels, self.painted_patch)
+        """What the decoder is to predict: patches of the tower's channels, or of the voxels."""
+        if self.decoder_windows:
+            voxels = to_float(volume, self.decoder_windows)
+        return patchify(voxels, self.decoded_patch)
 
     def _predict(
         self, voxels: Float[Array, "B D H W C"], keys: jax.Array
@@ -142,7 +139,7 @@ class MaskedAutoencoder(Objective):
         return {"reconstruction": Term(features["error"].sum(), features["count"].sum())}
 
     def calibrate(self, batch: Batch, key: jax.Array) -> None:
-        """With `paint_from_mean`, begin with the mean patches of the first batch."""
+        """With `decoder_from_mean`, begin with the mean patches of the first batch."""
         target = self._target(batch["volume"], self.vision.to_voxels(batch["volume"]))
         self.decoder.set_means(masked.normalize_target(target) if self.normalize_patches else target)
 
@@ -178,8 +175,8 @@ class MaskedAutoencoder(Objective):
         hidden = mask[..., None] > 0
 
         def to_grid(patches: Float[Array, "B N P"]) -> Float[Array, "B D H W C"]:
-            grid = unpatchify(patches, self.grid, self.painted_patch, self.channels)
-            return grid if self.paint_windows else self.vision.to_windows(grid)
+            grid = unpatchify(patches, self.grid, self.decoded_patch, self.channels)
+            return grid if self.decoder_windows else self.vision.to_windows(grid)
 
         return Reconstruction(
             to_grid(target),

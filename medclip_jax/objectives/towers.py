@@ -63,27 +63,24 @@ def vision_defaults(kind: str = "vit") -> dict[str, Any]:
 
 
 def text_defaults() -> dict[str, Any]:
-    """BERT-base.
-
-    `folder` names a Hugging Face folder or a hub id: all sizes are then those of its config.json, whatever is
-    said here, and a fresh run starts from its weights. `vocabulary` is how many entries the embedding table
-    has, 0 for as many as the tokenizer. `pooling` is one of `Bert.pool`.
-    """
+    """Keys of a text tower: BERT-base."""
     return {
+        # Hugging Face folder or hub id: all sizes are then those of its config.json, whatever is said here,
+        # and a fresh run starts from its weights.
         "folder": "",
-        "vocabulary": 0,
+        "vocabulary": 0,  # entries of the embedding table; 0 = as many as the tokenizer has
         "type_vocabulary": 2,
         "width": 768,
         "depth": 12,
         "heads": 12,
         "mlp_ratio": 4.0,
-        "max_positions": 512,
+        "max_positions": 512,  # tokens of a text, at most
         "layer_norm_epsilon": 1e-12,
         "activation": "gelu",
-        "pooling": "cls",
+        "pooling": "cls",  # one of `Bert.pool`
         "dtype": "bfloat16",
-        "remat": "none",
-        "scan": False,
+        "remat": "none",  # what is computed again in the backward pass, see `models.blocks.run`
+        "scan": False,  # one compiled block in a loop
     }
 
 

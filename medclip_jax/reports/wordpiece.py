@@ -26,10 +26,10 @@ def _letters(word: str) -> list[str]:
 def learn_pieces(
     words: Mapping[str, int], size: int, minimum_count: int = 2, spelled: Iterable[str] = ()
 ) -> list[str]:
-    """Merge the most frequent pair of neighbouring pieces until the vocabulary is full.
+    """Merge the most frequent pair of neighboring pieces until the vocabulary is full.
 
     Args:
-        words: each distinct word with its count, already normalised and split at white space and punctuation.
+        words: each distinct word with its count, already normalized and split at white space and punctuation.
         size: entries wanted, `SPECIAL_TOKENS` included.
         minimum_count: a pair seen less often is not merged.
         spelled: words from which nothing is learned but their characters, so that they can be spelled.
@@ -70,17 +70,17 @@ def learn_pieces(
         for index in where.pop(pair):
             old = pieces[index]
             new = _merge(old, pair, merged)
-            for neighbours in itertools.pairwise(old):
-                pair_counts[neighbours] -= counts[index]
-                changed.add(neighbours)
-            for neighbours in itertools.pairwise(new):
-                pair_counts[neighbours] += counts[index]
-                where[neighbours].add(index)
-                changed.add(neighbours)
+            for neighbors in itertools.pairwise(old):
+                pair_counts[neighbors] -= counts[index]
+                changed.add(neighbors)
+            for neighbors in itertools.pairwise(new):
+                pair_counts[neighbors] += counts[index]
+                where[neighbors].add(index)
+                changed.add(neighbors)
             pieces[index] = new
-        for neighbours in changed:
-            if pair_counts[neighbours] > 0:
-                heapq.heappush(heap, (-pair_counts[neighbours], neighbours))
+        for neighbors in changed:
+            if pair_counts[neighbors] > 0:
+                heapq.heappush(heap, (-pair_counts[neighbors], neighbors))
     return vocabulary
 
 

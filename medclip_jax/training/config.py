@@ -138,7 +138,7 @@ def base_config() -> Section:
                 "tensorboard": True,
                 "wandb": "",  # project name; "" = off
                 "progress": True,
-                "peak_tflops": 0.0,  # of one device, for utilisation; 0 = leave it out
+                "peak_tflops": 0.0,  # of one device, for utilization; 0 = leave it out
             },
             "evaluation": {
                 "every_steps": 0,  # 0 = only after the last step

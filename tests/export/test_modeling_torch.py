@@ -218,25 +218,25 @@ def test_logit_scale_stays_within_its_limits():
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
-    ("vision", "painted"),
+    ("vision", "windows"),
     [
         ({}, ()),
         (TWO_WINDOWS | {"standardize": ((0.2, 0.6), (-0.3, 0.9)), "scan": True}, ()),
         (TWO_WINDOWS | {"cell": (1, 2, 3), "patch": (2, 5, 2)}, ((-1350.0, 150.0),)),
     ],
 )
-def test_masked_autoencoder_paints_the_same(vision, painted, normalize):
-    objective, twin = twins("mae", vision=vision, normalize_patches=normalize, paint_windows=painted)
-    _paints_the_same(objective, twin)
+def test_masked_autoencoder_decodes_the_same(vision, windows, normalize):
+    objective, twin = twins("mae", vision=vision, normalize_patches=normalize, decoder_windows=windows)
+    _decodes_the_same(objective, twin)
 
 
-def test_masked_autoencoder_paints_from_the_mean_patches():
-    objective, twin = twins("mae", paint_windows=((-1350.0, 150.0),), paint_from_mean=True)
+def test_masked_autoencoder_decodes_from_the_mean_patches():
+    objective, twin = twins("mae", decoder_windows=((-1350.0, 150.0),), decoder_from_mean=True)
     assert twin.decoder.mean_bias.abs().max() > 0, "weights are drawn, and they arrive"
-    _paints_the_same(objective, twin)
+    _decodes_the_same(objective, twin)
 
 
-def _paints_the_same(objective, twin):
+def _decodes_the_same(objective, twin):
     volumes, key = made_volumes(2), jax.random.key(3)
     expected = compiled(objective, lambda o, v: o.reconstruct(v, key), volumes)
     keep, _, _ = random_keep(jax.random.split(key, 2), objective.tokens, objective.keep)

@@ -259,7 +259,7 @@ def test_wrong_options_name_the_choices():
         build(patch=(3, 4, 3))
 
 
-def test_skip_adds_the_normalised_patch_embedding():
+def test_skip_adds_the_normalized_patch_embedding():
     plain, skipping = build(), build(skip=True)
     skipping.skip_norm.scale[...] = 2.0 * skipping.skip_norm.scale[...]
     embedded = skipping.embed(volumes()) + positions.sincos_3d(skipping.grid, WIDTH)

@@ -173,11 +173,11 @@ def test_mae_hides_the_stated_fraction_and_reconstructs_on_the_voxel_grid():
     assert np.all(np.isfinite(picture.completed))
 
 
-def test_mae_paints_voxels_where_the_tower_sees_cells():
+def test_mae_reconstructs_voxels_where_the_tower_sees_cells():
     config = small(mae.default_config())
     config.normalize_patches = False
     config.vision.update(cell=(2, 2, 2), patch=(2, 2, 3))
-    config.paint_windows = ((-1350.0, 150.0),)
+    config.decoder_windows = ((-1350.0, 150.0),)
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
     batch = make_batch()
     picture = jax.jit(model.reconstruct)(batch["volume"][:2], jax.random.key(0))
@@ -194,8 +194,8 @@ def test_mae_paints_voxels_where_the_tower_sees_cells():
 def test_mae_can_begin_with_the_mean_patch_of_each_place(normalize_patches):
     config = small(mae.default_config())
     config.normalize_patches = normalize_patches
-    config.paint_windows = ((-1000.0, 1000.0),)
-    config.paint_from_mean = True
+    config.decoder_windows = ((-1000.0, 1000.0),)
+    config.decoder_from_mean = True
     objective = mae.MaskedAutoencoder(config, SPEC, rngs=nnx.Rngs(0))
     batch = make_batch()
     everyone_alike = {**batch, "volume": jnp.broadcast_to(batch["volume"][:1], batch["volume"].shape)}
@@ -204,12 +204,12 @@ def test_mae_can_begin_with_the_mean_patch_of_each_place(normalize_patches):
     assert before["error"].min() > 0.1
     objective.calibrate(everyone_alike, key)
     after = objective.encode(everyone_alike, key, train=False)
-    np.testing.assert_allclose(after["error"], 0.0, atol=1e-6)  # one patient, painted as usual
+    np.testing.assert_allclose(after["error"], 0.0, atol=1e-6)  # one patient, reconstructed as usual
     other = objective.encode(batch, key, train=False)
     assert (other["error"][1:] > 0.1).all()
 
 
-def test_standardised_windows_come_back_to_be_looked_at():
+def test_standardized_windows_come_back_to_be_looked_at():
     config = small(mae.default_config())
     plain = objectives.create(config, SPEC, rngs=nnx.Rngs(0)).vision
     config.vision.standardize = ((0.5, 0.25), (-0.5, 2.0))
@@ -275,7 +275,7 @@ def test_pooling_on_the_grid_tells_places_apart():
         model.vision.pool(Encoded(jnp.zeros((1, 4, 24))))
 
 
-def test_calibration_standardises_the_grid_and_centers_both_towers():
+def test_calibration_standardizes_the_grid_and_centers_both_towers():
     config = small(clip.default_config())
     config.vision.pooling = "grid"
     config.centered = True

@@ -143,13 +143,13 @@ def test_volume_that_is_constant_along_depth_gives_the_2d_response(twin, depth):
 
 
 def test_channels(twin):
-    """Three windows are the three colours; any other number answers together as to gray."""
+    """Three windows are the three colors; any other number answers together as to gray."""
     windows = ((-1000.0, 1000.0),) * 3
-    colours = torch.randn(1, 3, 8, 12)
+    colors = torch.randn(1, 3, 8, 12)
     tower, _ = started(twin, (2, 8, 12), windows=windows)
-    theirs = twin.patches(colours).detach().numpy()
-    np.testing.assert_allclose(tower.transformer.embed(repeated(colours, 2)), theirs, atol=1e-5)
-    gray = colours[:, :1]
+    theirs = twin.patches(colors).detach().numpy()
+    np.testing.assert_allclose(tower.transformer.embed(repeated(colors, 2)), theirs, atol=1e-5)
+    gray = colors[:, :1]
     tower, _ = started(twin, (2, 8, 12), windows=windows[:2])
     theirs = twin.patches(gray.expand(-1, 3, -1, -1)).detach().numpy()
     ours = tower.transformer.embed(repeated(gray.expand(-1, 2, -1, -1), 2))

@@ -61,11 +61,11 @@ class MaskedModel(VolumeModel):
 
     def __init__(self, config: MedclipConfig):
         super().__init__(config)
-        encoder, windows = self.vision.encoder, config.objective.get("paint_windows", ())
+        encoder, windows = self.vision.encoder, config.objective.get("decoder_windows", ())
         cell = self.vision.cell if windows else (1, 1, 1)
-        self.painted_patch = tuple(a * b for a, b in zip(encoder.patch, cell, strict=True))
-        numbers = math.prod(self.painted_patch) * len(windows or self.vision.windows)
-        from_mean = config.objective.get("paint_from_mean", False)
+        self.decoded_patch = tuple(a * b for a, b in zip(encoder.patch, cell, strict=True))
+        numbers = math.prod(self.decoded_patch) * len(windows or self.vision.windows)
+        from_mean = config.objective.get("decoder_from_mean", False)
         self.decoder = MaskedDecoder(config.objective["decoder"], encoder, numbers, from_mean)
         self.post_init()
 
@@ -82,17 +82,17 @@ class MaskedModel(VolumeModel):
             keep: indices (B, K) of the patches that stay visible, or how many, drawn at random.
         """
         encoder, volumes = self.vision.encoder, self.prepared(volumes)
-        voxels, windows = self.vision.to_voxels(volumes), self.config.objective.get("paint_windows", ())
+        voxels, windows = self.vision.to_voxels(volumes), self.config.objective.get("decoder_windows", ())
         shown = [(volumes.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0 for low, high in windows]
-        target = patchify(torch.stack(shown, dim=-1) if windows else voxels, self.painted_patch)
+        target = patchify(torch.stack(shown, dim=-1) if windows else voxels, self.decoded_patch)
         if not isinstance(keep, Tensor):
             keep = torch.rand(target.shape[:2]).argsort(dim=1)[:, :keep]
         keep = keep.to(voxels.device)
-        painted = self.decoder(encoder.encode(voxels, keep).sequence, keep)
+        decoded = self.decoder(encoder.encode(voxels, keep).sequence, keep)
         if self.config.objective["normalize_patches"]:  # predicted up to mean and scale: put those back
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True, correction=0)
-            painted = painted * (variance + 1e-6).sqrt() + mean
+            decoded = decoded * (variance + 1e-6).sqrt() + mean
         hidden = torch.ones_like(target).scatter(1, keep[..., None].expand(-1, -1, target.shape[2]), 0) > 0
-        kinds = target, target.masked_fill(hidden, math.nan), torch.where(hidden, painted, target)
-        grids = (unpatchify(patches, encoder.grid, self.painted_patch) for patches in kinds)
+        kinds = target, target.masked_fill(hidden, math.nan), torch.where(hidden, decoded, target)
+        grids = (unpatchify(patches, encoder.grid, self.decoded_patch) for patches in kinds)
         return Reconstruction(*(grid if windows else self.vision.to_windows(grid) for grid in grids))
