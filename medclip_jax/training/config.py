@@ -80,8 +80,8 @@ def base_config() -> Section:
                 },
                 "most_statements": 0,  # that "some_statements" takes at a time; 0 = up to all
                 "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
-                # Tokens of the sentences about one organ, drawn anew each time; 0 = no organ text. Needs
-                # shards prepared with --organ-cell.
+                # Tokens of the sentences about one organ, drawn anew each time, for objectives that read them
+                # (hipro_ct). Needs shards prepared with --organ-cell.
                 "organ_text_length": 0,
                 "tokenizer": "",  # local Hugging Face folder; "" = the shards' own
                 "workers": 0,  # 0 = threads; n = processes that read ahead
