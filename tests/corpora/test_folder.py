@@ -115,7 +115,7 @@ def test_rescale_columns(tmp_path, names, cells, rescale):
 def test_spacing_column(tmp_path, text):
     first, second = folder(table(tmp_path, f"volume,report,spacing\na,r,{text}\nb,r,\n"))
     assert first.series[0].spacing == (3.0, 0.75, 0.7)
-    assert second.spacing is None
+    assert second.series[0].spacing is None
 
 
 def test_long_reports(tmp_path):
