@@ -44,7 +44,7 @@ def progress(folder: str | Path, config: Mapping[str, Any]) -> Progress:
     """
     folder = Path(folder)
     config = ConfigDict(config)
-    steps = config.steps or _steps_of_epochs(config.epochs, config.batch_size, config.data)
+    steps = config.steps or _steps_of_epochs(config.epochs, config.batch_size, config.data.to_json())
     # Where the shards are elsewhere, the run itself has said it.
     steps = steps or (read_heartbeat(folder) or {}).get("steps", 0)
     last = last_records(folder / "metrics.jsonl")
@@ -89,11 +89,11 @@ def _tail(file: Path) -> str:
 
 
 @lru_cache
-def _steps_of_epochs(epochs: float, batch_size: int, data: ConfigDict) -> int:
+def _steps_of_epochs(epochs: float, batch_size: int, data: str) -> int:
     from medclip_jax.shards.mixture import open_training
 
     try:
-        samples = len(open_training(data, fields=()))
+        samples = len(open_training(ConfigDict(json.loads(data)), fields=()))
     except (OSError, ValueError):  # they lie where the units run, not here
         return 0
     return total_steps(ConfigDict({"steps": 0, "epochs": epochs, "batch_size": batch_size}), samples)

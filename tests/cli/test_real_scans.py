@@ -20,6 +20,7 @@ STUDIES = {
     "mr_small.nii.gz": "MR of the upper abdomen.",
 }
 SMALL = (
+    "--config.data.prepare.shape=()",
     "--config.objective.vision.patch=(4,8,8)",
     "--config.objective.vision.width=24",
     "--config.objective.vision.depth=1",

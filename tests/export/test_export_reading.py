@@ -82,7 +82,7 @@ class TestReading:
             ("data.vocabulary_size", -1, "vocabulary_size is -1"),
             ("data.extra", 1, "unknown entry"),
             ("data", None, "data is null, not a dict"),
-            ("modality", "PET", 'modality is "PET", not "CT" or "MR"'),
+            ("modality", "PET", 'modality is "PET", not CT or MR'),
             ("text_length", 0, "text_length is 0"),
             ("prompts", {"cardiomegaly": ["one"]}, r"prompts\.cardiomegaly"),
         ],

@@ -415,7 +415,7 @@ def test_the_command_line(archive, tmp_path, capsys, monkeypatch):
     assert main([*common, "--part", "auto/2"]) == 0
     assert "all 2 parts: 10 studies: 10 accepted" in capsys.readouterr().err
     assert main(["prepare", "--merge", str(tmp_path / "set")]) == 0
-    assert "already whole" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
 
 
 def test_ray_makes_the_same_bytes(archive, whole, tmp_path):
