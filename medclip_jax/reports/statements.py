@@ -1,11 +1,8 @@
-"""Findings as sentences, and as the vector that soft targets are made from."""
+"""Findings as sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import numpy as np
-from jaxtyping import Int8
+from collections.abc import Mapping
 
 from medclip_jax.reports import prompts
 from medclip_jax.reports.definitions import BUILT_IN, Findings
@@ -32,16 +29,3 @@ def statements(findings: Mapping[str, int], definitions: Findings = BUILT_IN) ->
         if status or definitions[name].is_read:
             sentences.append(positive if status > 0 else negative)
     return sentences
-
-
-def pathology_vector(statuses: Mapping[str, int], findings: Iterable[str]) -> Int8[np.ndarray, " F"]:
-    """The vector y in {-1, +1} whose cosines are Cardiac-CLIP's soft targets.
-
-    Args:
-        statuses: name to 1 present, -1 absent, 0 not mentioned; a missing name counts as not mentioned.
-        findings: names of the vector's entries, in order.
-
-    Returns:
-        (F,) +1 where present, -1 where absent or not mentioned.
-    """
-    return np.array([1 if statuses.get(name, 0) > 0 else -1 for name in findings], np.int8)

@@ -15,7 +15,7 @@ from medclip_jax.reports.findings import (
 from medclip_jax.reports.prompts import TEMPLATES, pair
 from medclip_jax.reports.sections import HEADERS, clean, split_sections
 from medclip_jax.reports.sentences import split_sentences
-from medclip_jax.reports.statements import pathology_vector, statements
+from medclip_jax.reports.statements import statements
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,6 @@ def test_statements_follow_the_mapping_and_take_silence_for_absence():
         "There is cardiomegaly.",
         "There is no coronary stenosis.",
     ]
-
-
-def test_pathology_vector():
-    vector = pathology_vector(
-        {"cardiomegaly": 1, "coronary_stenosis": -1, "atherosclerosis": 0}, CARDIAC_FINDINGS
-    )
-    assert vector.dtype == np.int8
-    np.testing.assert_array_equal(vector, [-1, -1, -1, -1, 1, -1, -1])
 
 
 def test_prompts():
