@@ -1,9 +1,10 @@
-"""Reconstruction of masked patches."""
+"""Reconstruction of masked patches and masked words."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+import optax
+from jaxtyping import Array, Float, Int, Num
 
 
 def normalize_target(
@@ -79,4 +80,37 @@ def reconstruction(
         epsilon=epsilon,
         denominator=denominator,
     )
+    return sums.sum() / jnp.maximum(counts.sum(), 1.0)
+
+
+def language_sums(
+    logits: Float[Array, "batch length vocabulary"],
+    targets: Int[Array, "batch length"],
+    mask: Num[Array, "batch length"],
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """Per-sample sums behind `language`: cross-entropy of the masked words (B,), and their number (B,)."""
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    mask = mask.astype(jnp.float32)
+    return (entropy * mask).sum(axis=1), mask.sum(axis=1)
+
+
+def language(
+    logits: Float[Array, "batch length vocabulary"],
+    targets: Int[Array, "batch length"],
+    mask: Num[Array, "batch length"],
+) -> Float[Array, ""]:
+    """Cross-entropy of the masked words, in float32.
+
+    Args:
+        logits: (B, L, V).
+        targets: (B, L) ids of the true words; any id in [0, V) where not masked.
+        mask: (B, L), 1 where masked, 0 elsewhere.
+
+    Returns:
+        Scalar, the mean over the masked words of the batch; 0 where nothing is masked.
+
+    References:
+        Devlin et al. 2019, "BERT", section 3.1, task 1.
+    """
+    sums, counts = language_sums(logits, targets, mask)
     return sums.sum() / jnp.maximum(counts.sum(), 1.0)

@@ -110,3 +110,40 @@ def test_unknown_denominator_names_the_choices():
     prediction, target, mask = (jnp.asarray(x) for x in sample())
     with pytest.raises(ValueError, match="'masked' or 'all'"):
         reconstruction(prediction, target, mask, denominator="visible")
+
+
+def language_reference(logits, targets, mask):
+    total = 0.0
+    for b, place in np.argwhere(mask):
+        row = np.asarray(logits[b, place], np.float64)
+        total += np.log(np.exp(row - row.max()).sum()) + row.max() - row[targets[b, place]]
+    return total / max(mask.sum(), 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 11), (1, 1, 2), (2, 5, 3)])
+def test_masked_words(shape):
+    draw = np.random.default_rng(6)
+    logits = draw.normal(scale=3, size=shape).astype(np.float32)
+    targets, mask = draw.integers(0, shape[2], shape[:2]), draw.integers(0, 2, shape[:2])
+    mask[0, 0] = 1
+    value, gradient = jax.jit(jax.value_and_grad(masked.language))(jnp.asarray(logits), targets, mask)
+    np.testing.assert_allclose(value, language_reference(logits, targets, mask), rtol=1e-5)
+    direction = draw.normal(size=shape)
+    ahead, behind = (
+        language_reference(logits.astype(np.float64) + step * direction, targets, mask)
+        for step in (1e-5, -1e-5)
+    )
+    slope = np.sum(np.asarray(gradient) * direction)
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-4, atol=1e-6)
+    assert float(jnp.abs(jnp.where(mask[..., None] == 0, gradient, 0)).max()) == 0.0
+    sums, counts = masked.language_sums(jnp.asarray(logits), targets, mask)
+    np.testing.assert_allclose(sums.sum() / counts.sum(), value, rtol=1e-6)
+    np.testing.assert_array_equal(counts, mask.sum(axis=1))
+
+
+def test_no_masked_word_is_zero_with_finite_gradients():
+    value, gradient = jax.value_and_grad(masked.language)(
+        jnp.ones((2, 3, 4)), jnp.zeros((2, 3), int), jnp.zeros((2, 3))
+    )
+    assert float(value) == 0.0
+    assert float(jnp.abs(gradient).max()) == 0.0

@@ -1,0 +1,114 @@
+"""Sentences of a report against the patches of its own volume."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from medclip_jax.vectors import normalize
+
+EXCLUDED = -1e30
+"""Logit of a sentence that takes no part: its probability is exactly 0 and no NaN can come of it."""
+
+PADDED = ("ignored", "negatives")
+
+
+def most_similar(
+    tokens: Float[Array, "batch tokens features"],
+    sentences: Float[Array, "batch sentences features"],
+    k: Int[Array, "batch sentences"],
+) -> Bool[Array, "batch sentences tokens"]:
+    """Mark the K patches that are most similar to each sentence, by cosine; of equal ones the earlier.
+
+    Args:
+        tokens: (B, N, D).
+        sentences: (B, S, D).
+        k: (B, S) patches of each sentence, taken as 1 where lower and as N where higher.
+
+    Returns:
+        (B, S, N). No gradient passes: what is chosen does not change smoothly.
+    """
+    similarity = jnp.einsum("bsd,bnd->bsn", normalize(sentences), normalize(tokens))
+    order = jnp.argsort(-jax.lax.stop_gradient(similarity), axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    return rank < jnp.clip(k, 1, tokens.shape[1])[..., None]
+
+
+def mean_of_selected(
+    tokens: Float[Array, "batch tokens features"], selected: Bool[Array, "batch sentences tokens"]
+) -> Float[Array, "batch sentences features"]:
+    """Mean of the tokens that each sentence selects, (B, S, D) float32; 0 where it selects none."""
+    weights = selected.astype(jnp.float32)
+    weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1.0)
+    # A product with the selection, so that the selected tokens (B, S, N, D) never lie in memory.
+    return jnp.einsum("bsn,bnd->bsd", weights, tokens.astype(jnp.float32))
+
+
+def sentence_contrast(
+    aligned: Float[Array, "batch sentences features"],
+    sentences: Float[Array, "batch sentences features"],
+    valid: Bool[Array, "batch sentences"],
+    *,
+    temperature: float = 0.07,
+    padded: str = "ignored",
+) -> Float[Array, "batch sentences"]:
+    """InfoNCE inside each report: a sentence belongs to what it is aligned with, and to no other's.
+
+    Args:
+        aligned: (B, S, D) vectors of the volume, one a sentence; not normalized.
+        sentences: (B, S, D), not normalized.
+        valid: (B, S), False on padding.
+        temperature: divides the cosines.
+        padded: what padding is to the valid sentences: "ignored", or "negatives" as in the released code.
+
+    Returns:
+        (B, S) float32: the sum of both directions, sentence to volume and back; 0 on padding.
+
+    Raises:
+        ValueError: unknown `padded`.
+    """
+    if padded not in PADDED:
+        raise ValueError(f"padded={padded!r} is unknown: use 'ignored' or 'negatives'")
+    logits = jnp.einsum("bsd,btd->bst", normalize(sentences), normalize(aligned)) / temperature
+    if padded == "ignored":
+        both = valid[:, :, None] & valid[:, None, :]
+        # The diagonal stays, so that a row of padding is finite.
+        logits = jnp.where(both | jnp.eye(valid.shape[1], dtype=bool), logits, EXCLUDED)
+    own = jnp.diagonal(logits, axis1=1, axis2=2)
+    loss = jax.nn.logsumexp(logits, axis=2) + jax.nn.logsumexp(logits, axis=1) - 2.0 * own
+    return jnp.where(valid, loss, 0.0)
+
+
+def sentence_alignment(
+    tokens: Float[Array, "batch tokens features"],
+    sentences: Float[Array, "batch sentences features"],
+    valid: Bool[Array, "batch sentences"],
+    k: Int[Array, "batch sentences"],
+    *,
+    temperature: float = 0.07,
+    padded: str = "ignored",
+) -> tuple[Float[Array, ""], Float[Array, "batch sentences features"]]:
+    """Align each sentence with the mean of its K most similar patches, and contrast inside the report.
+
+    Args:
+        tokens: (B, N, D) patch tokens that were seen.
+        sentences: (B, S, D).
+        valid: (B, S), False on padding. A report may have no sentence.
+        k: (B, S) patches of each sentence.
+        temperature: divides the cosines.
+        padded: see `sentence_contrast`.
+
+    Returns:
+        loss: scalar, the mean over all valid sentences of the batch of the sum of both directions; 0 where
+        there is none. aligned (B, S, D): float32 means of the selected tokens, 0 on padding.
+
+    Raises:
+        ValueError: unknown `padded`.
+
+    References:
+        ASAP, section "Sentence-level semantic alignment".
+    """
+    aligned = mean_of_selected(tokens, most_similar(tokens, sentences, k))
+    loss = sentence_contrast(aligned, sentences, valid, temperature=temperature, padded=padded)
+    return loss.sum() / jnp.maximum(valid.sum(), 1), jnp.where(valid[..., None], aligned, 0.0)

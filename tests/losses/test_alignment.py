@@ -1,0 +1,134 @@
+"""Alignment of sentences with patches against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medclip_jax.losses import alignment
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def chosen(tokens, sentence, k):
+    """Patches from the most similar on, by a plain sort."""
+    similarity = unit(tokens) @ unit(sentence)
+    return sorted(range(len(tokens)), key=lambda n: (-similarity[n], n))[: max(1, min(int(k), len(tokens)))]
+
+
+def reference(tokens, sentences, valid, k, temperature=0.07, padded="ignored", picks=None):
+    """Report by report, sentence by sentence; `picks` fixes the patches, for differences."""
+    tokens, sentences = (np.asarray(x, np.float64) for x in (tokens, sentences))
+    aligned, total = np.zeros_like(sentences), 0.0
+    for b in range(len(sentences)):
+        for s in range(sentences.shape[1]):
+            pick = chosen(tokens[b], sentences[b, s], k[b, s]) if picks is None else picks[b][s]
+            aligned[b, s] = tokens[b, pick].mean(axis=0)
+        there = np.flatnonzero(valid[b])
+        among = there if padded == "ignored" else np.arange(sentences.shape[1])
+        logits = unit(sentences[b]) @ unit(aligned[b]).T / temperature
+        for s in there:
+            for row in (logits[s, among], logits[among, s]):
+                total += np.log(np.exp(row - logits[s, s]).sum())
+    return total / max(valid.sum(), 1), np.where(valid[..., None], aligned, 0.0)
+
+
+def sample(batch=2, tokens=6, sentences=4, features=5, seed=0):
+    draw = np.random.default_rng(seed)
+    patches = draw.normal(size=(batch, tokens, features)).astype(np.float32)
+    lines = draw.normal(size=(batch, sentences, features)).astype(np.float32)
+    valid = np.arange(sentences) < draw.integers(0, sentences + 1, size=(batch, 1))
+    k = draw.integers(1, tokens + 3, size=(batch, sentences))
+    return patches, lines, valid, k
+
+
+@pytest.mark.parametrize("padded", alignment.PADDED)
+@pytest.mark.parametrize("shape", [(3, 7, 4, 5), (1, 1, 1, 2), (2, 5, 9, 3)])
+def test_value_aligned_vectors_and_gradients(shape, padded):
+    tokens, sentences, valid, k = sample(*shape, seed=4)
+    valid[0, 0] = True
+
+    def loss(tokens, sentences):
+        return alignment.sentence_alignment(tokens, sentences, valid, k, padded=padded)
+
+    arrays = jnp.asarray(tokens), jnp.asarray(sentences)
+    (value, aligned), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arrays)
+    want, want_aligned = reference(tokens, sentences, valid, k, padded=padded)
+    np.testing.assert_allclose(value, want, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(aligned, want_aligned, rtol=1e-5, atol=1e-6)
+    picks = [[chosen(tokens[b], sentences[b, s], k[b, s]) for s in range(shape[2])] for b in range(shape[0])]
+    draw = np.random.default_rng(5)
+    for index, gradient in enumerate(gradients):
+        direction = draw.normal(size=gradient.shape)
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [tokens.astype(np.float64), sentences.astype(np.float64)]
+            moved[index] = moved[index] + step * direction
+            ends.append(reference(*moved, valid, k, padded=padded, picks=picks)[0])
+        slope = np.sum(np.asarray(gradient, np.float64) * direction)
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-4)
+
+
+def test_reports_without_sentences_are_zero_with_finite_gradients():
+    tokens, sentences, _, k = sample()
+    sentences = np.zeros_like(sentences)
+
+    def loss(tokens, sentences):
+        return alignment.sentence_alignment(tokens, sentences, jnp.zeros((2, 4), bool), k)[0]
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.asarray(tokens), jnp.asarray(sentences))
+    assert float(value) == 0.0
+    assert all(float(jnp.abs(gradient).max()) == 0.0 for gradient in gradients)
+
+
+def test_a_lone_sentence_has_nothing_to_be_told_from():
+    tokens, sentences, _, k = sample()
+    valid = np.zeros((2, 4), bool)
+    valid[:, 0] = True
+    value, _ = alignment.sentence_alignment(tokens, sentences, valid, k)
+    assert float(value) == 0.0
+    released, _ = alignment.sentence_alignment(tokens, sentences, valid, k, padded="negatives")
+    assert float(released) > 0.0
+
+
+def test_ignored_padding_changes_nothing():
+    tokens, sentences, _, k = sample(sentences=3)
+    valid = np.ones((2, 3), bool)
+    value, aligned = alignment.sentence_alignment(tokens, sentences, valid, k)
+    wide = [np.concatenate([x, np.full_like(x[:, :2], fill)], 1) for x, fill in ((sentences, 7), (k, 2))]
+    more = np.concatenate([valid, np.zeros((2, 2), bool)], 1)
+    padded, padded_aligned = alignment.sentence_alignment(tokens, wide[0], more, wide[1])
+    np.testing.assert_allclose(padded, value, rtol=1e-6)
+    np.testing.assert_allclose(padded_aligned[:, :3], aligned, rtol=1e-6)
+    assert float(jnp.abs(padded_aligned[:, 3:]).max()) == 0.0
+
+
+def test_exactly_k_patches_are_selected_also_among_equal_ones():
+    tokens = np.ones((1, 5, 2), np.float32)
+    sentences = np.ones((1, 3, 2), np.float32)
+    selected = alignment.most_similar(tokens, sentences, np.array([[2, 0, 99]]))
+    np.testing.assert_array_equal(selected[0], [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+
+
+def test_memory_holds_no_selected_tokens():
+    """Beyond inputs and outputs a few arrays (B, S, N): 64 times less than one of (B, S, N, D)."""
+    batch, tokens, sentences, features = 2, 256, 32, 512
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            ((batch, tokens, features), jnp.float32),
+            ((batch, sentences, features), jnp.float32),
+            ((batch, sentences), bool),
+            ((batch, sentences), jnp.int32),
+        )
+    ]
+    step = jax.jit(jax.grad(lambda *arrays: alignment.sentence_alignment(*arrays)[0], (0, 1)))
+    used = step.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    assert used < 4 * batch * sentences * tokens * features / 8
+
+
+def test_unknown_padding_names_the_choices():
+    with pytest.raises(ValueError, match="'ignored' or 'negatives'"):
+        alignment.sentence_alignment(*sample(), padded="kept")
