@@ -248,8 +248,11 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("workers", "delays"), [(1, (0.0, 0.05)), (2, (0.0,))])
 @pytest.mark.slow
 def test_kill_9_and_resume(archive, prepared, tmp_path, workers, delays):
+    plain = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(SETTINGS)}
+    del plain["definitions"]  # the default's; their repr is no code
     (tmp_path / "tests_settings.py").write_text(
-        f"from medclip_jax.shards.settings import PrepareSettings\nSETTINGS = {SETTINGS!r}\nKEY = {KEY!r}\n"
+        "from medclip_jax.shards.settings import PrepareSettings\n"
+        f"SETTINGS = PrepareSettings(**{plain!r})\nKEY = {KEY!r}\n"
     )
     (tmp_path / "killed.py").write_text(KILLED)
     out = tmp_path / "set"
