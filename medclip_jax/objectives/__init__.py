@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import json
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from medclip_jax.dotted import find_class
 from medclip_jax.objectives.base import Batch, DataSpec, Embedding, Features, Objective, Term
 
 if TYPE_CHECKING:
@@ -31,13 +30,13 @@ __all__ = [
     "resolve",
 ]
 
-OBJECTIVES: dict[str, tuple[str, str]] = {
-    "mae": ("medclip_jax.objectives.mae", "MaskedAutoencoder"),
-    "clip": ("medclip_jax.objectives.clip", "Clip"),
-    "cardiac_clip": ("medclip_jax.objectives.cardiac_clip", "CardiacClip"),
-    "hipro_ct": ("medclip_jax.objectives.hipro_ct", "HiProCt"),
+OBJECTIVES: dict[str, str] = {
+    "mae": "medclip_jax.objectives.mae:MaskedAutoencoder",
+    "clip": "medclip_jax.objectives.clip:Clip",
+    "cardiac_clip": "medclip_jax.objectives.cardiac_clip:CardiacClip",
+    "hipro_ct": "medclip_jax.objectives.hipro_ct:HiProCt",
 }
-"""Name in a config to (module, class). A system from elsewhere is named "package.module:Class"."""
+"""Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 
 
 def resolve(name: str) -> tuple[ModuleType, type[Objective]]:
@@ -50,40 +49,9 @@ def resolve(name: str) -> tuple[ModuleType, type[Objective]]:
     Raises:
         ValueError: there is no such system, or it lacks what a config needs; the message says what to do.
     """
-    if ":" not in name and name not in OBJECTIVES:
-        near = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"config.objective.name: no objective {name!r}; there are {', '.join(OBJECTIVES)}, and "
-            f"package.module:Class for one of your own.{hint}"
-        )
-    module_name, class_name = OBJECTIVES[name] if name in OBJECTIVES else name.split(":", 1)
-    where = f"config.objective.name={name!r}"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{where}: {module_name} cannot be imported: {error}") from error
-        raise ValueError(
-            f"{where}: there is no module {error.name!r}: install the package that has it, or add the folder "
-            "that it lies in to PYTHONPATH"
-        ) from None
-    except Exception as error:
-        raise ValueError(
-            f"{where}: {module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, Objective)):
-        names = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isclass(value) and issubclass(value, Objective) and value.__module__ == module_name
-        ]
-        raise ValueError(
-            f"{where}: {module_name} has no class {class_name!r} that is a medclip_jax.objectives.Objective; "
-            f"it has {', '.join(names) or 'none'}"
-        )
-    return module, found
+    found = find_class(name, OBJECTIVES, Objective, "config.objective.name")
+    # Where the name says, and not where the class was written: a module may take a class from another.
+    return importlib.import_module(OBJECTIVES.get(name, name).partition(":")[0]), found
 
 
 def default_config(name: str, given: Mapping[str, Any] | None = None) -> Section:

@@ -87,7 +87,7 @@ class Normed(Objective):
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(objectives.OBJECTIVES, "normed", (__name__, "Normed"))
+        patch.setitem(objectives.OBJECTIVES, "normed", f"{__name__}:Normed")
         yield
 
 
