@@ -199,7 +199,7 @@ def encoders_footprint(
 
 
 def features_of(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `encode` makes of the whole batch, as shapes."""
+    """What `encode` makes of the global batch, as shapes."""
     if "features" in model.known:
         return model.known["features"]
 
@@ -222,7 +222,7 @@ def terms_of(model: Model) -> list[str]:
 
 
 def loss_footprint(model: Model) -> Footprint:
-    """Of `couple` and its derivative on the whole batch's features, all devices together."""
+    """Of `couple` and its derivative on the global batch's features, all devices together."""
     if "loss" in model.known:
         return model.known["loss"]
 
