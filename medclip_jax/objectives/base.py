@@ -99,7 +99,7 @@ class Objective(nnx.Module):
     """A system: its towers, its heads, how it learns, how it embeds, and what others need to know of it.
 
     `encode` and `couple` are for training; `embed_volumes` and, with `has_text`, `embed_texts` for
-    evaluation, export and inference. All that those need to know is declared here, with an answer for a
+    evaluation, export and inference; `pool_volumes` for probes. All that those need to know is declared here, with an answer for a
     system that has none of it. Subclasses live one to a file in `objectives/` and are registered by name in
     `objectives.create`.
 
@@ -157,6 +157,19 @@ class Objective(nnx.Module):
             inputs: the fields of `volume_inputs`, as in a batch.
         """
         raise NotImplementedError
+
+    def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
+        """What probes read of volumes: pooled features before any projection or normalization. Deterministic.
+
+        By default the vectors of `embed_volumes`.
+
+        Args:
+            inputs: as for `embed_volumes`.
+
+        Returns:
+            (B, pooled) float32.
+        """
+        return self.embed_volumes(inputs).mean.astype(jnp.float32)
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Embed token ids; padding is recognized by `DataSpec.pad_token`. Deterministic."""

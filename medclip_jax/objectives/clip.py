@@ -160,6 +160,10 @@ class Clip(Objective):
         """Normalized joint-space vectors of volumes."""
         return Embedding(normalize(self.to_joint_space(self.vision(inputs["volume"]))))
 
+    def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
+        """What the volume tower pools, before the projection."""
+        return self.vision(inputs["volume"]).astype(jnp.float32)
+
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Normalized joint-space vectors of texts."""
         return Embedding(normalize(self.text_projection(self.text(tokens))))

@@ -318,6 +318,10 @@ class HiProCt(Objective):
         """Gaussians of volumes."""
         return Embedding(*self._global(self._patches(inputs["volume"])))
 
+    def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
+        """What the volume tower pools, before the Gaussian heads."""
+        return self.vision(inputs["volume"]).astype(jnp.float32)
+
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Gaussians of texts: reports, sentences, prompts."""
         return Embedding(*self._texts(tokens))

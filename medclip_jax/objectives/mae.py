@@ -147,6 +147,10 @@ class MaskedAutoencoder(Objective):
         """The encoder's pooled vector with every patch visible."""
         return Embedding(normalize(self.vision(inputs["volume"])))
 
+    def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
+        """What the volume tower pools, every patch visible."""
+        return self.vision(inputs["volume"]).astype(jnp.float32)
+
     def pooling(self) -> str:
         """Of the volume tower."""
         return f"volume {self.vision.pooling}"

@@ -151,6 +151,23 @@ def test_volume_embeddings_are_unit_vectors_and_deterministic(objective):
     np.testing.assert_array_equal(first.mean, objective.embed_volumes({"volume": volumes}).mean)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pooled_volumes_are_what_heads_read(name):
+    """Neither projected nor normalized, every patch visible; float32 whatever the tower computes in."""
+    config = small(CONFIGS[name]())
+    config.vision.dtype = "bfloat16"
+    model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+    inputs = {"volume": make_batch()["volume"]}
+    pooled = jax.jit(model.pool_volumes)(inputs)
+    assert pooled.shape == (6, model.vision.pooled_width)
+    assert pooled.dtype == jnp.float32
+    assert np.abs(np.linalg.norm(pooled, axis=1) - 1).min() > 0.1
+    tower = model.explained_tower()
+    joint = model.to_joint_space(pooled.astype(jnp.bfloat16)) if tower else pooled
+    joint /= jnp.linalg.norm(joint, axis=1, keepdims=True)
+    np.testing.assert_allclose(joint, model.embed_volumes(inputs).mean, atol=0.01)
+
+
 def test_padding_does_not_change_a_text_embedding():
     model = objectives.create(small(clip.default_config()), SPEC, rngs=nnx.Rngs(0))
     tokens = make_batch()["tokens"]
