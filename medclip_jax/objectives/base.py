@@ -99,9 +99,9 @@ class Objective(nnx.Module):
     """A system: its towers, its heads, how it learns, how it embeds, and what others need to know of it.
 
     `encode` and `couple` are for training; `embed_volumes` and, with `has_text`, `embed_texts` for
-    evaluation, export and inference; `pool_volumes` for probes. All that those need to know is declared here, with an answer for a
-    system that has none of it. Subclasses live one to a file in `objectives/` and are registered by name in
-    `objectives.create`.
+    evaluation, export and inference; `pool_volumes` for probes. All that those need to know is declared
+    here, with an answer for a system that has none of it. Subclasses live one to a file in `objectives/` and
+    are registered by name in `objectives.create`.
 
     Attributes:
         volume_inputs: batch fields that `embed_volumes` reads.
