@@ -9,27 +9,17 @@ A new field is a class here and a line in `FIELDS`. A package of one's own may p
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Int32
 
-from medclip_jax.reports.sentences import split_sentences
+from medclip_jax.draws import SOME_STATEMENTS, TEXT_FALLBACK, Draw, Record
+from medclip_jax.reports.sentences import sentence_ends
 
 if TYPE_CHECKING:
     from medclip_jax.objectives.base import DataSpec
-
-Record = Mapping[str, Any]
-"""A decoded record; see "Prepared shards" in `docs/architecture.md`."""
-
-TEXT_FALLBACK = ("report", "findings_text", "impression", "statements")
-"""Where the drawn text is empty, the first of these that is not takes its place."""
-
-SOME_STATEMENTS = "some_statements"
-"""A random non-empty part of the statements, in random order: as short as the prompts of zero-shot use."""
 
 ALWAYS = ("study", "sample")
 """Fields of every batch: which samples belong together, and what a sample's randomness is folded from."""
@@ -48,114 +38,9 @@ class Tokenizer(Protocol):
         """Ids of B texts, padded or cut to `length`."""
         ...
 
-
-class Draw:
-    """One sample of one record: what is drawn of it, each thing once, for all fields that show it.
-
-    The text and then the organ are drawn from the sample's own generator. Whatever else is drawn has a
-    generator of its own, which follows from the sample's generator and a name (`once`): a field that is new,
-    or that nobody asked for, so never changes what is drawn for the others.
-
-    Args:
-        record: decoded, with the arrays that the fields read.
-        index: of the record in its split.
-        layout: of the batch.
-        rng: the sample's own; None in evaluation: then the draw follows from the index, and is the same
-            every time.
-
-    Attributes:
-        training: False in evaluation, where a field takes the middle instead of what is drawn, if it has one.
-    """
-
-    def __init__(self, record: Record, index: int, layout: Layout, rng: np.random.Generator | None):
-        self.record = record
-        self.index = index
-        self.layout = layout
-        self.training = rng is not None
-        self._rng = np.random.default_rng(index) if rng is None else rng
-        # Read before anything is drawn: its numbers are the sample's alone.
-        state = self._rng.bit_generator.state["state"]
-        self._words = [int(word) for _, part in sorted(state.items()) for word in np.ravel(part)]
-        self._drawn: dict[str, Any] = {}
-
-    @cached_property
-    def text(self) -> str:
-        """The text that is shown, by the weights of `config.data.text`."""
-        config = self.layout.config
-        return choose_text(self.record, config.text, self._rng, config.most_statements)
-
-    @cached_property
-    def organ(self) -> int:
-        """Channel of the organ that is shown, -1 where there is none; see `choose_organ`."""
-        _ = self.text  # drawn before it, by whoever reads it first
-        return choose_organ(self.record, self.layout.spec.organs, self._rng)
-
-    @cached_property
-    def organ_text(self) -> Mapping[str, Any] | None:
-        """What the report says of that organ: `text` and whether it is `normal`; None without an organ."""
-        return (
-            self.record["organ_sentences"][self.layout.spec.organs[self.organ]] if self.organ >= 0 else None
-        )
-
-    def once(self, name: str, choose: Callable[[np.random.Generator], Any]) -> Any:
-        """What `choose` draws, at the first call; the same at every later one of this sample.
-
-        Args:
-            name: of what is drawn. Its generator follows from it.
-            choose: draws it.
-        """
-        if name not in self._drawn:
-            self._drawn[name] = choose(np.random.default_rng([*self._words, zlib.crc32(name.encode())]))
-        return self._drawn[name]
-
-
-def choose_text(
-    record: Record, weights: Mapping[str, float], rng: np.random.Generator, most_statements: int = 0
-) -> str:
-    """Draw which text of a record is shown.
-
-    The draw ignores whether a text is empty; if it is, the first non-empty one of `TEXT_FALLBACK` is
-    taken, and "" only where the record has no text at all.
-
-    Args:
-        record: with the text fields.
-        weights: field name to weight; need not sum to 1.
-        rng: the sample's own.
-        most_statements: that `SOME_STATEMENTS` takes; 0 for as many as there are.
-    """
-    # In a fixed order, because a mapping's own may differ between a config file and its JSON.
-    names = [name for name in (*TEXT_FALLBACK, SOME_STATEMENTS) if weights.get(name, 0.0) > 0]
-    cumulative = np.cumsum([weights[name] for name in names], dtype=np.float64)
-    drawn = names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
-    if drawn == SOME_STATEMENTS:
-        statements = split_sentences(str(record.get("statements", "")))
-        if statements:
-            count = 1 + int(rng.integers(min(len(statements), most_statements or len(statements))))
-            return " ".join(statements[i] for i in rng.permutation(len(statements))[:count])
-    for name in (drawn, *TEXT_FALLBACK):
-        text = str(record.get(name, "")).strip()
-        if text:
-            return text
-    return ""
-
-
-def choose_organ(record: Record, organs: Sequence[str], rng: np.random.Generator) -> int:
-    """Draw one organ, each with the same chance, among those that a record both shows and describes.
-
-    Args:
-        record: with `organs` (O, d, h, w) and `organ_sentences`, or without.
-        organs: names of the channels.
-        rng: the sample's own.
-
-    Returns:
-        Its channel, -1 where there is none to draw; then nothing is drawn.
-    """
-    maps = record.get("organs")
-    if maps is None or np.size(maps) == 0:
-        return -1
-    sentences = record.get("organ_sentences", {})
-    shown = [index for index, name in enumerate(organs) if name in sentences and np.any(maps[index])]
-    return shown[int(rng.integers(len(shown)))] if shown else -1
+    def starts(self, text: str, length: int) -> Int32[np.ndarray, " L"]:
+        """Character at which each token of a text begins, -1 where a token stands for none of the text."""
+        ...
 
 
 def study_words(study: int) -> Int32[np.ndarray, " words"]:
@@ -252,6 +137,49 @@ class Tokens(Field):
     def make(self, draw: Draw) -> np.ndarray:
         """Padded or cut."""
         return draw.layout.tokenizer([draw.text], draw.layout.config.text_length)[0]
+
+
+class Sentence(Tokens):
+    """Index of the sentence that each of the `tokens` belongs to, -1 where it is of none.
+
+    Of a sentence that `config.data.text_length` cuts, what stays has its index.
+    """
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """By where tokens begin and sentences end."""
+        starts = draw.layout.tokenizer.starts(draw.text, draw.layout.config.text_length)
+        ends = sentence_ends(draw.text)
+        if not ends:
+            return np.full_like(starts, -1)
+        # What stands after the last sentence's end, a closing mark, is its own.
+        found = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
+        return np.where(starts >= 0, found, -1)
+
+
+class Sentences(Tokens):
+    """Number of sentences of that text, with those that `config.data.text_length` cuts off."""
+
+    def shape(self, spec: DataSpec, config: Any) -> tuple[int, ...]:
+        """A number."""
+        return ()
+
+    def make(self, draw: Draw) -> int:
+        """The number."""
+        return len(sentence_ends(draw.text))
+
+
+class ReportTokens(Tokens):
+    """Token ids of findings and impression; of the report as it stands, where it has neither part."""
+
+    def lacks(self, spec: DataSpec, config: Any) -> str:
+        """No tokenizer."""
+        return _lacks_tokenizer(spec)
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """Padded or cut."""
+        parts = (str(draw.record.get(name, "")).strip() for name in ("findings_text", "impression"))
+        text = "\n".join(part for part in parts if part) or str(draw.record.get("report", ""))
+        return draw.layout.tokenizer([text], draw.layout.config.text_length)[0]
 
 
 class Columns(Field):
@@ -373,13 +301,16 @@ def _lacks_organs(spec: DataSpec) -> str:
     return (
         "the shards hold no organs: prepare from a table with organ masks and --organ-cell, or set the "
         "weights of config.objective so that it needs none (hipro_ct: config.objective.weights.local=0 and "
-        "config.objective.weights.hierarchy=0)"
+        "config.objective.weights.hierarchy=0; asap: config.objective.weights.anatomy=0)"
     )
 
 
 FIELDS: dict[str, Field] = {
     "volume": Volume(),
     "tokens": Tokens(),
+    "sentence": Sentence(),
+    "sentences": Sentences(),
+    "report_tokens": ReportTokens(),
     "findings": Columns("findings"),
     "labels": Columns("labels"),
     "organs": Organs(),

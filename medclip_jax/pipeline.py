@@ -15,7 +15,8 @@ from typing import Protocol, SupportsIndex
 import grain
 import numpy as np
 
-from medclip_jax.fields import Layout, Record
+from medclip_jax.draws import Record
+from medclip_jax.fields import Layout
 
 
 class Source(Protocol):

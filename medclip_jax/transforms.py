@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 AIR_HU = -1024
 """Fills what a shift leaves empty; the same value as in prepared volumes."""
@@ -232,3 +232,28 @@ def cut_texts(
     closing = jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
     places = jnp.arange(tokens.shape[1])
     return jnp.where(places < kept - 1, tokens, jnp.where(places == kept - 1, closing, pad_token))
+
+
+def mask_tokens(
+    tokens: Int[Array, "batch length"], keys: jax.Array, *, share: float, mask_token: int, pad_token: int
+) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
+    """Hide a share of each text's words, drawn uniformly.
+
+    Args:
+        tokens: (B, L): an opening token, words, a closing token, padding.
+        keys: (B,) one random key a text.
+        share: of the words that are hidden, rounded to a number of words.
+        mask_token: id that stands for a hidden word.
+        pad_token: id of the padding.
+
+    Returns:
+        The tokens (B, L) with `mask_token` for hidden words, and (B, L) True where one is hidden.
+    """
+    length = tokens.shape[1]
+    places = jnp.arange(length)
+    words = (tokens != pad_token).sum(axis=1, keepdims=True) - 2
+    is_word = (places >= 1) & (places <= words)
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
+    rank = jnp.argsort(jnp.argsort(jnp.where(is_word, noise, 2.0), axis=1), axis=1)
+    hidden = is_word & (rank < jnp.round(share * words))
+    return jnp.where(hidden, mask_token, tokens), hidden

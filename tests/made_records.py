@@ -57,6 +57,9 @@ class Numbers:
         rows = [[TEXTS.index(text.split()[0]), int(text.split()[1])] for text in texts]
         return np.array([row + [0] * (length - 2) for row in rows], np.int32)
 
+    def starts(self, text, length):
+        return np.array([0, text.index(" ") + 1] + [-1] * (length - 2), np.int32)
+
 
 def settings(**changes):
     """`config.data`."""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medclip_jax import fields
-from medclip_jax.fields import FIELDS, Field, Layout, choose_text, study_words
+from medclip_jax.draws import choose_text
+from medclip_jax.fields import FIELDS, Field, Layout, study_words
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.pipeline import train_batches
 from tests.made_records import ORGAN, SPEC, TEXTS, Numbers, Records, settings

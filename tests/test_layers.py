@@ -14,7 +14,7 @@ ORDER = (
     # Arrays and parameters.
     "sections", "dotted", "vectors", "sharding", "parameters", "transforms", "losses", "models",
     # Batches, and the systems that learn from them.
-    "fields", "pipeline", "objectives", "weights", "evaluation", "training",
+    "draws", "fields", "pipeline", "objectives", "weights", "evaluation", "training",
     # Models in use.
     "inference", "export",
     # What people call.

@@ -1,5 +1,7 @@
 """Windowing and augmentation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,3 +234,25 @@ def test_nothing_to_cut_leaves_texts_as_they_are():
     texts = jnp.asarray([[4, 5, 6, 0], [0, 0, 0, 0]])
     keys = jax.random.split(jax.random.key(0), 2)
     np.testing.assert_array_equal(transforms.cut_texts(texts, keys, share=0.0, pad_token=0), texts)
+
+
+def test_words_are_hidden_by_their_share_and_nothing_else_is():
+    tokens = np.zeros((5, 12), np.int32)
+    for row, words in enumerate((0, 1, 4, 10)):
+        tokens[row, : words + 2] = [2, *range(10, 10 + words), 3]
+    keys = jax.random.split(jax.random.key(0), 5)  # the last text is padding alone
+    masked, hidden = transforms.mask_tokens(jnp.asarray(tokens), keys, share=0.75, mask_token=4, pad_token=0)
+    masked, hidden = np.asarray(masked), np.asarray(hidden)
+    assert hidden.sum(axis=1).tolist() == [0, 1, 3, 8, 0]  # 0.75 x 10 rounds to the even 8
+    np.testing.assert_array_equal(masked, np.where(hidden, 4, tokens))
+    assert not hidden[tokens < 10].any()
+
+
+def test_which_words_are_hidden_is_uniform_and_follows_the_key():
+    tokens = jnp.broadcast_to(jnp.array([2, 10, 11, 12, 13, 3, 0, 0]), (2000, 8))
+    keys = jax.random.split(jax.random.key(1), 2000)
+    hide = partial(transforms.mask_tokens, share=0.5, mask_token=4, pad_token=0)
+    _, hidden = hide(tokens, keys)
+    assert (np.asarray(hidden).sum(axis=1) == 2).all()
+    assert np.abs(np.asarray(hidden).mean(axis=0)[1:5] - 0.5).max() < 4 * 0.5 / np.sqrt(2000)
+    np.testing.assert_array_equal(hide(tokens[:3], keys[:3])[1], hidden[:3])

@@ -14,12 +14,29 @@ EXCLUDED = -1e30
 PADDED = ("ignored", "negatives")
 
 
+def similarity_ranks(
+    tokens: Float[Array, "batch tokens features"], sentences: Float[Array, "batch sentences features"]
+) -> Int[Array, "batch sentences tokens"]:
+    """Rank of each patch by its cosine with each sentence: 0 the most similar; of equal ones the earlier.
+
+    Args:
+        tokens: (B, N, D).
+        sentences: (B, S, D).
+
+    Returns:
+        (B, S, N). No gradient passes: ranks do not change smoothly.
+    """
+    similarity = jnp.einsum("bsd,bnd->bsn", normalize(sentences), normalize(tokens))
+    order = jnp.argsort(-jax.lax.stop_gradient(similarity), axis=-1, stable=True)
+    return jnp.argsort(order, axis=-1)
+
+
 def most_similar(
     tokens: Float[Array, "batch tokens features"],
     sentences: Float[Array, "batch sentences features"],
     k: Int[Array, "batch sentences"],
 ) -> Bool[Array, "batch sentences tokens"]:
-    """Mark the K patches that are most similar to each sentence, by cosine; of equal ones the earlier.
+    """Mark the K patches that are most similar to each sentence, see `similarity_ranks`.
 
     Args:
         tokens: (B, N, D).
@@ -27,12 +44,9 @@ def most_similar(
         k: (B, S) patches of each sentence, taken as 1 where lower and as N where higher.
 
     Returns:
-        (B, S, N). No gradient passes: what is chosen does not change smoothly.
+        (B, S, N).
     """
-    similarity = jnp.einsum("bsd,bnd->bsn", normalize(sentences), normalize(tokens))
-    order = jnp.argsort(-jax.lax.stop_gradient(similarity), axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    return rank < jnp.clip(k, 1, tokens.shape[1])[..., None]
+    return similarity_ranks(tokens, sentences) < jnp.clip(k, 1, tokens.shape[1])[..., None]
 
 
 def mean_of_selected(

@@ -252,11 +252,20 @@ class CrossAttention(nnx.Module):
         Returns:
             (B, T, W).
         """
+        return self.output(self.mix(queries, context, mask))
+
+    def mix(
+        self,
+        queries: Float[Array, "batch queries features"],
+        context: Float[Array, "batch keys seen"],
+        mask: Bool[Array, "batch keys"] | None = None,
+    ) -> Float[Array, "batch queries features"]:
+        """The same before the last map, `output`."""
         if mask is not None:
             mask = mask | ~mask.any(axis=-1, keepdims=True)
         query = self._by_head(self.to_query(queries))
         mixed = attend(query, *self.keys_and_values(context), mask)
-        return self.output(batch_sharded(mixed.reshape(queries.shape)))
+        return batch_sharded(mixed.reshape(queries.shape))
 
     def keys_and_values(
         self, context: Float[Array, "batch keys seen"]

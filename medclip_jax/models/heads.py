@@ -1,4 +1,4 @@
-"""Projections into the joint space, and the temperature of the contrast."""
+"""Small heads on towers: projections into the joint space, organs, and the temperature of the contrast."""
 
 from __future__ import annotations
 
@@ -81,3 +81,22 @@ class LogitScale(nnx.Module):
         log_scale = self.log_scale[...]
         clamped = jnp.clip(log_scale, 0.0, math.log(LARGEST_SCALE))
         return jnp.exp(log_scale + jax.lax.stop_gradient(clamped - log_scale))
+
+
+class OrganHead(nnx.Module):
+    """Linear, LayerNorm, ReLU, Linear: logits of the share of a patch that each organ fills.
+
+    References:
+        ASAP, section "Anatomy-aware knowledge injection"; the layers from its released code.
+    """
+
+    def __init__(self, in_features: int, organs: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.xavier_uniform()
+        self.first = nnx.Linear(in_features, organs, kernel_init=init, rngs=rngs)
+        self.norm = nnx.LayerNorm(organs, epsilon=1e-6, rngs=rngs)
+        self.second = nnx.Linear(organs, organs, kernel_init=init, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "batch tokens in"]) -> Float[Array, "batch tokens organs"]:
+        """(B, N, in) to (B, N, organs), float32."""
+        tokens = tokens.astype(jnp.float32)
+        return self.second(jax.nn.relu(self.norm(self.first(tokens))))

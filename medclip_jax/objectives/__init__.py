@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, str] = {
     "clip": "medclip_jax.objectives.clip:Clip",
     "cardiac_clip": "medclip_jax.objectives.cardiac_clip:CardiacClip",
     "hipro_ct": "medclip_jax.objectives.hipro_ct:HiProCt",
+    "asap": "medclip_jax.objectives.asap:Asap",
 }
 """Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 

@@ -57,6 +57,34 @@ class OrganEmbedding(NamedTuple):
     present: Bool[Array, "B O"]
 
 
+class Selected(NamedTuple):
+    """Which patches of their volume the sentences of reports are about.
+
+    Attributes:
+        similarity: (B, S, N) cosines, patches in the order of the grid.
+        count: (B, S) how many patches a sentence is about: the most similar ones.
+        valid: (B, S), False where a report has no such sentence.
+    """
+
+    similarity: Float[Array, "B S N"]
+    count: Int[Array, "B S"]
+    valid: Bool[Array, "B S"]
+
+
+class Words(NamedTuple):
+    """Reports with hidden words, and what was filled in.
+
+    Attributes:
+        masked: (B, L) the ids that the model saw.
+        hidden: (B, L), True where a word was hidden.
+        filled: (B, L) the most probable word in each place.
+    """
+
+    masked: Int[Array, "B L"]
+    hidden: Bool[Array, "B L"]
+    filled: Int[Array, "B L"]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What the prepared shards and the tokenizer fix before a model can be built.
@@ -107,6 +135,9 @@ class Objective(nnx.Module):
         volume_inputs: batch fields that `embed_volumes` reads.
         has_text: whether `embed_texts` works.
         embeds_organs: whether `embed_organs` works.
+        selects_patches: whether `embed_patches` and `select` work.
+        predicts_organs: whether `predict_organs` works.
+        fills_words: whether `fill_words` works.
         description: what it is, for the model card; follows a colon.
         torch_twin: "package.module:Class", the torch class that embeds likewise and travels with an exported
             model, see `export.torch.model.VolumeModel`; "" where there is none, and then no export.
@@ -115,6 +146,9 @@ class Objective(nnx.Module):
     volume_inputs: ClassVar[tuple[str, ...]] = ("volume",)
     has_text: ClassVar[bool] = False
     embeds_organs: ClassVar[bool] = False
+    selects_patches: bool = False
+    predicts_organs: bool = False
+    fills_words: bool = False
     description: ClassVar[str] = "a system of one's own"
     torch_twin: ClassVar[str] = ""
 
@@ -181,6 +215,46 @@ class Objective(nnx.Module):
         Args:
             inputs: as for `embed_volumes`.
             organs: occupancy of the organs' cells, as in a batch.
+        """
+        raise NotImplementedError
+
+    def embed_patches(self, inputs: Inputs) -> Float[Array, "B N D"]:
+        """Vectors of patches in the space of texts, in the order of the grid; normalized. Deterministic.
+
+        Args:
+            inputs: as for `embed_volumes`.
+        """
+        raise NotImplementedError
+
+    def select(self, inputs: Inputs, tokens: Int[Array, "B L"], sentence: Int[Array, "B L"]) -> Selected:
+        """Which patches the sentences of reports are about, every patch being visible. Deterministic.
+
+        Args:
+            inputs: as for `embed_volumes`.
+            tokens: ids of the reports.
+            sentence: the sentence of each, as in a batch.
+        """
+        raise NotImplementedError
+
+    def predict_organs(self, inputs: Inputs) -> Float[Array, "B N O"]:
+        """Share of each patch that each organ of `organ_names` fills. Deterministic.
+
+        Args:
+            inputs: as for `embed_volumes`.
+        """
+        raise NotImplementedError
+
+    def organ_names(self) -> tuple[str, ...]:
+        """What `predict_organs` tells, in its order."""
+        return ()
+
+    def fill_words(self, batch: Batch, key: jax.Array, *, image: str = "own") -> Words:
+        """Hide words of reports and fill them in from what is left and from the volume.
+
+        Args:
+            batch: the fields of `batch_fields`.
+            key: draws which words are hidden.
+            image: "own"; "other", the volume of the sample before; "none", a volume whose tokens are all 0.
         """
         raise NotImplementedError
 

@@ -59,6 +59,33 @@ def split_sentences(text: str) -> list[str]:
     return [part for sentence in sentences for part in _cut_long(sentence) if re.search(r"\w", part)]
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Where each sentence of a report ends.
+
+    Args:
+        text: any report text.
+
+    Returns:
+        For each sentence of `split_sentences`, how many characters of `text` there are up to its end. What
+        stands between two sentences, a bullet or an item's number, is of the later one.
+    """
+    ends: list[int] = []
+    end = 0
+    for sentence in split_sentences(text):
+        for word in sentence.split():
+            # A word that a line break parted stands there in pieces: then letter by letter.
+            pieces = (word,) if text.find(word, end, end + _NEAR) >= 0 else tuple(word)
+            for piece in pieces:
+                start = text.find(piece, end)
+                end = start + len(piece) if start >= 0 else end
+        ends.append(end)
+    return ends
+
+
+_NEAR = 200
+"""Characters after a word within which the next one begins."""
+
+
 def _ends(text: str) -> list[int]:
     ends: list[int] = []
     for match in _BREAK.finditer(text):

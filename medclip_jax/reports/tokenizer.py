@@ -121,6 +121,26 @@ class Tokenizer:
         self.truncated += cut
         return ids
 
+    def starts(self, text: str, length: int) -> Int32[np.ndarray, " L"]:
+        """Character at which each token of a text begins.
+
+        Args:
+            text: one text.
+            length: L, as given to `__call__`.
+
+        Returns:
+            (L,) by the tokens that ``self([text], length)`` gives; -1 on special tokens and padding.
+        """
+        encoding = self._backend.encode(text)
+        starts = np.full(length, -1, np.int32)
+        places = list(zip(encoding.offsets, encoding.special_tokens_mask, strict=True))
+        # A text that is cut ends in [SEP], which takes the place of its last token.
+        kept = len(places) if len(places) <= length else length - 1
+        for index, ((start, _), special) in enumerate(places[:kept]):
+            if not special:
+                starts[index] = start
+        return starts
+
     @property
     def vocabulary(self) -> dict[str, int]:
         """Every word piece and special token with its id."""
