@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Int16
-from scipy import optimize, special
+from jaxtyping import Float, Int16
 
+from medclip_jax.evaluation.logistic import fit_logistic
 from medclip_jax.evaluation.metrics import auroc
 
 STATISTICS = ("mean", "std", "p1", "p5", "p25", "p50", "p75", "p95", "p99", "p99.9")
@@ -19,29 +19,6 @@ def intensity_statistics(volume: Int16[np.ndarray, "D H W"]) -> Float[np.ndarray
     """Mean, standard deviation and eight percentiles of a volume's HU, see `STATISTICS`."""
     percentiles = np.percentile(volume, [1, 5, 25, 50, 75, 95, 99, 99.9])
     return np.array([volume.mean(dtype=np.float64), volume.std(dtype=np.float64), *percentiles])
-
-
-def fit_logistic(
-    inputs: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], *, penalty: float = 1.0
-) -> Float[np.ndarray, " K1"]:
-    """Weights (K) and intercept of an L2-penalized logistic regression (the intercept is free).
-
-    Minimizes ``sum log(1 + exp(-y z)) + penalty / 2 |w|^2``, as scikit-learn does at C = 1 / penalty.
-
-    Args:
-        inputs: standardized.
-        labels: in {-1, 1}.
-        penalty: weight of the squared norm.
-    """
-
-    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = labels * (inputs @ parameters[:-1] + parameters[-1])
-        slope = -labels * special.expit(-margin)
-        gradient = np.append(inputs.T @ slope + penalty * parameters[:-1], slope.sum())
-        return np.logaddexp(0, -margin).sum() + penalty / 2 * np.sum(parameters[:-1] ** 2), gradient
-
-    start = np.zeros(inputs.shape[1] + 1)
-    return optimize.minimize(objective, start, jac=True, method="L-BFGS-B").x
 
 
 def statistics_baseline(
@@ -73,6 +50,6 @@ def statistics_baseline(
         if len(np.unique(labels[known, column])) < 2:
             found[name] = float("nan")
             continue
-        weights = fit_logistic(inputs[known], labels[known, column])
+        (weights,) = fit_logistic(inputs[known], labels[known, column])
         found[name] = auroc(truth[measured, column] == 1, held_out[measured] @ weights[:-1])
     return found

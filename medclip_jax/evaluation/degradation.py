@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int16, Int64
 
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, EncodeTexts, VolumeInputs
+from medclip_jax.evaluation.embedder import Embedder, VolumeInputs
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, bootstrap_interval, mean_of_defined
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.uncertainty_metrics import spearman

@@ -261,6 +261,16 @@ def bootstrap_interval(
         before = np.cumsum(lengths) - lengths
         index = order[np.repeat(starts[chosen] - before, lengths) + np.arange(lengths.sum())]
         values[draw] = metric(labels[index], scores[index])
+    return percentile_interval(values, level=level)
+
+
+def percentile_interval(values: Float[np.ndarray, " draws"], *, level: float = 0.95) -> Interval:
+    """Interval between the percentiles of a metric's bootstrap draws; NaN draws are left out.
+
+    Args:
+        values: of the metric, one for each draw.
+        level: of the interval, as of `bootstrap_interval`.
+    """
     values = values[~np.isnan(values)]
     if values.size == 0:
         return Interval(float("nan"), float("nan"), 0)

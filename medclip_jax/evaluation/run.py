@@ -10,13 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medclip_jax.evaluation.embeddings import (
-    DESCRIBES,
-    TEXT_FIELDS,
-    EmbeddedSplit,
-    Embedder,
-    embed_split,
-)
+from medclip_jax.evaluation.embedder import Embedder
+from medclip_jax.evaluation.embeddings import DESCRIBES, TEXT_FIELDS, EmbeddedSplit, embed_split
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.settings import GIVEN, check_evaluators
 from medclip_jax.fields import Layout, held_arrays

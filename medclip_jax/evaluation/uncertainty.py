@@ -18,14 +18,8 @@ from medclip_jax.evaluation.degradation import (
     ladder,
     measure,
 )
-from medclip_jax.evaluation.embeddings import (
-    TEXT_FIELDS,
-    EmbeddedSplit,
-    Embedder,
-    EncodeTexts,
-    VolumeInputs,
-    encode_prompts,
-)
+from medclip_jax.evaluation.embedder import Embedder, VolumeInputs
+from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts, encode_prompts
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, with_interval
 from medclip_jax.evaluation.similarity import Gaussians, describe

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int16
 
-from medclip_jax.evaluation.embeddings import Embedder, encode_prompts
+from medclip_jax.evaluation.embedder import Embedder
+from medclip_jax.evaluation.embeddings import encode_prompts
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, means, similarity

@@ -42,7 +42,7 @@ from medclip_jax.training.step import Metrics
 from medclip_jax.training.workdir import Workdir
 
 if TYPE_CHECKING:
-    from medclip_jax.evaluation.embeddings import Embedder
+    from medclip_jax.evaluation.embedder import Embedder
 
 EVALUATED = "evaluation_seconds"
 """Stands in the metrics of a step that was evaluated."""
@@ -321,7 +321,7 @@ class _Run:
 
     def _evaluate(self, step: int, state: TrainState, logs: Logs) -> dict[str, float]:
         """Score the model; every process takes part, and all get the same numbers."""
-        from medclip_jax.evaluation.embeddings import Embedder
+        from medclip_jax.evaluation.embedder import Embedder
         from medclip_jax.evaluation.run import evaluate
 
         def poll() -> None:

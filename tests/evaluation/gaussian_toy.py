@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from medclip_jax.evaluation.embeddings import Embedder
+from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.models.heads import LogitScale
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, OrganEmbedding
 

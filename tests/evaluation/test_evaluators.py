@@ -13,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn import metrics as reference
 
 from medclip_jax.evaluation import metrics, run
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, embed_split
+from medclip_jax.evaluation.embedder import Embedder
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, embed_split
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.retrieval import evaluate_retrieval

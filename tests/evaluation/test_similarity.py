@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, Embedder, embed_split
+from medclip_jax.evaluation.embedder import Embedder
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, embed_split
 from medclip_jax.evaluation.metrics import auroc
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.retrieval import evaluate_retrieval

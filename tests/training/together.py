@@ -17,7 +17,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from toy import SPEC, Toy, Words, make_config, make_records
 
-from medclip_jax.evaluation.embeddings import Embedder, embed_split
+from medclip_jax.evaluation.embedder import Embedder
+from medclip_jax.evaluation.embeddings import embed_split
 from medclip_jax.training import distributed
 from medclip_jax.training.loop import Data, train
 from medclip_jax.training.mesh import make_mesh, put_state

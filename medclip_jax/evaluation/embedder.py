@@ -1,0 +1,380 @@
+"""The embedding functions of an objective over host arrays: compiled once, batched, over all devices."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Int32, Int64
+
+from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
+from medclip_jax.fields import Layout
+from medclip_jax.losses.probabilistic import inclusion
+from medclip_jax.objectives.base import DataSpec, Embedding, Inputs, Objective
+from medclip_jax.progress import track
+
+_NO_VOLUMES = "there are no volumes to embed: check the split's name and its size"
+
+VolumeInputs = Mapping[str, np.ndarray]
+"""The batch fields that an objective embeds, of one volume or of a batch."""
+
+
+class Tokenizer(Protocol):
+    """What the evaluators need of `medclip_jax.reports.tokenizer.Tokenizer`."""
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int32[np.ndarray, "B L"]:
+        """Token ids, padded or truncated to the length."""
+
+
+class Embedder:
+    """The embedding functions of an objective, compiled once, over host arrays of any length.
+
+    Parameters are an argument of the compiled functions, and are taken from the objective anew at every
+    call: vectors are those of its present parameters. One embedder serves all evaluations of a run, see
+    `update`. Every batch has one shape (the last is filled up); if the parameters live on a mesh, batches
+    are split over all its devices. Where the mesh spans several processes, all of them call every method
+    alike; each reads and embeds its share of every batch, and all get all vectors.
+
+    Args:
+        objective: the model.
+        spec: that it was built for.
+        config: `config.data` of its training: how its inputs are made, and how long a text is.
+        tokenizer: turns texts into ids; None for an objective without text.
+        batch_size: volumes or texts for each call; rounded up to a multiple of the mesh's devices.
+        progress: whether to draw a bar.
+        between: called after every batch; what it raises ends the work.
+        readers: threads that read and decode volumes.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        spec: DataSpec,
+        config: Any,
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch_size: int,
+        progress: bool = True,
+        between: Callable[[], None] = lambda: None,
+        readers: int = 2,
+    ):
+        self.objective: Objective | None = objective
+        self.graph, state = nnx.split(objective)
+        self._leaves = jax.tree.leaves(state)
+        self.pooling = objective.pooling()
+        self.volume_inputs = objective.volume_inputs
+        self.has_text = objective.has_text
+        self.layout = Layout(objective.volume_inputs, spec, config)
+        self.tokenizer = tokenizer
+        self.text_length = int(config.text_length)
+        self.progress = progress
+        self.between = between
+        self.readers = readers
+        self.sharding = _batch_sharding(state)
+        devices = self.sharding.mesh.size if self.sharding is not None else 1
+        self.batch_size = -(-batch_size // devices) * devices
+        self.embeds_organs = objective.embeds_organs
+        self._organs = self._compiled(_organ_inclusion)
+        self._volumes = self._compiled(_embed_volumes)
+        self._pooled = self._compiled(_embed_and_pool)
+        self._texts = self._compiled(_embed_texts)
+        self._scale = jax.jit(partial(_scale, self.graph))
+        self._known: dict[str, Embeddings] = {}
+
+    def inputs(self, record: Mapping[str, Any], index: int) -> VolumeInputs:
+        """What the objective embeds of a record.
+
+        Args:
+            record: with the arrays of `layout.reads`.
+            index: of it in its split.
+        """
+        sample = self.layout.sample(record, index)
+        return {name: sample[name] for name in self.volume_inputs}
+
+    def lacks(self, need: str) -> str:
+        """Why the model cannot embed something, and what to do; "" where it can.
+
+        Args:
+            need: "text", "organs" or "pooled", which every model can.
+        """
+        if need == "organs":
+            return (
+                "" if self.embeds_organs else "the model embeds no organs: evaluate one that does (hipro_ct)"
+            )
+        if need == "pooled":
+            return ""
+        if not self.has_text:
+            return "the model has no text tower (a masked autoencoder has none): evaluate a contrastive one"
+        if self.tokenizer is None:
+            return "there is no tokenizer: prepare the shards with one, or evaluate without texts"
+        return ""
+
+    def update(self, objective: Objective | None) -> None:
+        """Embed by another objective from now on; what is compiled is kept.
+
+        Args:
+            objective: built alike, such as the model after more training. None lets go of the parameters
+                that are held, for as long as nothing is embedded.
+        """
+        self.objective, self._leaves, self._known = objective, [], {}
+
+    def _parameters(self) -> nnx.State:
+        """The objective's present ones. Vectors of texts that others gave are forgotten."""
+        state = nnx.split(self.objective)[1]
+        leaves = jax.tree.leaves(state)  # arrays never change, but variables get others
+        if len(leaves) != len(self._leaves) or any(map(operator.is_not, leaves, self._leaves)):
+            self._leaves, self._known = leaves, {}
+        return state
+
+    def volumes(
+        self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
+    ) -> Float[np.ndarray, "count E"]:
+        """Embed volumes that are read one by one, while the device works on those before.
+
+        Args:
+            count: number of volumes.
+            read: index to the fields of `Objective.volume_inputs`, such as `volume` (D, H, W) int16 HU.
+            label: of the progress bar.
+
+        Returns:
+            (count, E) float32, or as many Gaussians where the objective gives variances.
+
+        Raises:
+            NotEvaluable: there are no volumes, or the objective embeds none.
+        """
+        if count == 0:
+            raise NotEvaluable(_NO_VOLUMES)
+        found = self._read_and_call(self._volumes, count, lambda index: (dict(read(index)),), label)
+        return joined([_kept(embedding) for embedding in found])[:count]
+
+    def volumes_and_pooled(
+        self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
+    ) -> tuple[Embeddings, Float[np.ndarray, "count pooled"]]:
+        """What `volumes` gives and what `Objective.pool_volumes` does, of one pass through the tower.
+
+        Arguments and errors as of `volumes`.
+        """
+        if count == 0:
+            raise NotEvaluable(_NO_VOLUMES)
+        found = self._read_and_call(self._pooled, count, lambda index: (dict(read(index)),), label)
+        embeddings, pooled = zip(*found, strict=True)
+        return joined([_kept(embedding) for embedding in embeddings])[:count], np.concatenate(pooled)[:count]
+
+    def organ_inclusion(
+        self,
+        count: int,
+        read: Callable[[int], tuple[VolumeInputs, np.ndarray]],
+        *,
+        label: str = "embed organs",
+    ) -> tuple[Float[np.ndarray, "count O"], Bool[np.ndarray, "count O"]]:
+        """How far the Gaussian of each organ lies inside that of its full volume.
+
+        Args:
+            count: number of volumes.
+            read: index to the fields of `Objective.volume_inputs` and (O, d, h, w) uint8 occupancy.
+            label: of the progress bar.
+
+        Returns:
+            `losses.probabilistic.inclusion` of organ in volume, summed over the dimensions, and whether the
+            organ shows in the volume at all; where it does not, the number means nothing.
+
+        Raises:
+            NotEvaluable: there are no volumes, or the objective has no Gaussians of organs.
+        """
+        if count == 0:
+            raise NotEvaluable(_NO_VOLUMES)
+        if reason := self.lacks("organs"):
+            raise NotEvaluable(reason)
+
+        def arguments(index: int) -> tuple[VolumeInputs, np.ndarray]:
+            inputs, organs = read(index)
+            return dict(inputs), organs
+
+        found = self._read_and_call(self._organs, count, arguments, label)
+        scores, present = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+        return scores, present
+
+    def stream(self, batches: Iterable[VolumeInputs]) -> Iterator[Embeddings]:
+        """Embed batches as they come; the next one is requested while the device works on the one before.
+
+        Args:
+            batches: the fields of `Objective.volume_inputs`, `batch_size` rows of each; of several processes,
+                each gives its `own_rows`.
+
+        Yields:
+            For each batch (batch_size, E) float32, or as many Gaussians.
+        """
+        function = partial(self._volumes, self._parameters())
+        return map(_kept, self._ahead(function, ((dict(batch),) for batch in batches)))
+
+    def _read_and_call(
+        self, function: Callable[..., Any], count: int, read: Callable[[int], tuple], label: str
+    ) -> list[Any]:
+        """A compiled function over what `read` gives of every index, its arguments: on the host, by batch."""
+        own, function = self.own_rows(), partial(function, self._parameters())
+        out: list[Any] = []
+        with (
+            ThreadPoolExecutor(self.readers) as pool,
+            track(total=count, label=label, unit="volume", show=self.progress) as bar,
+        ):
+            # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
+            batches = _batches(
+                count,
+                self.batch_size,
+                lambda start: [pool.submit(read, min(start + int(row), count - 1)) for row in own],
+            )
+            stacked = (
+                jax.tree.map(lambda *parts: np.stack(parts), *(row.result() for row in rows))
+                for rows in batches
+            )
+            for found in self._ahead(function, stacked):
+                out.append(found)
+                bar.update(min(self.batch_size, count - bar.n))
+                self.between()
+        return out
+
+    def _ahead(self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results on the host; the next batch is requested while the device works on the one before."""
+        pending: deque[Any] = deque()
+        for batch in batches:
+            pending.append(self._call(function, *batch))
+            if len(pending) > 1:
+                yield jax.device_get(pending.popleft())
+        yield from map(jax.device_get, pending)
+
+    def own_rows(self) -> Int64[np.ndarray, " rows"]:
+        """Rows of a batch that this process reads and embeds: all of them where it is the only one."""
+        if self.sharding is None:
+            return np.arange(self.batch_size)
+        places = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(self.batch_size)[place] for place in places]))
+
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts, each distinct one once: equal texts have bit-equal vectors.
+
+        Args:
+            texts: any number of texts.
+
+        Returns:
+            (n, E) float32, or as many Gaussians.
+
+        Raises:
+            NotEvaluable: the objective has no text tower, or there is no tokenizer.
+        """
+        if reason := self.lacks("text"):
+            raise NotEvaluable(reason)
+        function = partial(self._texts, self._parameters())
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        show = self.progress and len(new) > 64
+        with track(total=len(new), label="embed texts", unit="text", show=show) as bar:
+            for start in range(0, len(new), self.batch_size):
+                batch = new[start : start + self.batch_size]
+                tokens = np.asarray(self.tokenizer(batch, self.text_length), np.int32)
+                vectors = self._call(function, _fill(tokens, self.batch_size)[self.own_rows()])
+                self._known.update(zip(batch, _kept(jax.device_get(vectors)), strict=False))
+                bar.update(len(batch))
+                self.between()
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        return joined([self._known[text][None] for text in texts])
+
+    def logit_scale(self) -> float:
+        """The model's multiplier of similarities; 1 where the objective has none."""
+        return float(jax.device_get(self._scale(self._parameters())))
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.sharding is None:
+            return jax.jit(partial(function, self.graph))
+        mesh = self.sharding.mesh
+
+        def embed(state: nnx.State, *batch: Any) -> Any:
+            # Models pin activations to the mesh in force (`medclip_jax.sharding`).
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(self.graph, state, *batch)
+
+        # Whole on every device, so that every process can read all of it.
+        return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def _call(self, function: Callable[..., Any], *batch: Any) -> Any:
+        # Explicit transfer: the training loop forbids implicit ones.
+        if self.sharding is None:
+            return function(*jax.device_put(batch))
+
+        def whole(rows: np.ndarray) -> jax.Array:
+            shape = self.batch_size, *rows.shape[1:]
+            return jax.make_array_from_process_local_data(self.sharding, rows, shape)
+
+        return function(*jax.tree.map(whole, batch))
+
+
+def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> Embedding:
+    return nnx.merge(graph, state).embed_volumes(inputs)
+
+
+def _embed_and_pool(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> tuple[Embedding, jax.Array]:
+    # The compiler sees that both take the same way through the tower, and goes it once.
+    objective = nnx.merge(graph, state)
+    return objective.embed_volumes(inputs), objective.pool_volumes(inputs)
+
+
+def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Embedding:
+    return nnx.merge(graph, state).embed_texts(tokens)
+
+
+def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
+    return nnx.merge(graph, state).similarity_scale()
+
+
+def _organ_inclusion(
+    graph: nnx.GraphDef, state: nnx.State, inputs: Inputs, organs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    objective = nnx.merge(graph, state)
+    whole, parts = objective.embed_volumes(inputs), objective.embed_organs(inputs, organs)
+    around = whole.mean[:, None], whole.log_variance[:, None]
+    return inclusion(parts.mean, parts.log_variance, *around, reduce="joint"), parts.present
+
+
+def _kept(embedding: Embedding) -> Embeddings:
+    if embedding.log_variance is None:
+        return np.asarray(embedding.mean)
+    return Gaussians(np.asarray(embedding.mean), np.asarray(embedding.log_variance))
+
+
+def _batch_sharding(state: nnx.State) -> NamedSharding | None:
+    """Split of the leading axis over the mesh that the parameters live on, None off a mesh."""
+    for leaf in jax.tree.leaves(state):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return NamedSharding(sharding.mesh, PartitionSpec(tuple(sharding.mesh.axis_names)))
+    return None
+
+
+def _batches(count: int, size: int, submit: Callable[[int], list[Any]]) -> Iterator[list[Any]]:
+    """Futures of each batch, the next one submitted before this one is handed out.
+
+    Args:
+        count: of rows over all batches.
+        size: of a batch.
+        submit: first row of a batch to its futures.
+    """
+    ahead: deque[list[Any]] = deque()
+    for start in range(0, count, size):
+        ahead.append(submit(start))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _fill(batch: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last entry up to the one shape that is compiled."""
+    missing = size - len(batch)
+    return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
