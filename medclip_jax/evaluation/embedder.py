@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -83,11 +83,7 @@ class Embedder:
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
         self.embeds_organs = objective.embeds_organs
-        self._organs = self._compiled(_organ_inclusion)
-        self._volumes = self._compiled(_embed_volumes)
-        self._pooled = self._compiled(_embed_and_pool)
-        self._texts = self._compiled(_embed_texts)
-        self._scale = jax.jit(partial(_scale, self.graph))
+        self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
 
     def inputs(self, record: Mapping[str, Any], index: int) -> VolumeInputs:
@@ -153,8 +149,8 @@ class Embedder:
         """
         if count == 0:
             raise NotEvaluable(_NO_VOLUMES)
-        found = self._read_and_call(self._volumes, count, lambda index: (dict(read(index)),), label)
-        return joined([_kept(embedding) for embedding in found])[:count]
+        found = self.each(_embed_volumes, count, lambda index: (dict(read(index)),), label=label)
+        return joined([_kept(embedding) for embedding in found])
 
     def volumes_and_pooled(
         self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
@@ -165,9 +161,9 @@ class Embedder:
         """
         if count == 0:
             raise NotEvaluable(_NO_VOLUMES)
-        found = self._read_and_call(self._pooled, count, lambda index: (dict(read(index)),), label)
+        found = self.each(_embed_and_pool, count, lambda index: (dict(read(index)),), label=label)
         embeddings, pooled = zip(*found, strict=True)
-        return joined([_kept(embedding) for embedding in embeddings])[:count], np.concatenate(pooled)[:count]
+        return joined([_kept(embedding) for embedding in embeddings]), np.concatenate(pooled)
 
     def organ_inclusion(
         self,
@@ -199,8 +195,8 @@ class Embedder:
             inputs, organs = read(index)
             return dict(inputs), organs
 
-        found = self._read_and_call(self._organs, count, arguments, label)
-        scores, present = (np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+        found = self.each(_organ_inclusion, count, arguments, label=label)
+        scores, present = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return scores, present
 
     def stream(self, batches: Iterable[VolumeInputs]) -> Iterator[Embeddings]:
@@ -213,15 +209,30 @@ class Embedder:
         Yields:
             For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        function = partial(self._volumes, self._parameters())
+        function = partial(self._compiled(_embed_volumes), self._parameters())
         return map(_kept, self._ahead(function, ((dict(batch),) for batch in batches)))
 
-    def _read_and_call(
-        self, function: Callable[..., Any], count: int, read: Callable[[int], tuple], label: str
-    ) -> list[Any]:
-        """A compiled function over what `read` gives of every index, its arguments: on the host, by batch."""
-        own, function = self.own_rows(), partial(function, self._parameters())
-        out: list[Any] = []
+    def each(
+        self,
+        function: Callable[..., Any],
+        count: int,
+        read: Callable[[int], tuple[Any, ...]],
+        *,
+        label: str,
+    ) -> Iterator[Any]:
+        """Call a function of the model on volumes that are read one by one, a batch at a time.
+
+        Args:
+            function: of the objective and of what `read` gives, stacked; to arrays with the batch on their
+                first axis. It is compiled once for all functions that equal it.
+            count: number of volumes.
+            read: index to arguments; arrays, or mappings of arrays.
+            label: of the progress bar.
+
+        Yields:
+            What the function returned of each batch, on the host, without the rows that only fill it up.
+        """
+        own, compiled = self.own_rows(), partial(self._compiled(function), self._parameters())
         with (
             ThreadPoolExecutor(self.readers) as pool,
             track(total=count, label=label, unit="volume", show=self.progress) as bar,
@@ -236,11 +247,11 @@ class Embedder:
                 jax.tree.map(lambda *parts: np.stack(parts), *(row.result() for row in rows))
                 for rows in batches
             )
-            for found in self._ahead(function, stacked):
-                out.append(found)
-                bar.update(min(self.batch_size, count - bar.n))
+            for found in self._ahead(compiled, stacked):
+                rows = min(self.batch_size, count - bar.n)
+                yield jax.tree.map(lambda part, rows=rows: part[:rows], found)
+                bar.update(rows)
                 self.between()
-        return out
 
     def _ahead(self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Results on the host; the next batch is requested while the device works on the one before."""
@@ -272,7 +283,7 @@ class Embedder:
         """
         if reason := self.lacks("text"):
             raise NotEvaluable(reason)
-        function = partial(self._texts, self._parameters())
+        function = partial(self._compiled(_embed_texts), self._parameters())
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         show = self.progress and len(new) > 64
         with track(total=len(new), label="embed texts", unit="text", show=show) as bar:
@@ -289,20 +300,28 @@ class Embedder:
 
     def logit_scale(self) -> float:
         """The model's multiplier of similarities; 1 where the objective has none."""
-        return float(jax.device_get(self._scale(self._parameters())))
+        return float(jax.device_get(self._compiled(_scale)(self._parameters())))
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if function not in self._functions:
+            self._functions[function] = self._compile(function)
+        return self._functions[function]
+
+    def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(state: nnx.State, *batch: Any) -> Any:
+            return function(nnx.merge(self.graph, state), *batch)
+
         if self.sharding is None:
-            return jax.jit(partial(function, self.graph))
+            return jax.jit(call)
         mesh = self.sharding.mesh
 
-        def embed(state: nnx.State, *batch: Any) -> Any:
+        def call_on_mesh(state: nnx.State, *batch: Any) -> Any:
             # Models pin activations to the mesh in force (`medclip_jax.sharding`).
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return function(self.graph, state, *batch)
+                return call(state, *batch)
 
         # Whole on every device, so that every process can read all of it.
-        return jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        return jax.jit(call_on_mesh, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def _call(self, function: Callable[..., Any], *batch: Any) -> Any:
         # Explicit transfer: the training loop forbids implicit ones.
@@ -316,28 +335,24 @@ class Embedder:
         return function(*jax.tree.map(whole, batch))
 
 
-def _embed_volumes(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> Embedding:
-    return nnx.merge(graph, state).embed_volumes(inputs)
+def _embed_volumes(objective: Objective, inputs: Inputs) -> Embedding:
+    return objective.embed_volumes(inputs)
 
 
-def _embed_and_pool(graph: nnx.GraphDef, state: nnx.State, inputs: Inputs) -> tuple[Embedding, jax.Array]:
+def _embed_and_pool(objective: Objective, inputs: Inputs) -> tuple[Embedding, jax.Array]:
     # The compiler sees that both take the same way through the tower, and goes it once.
-    objective = nnx.merge(graph, state)
     return objective.embed_volumes(inputs), objective.pool_volumes(inputs)
 
 
-def _embed_texts(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> Embedding:
-    return nnx.merge(graph, state).embed_texts(tokens)
+def _embed_texts(objective: Objective, tokens: jax.Array) -> Embedding:
+    return objective.embed_texts(tokens)
 
 
-def _scale(graph: nnx.GraphDef, state: nnx.State) -> jax.Array:
-    return nnx.merge(graph, state).similarity_scale()
+def _scale(objective: Objective) -> jax.Array:
+    return objective.similarity_scale()
 
 
-def _organ_inclusion(
-    graph: nnx.GraphDef, state: nnx.State, inputs: Inputs, organs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    objective = nnx.merge(graph, state)
+def _organ_inclusion(objective: Objective, inputs: Inputs, organs: jax.Array) -> tuple[jax.Array, jax.Array]:
     whole, parts = objective.embed_volumes(inputs), objective.embed_organs(inputs, organs)
     around = whole.mean[:, None], whole.log_variance[:, None]
     return inclusion(parts.mean, parts.log_variance, *around, reduce="joint"), parts.present

@@ -274,6 +274,13 @@ class Objective(nnx.Module):
         """The tower that heat maps follow, None where there is none with a way to the space of texts."""
         return None
 
+    def volume_tower(self) -> VisionTower | None:
+        """The tower whose tokens are looked at layer by layer, None where there is none.
+
+        By default the one that heat maps follow. It reads the field `volume`.
+        """
+        return self.explained_tower()
+
     def to_joint_space(self, pooled: Float[Array, "B pooled"]) -> Float[Array, "B D"]:
         """From what `explained_tower` pools to the joint space, unnormalized; of Gaussians the mean."""
         raise NotImplementedError

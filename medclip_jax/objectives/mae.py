@@ -159,6 +159,10 @@ class MaskedAutoencoder(Objective):
         """The volume tower; the decoder is for training."""
         return {"volume tower": self.vision.describe()}
 
+    def volume_tower(self) -> VisionTower:
+        """The encoder."""
+        return self.vision
+
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.
 
