@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades, uncertainty"
+HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades, uncertainty, token spectra"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluators",
         metavar="NAMES",
-        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty "
+        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum "
         "(default: those of the run's config, else all)",
     )
     parser.add_argument(

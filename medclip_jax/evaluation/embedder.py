@@ -83,6 +83,7 @@ class Embedder:
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices
         self.embeds_organs = objective.embeds_organs
+        self.has_volume_tower = "volume" in objective.volume_inputs and objective.volume_tower() is not None
         self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
 
@@ -100,8 +101,10 @@ class Embedder:
         """Why the model cannot embed something, and what to do; "" where it can.
 
         Args:
-            need: "text", "organs" or "pooled", which every model can.
+            need: "text", "organs", "volume tower" or "pooled", which every model can.
         """
+        if need == "volume tower":
+            return "" if self.has_volume_tower else "the model shows no tower that reads volumes of HU"
         if need == "organs":
             return (
                 "" if self.embeds_organs else "the model embeds no organs: evaluate one that does (hipro_ct)"

@@ -12,6 +12,7 @@ from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.spectrum import evaluate_spectrum
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
 from medclip_jax.reports.names import UnknownFinding, finding_name
@@ -26,6 +27,7 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "retrieval": evaluate_retrieval,
     "ordinal": evaluate_ordinal,
     "uncertainty": evaluate_uncertainty,
+    "spectrum": evaluate_spectrum,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
 

@@ -129,6 +129,20 @@ class VisionEncoder(nnx.Module):
         """
         raise NotImplementedError
 
+    def layer_states(
+        self, voxels: Float[Array, "batch depth height width channels"]
+    ) -> dict[str, Float[Array, "batch tokens features"]]:
+        """The tokens after each layer, first to last, to be looked at: `encode` passes through them.
+
+        Args:
+            voxels: (B, D, H, W, C).
+
+        Returns:
+            Layer to its tokens (B, N, W), a summary left out; N and W may differ between layers. The last
+            entry is `encode(voxels).tokens`. By default there is only that one.
+        """
+        return {"final": self.encode(voxels).tokens}
+
     def pool(self, encoded: Encoded) -> Float[Array, "batch pooled"]:
         """One vector a volume, (B, pooled_width)."""
         raise NotImplementedError

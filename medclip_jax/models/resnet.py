@@ -249,12 +249,15 @@ class ResNet(VisionEncoder):
             volume: (B, D, H, W, C).
             train: normalize by the batch, and update the running statistics in place.
         """
-        x = batch_sharded(volume).astype(self.dtype)
-        x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        x = nnx.max_pool(x, (3, 3, 3), strides=(2, 2, 2), padding=[(1, 1)] * 3)
+        x = self._stem(volume, train)
         for name in STAGES:
             x = self._run(getattr(self, name), batch_sharded(x), train)
         return batch_sharded(x)
+
+    def _stem(self, volume: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
+        x = batch_sharded(volume).astype(self.dtype)
+        x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        return nnx.max_pool(x, (3, 3, 3), strides=(2, 2, 2), padding=[(1, 1)] * 3)
 
     def _run(self, stage: nnx.Dict, x: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
         graph, state = nnx.split(stage)
@@ -304,8 +307,18 @@ class ResNet(VisionEncoder):
         """
         if keep is not None:
             raise ValueError("a ResNet cannot leave patches out: encode without keep")
-        features = self(voxels, train=train)
-        return Encoded(features.reshape(features.shape[0], -1, features.shape[-1]))
+        return Encoded(_as_tokens(self(voxels, train=train)))
+
+    def layer_states(
+        self, voxels: Float[Array, "B D H W C"]
+    ) -> dict[str, Float[Array, "batch tokens features"]]:
+        """See `VisionEncoder.layer_states`: "stem", pooled, and each stage."""
+        x = self._stem(voxels, False)
+        states = {"stem": _as_tokens(x)}
+        for name in STAGES:
+            x = self._run(getattr(self, name), batch_sharded(x), False)
+            states[name] = _as_tokens(x)
+        return states
 
     def describe(self) -> str:
         """See `VisionEncoder.describe`."""
@@ -316,3 +329,7 @@ class ResNet(VisionEncoder):
     def pool(self, encoded: Encoded) -> Float[Array, "B F"]:
         """Mean over the tokens of each volume, summed in float32."""
         return encoded.tokens.mean(axis=1, dtype=jnp.float32).astype(encoded.tokens.dtype)
+
+
+def _as_tokens(features: Float[Array, "B d h w F"]) -> Float[Array, "B tokens F"]:
+    return features.reshape(features.shape[0], -1, features.shape[-1])

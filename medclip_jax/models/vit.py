@@ -191,6 +191,18 @@ class VisionTransformer(VisionEncoder):
         last = blocks.run(self.blocks, embedded, remat=self.remat, scan=self.scan)
         return Encoded(batch_sharded(self._finish(last, embedded)), has_summary=True)
 
+    def layer_states(
+        self, voxels: Float[Array, "batch depth height width channels"]
+    ) -> dict[str, Float[Array, "batch tokens features"]]:
+        """See `VisionEncoder.layer_states`: "patches" (what enters the first block), each block, "final"."""
+        embedded = tokens = self._tokens(voxels, None)
+        states = {"patches": embedded}
+        for index in range(len(self.blocks)):
+            tokens = blocks.run(self.blocks, tokens, first=index, last=index + 1)
+            states[f"block_{index + 1}"] = tokens
+        states["final"] = self._finish(tokens, embedded)
+        return {name: state[:, 1:] for name, state in states.items()}
+
     def encode_with_maps(
         self,
         voxels: Float[Array, "batch depth height width channels"],

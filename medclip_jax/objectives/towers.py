@@ -229,6 +229,10 @@ class VisionTower(nnx.Module):
         """Voxels, from `to_voxels`, to tokens; arguments as of `models.encoder.VisionEncoder.encode`."""
         return self.encoder.encode(voxels, keep, train=train)
 
+    def layer_states(self, voxels: Float[Array, "B D H W C"]) -> dict[str, Float[Array, "B tokens features"]]:
+        """Voxels to the tokens after each layer, see `models.encoder.VisionEncoder.layer_states`."""
+        return self.encoder.layer_states(voxels)
+
     def pool(self, encoded: Encoded) -> Float[Array, "B pooled"]:
         """One vector a volume."""
         return self.encoder.pool(encoded)

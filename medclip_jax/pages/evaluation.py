@@ -13,9 +13,10 @@ from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
+from medclip_jax.evaluation.spectrum import SpectrumResult
 from medclip_jax.evaluation.uncertainty import UncertaintyResult
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
-from medclip_jax.pages import figures, uncertainty_figures
+from medclip_jax.pages import figures, spectrum_figures, uncertainty_figures
 from medclip_jax.pages.html import Page
 
 
@@ -119,6 +120,13 @@ def add_results(
                 "what they say?",
             )
             _add_uncertainty(page, result)
+        elif isinstance(result, SpectrumResult):
+            page.section(
+                _title("Token spectrum", name, "spectrum"),
+                "How many directions do the patch tokens of each layer use, and what do they tell apart? "
+                "A tower whose tokens lie along few directions, or are all alike, says little of a place.",
+            )
+            _add_spectrum(page, result)
     if evaluation.skipped:
         page.section("Not evaluated")
         for name, reason in evaluation.skipped.items():
@@ -150,6 +158,34 @@ def _add_uncertainty(page: Page, result: UncertaintyResult) -> None:
             uncertainty_figures.inclusion(result.inclusion),
             "Histogram of inclusion scores",
             f"Share inside: {number(result.inclusion.share)}.",
+        )
+    page.table(result.table())
+
+
+def _add_spectrum(page: Page, result: SpectrumResult) -> None:
+    page.figure(
+        spectrum_figures.decay(result),
+        "Singular values of every layer on a logarithmic scale",
+        "Tokens less their mean, over the first singular value. The slower the decay, the more directions "
+        "carry something.",
+    )
+    page.figure(
+        spectrum_figures.ranks(result),
+        "Effective rank and token cosine by layer",
+        "Lines: all tokens together, or the mean over the volumes. Gray: 5th to 95th percentile of the "
+        "volumes.",
+    )
+    if result.maps is not None:
+        shares = ", ".join(
+            f"{color} {share:.0%}"
+            for color, share in zip(("red", "green", "blue"), result.maps.shares, strict=True)
+        )
+        page.figure(
+            spectrum_figures.token_maps(result.maps),
+            "Slices of scans, and their tokens in colors",
+            f"Tokens of layer {result.maps.layer!r} along the three directions in which those of these "
+            f"scans differ most ({shares} of the variance). Places of one color are alike to the tower, "
+            "within a scan and between scans.",
         )
     page.table(result.table())
 

@@ -124,12 +124,12 @@ def slices(
     top = float(heat.max()) if heat is not None and heat.max() > 0 else 1.0
     drawn = None
     for axis, (panel, name) in enumerate(zip(panels, PLANES, strict=True)):
-        picture, extent = _plane(volume, spacing, axis, at[axis])
+        picture, extent = plane(volume, spacing, axis, at[axis])
         panel.imshow(
             picture, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear"
         )
         if heat is not None:
-            overlay = _plane(heat, spacing, axis, at[axis])[0] / top
+            overlay = plane(heat, spacing, axis, at[axis])[0] / top
             drawn = panel.imshow(
                 overlay,
                 cmap="inferno",
@@ -140,7 +140,7 @@ def slices(
                 alpha=np.clip(overlay * 1.2, 0, 0.6),
                 interpolation="bilinear",
             )
-        _mark_sides(panel, axis)
+        mark_sides(panel, axis)
         panel.set_title(f"{name}, slice {at[axis] + 1} of {volume.shape[axis]}", fontsize=8, color=INK)
         panel.set_axis_off()
     if drawn is not None:
@@ -184,13 +184,13 @@ def reconstruction(
             (("original", original), ("seen by the model", original), ("completed", completed)),
             strict=True,
         ):
-            picture, extent = _plane(array, spacing, axis, at)
+            picture, extent = plane(array, spacing, axis, at)
             panel.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="bilinear")
             if name == "seen by the model":
                 # Over the picture and not instead of it: interpolation would blur the patches' borders.
-                cover = np.ma.masked_equal(_plane(hidden, spacing, axis, at)[0], False)
+                cover = np.ma.masked_equal(plane(hidden, spacing, axis, at)[0], False)
                 panel.imshow(cover, cmap=ListedColormap(["#31506b"]), extent=extent, interpolation="nearest")
-            _mark_sides(panel, axis)
+            mark_sides(panel, axis)
             panel.set_xticks([])
             panel.set_yticks([])
             if axis == 0:
@@ -363,7 +363,7 @@ def thumbnail(
     """
     from medclip_jax.pages.html import to_png
 
-    picture, extent = _plane(volume, spacing, 0, volume.shape[0] // 2 if at is None else at)
+    picture, extent = plane(volume, spacing, 0, volume.shape[0] // 2 if at is None else at)
     figure = Figure(figsize=(1.6, 1.6 * (extent[3] - extent[2]) / (extent[1] - extent[0])))
     FigureCanvasAgg(figure)
     panel = figure.add_axes((0, 0, 1, 1))
@@ -380,17 +380,29 @@ def thumbnail(
     return to_png(figure, dpi=100, tight=False)
 
 
-def _plane(
+def plane(
     volume: np.ndarray, spacing: Spacing, axis: int, index: int
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A slice with superior or anterior up, the patient's right or anterior left, and its extent in mm."""
+    """A slice with superior or anterior up, the patient's right or anterior left, and its extent in mm.
+
+    Args:
+        volume: (D, H, W), or with further axes (D, H, W, ...).
+        spacing: mm along depth, height, width.
+        axis: 0 for an axial slice, 1 for a coronal, 2 for a sagittal one.
+        index: of the slice.
+    """
     picture = np.take(volume, index, axis=axis)[::-1, ::-1]
     vertical, horizontal = [s for i, s in enumerate(spacing) if i != axis]
     return picture, (0.0, picture.shape[1] * horizontal, 0.0, picture.shape[0] * vertical)
 
 
-def _mark_sides(panel: Any, axis: int) -> None:
-    """The letters of a plane's four sides: right and left, anterior and posterior, superior and inferior."""
+def mark_sides(panel: Any, axis: int) -> None:
+    """The letters of a plane's four sides: right and left, anterior and posterior, superior and inferior.
+
+    Args:
+        panel: matplotlib axes.
+        axis: of the plane, as of `plane`.
+    """
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
     ways = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
     for letter, place, (horizontal, vertical) in zip(SIDES[axis], places, ways, strict=True):

@@ -530,6 +530,7 @@ class TestRun:
             "retrieval": ("text",),
             "ordinal": ("text",),
             "uncertainty": (),
+            "spectrum": ("volume tower",),
         }
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):

@@ -83,7 +83,8 @@ class TestLoad:
         found = other.embed_volumes(volumes)
         np.testing.assert_allclose(found, model.embed_volumes(volumes), atol=1e-6)
         # One shape for all batches, the last and partial one included; and the same bits at any place.
-        assert other.embedder._volumes._cache_size() == 1
+        (compiled,) = other.embedder._functions.values()
+        assert compiled._cache_size() == 1
         np.testing.assert_array_equal(other.embed_volumes(volumes[::-1]), found[::-1])
 
     def test_dtype(self, tiny_run, model):
