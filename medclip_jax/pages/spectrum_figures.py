@@ -90,7 +90,7 @@ def ranks(result: SpectrumResult) -> Figure:
 
 
 def token_maps(maps: TokenMaps) -> Figure:
-    """Each scan a row: three planes in a lung window, and beside them the same with the colors of the tokens.
+    """Each scan a row: three planes in a lung window, and beside each the same with its tokens in color.
 
     Args:
         maps: of the evaluator.
@@ -98,7 +98,8 @@ def token_maps(maps: TokenMaps) -> Figure:
     shape = maps.volumes.shape[1:]
     nearest = nearest_tokens(maps.centers, shape)
     sizes = np.array(shape) * maps.spacing
-    widths, heights = [sizes[2], sizes[2], sizes[1]] * 2, [sizes[1], sizes[0], sizes[0]]
+    widths = np.repeat([sizes[2], sizes[2], sizes[1]], 2)
+    heights = [sizes[1], sizes[0], sizes[0]]
     scale = min(12.0 / sum(widths), 3.0 / max(heights))
     rows = len(maps.volumes)
     figure = new_figure(scale * sum(widths) + 0.4, rows * (scale * max(heights) + 0.1) + 0.3)
@@ -110,7 +111,7 @@ def token_maps(maps: TokenMaps) -> Figure:
             # Only the tokens of this slice: a full volume of colors would take far more memory.
             places = [index[at : at + 1] if i == axis else index for i, index in enumerate(nearest)]
             tokens, _ = plane(colors[np.ix_(*places)], maps.spacing, axis, 0)
-            for panel in (row[axis], row[3 + axis]):
+            for panel in row[2 * axis : 2 * axis + 2]:
                 panel.imshow(
                     picture,
                     cmap="gray",
@@ -120,11 +121,11 @@ def token_maps(maps: TokenMaps) -> Figure:
                     interpolation="bilinear",
                 )
                 panel.set_axis_off()
-            mark_sides(row[axis], axis)
-            row[3 + axis].imshow(tokens, extent=extent, alpha=0.7, interpolation="nearest")
+            mark_sides(row[2 * axis], axis)
+            row[2 * axis + 1].imshow(tokens, extent=extent, alpha=0.7, interpolation="nearest")
     for axis, name in enumerate(PLANES):
-        panels[0][axis].set_title(name, fontsize=8, color=INK)
-        panels[0][3 + axis].set_title(f"{name}, tokens", fontsize=8, color=INK)
+        panels[0][2 * axis].set_title(name, fontsize=8, color=INK)
+        panels[0][2 * axis + 1].set_title(f"{name}, tokens", fontsize=8, color=INK)
     return figure
 
 

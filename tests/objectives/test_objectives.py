@@ -168,6 +168,13 @@ def test_pooled_volumes_are_what_heads_read(name):
     np.testing.assert_allclose(joint, model.embed_volumes(inputs).mean, atol=0.01)
 
 
+def test_layers_of_the_volume_tower_can_be_looked_at(objective):
+    tower = objective.volume_tower()
+    states = jax.eval_shape(lambda x: tower.layer_states(tower.to_voxels(x)), make_batch()["volume"])
+    assert states.keys() == {"patches", "block_1", "block_2", "final"}
+    assert {state.shape for state in states.values()} == {(6, int(np.prod(tower.grid)), 24)}
+
+
 def test_padding_does_not_change_a_text_embedding():
     model = objectives.create(small(clip.default_config()), SPEC, rngs=nnx.Rngs(0))
     tokens = make_batch()["tokens"]

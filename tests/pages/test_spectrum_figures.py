@@ -20,7 +20,7 @@ def made_layer(first, *, collapsed=False):
 
 def made_result(**changes):
     colors = np.zeros((2, 2, 1, 2, 3))
-    colors[:, 1, 0, 1] = (1.0, 0.0, 0.5)  # upper, left of the patient
+    colors[:, 1, 0, 1] = (1.0, 0.0, 0.5)  # upper, on the patient's right
     centers = np.array([0.5, 2.5]), np.array([2.5]), np.array([1.5, 5.5])
     shares = np.array([0.6, 0.2, 0.1])
     maps = TokenMaps("final", np.zeros((2, *SHAPE), np.int16), colors, centers, shares, SPACING)
@@ -64,9 +64,9 @@ def test_ranks_by_layer():
 def test_colors_lie_on_their_places():
     figure = spectrum_figures.token_maps(made_result().maps)
     assert len(figure.axes) == 12
-    coronal = figure.axes[4].get_images()[1].get_array()
+    coronal = figure.axes[3].get_images()[1].get_array()
     assert coronal.shape == (4, 8, 3)
-    # Superior is up, the patient's left on the right: rows and columns run against the array's.
+    # Superior is up and the patient's right on the left: rows and columns run against the array's.
     assert (coronal[:2, :4] == (1.0, 0.0, 0.5)).all()
     assert not coronal[2:].any()
     assert not coronal[:, 4:].any()
