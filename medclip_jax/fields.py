@@ -168,8 +168,14 @@ class Sentences(Tokens):
         return len(sentence_ends(draw.text))
 
 
+def report_text(record: Record) -> str:
+    """Findings and impression of a record; the report as it stands, where it has neither part."""
+    parts = (str(record.get(name, "")).strip() for name in ("findings_text", "impression"))
+    return "\n".join(part for part in parts if part) or str(record.get("report", ""))
+
+
 class ReportTokens(Tokens):
-    """Token ids of findings and impression; of the report as it stands, where it has neither part."""
+    """Token ids of `report_text`."""
 
     def lacks(self, spec: DataSpec, config: Any) -> str:
         """No tokenizer."""
@@ -177,9 +183,7 @@ class ReportTokens(Tokens):
 
     def make(self, draw: Draw) -> np.ndarray:
         """Padded or cut."""
-        parts = (str(draw.record.get(name, "")).strip() for name in ("findings_text", "impression"))
-        text = "\n".join(part for part in parts if part) or str(draw.record.get("report", ""))
-        return draw.layout.tokenizer([text], draw.layout.config.text_length)[0]
+        return draw.layout.tokenizer([report_text(draw.record)], draw.layout.config.text_length)[0]
 
 
 class Columns(Field):

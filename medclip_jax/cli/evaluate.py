@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluators",
         metavar="NAMES",
-        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum "
+        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words "
         "(default: those of the run's config, else all)",
     )
     parser.add_argument(

@@ -84,6 +84,7 @@ class Embedder:
         self.batch_size = -(-batch_size // devices) * devices
         self.embeds_organs = objective.embeds_organs
         self.has_volume_tower = "volume" in objective.volume_inputs and objective.volume_tower() is not None
+        self.selects_patches, self.fills_words = objective.selects_patches, objective.fills_words
         self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
 
@@ -101,21 +102,29 @@ class Embedder:
         """Why the model cannot embed something, and what to do; "" where it can.
 
         Args:
-            need: "text", "organs", "volume tower" or "pooled", which every model can.
+            need: "text", "organs", "patches", "words", "volume tower" or "pooled", which every model can.
         """
-        if need == "volume tower":
-            return "" if self.has_volume_tower else "the model shows no tower that reads volumes of HU"
-        if need == "organs":
-            return (
-                "" if self.embeds_organs else "the model embeds no organs: evaluate one that does (hipro_ct)"
-            )
-        if need == "pooled":
-            return ""
-        if not self.has_text:
-            return "the model has no text tower (a masked autoencoder has none): evaluate a contrastive one"
-        if self.tokenizer is None:
-            return "there is no tokenizer: prepare the shards with one, or evaluate without texts"
-        return ""
+        if need == "text" and self.has_text:
+            missing = "there is no tokenizer: prepare the shards with one, or evaluate without texts"
+            return "" if self.tokenizer is not None else missing
+        able, reason = {
+            "text": (
+                False,
+                "the model has no text tower (a masked autoencoder has none): evaluate a contrastive one",
+            ),
+            "organs": (
+                self.embeds_organs,
+                "the model embeds no organs: evaluate one that does (hipro_ct)",
+            ),
+            "patches": (
+                self.selects_patches,
+                "the model selects no patches for sentences: evaluate one that does (asap)",
+            ),
+            "words": (self.fills_words, "the model fills in no words: evaluate one that does (asap)"),
+            "volume tower": (self.has_volume_tower, "the model shows no tower that reads volumes of HU"),
+            "pooled": (True, ""),
+        }[need]
+        return "" if able else reason
 
     def update(self, objective: Objective | None) -> None:
         """Embed by another objective from now on; what is compiled is kept.

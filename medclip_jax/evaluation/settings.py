@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
+from medclip_jax.evaluation.grounding import evaluate_grounding
+from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
@@ -16,6 +18,7 @@ from medclip_jax.evaluation.spectrum import evaluate_spectrum
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
 from medclip_jax.reports.names import UnknownFinding, finding_name
+from medclip_jax.reports.places import read_places
 from medclip_jax.reports.prompts import TEMPLATES
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "ordinal": evaluate_ordinal,
     "uncertainty": evaluate_uncertainty,
     "spectrum": evaluate_spectrum,
+    "grounding": evaluate_grounding,
+    "masked_words": evaluate_masked_words,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
 
@@ -127,11 +132,16 @@ def check_shards(
             chosen_findings(settings.get("findings", ()), info.findings, definitions)
         except ValueError as error:
             raise ValueError(f"{name}.findings: {error}") from None
-        if "finding" in settings:
+        single = [("finding", settings["finding"])] if "finding" in settings else []
+        for key, finding in (*single, *((k, f) for k in ("focal", "diffuse") for f in settings.get(k, ()))):
             try:
-                finding_name(settings["finding"], definitions=definitions)
+                finding_name(finding, definitions=definitions)
             except UnknownFinding as error:
-                raise ValueError(f"{name}.finding: {error}") from None
+                raise ValueError(f"{name}.{key}: {error}") from None
+        try:
+            read_places(settings.get("places", ()))
+        except ValueError as error:
+            raise ValueError(f"{name}.places: {error}") from None
 
 
 def _defaults(kind: str) -> dict[str, Any]:

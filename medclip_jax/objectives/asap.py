@@ -115,6 +115,8 @@ class Asap(MaskedAutoencoder):
         self.selects_patches = self.weights["alignment"] > 0
         self.predicts_organs = self.weights["anatomy"] > 0
         self.fills_words = self.weights["language"] > 0
+        sentences = ("tokens", "sentence", "sentences") if config.fusion.prior else ()
+        self.word_inputs = ("volume", "report_tokens", *sentences)
         self.shape = tuple(spec.shape)
         self.denominator = config.denominator
         self._set_anatomy(config.anatomy, config.decoder.width, spec, rngs)
@@ -364,7 +366,7 @@ class Asap(MaskedAutoencoder):
         """Hide words of reports and fill them in, with every patch visible.
 
         Args:
-            batch: the fields of `batch_fields`.
+            batch: the fields of `word_inputs`.
             key: draws which words are hidden.
             image: "own"; "other", that of the sample before; "none", a volume whose tokens are all 0.
 

@@ -138,6 +138,7 @@ class Objective(nnx.Module):
         selects_patches: whether `embed_patches` and `select` work.
         predicts_organs: whether `predict_organs` works.
         fills_words: whether `fill_words` works.
+        word_inputs: batch fields that `fill_words` reads, beside `study` and `sample`.
         description: what it is, for the model card; follows a colon.
         torch_twin: "package.module:Class", the torch class that embeds likewise and travels with an exported
             model, see `export.torch.model.VolumeModel`; "" where there is none, and then no export.
@@ -149,6 +150,7 @@ class Objective(nnx.Module):
     selects_patches: bool = False
     predicts_organs: bool = False
     fills_words: bool = False
+    word_inputs: tuple[str, ...] = ()
     description: ClassVar[str] = "a system of one's own"
     torch_twin: ClassVar[str] = ""
 
@@ -252,7 +254,7 @@ class Objective(nnx.Module):
         """Hide words of reports and fill them in from what is left and from the volume.
 
         Args:
-            batch: the fields of `batch_fields`.
+            batch: the fields of `word_inputs`.
             key: draws which words are hidden.
             image: "own"; "other", the volume of the sample before; "none", a volume whose tokens are all 0.
         """

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from medclip_jax.evaluation.grounding import GroundingResult
+from medclip_jax.evaluation.masked_words import MaskedWordsResult
 from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.retrieval import RetrievalResult
@@ -53,6 +55,12 @@ def write_evaluation_page(
             page.tile(number(result.text_to_image.recall[k]), f"text to image R@{k}")
         elif isinstance(result, OrdinalResult):
             page.tile(number(result.auroc.mean), f"mean ordinal AUROC, {result.name}")
+        elif isinstance(result, GroundingResult):
+            page.tile(number(result.everything.ratio, 2), "patches of sentences in their organ, x chance")
+        elif isinstance(result, MaskedWordsResult):
+            page.tile(
+                number(result.groups["words"].values["gain_over_none"]), "hidden words gained by volume"
+            )
         elif isinstance(result, UncertaintyResult) and "noise" in result.degradations:
             page.tile(number(result.degradations["noise"].pooled), "Spearman, uncertainty and noise")
     add_results(page, evaluation, baseline=baseline, baseline_name=baseline_name)
@@ -127,6 +135,21 @@ def add_results(
                 "A tower whose tokens lie along few directions, or are all alike, says little of a place.",
             )
             _add_spectrum(page, result)
+        elif isinstance(result, GroundingResult):
+            page.section(
+                _title("Sentences and patches", name, "grounding"),
+                "Do the patches that a sentence selects lie in the organ that it names? A ratio of 1 is "
+                "chance.",
+            )
+            page.table(result.table())
+            page.table(result.organ_table())
+        elif isinstance(result, MaskedWordsResult):
+            page.section(
+                _title("Hidden words", name, "masked_words"),
+                "Words of reports that the model fills in: what it gains from the volume is what it sees "
+                "there.",
+            )
+            page.table(result.table())
     if evaluation.skipped:
         page.section("Not evaluated")
         for name, reason in evaluation.skipped.items():

@@ -116,10 +116,20 @@ def _numbered(found: set[Key], text: str) -> set[Key]:
 
 
 @lru_cache(maxsize=1024)
-def containers(key: Key) -> frozenset[Key]:
-    """All regions that contain a region, itself excluded."""
-    parents = _PARENTS.get(key, ())
-    return frozenset(parents).union(*map(containers, parents))
+def containers(key: Key, *, apart: bool = True) -> frozenset[Key]:
+    """All regions that contain a region, itself excluded.
+
+    Args:
+        key: of the region.
+        apart: also those of which a general statement says nothing about this one, see `Region.apart`.
+    """
+    parents = _PARENTS.get(key, ()) if apart else nearest_containers(key)
+    return frozenset(parents).union(*(containers(parent, apart=apart) for parent in parents))
+
+
+def nearest_containers(key: Key) -> frozenset[Key]:
+    """The regions next above one, but for those of which a general statement says nothing about it."""
+    return frozenset(parent for parent in _PARENTS.get(key, ()) if (key, parent) not in _APART)
 
 
 def assign_sentences(report: str, organs: Sequence[str], *, containing: bool = True) -> dict[str, str]:
@@ -184,9 +194,7 @@ def _by_organ(said: Mapping[str, frozenset[Key]], organs: Sequence[str], contain
         own = [text for text, keys in said.items() if any(key == k or key in containers(k) for k in keys)]
         level = {key}
         while containing and not own and level:
-            level = {
-                parent for one in level for parent in _PARENTS.get(one, ()) if (one, parent) not in _APART
-            }
+            level = set().union(*map(nearest_containers, level))
             own = [text for text, keys in said.items() if keys & level]
         if own:
             found[organ] = " ".join(own)

@@ -531,6 +531,8 @@ class TestRun:
             "ordinal": ("text",),
             "uncertainty": (),
             "spectrum": ("volume tower",),
+            "grounding": ("text", "patches"),
+            "masked_words": ("words",),
         }
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):
