@@ -9,7 +9,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-HELP = "score a trained model on a split: zero-shot, retrieval, ordinal grades, uncertainty, token spectra"
+HELP = (
+    "score a trained model on a split: zero-shot, retrieval, ordinal grades, uncertainty, token spectra, "
+    "linear probe"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluators",
         metavar="NAMES",
-        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words "
-        "(default: those of the run's config, else all)",
+        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,probe "
+        "(default: those of the run's config, else all but probe, which embeds train and validation, too)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="EVALUATOR.SETTING=VALUE",
-        help="change a setting, e.g. zero_shot.threshold=validation, retrieval.text=impression",
+        help="change a setting, e.g. zero_shot.threshold=validation, probe.baseline=random",
     )
     parser.add_argument(
         "--findings",
@@ -58,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give 1 or more")
-    from medclip_jax.evaluation.settings import EVALUATORS, check_evaluators
+    from medclip_jax.evaluation.settings import USUAL, check_evaluators
     from medclip_jax.inference.load import find_model
 
     folder = find_model(args.workdir)
     written = _written_config(folder)
     configured = written.get("evaluation", {}).get("evaluators", {})
-    names = args.evaluators.split(",") if args.evaluators else list(configured) or list(EVALUATORS)
+    names = args.evaluators.split(",") if args.evaluators else list(configured) or USUAL
     plan = {name.strip(): dict(configured.get(name.strip(), {})) for name in names}
     for override in args.set:
         _apply(plan, override)

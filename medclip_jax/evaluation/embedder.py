@@ -53,6 +53,8 @@ class Embedder:
         progress: whether to draw a bar.
         between: called after every batch; what it raises ends the work.
         readers: threads that read and decode volumes.
+        objective_config: `config.objective`, from which random weights are drawn to compare with; None where
+            it is not known.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Embedder:
         progress: bool = True,
         between: Callable[[], None] = lambda: None,
         readers: int = 2,
+        objective_config: Any = None,
     ):
         self.objective: Objective | None = objective
         self.graph, state = nnx.split(objective)
@@ -79,6 +82,7 @@ class Embedder:
         self.progress = progress
         self.between = between
         self.readers = readers
+        self.objective_config = objective_config
         self.sharding = _batch_sharding(state)
         devices = self.sharding.mesh.size if self.sharding is not None else 1
         self.batch_size = -(-batch_size // devices) * devices

@@ -12,10 +12,11 @@ from typing import Any
 
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import DESCRIBES, TEXT_FIELDS, EmbeddedSplit, embed_split
+from medclip_jax.evaluation.random_init import draw_anew
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.settings import GIVEN, check_evaluators
 from medclip_jax.fields import Layout, held_arrays
-from medclip_jax.objectives.base import DataSpec
+from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.reports.definitions import Findings
 
 _log = logging.getLogger(__name__)
@@ -122,14 +123,27 @@ def evaluate_all(
     if not plan:  # before the volumes, which take the time
         return Evaluation(split, 0, {}, skipped, None, time.monotonic() - began)
 
+    pooled = any("pooled" in getattr(function, "needs", ()) for function, _ in plan.values())
     embedded: dict[str, EmbeddedSplit] = {}
 
     def load_split(name: str) -> EmbeddedSplit:
         if name not in embedded:
-            embedded[name] = open_and_embed(shards, name, embedder)
+            embedded[name] = open_and_embed(shards, name, embedder, pooled=pooled)
             if definitions is not None:
                 embedded[name] = replace(embedded[name], definitions=definitions)
         return embedded[name]
+
+    random: list[Objective] = []
+
+    def load_random(name: str, beginning: str) -> EmbeddedSplit:
+        if not random:
+            random.append(draw_anew(embedder, shards, beginning))
+        trained = embedder.objective
+        embedder.update(random[0])
+        try:
+            return open_and_embed(shards, name, embedder, pooled=True)
+        finally:
+            embedder.update(trained)
 
     def open_records(arrays: Sequence[str]) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
         from medclip_jax.shards.read import open_shards, open_split
@@ -137,7 +151,7 @@ def evaluate_all(
         info = open_shards(shards)
         return open_split(info, split, fields=arrays), info.organs
 
-    given = dict(zip(GIVEN, (load_split, embedder, open_records), strict=True))
+    given = dict(zip(GIVEN, (load_split, load_random, embedder, open_records), strict=True))
     data = load_split(split)
     results: dict[str, Result] = {}
     for name, (function, settings) in plan.items():
@@ -152,25 +166,33 @@ def evaluate_all(
     return Evaluation(split, len(data.volumes), results, skipped, data, time.monotonic() - began)
 
 
-def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> EmbeddedSplit:
+def open_and_embed(
+    shards: str | Path, split: str, embedder: Embedder, *, pooled: bool = False
+) -> EmbeddedSplit:
     """Embed one split of prepared shards.
 
     Args:
         shards: folder of prepared shards.
         split: its name.
         embedder: of the model.
+        pooled: whether to keep what the volume tower pools, too.
 
     Returns:
         The embedded split.
 
     Raises:
-        medclip_jax.shards.record.ShardError: the folder, the split or a shard cannot be read.
+        NotEvaluable: there is no such split.
+        medclip_jax.shards.record.ShardError: the folder or a shard cannot be read.
         ValueError: the shards lack what the model embeds.
     """
     # Imported here: a bare training machine has neither TFDS nor blosc2.
-    from medclip_jax.shards.read import open_shards, open_split
+    from medclip_jax.shards.read import check_split, open_shards, open_split
 
     info = open_shards(shards)
+    try:
+        check_split(info, split)
+    except ValueError as error:
+        raise NotEvaluable(str(error)) from None
     held = held_arrays(info)
     spec, config = DataSpec.of(info, embedder.tokenizer), embedder.layout.config
     layout = Layout(embedder.volume_inputs, spec, config, arrays=held)
@@ -183,4 +205,5 @@ def open_and_embed(shards: str | Path, split: str, embedder: Embedder) -> Embedd
         findings=info.findings,
         measurements=info.measurements,
         definitions=info.definitions,
+        pooled=pooled,
     )

@@ -12,6 +12,7 @@ from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.grounding import evaluate_grounding
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
+from medclip_jax.evaluation.probe import evaluate_probe
 from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
@@ -33,10 +34,14 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "spectrum": evaluate_spectrum,
     "grounding": evaluate_grounding,
     "masked_words": evaluate_masked_words,
+    "probe": evaluate_probe,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
 
-GIVEN = ("load_split", "embedder", "open_records")
+USUAL = tuple(name for name in EVALUATORS if name != "probe")
+"""What runs where none is named: a probe embeds the training split, too, which may take long."""
+
+GIVEN = ("load_split", "load_random", "embedder", "open_records")
 """Keyword arguments that the runner gives to evaluators that have them: no settings."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -45,10 +50,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "score": ("difference", "probability"),
     "criterion": ("f1", "accuracy", "youden"),
     "text": tuple(TEXT_FIELDS),
+    "baseline": ("none", "random"),
 }
 """Setting to the values that it can have."""
 
-_AT_LEAST_ONE = ("bins", "subset_draws")
+_AT_LEAST_ONE = ("bins", "subset_draws", "seeds")
+
+_ABOVE_ZERO = ("shares", "penalties")
+"""Settings that are a list of such numbers, at least one; shares go up to 1."""
 
 
 def default_evaluators() -> dict[str, dict[str, Any]]:
@@ -110,24 +119,32 @@ def check_shards(
         definitions: the findings that are known; None for those of the shards.
 
     Raises:
-        ValueError: a split that a threshold is chosen on is not there, or is the split itself; an unknown
-            finding.
+        ValueError: a split that a threshold is chosen on, or that a probe learns from, is not there, or is
+            the split itself; an unknown finding.
     """
     from medclip_jax.shards.read import check_split
 
     definitions = info.definitions if definitions is None else definitions
-    for name, (_, settings) in check_evaluators(evaluators).items():
+    for name, (function, settings) in check_evaluators(evaluators).items():
         threshold = settings.get("threshold", "argmax")
         if threshold == split:
             raise ValueError(
                 f"{name}.threshold={threshold!r} is the split being scored: a threshold chosen there "
                 'flatters F1 and accuracy; use another split or "argmax"'
             )
+        known = inspect.signature(function).parameters
+        others = {
+            key: settings.get(key, known[key].default) for key in ("train", "validation") if key in known
+        }
         if threshold != "argmax":
+            others["threshold"] = threshold
+        for key, other in others.items():
+            if other == split:
+                raise ValueError(f"{name}.{key}={other!r} is the split being scored: use another")
             try:
-                check_split(info, threshold)
+                check_split(info, other)
             except ValueError as error:
-                raise ValueError(f"{name}.threshold: {error}") from None
+                raise ValueError(f"{name}.{key}: {error}") from None
         try:
             chosen_findings(settings.get("findings", ()), info.findings, definitions)
         except ValueError as error:
@@ -158,7 +175,11 @@ def _check_value(where: str, key: str, value: Any, default: Any) -> None:
             member = default[0] if default else ""
             for item in value:
                 _check_value(f"{where}, an entry", "", item, member)
-            return
+                if key in _ABOVE_ZERO and not 0 < item <= (1 if key == "shares" else math.inf):
+                    upper = " and up to 1" if key == "shares" else ""
+                    raise ValueError(f"{where}, an entry={item!r}: it must be a number above 0{upper}")
+            if value or key not in _ABOVE_ZERO:
+                return
     elif isinstance(default, str):
         if not isinstance(value, str):
             wanted = "a text"

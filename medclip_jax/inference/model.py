@@ -130,6 +130,7 @@ class Model:
             batch_size=self.batch_size,
             progress=self.progress,
             readers=min(available_cores(), _READERS),
+            objective_config=ConfigDict(self.config["objective"]),
         )
 
     @property

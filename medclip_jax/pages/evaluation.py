@@ -12,13 +12,14 @@ import numpy as np
 from medclip_jax.evaluation.grounding import GroundingResult
 from medclip_jax.evaluation.masked_words import MaskedWordsResult
 from medclip_jax.evaluation.ordinal import OrdinalResult
+from medclip_jax.evaluation.probe_result import ProbeResult, percent
 from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.spectrum import SpectrumResult
 from medclip_jax.evaluation.uncertainty import UncertaintyResult
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
-from medclip_jax.pages import figures, spectrum_figures, uncertainty_figures
+from medclip_jax.pages import figures, probe_figures, spectrum_figures, uncertainty_figures
 from medclip_jax.pages.html import Page
 
 
@@ -63,6 +64,11 @@ def write_evaluation_page(
             )
         elif isinstance(result, UncertaintyResult) and "noise" in result.degradations:
             page.tile(number(result.degradations["noise"].pooled), "Spearman, uncertainty and noise")
+        elif isinstance(result, ProbeResult):
+            share = max(result.trained)
+            mean = result.mean(share)
+            value = TOO_FEW if mean is None else number(mean.value)
+            page.tile(value, f"mean AUROC of the linear probe, {percent(share)} of labels")
     add_results(page, evaluation, baseline=baseline, baseline_name=baseline_name)
     if config is not None:
         page.section("Configuration")
@@ -150,6 +156,21 @@ def add_results(
                 "there.",
             )
             page.table(result.table())
+        elif isinstance(result, ProbeResult):
+            page.section(
+                _title("Linear probe", name, "probe"),
+                "A logistic regression for each finding on the features of the frozen volume tower, with a "
+                "part of the training labels and with all of them.",
+            )
+            if result.shown:
+                page.figure(
+                    probe_figures.label_shares(result),
+                    "AUROC against the share of the training labels",
+                    "Band: 95 % bootstrap interval over patients. Dotted: chance."
+                    + (" Gray, dashed: the same architecture with random weights." if result.random else ""),
+                )
+            for table in result.tables():
+                page.table(table)
     if evaluation.skipped:
         page.section("Not evaluated")
         for name, reason in evaluation.skipped.items():

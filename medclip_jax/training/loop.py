@@ -340,6 +340,7 @@ class _Run:
                     self.data.tokenizer,
                     batch_size=self.config.evaluation.batch_size,
                     progress=self.config.log.progress and self.processes.first,
+                    objective_config=self.config.objective,
                 )
             self.embedder.update(objective)
             self.embedder.between = poll

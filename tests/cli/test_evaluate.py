@@ -59,6 +59,9 @@ def test_override_without_value(tiny_run, capsys):
         (["--evaluators", "retrieval", "--set", "retrieval.ks=5"], "a list, such as"),
         (["--evaluators", "retrieval", "--set", "retrieval.text=impresion"], "Did you mean impression"),
         (["--evaluators", "ordinal", "--set", "ordinal.finding=calcium"], "unknown finding 'calcium'"),
+        (["--evaluators", "probe"], "probe.validation: no split 'validation'"),
+        (["--evaluators", "probe", "--set", "probe.train=test"], "probe.train='test' is the split being"),
+        (["--evaluators", "probe", "--set", "probe.shares=(0.1,2)"], "above 0 and up to 1"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--step", "99"], "no checkpoint of step 99 in .*: there is 2"),
     ],
@@ -125,3 +128,50 @@ def test_an_exported_model_is_scored_on_its_own_grid(tiny_run, coarser, tmp_path
     assert main([*arguments, "--shards", str(tiny_run / "shards")]) == 0
     assert main([*arguments, "--shards", str(coarser)]) == 2
     assert "spacing 10 x 6 x 6 mm instead of" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def masked(tiny_run, tmp_path_factory):
+    """The workdir of a masked autoencoder after a step; of 16 training volumes it has seen."""
+    from medclip_jax.objectives import mae
+    from medclip_jax.training.config import base_config
+    from medclip_jax.training.loop import train
+
+    config = base_config()
+    config.objective = mae.default_config()
+    config.objective.vision.update(
+        patch=(4, 8, 8), width=24, depth=1, heads=2, pooling="grid", dtype="float32"
+    )
+    config.objective.decoder.update(width=16, depth=1, heads=2)
+    config.data.shards = str(tiny_run / "shards")
+    config.batch_size, config.steps, config.evaluation.split = 8, 1, "test"
+    config.log.progress = config.log.tensorboard = False
+    # In the loop, on splits of its own, and without one that is not there.
+    config.evaluation.evaluators = {"probe": PROBE, "other": {"kind": "probe"}}
+    workdir = tmp_path_factory.mktemp("masked") / "workdir"
+    train(config, workdir)
+    return workdir
+
+
+PROBE = {"train": "train[:10]", "validation": "train[10:]", "shares": (0.5, 1.0), "draws": 20, "seeds": 2}
+
+
+def test_a_probe_of_a_masked_autoencoder(masked, tmp_path, capsys):
+    page, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
+    arguments = ["evaluate", "--workdir", str(masked), "--evaluators", "probe", "--set"]
+    arguments += ["probe.baseline=random", "--page", str(page), "--json", str(numbers)]
+    assert main(arguments) == 0
+    found = json.loads(numbers.read_text())
+    lines = [json.loads(line) for line in (masked / "metrics.jsonl").read_text().splitlines()]
+    logged = {name: value for line in lines for name, value in line.items() if name.startswith("probe/")}
+    assert not any(name.startswith("other/") for line in lines for name in line)
+    metrics = found["metrics"]
+    assert metrics | logged == pytest.approx(metrics, abs=1e-6)
+    known = [metrics[f"probe/{share}/auroc_mean"] for share in ("50%", "100%", "50%", "100%")]
+    assert all(0 <= value <= 1 for value in known)
+    assert metrics["probe/random/100%/auroc_mean"] != metrics["probe/100%/auroc_mean"]
+    assert "2 draws" in found["conditions"]["probe"]["shares"]
+    printed = capsys.readouterr().out
+    assert "Linear probe: AUROC" in printed
+    assert "mean, random init" in printed
+    assert "Linear probe" in page.read_text()

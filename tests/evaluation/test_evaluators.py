@@ -4,31 +4,19 @@ import json
 import logging
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn import metrics as reference
 
 from medclip_jax.evaluation import metrics, run
-from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, embed_split
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
-from medclip_jax.evaluation.settings import EVALUATORS, default_evaluators
+from medclip_jax.evaluation.settings import EVALUATORS, USUAL, default_evaluators
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
-from medclip_jax.objectives.base import DataSpec, Embedding, Objective
 from medclip_jax.reports.prompts import pair
-
-FINDINGS = ("cardiomegaly", "pericardial_effusion", "atherosclerosis")
-
-
-def unit(vectors):
-    vectors = np.asarray(vectors, np.float64)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+from tests.evaluation.point_toy import FINDINGS, Mute, Toy, embedder_of, records, unit
 
 
 def encode_texts(texts):
@@ -294,167 +282,12 @@ class TestOrdinal:
             evaluate_ordinal(made_split(measurements={"cac_grade": np.full(60, np.nan)}), encode_texts)
 
 
-class Toy(Objective):
-    """Linear in the first voxels and in the token ids."""
-
-    has_text = True
-
-    def __init__(self):
-        self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (8, 6)))
-
-    def embed_volumes(self, inputs):
-        volumes = inputs["volume"]
-        vectors = volumes.reshape(volumes.shape[0], -1).astype(jnp.float32) @ self.weight[...]
-        return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
-
-    def embed_texts(self, tokens):
-        vectors = tokens.astype(jnp.float32) - 20.0
-        return Embedding(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
-
-
-class Mute(Objective):
-    """A masked autoencoder has no text tower."""
-
-    def embed_volumes(self, inputs):
-        raise AssertionError("volumes must not be embedded for nothing")
-
-
-def tokenize(texts, length):
-    return np.stack([np.random.default_rng(list(t.encode())).integers(0, 40, length) for t in texts]).astype(
-        np.int32
-    )
-
-
-def records(n=11):
-    generator = np.random.default_rng(0)
-    return [
-        {
-            "volume": generator.integers(-1000, 1000, (2, 2, 2)).astype(np.int16),
-            "study": np.int64(i // 2),
-            "patient": np.int64(i // 2),
-            "findings": np.array([1, -1, 0], np.int8),
-            "labels": generator.choice([-1, 1], 3).astype(np.int8),
-            "measurements": np.array([i % 5], np.float32),
-            "report": f"report {i // 2}",
-        }
-        for i in range(n)
-    ]
-
-
-def expected_vectors(objective, rows):
-    volumes = np.stack([row["volume"].reshape(-1) for row in rows]).astype(np.float64)
-    return unit(volumes @ np.asarray(objective.weight[...], np.float64))
-
-
-def embedder_of(objective, tokenizer=tokenize, batch_size=4):
-    spec, data = DataSpec((2, 2, 2), (1.0, 1.0, 1.0)), SimpleNamespace(text_length=6)
-    return Embedder(objective, spec, data, tokenizer, batch_size=batch_size, progress=False)
-
-
-@pytest.mark.parametrize("batch_size", [4, 16])
-def test_every_volume_in_its_place(batch_size):
-    objective, rows = Toy(), records()
-    embedder = embedder_of(objective, tokenize, batch_size=batch_size)
-    data = embed_split("test", rows, embedder, findings=FINDINGS, measurements=("cac_grade",))
-    np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
-    np.testing.assert_array_equal(data.labels["cardiomegaly"], [row["labels"][0] for row in rows])
-    np.testing.assert_array_equal(data.studies, [row["study"] for row in rows])
-    assert data.texts["report"][3] == "report 1"
-
-
-def test_parameters_on_a_mesh_split_the_batch():
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    objective, rows = Toy(), records()
-    graph, state = nnx.split(objective)
-    placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
-    embedder = embedder_of(placed, tokenize, batch_size=5)
-    assert embedder.batch_size == 8
-    data = embed_split("test", rows, embedder)
-    np.testing.assert_allclose(data.volumes, expected_vectors(objective, rows), atol=1e-5)
-    assert embedder.texts(["a", "b", "c"]).shape == (3, 6)
-
-
-TRACED: list[str] = []
-
-
-class Weighted(Toy):
-    """Its texts and its scale depend on its parameters, too; says when it is traced."""
-
-    def embed_volumes(self, inputs):
-        TRACED.append("volumes")
-        return super().embed_volumes(inputs)
-
-    def embed_texts(self, tokens):
-        TRACED.append("texts")
-        return Embedding(super().embed_texts(tokens).mean @ self.weight[:6])
-
-    def similarity_scale(self):
-        TRACED.append("scale")
-        return self.weight[0, 0]
-
-
-def vectors_of(embedder):
-    """All that an embedder can say of records: volumes, streamed volumes, texts, the scale."""
-    rows = records()
-    split = embed_split("test", rows, embedder)
-    (streamed,) = embedder.stream([{"volume": np.stack([row["volume"] for row in rows[:4]])}])
-    return [split.volumes, streamed, embedder.texts(["a", "b"]), np.float32(split.logit_scale)]
-
-
-@pytest.mark.parametrize("how", ["update", "in place"])
-def test_vectors_are_of_the_present_parameters_and_nothing_is_compiled_again(how):
-    objective = Weighted()
-    embedder = embedder_of(objective)
-    TRACED.clear()
-    before = vectors_of(embedder)
-    assert sorted(TRACED) == ["scale", "texts", "volumes"]
-    if how == "update":
-        embedder.update(None)
-        objective = Weighted()
-    objective.weight[...] = -objective.weight[...]
-    if how == "update":
-        embedder.update(objective)
-    for found, old in zip(vectors_of(embedder), before, strict=True):
-        np.testing.assert_allclose(found, -old, atol=1e-6)
-    assert sorted(TRACED) == ["scale", "texts", "volumes"]
-
-
-def test_equal_texts_are_embedded_once():
-    calls = []
-
-    def counting(texts, length):
-        calls.extend(texts)
-        return tokenize(texts, length)
-
-    embedder = embedder_of(Toy(), counting, batch_size=2)
-    vectors = embedder.texts(["a", "b", "a", "c"])
-    embedder.texts(["b"])
-    assert calls == ["a", "b", "c"]
-    np.testing.assert_array_equal(vectors[0], vectors[2])
-    expected = unit(tokenize(["c"], 6)[0].astype(float) - 20)
-    np.testing.assert_allclose(vectors[3], expected, atol=1e-6)
-
-
-def test_a_volume_that_cannot_be_read_stops_the_evaluation():
-    rows = records()
-
-    class Broken(list):
-        def __getitem__(self, index):
-            if index == 7:
-                raise OSError("record 7 is damaged")
-            return super().__getitem__(index)
-
-    embedder = embedder_of(Toy(), tokenize, batch_size=4)
-    with pytest.raises(OSError, match="record 7"):
-        embed_split("test", Broken(rows), embedder)
-
-
 @pytest.fixture
 def shards(monkeypatch):
     """The runner over hand-made records instead of a folder."""
     opened = []
 
-    def open_and_embed(folder, split, embedder):
+    def open_and_embed(folder, split, embedder, *, pooled=False):
         opened.append(split)
         return embed_split(split, records(), embedder, findings=FINDINGS, measurements=("cac_grade",))
 
@@ -469,6 +302,7 @@ def all_evaluators():
     return {
         name: {key: 10 if key == "draws" else value for key, value in settings.items()}
         for name, settings in default_evaluators().items()
+        if name in USUAL  # the splits of hand-made records share patients
     }
 
 
@@ -533,6 +367,7 @@ class TestRun:
             "spectrum": ("volume tower",),
             "grounding": ("text", "patches"),
             "masked_words": ("words",),
+            "probe": ("pooled",),
         }
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):

@@ -1,0 +1,52 @@
+"""Figures of the linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from medclip_jax.evaluation.probe_result import ProbeResult, Summary, percent, summarize
+from medclip_jax.pages.figures import BLUE, FAINT, INK, new_figure, plain
+
+
+def label_shares(result: ProbeResult) -> Figure:
+    """AUROC against the share of the labels, with intervals: the mean, then each finding.
+
+    Args:
+        result: of the evaluator.
+    """
+    shares, names = list(result.trained), ["mean", *result.shown] if result.shown else []
+    columns = min(4, max(1, len(names)))
+    rows = -(-len(names) // columns) or 1
+    figure = new_figure(2.5 * columns, 2.1 * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for panel in panels.flat[len(names) :]:
+        panel.set_axis_off()
+    for panel, name in zip(panels.flat, names, strict=False):
+        for scores, color, style in ((result.random, FAINT, "--"), (result.trained, BLUE, "-")):
+            if scores:
+                chosen = result.shown if name == "mean" else [name]
+                found = [summarize([scores[share][one] for one in chosen]) for share in shares]
+                _curve(panel, shares, found, color, style)
+        panel.axhline(0.5, color=FAINT, linestyle=":", linewidth=1)
+        panel.set_title(name.replace("_", " "), fontsize=8, color=INK)
+        panel.set_xscale("log")
+        panel.set_xticks(shares, [percent(share) for share in shares])
+        panel.minorticks_off()
+        panel.set_ylim(0, 1.02)
+        plain(panel)
+    for row in panels:
+        row[0].set_ylabel("AUROC", fontsize=8)
+    figure.supxlabel("share of the training labels", fontsize=8)
+    return figure
+
+
+def _curve(panel: Any, shares: Sequence[float], found: Sequence[Summary], color: str, style: str) -> None:
+    values = [summary.value for summary in found]
+    panel.plot(shares, values, color=color, linestyle=style, marker="o", markersize=3.5, linewidth=1.6)
+    intervals = [summary.interval for summary in found]
+    if all(intervals):
+        low, high = [x.low for x in intervals], [x.high for x in intervals]
+        panel.fill_between(shares, low, high, color=color, alpha=0.18, linewidth=0)
