@@ -131,8 +131,9 @@ class ProbeResult:
         """Keys ``10%/auroc_mean``, ``10%/auroc/<finding>`` and so on; ``random/10%/...`` of random weights.
 
         Beside ``auroc`` stand ``auroc_sd`` over the draws of labels and the ends of its interval,
-        ``auroc_low`` and ``auroc_high``; further ``average_precision``, the numbers of ``labels``, and
-        ``present/<finding>`` and ``absent/<finding>`` of the scored split. NaN where there was too little.
+        ``auroc_low`` and ``auroc_high``; further ``average_precision``, the numbers of ``labels`` and of
+        ``labels_present`` among them, and ``present/<finding>`` and ``absent/<finding>`` of the scored split.
+        NaN where there was too little.
         """
         flat: dict[str, float] = {}
         for prefix, scores in (("", self.trained), ("random/", self.random)):
@@ -160,6 +161,7 @@ class ProbeResult:
             }
             if name in found:
                 flat[f"labels/{name}"] = found[name].labels
+                flat[f"labels_present/{name}"] = found[name].labels_present
         return flat
 
     def table(self, metric: str = "auroc") -> Table:

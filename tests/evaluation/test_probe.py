@@ -79,7 +79,7 @@ def test_planted_features_are_found_and_others_are_not():
     assert flat["100%/labels/planted"] == SIZES["train"]
     assert np.isnan(flat["100%/auroc_sd/planted"])  # all labels are drawn in one way
     assert flat["10%/auroc_sd/planted"] > 0
-    assert flat["10%/labels/planted"] < 30
+    assert 0 < flat["10%/labels_present/planted"] < flat["10%/labels/planted"] < 30
     assert flat["present/planted"] + flat["absent/planted"] == SIZES["test"]
 
 
