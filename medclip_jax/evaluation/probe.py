@@ -81,10 +81,12 @@ def evaluate_probe(
     learned, chosen_on = load_split(train), load_split(validation)
     _check_apart({train: learned, validation: chosen_on, data.name: data})
     columns = [split.findings(labels) for split in (learned, chosen_on, data)]
-    names, too_few = [], {}
-    for name in chosen_findings(findings, columns[2], data.definitions):
-        reason = _lacks(learned, *(column[name] for column in columns))
-        names, too_few = (names, too_few | {name: reason}) if reason else ([*names, name], too_few)
+    reasons = {
+        name: _lacks(learned, *(column[name] for column in columns))
+        for name in chosen_findings(findings, columns[2], data.definitions)
+    }
+    names = [name for name, reason in reasons.items() if not reason]
+    too_few = {name: reason for name, reason in reasons.items() if reason}
     if not names:
         raise NotEvaluable(
             "too few labels for every finding: "
@@ -113,12 +115,9 @@ def evaluate_probe(
             for share, by_name in drawn.items()
         }
 
-    trained = probe(learned, chosen_on, data)
-    random = (
-        probe(*(load_random(name, train) for name in (train, validation, data.name)))
-        if (baseline == "random")
-        else {}
-    )
+    trained, random = probe(learned, chosen_on, data), {}
+    if baseline == "random":
+        random = probe(*(load_random(name, train) for name in (train, validation, data.name)))
     patients = len(np.unique(data.patients))
     conditions = {
         "n": f"{len(data.patients)} volumes of {patients} patients, split {data.name!r}; learned from "
@@ -132,11 +131,7 @@ def evaluate_probe(
     }
     if random:
         conditions["random init"] = "the same architecture, untrained, under the same protocol"
-    counts = {
-        name: (int((column == 1).sum()), int((column == -1).sum()))
-        for name, column in columns[2].items()
-        if name in names or name in too_few
-    }
+    counts = {name: tuple(int((columns[2][name] == status).sum()) for status in (1, -1)) for name in reasons}
     return ProbeResult(counts, trained, random, too_few, conditions)
 
 

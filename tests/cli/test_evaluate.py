@@ -145,6 +145,7 @@ def masked(tiny_run, tmp_path_factory):
     config.objective.decoder.update(width=16, depth=1, heads=2)
     config.data.shards = str(tiny_run / "shards")
     config.batch_size, config.steps, config.evaluation.split = 8, 1, "test"
+    config.seed = 1  # other weights than those it is compared with
     config.log.progress = config.log.tensorboard = False
     # In the loop, on splits of its own, and without one that is not there.
     config.evaluation.evaluators = {"probe": PROBE, "other": {"kind": "probe"}}
