@@ -19,7 +19,7 @@ from medclip_jax.shards.read import open_shards, open_split
 
 
 def test_weights_are_those_that_a_run_begins_with(tiny_run):
-    """The decoder begins with the mean patches of the first volumes: an initial value that depends on data."""
+    """The decoder begins with the mean patches of the first volumes, which depends on data."""
     shards = tiny_run / "shards"
     spec = DataSpec.of(open_shards(shards), None)
     config = mae.default_config()
