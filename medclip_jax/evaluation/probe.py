@@ -256,7 +256,7 @@ def _describe(trained: ProbeScores) -> str:
         least, most = (pick(x.labels for x in found.values()) for pick in (min, max))
         draws = len(next(iter(found.values())).auroc)
         parts.append(
-            f"{percent(share)} of the labels, {least} to {most} a finding"
+            f"{percent(share)} of the labels, {least if least == most else f'{least} to {most}'} a finding"
             + (f" ({draws} draws)" if draws > 1 else "")
         )
     return "; ".join(parts) + "; by patient, stratified"
