@@ -11,7 +11,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
-from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.vectors import normalize
 
 ml_collections = pytest.importorskip("ml_collections")
@@ -35,9 +35,15 @@ def small(config):
     config.vision.windows = ((-1000.0, 0.0), (-150.0, 250.0))
     if "text" in config:
         config.text.update(width=16, depth=1, heads=2, max_positions=16, dtype="float32")
+    if "embedding_width" in config:
         config.embedding_width = 8
     if "decoder" in config:
         config.decoder.update(width=16, depth=1, heads=2)
+    if "text_decoder" in config:
+        config.text_decoder.update(depth=1, heads=2)
+        config.anatomy.block = 1
+        config.selection.candidates = (1, 3, 5)
+        config.most_sentences = 4
     return config
 
 
@@ -56,6 +62,9 @@ def make_batch(size=6, seed=0):
         "organ": np.arange(-1, size - 1, dtype=np.int32) % 4 - 1,
         "organ_tokens": tokens[:, 2:],
         "organ_normal": random.integers(0, 2, size).astype(np.int8),
+        "sentence": np.where(tokens == SPEC.pad_token, -1, np.arange(10) // 3).astype(np.int32),
+        "sentences": np.full(size, 4, np.int32),  # the last one was cut off
+        "report_tokens": np.roll(tokens, 1, axis=0),
     }
     batch["organ_tokens"] = np.where(batch["organ"][:, None] < 0, SPEC.pad_token, batch["organ_tokens"])
     return {name: jnp.asarray(value) for name, value in batch.items()}
@@ -66,6 +75,7 @@ CONFIGS = {
     "clip": clip.default_config,
     "cardiac_clip": cardiac_clip.default_config,
     "hipro_ct": hipro_ct.default_config,
+    "asap": asap.default_config,
 }
 
 
@@ -117,7 +127,7 @@ def test_volumes_are_varied_in_training_alone(name):
         return [jax.jit(lambda b, m=m: m.encode(b, key, train=train))(batch) for m in models]
 
     still, noisy = features(True)
-    (of_volumes,) = {"volume", "volume_mean", "error"} & still.keys()
+    (of_volumes,) = {"volume", "volume_mean", "error", "reconstruction"} & still.keys()
     assert np.all(np.abs(still[of_volumes] - noisy[of_volumes]).reshape(6, -1).max(axis=1) > 1e-5)
     for one, other in zip(*map(dict.values, features(False)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -156,6 +166,9 @@ def test_pooled_volumes_are_what_heads_read(name):
     """Neither projected nor normalized, every patch visible; float32 whatever the tower computes in."""
     config = small(CONFIGS[name]())
     config.vision.dtype = "bfloat16"
+    if name == "asap":
+        config.align_heads = False  # they read patches, and not their mean
+        config.text.width = config.vision.width
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
     inputs = {"volume": make_batch()["volume"]}
     pooled = jax.jit(model.pool_volumes)(inputs)

@@ -16,7 +16,7 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import base, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import Term
 from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training import mesh as meshes
@@ -33,7 +33,14 @@ SPEC = base.DataSpec(
     vocabulary_size=48,
     mask_token=4,
 )
-MODULES = {"mae": mae, "info_nce": clip, "sigmoid": clip, "cardiac_clip": cardiac_clip, "hipro_ct": hipro_ct}
+MODULES = {
+    "mae": mae,
+    "info_nce": clip,
+    "sigmoid": clip,
+    "cardiac_clip": cardiac_clip,
+    "hipro_ct": hipro_ct,
+    "asap": asap,
+}
 
 
 class Odd(Toy):
@@ -63,13 +70,19 @@ def build(name):
     config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")
     if "decoder" in config:
         config.decoder.update(width=8, depth=1, heads=2)
-    else:
+    if "text" in config:
         config.text.update(width=16, depth=1, heads=2, max_positions=8, dtype="float32")
+    if "embedding_width" in config:
         config.embedding_width = 8
     if name == "sigmoid":
         config.loss = "sigmoid"
     if name == "hipro_ct":
         config.weights.damage = 0.1
+    if name == "asap":
+        config.anatomy.block = 1
+        config.selection.candidates = (1,)
+        config.most_sentences = 3
+        config.text_decoder.update(depth=1, heads=2)
     return objectives.create(config, SPEC, rngs=nnx.Rngs(0))
 
 
@@ -84,7 +97,7 @@ def make_batch(name):
         "study": np.stack([np.arange(BATCH) // 2 * (np.arange(BATCH) < 4), np.arange(BATCH)], 1) // (1, 2),
         "sample": random.permutation(100)[:BATCH].astype(np.int32),
     }
-    if name == "hipro_ct":
+    if name in ("hipro_ct", "asap"):
         batch["organs"] = random.integers(0, 256, (BATCH, 3, 2, 4, 4)) * (
             random.random((BATCH, 3, 2, 4, 4)) < 0.3
         )
@@ -93,6 +106,10 @@ def make_batch(name):
         batch["organ_tokens"] = random.integers(1, spec.vocabulary_size, (BATCH, 5)).astype(np.int32)
         batch["organ_tokens"][batch["organ"] < 0] = spec.pad_token
         batch["organ_normal"] = random.integers(0, 2, BATCH).astype(np.int8)
+    if name == "asap":
+        batch["sentence"] = np.broadcast_to(np.array([-1, 0, 0, 1, 2, -1], np.int32), (BATCH, 6))
+        batch["sentences"] = np.full(BATCH, 3, np.int32)
+        batch["report_tokens"] = batch["tokens"][::-1]
     return batch
 
 

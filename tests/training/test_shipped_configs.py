@@ -102,6 +102,7 @@ def small(name):
     }
     if "text" in config.objective:
         words |= {"objective.text.width": 24, "objective.text.depth": 1, "objective.text.heads": 2}
+    if "embedding_width" in config.objective:
         words["objective.embedding_width"] = 16
     if "findings" in config.objective:
         words["objective.findings"] = FINDINGS
