@@ -6,6 +6,7 @@ pre-training"; what the paper leaves open is decided in `docs/reference/asap.md`
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -81,6 +82,16 @@ def default_config() -> Section:
     )
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the terms; one with weight 0 is left out."""
+
+    reconstruction: float
+    anatomy: float
+    alignment: float
+    language: float
+
+
 class Asap(MaskedAutoencoder):
     """A masked autoencoder of volumes, whose tokens also tell organs, sentences and hidden words.
 
@@ -111,10 +122,10 @@ class Asap(MaskedAutoencoder):
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         super().__init__(config, spec, rngs=rngs)
-        self.weights = dict(config.weights)
-        self.selects_patches = self.weights["alignment"] > 0
-        self.predicts_organs = self.weights["anatomy"] > 0
-        self.fills_words = self.weights["language"] > 0
+        self.weights = Weights(**config.weights)
+        self.selects_patches = self.weights.alignment > 0
+        self.predicts_organs = self.weights.anatomy > 0
+        self.fills_words = self.weights.language > 0
         sentences = ("tokens", "sentence", "sentences") if config.fusion.prior else ()
         self.word_inputs = ("volume", "report_tokens", *sentences)
         self.shape = tuple(spec.shape)
@@ -267,8 +278,9 @@ class Asap(MaskedAutoencoder):
         Logged: patches that a sentence selects, the share of sentences that take no part (cut off by
         `config.data.text_length` or beyond `most_sentences`), and the share of hidden words that were found.
         """
+        weights = asdict(self.weights)
         return {
-            name: Term(pairs[:, 0].sum(), pairs[:, 1].sum(), self.weights.get(name, 0.0))
+            name: Term(pairs[:, 0].sum(), pairs[:, 1].sum(), weights.get(name, 0.0))
             for name, pairs in features.items()
         }
 

@@ -344,12 +344,12 @@ def test_words_are_filled_in_from_whichever_volume(usual):
 
 
 def test_no_array_holds_the_tokens_of_every_sentence():
-    """The compiled step needs less memory than the selected tokens (B, S, N, D) alone would."""
-    model, batch = build(**{"vision.width": 192}), make_batch()
+    """The compiled step needs less than a quarter of what the tokens (B, S, N, D) would take."""
+    model, batch = build(**{"vision.width": 192, "most_sentences": 64}), make_batch()
 
     def loss(tokens, sentences):
         return model._align(tokens, batch | {"tokens": sentences})[0]["alignment"][0].sum()
 
     tokens = jnp.ones((SIZE, 512, 192))
     compiled = jax.jit(jax.grad(loss)).lower(tokens, batch["tokens"]).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < SIZE * 4 * 512 * 192 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < SIZE * 64 * 512 * 192 * 4 / 4
