@@ -25,7 +25,7 @@ def get_config():
     vision(config.objective.vision)
     config.objective.vision.pooling = "grid"  # volumes are centered on the heart: places mean something
     config.objective.vision.grid_features = 24
-    config.objective.vision.augment.shift_voxels = (1, 2, 2)
+    config.objective.vision.augment.shift_voxels = (0, 1, 1)  # more: slower, see the study
     config.objective.text.update(width=128, depth=1, heads=2, dtype="float32", pooling="mean")
     config.objective.embedding_width = 128
     config.objective.centered = True
@@ -37,7 +37,7 @@ def get_config():
     # fewer steps than long ones what "no" belongs to.
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.most_statements = 2
-    config.data.text_length = 64
+    config.data.text_length = 48  # of 1500 impressions, 99 % fit
     config.batch_size = 48
     config.steps = 700
     config.optimizer.learning_rate = 2e-3

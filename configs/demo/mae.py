@@ -56,7 +56,7 @@ def get_config():
     config.objective.decoder_from_mean = True
     config.objective.normalize_patches = False
     config.batch_size = 32
-    config.steps = 120
+    config.steps = 100
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     # Drawn at random and kept so: what a masked autoencoder makes of it drowns plaques, which are few voxels.

@@ -286,6 +286,10 @@ def test_settings_are_checked_and_picklable():
         PhantomSettings(prevalences=dict(PhantomSettings().prevalences) | {"coronary_stenosis": 0.9})
     with pytest.raises(ValueError, match="severities="):
         PhantomSettings(severities=(0.5, 0.2))
+    with pytest.raises(ValueError, match="nodule_mm="):
+        PhantomSettings(nodule_mm=(20, 10))
+    with pytest.raises(ValueError, match="more_nodules="):
+        PhantomSettings(more_nodules=-1)
 
 
 def test_severities_are_drawn_from_their_range():
@@ -298,3 +302,20 @@ def test_severities_are_drawn_from_their_range():
     usual = [draw_condition(np.random.default_rng(i), PRESETS["demo"]).severities for i in range(50)]
     # Only how severe a finding is changes, not who has it.
     assert [set(s) for s in found] == [set(s) for s in usual]
+
+
+def test_nodules_have_the_size_and_number_that_is_set():
+    common = dict.fromkeys(FINDINGS, 0.0) | {"lung_nodule": 1.0}
+    one = dataclasses.replace(
+        COARSE, prevalences=common, noise_hu=(0.0, 0.0), nodule_mm=(18, 20), more_nodules=0
+    )
+    many = dataclasses.replace(one, more_nodules=6)
+    clear = dataclasses.replace(one, prevalences=common | {"lung_nodule": 0.0})
+    for index in range(3):
+        without, single, several = (generate(8, index, settings=s) for s in (clear, one, many))
+        assert 18 <= single.measurements["lung_nodule_mm"] <= 20
+        voxel = abs(np.linalg.det(single.affine[:3, :3]))
+        # Soft tissue where there was lung: a ball of 18 to 20 mm, or several.
+        filled = [((p.voxels.astype(int) - without.voxels) > 300).sum() * voxel for p in (single, several)]
+        assert 1000 < filled[0] < 6000
+        assert filled[1] > 1.5 * filled[0]

@@ -13,6 +13,7 @@ from medclip_jax.corpora.phantom.heart import Cloud, Heart
 from medclip_jax.corpora.phantom.lungs import Chest
 from medclip_jax.corpora.phantom.organs import ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
+from medclip_jax.corpora.phantom.settings import PhantomSettings
 
 
 @dataclass(frozen=True)
@@ -269,18 +270,25 @@ def paint_consolidation(
 
 
 def paint_nodules(
-    canvas: Canvas, condition: Condition, chest: Chest, heart: Heart, rng: np.random.Generator
+    canvas: Canvas,
+    condition: Condition,
+    settings: PhantomSettings,
+    chest: Chest,
+    heart: Heart,
+    rng: np.random.Generator,
 ) -> list[Nodule]:
-    """Solid and part-solid nodules of 5-25 mm. Returns each."""
+    """Solid and part-solid nodules. Returns each."""
     severity = condition.severities.get("lung_nodule")
     if severity is None:
         return []
     found = []
+    smallest, largest = settings.nodule_mm
     points, places = canvas.candidates(rng, 1500)
     fits = np.flatnonzero(_aerated(canvas, condition, chest, heart, points, 6.0))
-    for number, which in enumerate(fits[: 1 + rng.poisson(0.5)]):
+    for number, which in enumerate(fits[: 1 + rng.poisson(settings.more_nodules)]):
         center = points[which]
-        diameter = 5.5 + 19 * severity**1.4 if number == 0 else rng.uniform(5, 6 + 10 * severity)
+        reach = severity**1.4 if number == 0 else 0.55 * severity * rng.random()
+        diameter = smallest + (largest - smallest) * reach
         radii = diameter / 2 * rng.uniform(0.85, 1.12, 3)
         axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
         part_solid = diameter > 9 and rng.random() < 0.25

@@ -54,6 +54,9 @@ class PhantomSettings:
         severities: range from which the severity of a finding that is present is drawn, 0 to 1. The default
             reaches down to what a radiologist barely sees; calcium has its own grades.
         confounders: scale on the probability of every distractor (node, valve, rib calcification, leads).
+        nodule_mm: least and greatest diameter of lung nodules. A patient's first one is larger the more
+            severe the finding is; the others stay in the lower part of the range.
+        more_nodules: how many nodules a patient with nodules has beside the first, on average.
     """
 
     in_plane_mm: tuple[float, float] = (3.0, 3.5)
@@ -65,6 +68,8 @@ class PhantomSettings:
     prevalences: Mapping[str, float] = field(default_factory=lambda: dict(PREVALENCES))
     severities: tuple[float, float] = (0.15, 1.0)
     confounders: float = 1.0
+    nodule_mm: tuple[float, float] = (5.5, 24.5)
+    more_nodules: float = 0.5
 
     def __post_init__(self):
         unknown = set(self.prevalences) - set(FINDINGS)
@@ -77,6 +82,11 @@ class PhantomSettings:
         low, high = self.severities
         if not 0 < low <= high <= 1:
             raise ValueError(f"severities={self.severities}: give (low, high) with 0 < low <= high <= 1")
+        smallest, largest = self.nodule_mm
+        if not 0 < smallest <= largest:
+            raise ValueError(f"nodule_mm={self.nodule_mm}: give (least, greatest) with 0 < least <= greatest")
+        if self.more_nodules < 0:
+            raise ValueError(f"more_nodules={self.more_nodules}: give 0 or more")
         disease = self.prevalences["atherosclerosis"]
         for name in ("coronary_calcification", "aortic_calcification", "coronary_stenosis"):
             if self.prevalences[name] > disease:
