@@ -1,9 +1,9 @@
 """What `medclip demo` trains on: which phantoms, and how they are prepared.
 
 A box around the heart that holds both lungs. Mostly scans without contrast, as calcium is read from,
-moderate to severe findings, and fewer confounders than the generator's default: what a few minutes can learn. Nodules are
-several (three on average) and of 12 to 22 mm: voxels here measure 4 mm, on which a nodule of 5 mm is one faint
-voxel that nothing tells from a vessel.
+moderate to severe findings, and fewer confounders than the generator's default: what a few minutes can learn.
+Nodules are several (three on average) and of 12 to 22 mm: voxels here measure 4 mm, on which a nodule of 5 mm
+is one faint voxel that nothing tells from a vessel.
 """
 
 import dataclasses
