@@ -63,6 +63,10 @@ class ShuffledPairs:
         other = dict(self.source[int(self.other[int(index)])])
         return {**other, "volume": self.source[index]["volume"]}
 
+    def raw(self, index: SupportsIndex) -> bytes:
+        """The stored record that texts and findings come from: a run's fingerprint of its samples."""
+        return self.source.raw(int(self.other[int(index)]))
+
 
 def make_shards(out: Path, workers: int) -> Path:
     """Generate and prepare the study's phantoms, once."""

@@ -4,10 +4,9 @@ Command:   medclip demo
            or: medclip train --config configs/demo/contrastive.py --workdir W \
                --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1
 Hardware:  2 CPU cores.
-Time:      564 s of processor time for 700 steps, on a busy machine (measured).
-Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.86, one seed (measured for 800
-           steps with up to eleven statements a text; as it is now, on 200 phantoms of seed 5: 0.86, and 0.88
-           without stage 1, docs/results.md); ten intensity statistics in the phantom study 0.60 (measured).
+Time:      7 minutes for 700 steps, with other programs on both cores (measured).
+Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.89, one seed; ten intensity
+           statistics 0.57 (measured, docs/results.md).
 """
 
 from medclip_jax.corpora.phantom import FINDINGS
