@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int16, Int64, UInt8
 from scipy import stats
@@ -20,8 +19,8 @@ from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, Encode
 from medclip_jax.evaluation.grounding_metrics import Score, most_similar, patch_shares, ratio_to_chance
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, needs, number, with_interval
+from medclip_jax.evaluation.sentence_maps import select
 from medclip_jax.fields import Layout
-from medclip_jax.objectives.base import Inputs, Objective, Selected
 from medclip_jax.reports.definitions import Findings
 from medclip_jax.reports.findings import extract
 from medclip_jax.reports.places import finding_place, named_places, read_places
@@ -271,7 +270,7 @@ def evaluate_grounding(
     grounded: list[Grounded] = []
     scans: list[ShownScan] = []
     stated = row = 0
-    for batch in embedder.each(_select, len(records), arguments, label="ground sentences"):
+    for batch in embedder.each(select, len(records), arguments, label="ground sentences"):
         for similarity, count, valid in zip(batch.similarity, batch.count, batch.valid, strict=True):
             record = texts[row]
             sentences = split_sentences(Draw(record, row, layout, None).text)
@@ -321,10 +320,6 @@ def evaluate_grounding(
         conditions=conditions,
         scans=scans,
     )
-
-
-def _select(objective: Objective, inputs: Inputs, tokens: jax.Array, sentence: jax.Array) -> Selected:
-    return objective.select(inputs, tokens, sentence)
 
 
 class _Reader:

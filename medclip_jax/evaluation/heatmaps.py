@@ -40,8 +40,38 @@ MAP_BYTES = 2 * 1024**3
 """Attention maps and gradients that one backward pass may hold; more blocks take more passes."""
 
 
+class Saveable:
+    """A map of a scan that can be written: of `voxels`, on `grid`, for the scan on the grid `source`."""
+
+    voxels: Float[np.ndarray, "D H W"]
+    grid: Grid | None
+    source: Grid | None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the map on the scan's own grid, to be laid over the scan in a viewer.
+
+        Orientation, spacing and shape are those of the file or image that was read (of a DICOM series, of its
+        stack of slices); 0 outside of what the model saw.
+
+        Args:
+            path: of a .nii.gz, .nii, .nrrd or .mha file.
+
+        Raises:
+            ValueError: another ending; the map of a prepared array, which does not say where it lies; or
+                tilted slices in a format that cannot hold them.
+            FileNotFoundError: there is no such folder.
+        """
+        path = check_map_path(path)
+        if self.grid is None or self.source is None:
+            raise ValueError(
+                "a prepared array does not say where it lies: explain the scan's file, its image or "
+                "(array, affine) instead"
+            )
+        write_map(path, transfer(self.voxels, self.grid, self.source), self.source)
+
+
 @dataclass(frozen=True)
-class HeatMap:
+class HeatMap(Saveable):
     """Relevance of one volume's patches for one prompt.
 
     Attributes:
@@ -60,28 +90,6 @@ class HeatMap:
     first_layer: int | None = None
     grid: Grid | None = None
     source: Grid | None = None
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the map on the scan's own grid, to be laid over the scan in a viewer.
-
-        Orientation, spacing and shape are those of the file or image that was explained (of a DICOM series,
-        of its stack of slices); 0 outside of what the model saw.
-
-        Args:
-            path: of a .nii.gz, .nii, .nrrd or .mha file.
-
-        Raises:
-            ValueError: another ending; the map of a prepared array, which does not say where it lies; or
-                tilted slices in a format that cannot hold them.
-            FileNotFoundError: there is no such folder.
-        """
-        path = check_map_path(path)
-        if self.grid is None or self.source is None:
-            raise ValueError(
-                "a prepared array does not say where it lies: explain the scan's file, its image or "
-                "(array, affine) instead"
-            )
-        write_map(path, transfer(self.voxels, self.grid, self.source), self.source)
 
 
 def heat_map(

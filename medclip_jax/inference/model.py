@@ -18,6 +18,7 @@ from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import encode_prompts
 from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.sentence_maps import SentenceMap, ground_sentences
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, means, similarity
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Prepared, Scan
@@ -377,6 +378,35 @@ class Model:
         prepared = self._prepared(volume, center)
         found = heat_map(self.objective, prepared.voxels, positive, negative, first_layer=first_layer)
         return replace(found, grid=prepared.grid, source=prepared.source)
+
+    def ground(
+        self, volume: Scan, sentences: str | Sequence[str], *, center: Center = None
+    ) -> list[SentenceMap]:
+        """Where in a scan each sentence of a report finds what it is about.
+
+        Args:
+            volume: a scan, see `prepare`.
+            sentences: of one report, which are read together; or its text, which is split into them.
+            center: as in `prepare`.
+
+        Returns:
+            For each sentence its similarity to every patch and the patches that it selects, on the grid of
+            the prepared volume; `save` writes the similarity on the scan's own.
+
+        Raises:
+            medclip_jax.evaluation.results.NotEvaluable: the objective selects no patches for sentences.
+            TypeError: several scans, or something else than texts.
+            ValueError: no sentence, an empty one, or more than the model reads at once.
+        """
+        from medclip_jax.reports.sentences import split_sentences
+
+        given = split_sentences(sentences) if isinstance(sentences, str) else sentences
+        texts = _as_texts(given)
+        if not _is_single(volume):
+            raise TypeError("ground takes one scan, see `prepare`: call it for each of several")
+        prepared = self._prepared(volume, center)
+        maps = ground_sentences(self.embedder, prepared.voxels, texts)
+        return [replace(found, grid=prepared.grid, source=prepared.source) for found in maps]
 
 
 def _is_single(volumes: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medclip_jax.evaluation.grounding import GroundingResult
-from medclip_jax.evaluation.masked_words import MaskedWordsResult
+from medclip_jax.evaluation.masked_words import MaskedWordsResult, ShownWord
 from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.probe_result import ProbeResult, percent
 from medclip_jax.evaluation.results import TOO_FEW, number
@@ -19,7 +19,13 @@ from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.spectrum import SpectrumResult
 from medclip_jax.evaluation.uncertainty import UncertaintyResult
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
-from medclip_jax.pages import figures, probe_figures, spectrum_figures, uncertainty_figures
+from medclip_jax.pages import (
+    figures,
+    grounding_figures,
+    probe_figures,
+    spectrum_figures,
+    uncertainty_figures,
+)
 from medclip_jax.pages.html import Page
 
 
@@ -147,15 +153,14 @@ def add_results(
                 "Do the patches that a sentence selects lie in the organ that it names? A ratio of 1 is "
                 "chance.",
             )
-            page.table(result.table())
-            page.table(result.organ_table())
+            _add_grounding(page, result)
         elif isinstance(result, MaskedWordsResult):
             page.section(
                 _title("Hidden words", name, "masked_words"),
                 "Words of reports that the model fills in: what it gains from the volume is what it sees "
                 "there.",
             )
-            page.table(result.table())
+            _add_words(page, result)
         elif isinstance(result, ProbeResult):
             page.section(
                 _title("Linear probe", name, "probe"),
@@ -232,6 +237,53 @@ def _add_spectrum(page: Page, result: SpectrumResult) -> None:
             "within a scan and between scans.",
         )
     page.table(result.table())
+
+
+def _add_grounding(page: Page, result: GroundingResult) -> None:
+    page.table(result.table())
+    page.table(result.organ_table())
+    if result.scans:
+        page.heading("What sentences select")
+        page.paragraph(
+            "Outlined in cyan and colored: the patches that are most similar to the sentence, as many as the "
+            "model takes for it; the slices cross where most of them lie. Dotted green: patches in which the "
+            "organ or the place of the finding lies."
+        )
+    for place, scan in enumerate(result.scans, 1):
+        for sentence in scan.sentences:
+            page.figure(
+                grounding_figures.selection(scan, sentence),
+                f"Three slices with the patches selected by: {sentence.text}",
+                f"Scan {place}: \u201c{sentence.text}\u201d {grounding_figures.describe(sentence)}.",
+            )
+
+
+def _add_words(page: Page, result: MaskedWordsResult) -> None:
+    page.table(result.table())
+    if result.reports:
+        page.heading("Reports, filled in")
+        page.paragraph(
+            "Gray: words that the model saw. Green: hidden ones that it found. Red: what it put instead, "
+            "and behind it the word that stands there."
+        )
+    for place, report in enumerate(result.reports, 1):
+        for image, label in (("own", "with its volume"), ("none", "without a volume")):
+            right = sum(word.right[image] for word in report if word.hidden)
+            hidden = sum(word.hidden for word in report)
+            page.words(
+                f"Report {place}, {label}: {right} of {hidden} found",
+                (_marked(word, image) for word in report),
+            )
+
+
+def _marked(word: ShownWord, image: str) -> tuple[str, str, str]:
+    """A word as `Page.words` takes it."""
+    if not word.hidden:
+        return word.text, "", ""
+    if word.right[image]:
+        return word.text, "right", ""
+    true = word.text.rstrip()
+    return word.filled[image] + word.text[len(true) :], "wrong", true
 
 
 def _title(title: str, name: str, usual: str) -> str:

@@ -117,6 +117,23 @@ class Page:
         )
         self._parts.append(f'<dl class="conditions">{entries}</dl>')
 
+    def words(self, label: str, words: Iterable[tuple[str, str, str]]) -> None:
+        """A text in which some words are marked.
+
+        Args:
+            label: line above it.
+            words: (word with what follows it, kind, note): kind "right" or "wrong" marks the word, "" does
+                not; a note stands behind it in small letters.
+        """
+
+        def piece(text: str, kind: str, note: str) -> str:
+            word, behind = html.escape(text.rstrip()), html.escape(text[len(text.rstrip()) :])
+            marked = f'<mark class="{kind}">{word}</mark>' if kind else word
+            return marked + (f"<small>{html.escape(note)}</small>" if note else "") + behind
+
+        text = "".join(piece(*word) for word in words)
+        self._parts.append(f'<div class="words"><b>{html.escape(label)}</b><p>{text}</p></div>')
+
     def figure(self, figure: Figure | bytes, description: str, caption: str = "", *, dpi: int = 110) -> None:
         """A picture.
 
