@@ -80,6 +80,7 @@ def model_card(
         "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text)),
         "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
         + _JAX.format(call=_jax_call(model, has_text)),
+        *_parts(model),
         _input(model),
         _output(model, has_text),
         _data(info, manifest, phantoms),
@@ -140,6 +141,37 @@ def _jax_call(model: Model, has_text: bool) -> str:
     if not has_text:
         return 'model.embed_volumes("scan.nii.gz")'
     return f'model.zero_shot("scan.nii.gz", {json.dumps(list(model.spec.findings[:2]))})'
+
+
+def _parts(model: Model) -> list[str]:
+    """How to have more than vectors of whole volumes in PyTorch, where the model tells it."""
+    objective, sections = model.objective, []
+    if objective.selects_patches:
+        sections += [
+            "Patches as vectors in the space of texts, in their places:",
+            "volume = model.prepare(voxels, affine)\n"
+            "grid = model.vision.encoder.grid  # patches along depth, height, width\n"
+            "patches = model.embed_patches(volume).unflatten(1, grid)  # (1, d, h, w, E), of length 1",
+            "Which patches the sentences of a report are about, each a string:",
+            "found = model.select(volume, [SENTENCE, SENTENCE])\n"
+            "found.similarity.unflatten(2, grid)  # (1, 2, d, h, w) cosines; the first sentence's at [0, 0]\n"
+            "found.count  # (1, 2): so many of the most similar patches",
+        ]
+    if objective.predicts_organs:
+        grid = "" if objective.selects_patches else "grid = model.vision.encoder.grid\n"
+        sections += [
+            "How much of each patch each organ fills:",
+            f"{grid}shares = model.predict_organs(volume)  # (1, N, organs), each in [0, 1]\n"
+            "shares.unflatten(1, grid)  # (1, d, h, w, organs)\n"
+            f"model.organ_names  # {_listed(objective.organ_names())}",
+        ]
+    if objective.fills_words:
+        sections += [
+            "The decoders of hidden patches and hidden words, which training needed, are in the file, too:",
+            "model.reconstruct(volume, keep=model.seen).completed  # as many patches as training saw\n"
+            'model.word_logits(volume, ["There is a [MASK] ."])  # (1, L, words of the vocabulary)',
+        ]
+    return [part if index % 2 == 0 else f"```python\n{part}\n```" for index, part in enumerate(sections)]
 
 
 def _input(model: Model) -> str:

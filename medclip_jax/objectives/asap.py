@@ -106,7 +106,7 @@ class Asap(MaskedAutoencoder):
 
     has_text: ClassVar[bool] = True
     description: ClassVar[str] = "volumes and reports by masking, anatomy and alignment of sentences (ASAP)"
-    torch_twin: ClassVar[str] = ""
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.asap:AsapModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from medclip_jax.volumes.modality import MODALITIES, check_percentiles
 
 MODEL_TYPE = "medclip"
 
+_TERMS = "objective.weights"
+
 _VOXELS = 2**31
 """No prepared volume has more."""
 
@@ -142,7 +144,8 @@ def _check_entries(where: str, given: Mapping[str, Any], defaults: Mapping[str, 
         elif isinstance(default, float):
             _check(_is_number(value), place, value, "a number")
             _check(value >= 0 or default < 0, place, value, "0 or more")
-            _check(value > 0 or default <= 0, place, value, "more than 0")
+            # A weight of 0 leaves a term of the loss out.
+            _check(value > 0 or default <= 0 or where == _TERMS, place, value, "more than 0")
         else:
             _check(isinstance(value, list), place, value, "a list")
 

@@ -15,7 +15,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, torch_code, write_folder
 from medclip_jax.inference.model import Model
-from medclip_jax.objectives import cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, cardiac_clip, clip, hipro_ct, mae
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
@@ -31,6 +31,7 @@ DEFAULTS = {
     "clip": clip.default_config,
     "cardiac_clip": cardiac_clip.default_config,
     "hipro_ct": hipro_ct.default_config,
+    "asap": asap.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 TEXT = [text for name in NAMES for text in pair(name)]
@@ -61,7 +62,11 @@ def small(name: str, vision=None, text=None, **entries):
     if "text" in config:
         config.text.update(width=24, depth=2, heads=4, max_positions=40, dtype="float32")
         config.text.update(text or {})
+    if "embedding_width" in config:
         config.embedding_width = 10
+    if "selection" in config:
+        config.selection.candidates, config.most_sentences = (1, 3, 5), 4
+        config.text_decoder.update(depth=2, heads=3)
     if "decoder" in config:
         config.decoder.update(width=18, depth=2, heads=3)
     config.update(entries)

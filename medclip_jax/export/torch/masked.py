@@ -45,15 +45,19 @@ class MaskedDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         """Class token and tokens (B, 1 + K, W) of the patches `keep` (B, K) to all (B, N, numbers)."""
+        predicted = self.predict(self.norm(self.states(tokens, keep, len(self.blocks)))[:, 1:])
+        return predicted if self.mean_bias is None else predicted + self.mean_bias
+
+    def states(self, tokens: Tensor, keep: Tensor, count: int) -> Tensor:
+        """What the same are after `count` blocks: (B, 1 + N, width), the class token's state first."""
         tokens = self.embed(tokens)
         places = keep[..., None].expand(-1, -1, self.width)
         placed = self.mask_token.expand(len(tokens), math.prod(self.grid), -1)
         placed = placed.scatter(1, places, tokens[:, 1:]) + sincos_3d(self.grid, self.width).to(tokens)
         tokens = torch.cat([tokens[:, :1], placed], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:count]:
             tokens = block(tokens)
-        predicted = self.predict(self.norm(tokens)[:, 1:])
-        return predicted if self.mean_bias is None else predicted + self.mean_bias
+        return tokens
 
 
 class MaskedModel(VolumeModel):

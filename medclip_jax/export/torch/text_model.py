@@ -19,8 +19,8 @@ from medclip_jax.export.torch.tokenizer import TOKENIZER_FILES, read_tokenizer
 class TextModel(VolumeModel):
     """A volume tower and a text tower in one space.
 
-    `texts` are strings, or their ids (B, L). A subclass defines `see` and `read`, and its `__init__` calls
-    `add_scale`.
+    `texts` are strings, or their ids (B, L). A subclass defines `see` and `read`; where the scale of its
+    logits is learned, its `__init__` calls `add_scale`.
     """
 
     has_text = True
@@ -30,6 +30,7 @@ class TextModel(VolumeModel):
         super().__init__(config)
         self.tokenizer = None
         self.text = TextTower(config.objective["text"], config.data)
+        self.logit_scale = nn.ParameterDict()
 
     def read(self, tokens: Tensor) -> Embedding:
         """Vectors of ids (B, L), with gradients."""
@@ -55,7 +56,9 @@ class TextModel(VolumeModel):
         return self.tokenizer([texts] if isinstance(texts, str) else list(texts))
 
     def scale(self) -> Tensor:
-        """The learned multiplier of cosines, within 1 and 100."""
+        """The learned multiplier of cosines, within 1 and 100; 1 where none is learned."""
+        if "log_scale" not in self.logit_scale:
+            return torch.ones(())
         return self.logit_scale["log_scale"].clamp(0.0, math.log(100.0)).exp()
 
     def forward(self, volumes=None, texts=None) -> MedclipOutput:
