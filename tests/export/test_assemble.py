@@ -16,7 +16,7 @@ from tests.export.twins import code_of, made_volumes, make_model, small, spec_of
 
 CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:VisionTransformer"
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
-MASKED = f"{PARTS}.masked:MaskedModel"
+MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
 
 
 def classes(code: str) -> set[str]:
@@ -30,6 +30,7 @@ def classes(code: str) -> set[str]:
         (CONTRASTIVE, RESNET, {"Bert", "ResNet"}, {"VisionTransformer", "MaskedDecoder"}),
         (GAUSSIAN, VIT, {"GaussianHead", "TextTower"}, {"ContrastiveModel", "MaskedDecoder"}),
         (MASKED, VIT, {"MaskedDecoder", "VisionTower"}, {"Bert", "WordPiece", "TextModel"}),
+        (ASAP, VIT, {"MaskedDecoder", "TextDecoder", "Bert"}, {"ResNet", "GaussianHead"}),
     ],
 )
 def test_only_what_a_model_needs(twin, encoder, there, left_out):
@@ -59,7 +60,7 @@ def test_every_part_is_short_and_is_used():
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 350 for path in files.values())
     joined = "".join(
         assemble(twin, encoder, has_text=True)
-        for twin in (CONTRASTIVE, GAUSSIAN, MASKED)
+        for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP)
         for encoder in (VIT, RESNET)
     )
     for path in files.values():
