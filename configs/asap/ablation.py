@@ -19,7 +19,7 @@ Command:   the paper's table VIII: organs, the sentences' token, the overall vec
            medclip sweep --collect sweeps/asap_parts --metric probe/auroc_mean
 Hardware:  2 CPU cores.
 Time:      not measured.
-Expected:  not measured.
+Expected:  on phantoms not measured yet.
            From the paper, Rad-ChestCT with 10 and 100 % of the labels: 71.6 and 73.8 with masking alone, 73.1
            and 75.5 with organs, 74.1 and 76.5 with sentences, 76.1 and 79.0 with everything.
 """

@@ -7,8 +7,8 @@ lung_upper_lobe_right,lung_middle_lobe_right,lung_lower_lobe_right,esophagus,tra
            (PHANTOMS: medclip-demo/phantoms after `medclip demo`, which writes 1500)
 Command:   medclip train --config configs/asap/demo.py --workdir runs/asap_demo --config.data.shards=SHARDS
 Hardware:  2 CPU cores.
-Time:      not measured.
-Expected:  not measured.
+Time:      about 4 s for a step of 16 volumes, with other programs on both cores (measured).
+Expected:  not measured yet; loss 20.6 at the start, 11.7 after 30 steps on 40 phantoms (measured).
 """
 
 from medclip_jax.objectives import asap

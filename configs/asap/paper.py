@@ -9,7 +9,8 @@ Command:   medclip train --config configs/asap/paper.py --workdir runs/asap --co
                --config.objective.vision.weights=mae_pretrain_vit_base.pth \
                --config.objective.text.folder=CXR_BERT --config.data.tokenizer=CXR_BERT
            (CXR_BERT: microsoft/BiomedVLP-CXR-BERT-specialized, a hub id or a local folder)
-Hardware:  the paper used 4 NVIDIA A800, 14 volumes on each.
+Hardware:  the paper used 4 NVIDIA A800, 14 volumes on each. On an H100 that takes 13.8 of 68.6 usable GiB
+           (computed by `medclip check`).
 Time:      15 hours (from the paper).
 Expected:  from the paper, AUROC of a linear probe: CT-RATE 0.822, 0.835, 0.841 with 1, 10, 100 % of the
            labels, Rad-ChestCT 0.761 and 0.790 with 10 and 100 %. Not reproduced here.
