@@ -1,7 +1,10 @@
 """The published ASAP checkpoint as one of our own models.
 
 Its code (github.com/ToniChopp/ASAP) holds volumes as (right, anterior, superior), this library as (superior,
-anterior, right): patch kernels, predicted patches and tables of positions are turned here.
+anterior, right): patch kernels and predicted patches are turned here. Positions are fixed sines and cosines,
+here as there, but of a token's features the first third tells where it is to the right there, how high up
+here. A transformer computes the same when all that reads and all that writes the features of its tokens has
+them in another order, so both transformers of the volume get them in ours.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ _TIMM_BLOCK = {
     "mlp_out": "mlp.fc2",
 }
 _READERS = ("organ_head/first", "/predict", "/attention/qkv", "/mlp_in")
-"""Modules of the decoder that read the features of its tokens; the others write them."""
+"""Modules of a transformer that read the features of its tokens; the others write them."""
 
 
 class Release(NamedTuple):
@@ -148,7 +151,7 @@ def convert_release(state_dict: Mapping[str, np.ndarray], text_config: BertConfi
     encoder, side = _turned_encoder(state_dict)
     config = _config(encoder, renamed, text_config)
     patch = config.objective.vision.patch
-    organs = len(renamed["organ_head/second.bias"])
+    organs = len(renamed["organ_head/second/bias"])
     spec = DataSpec(
         shape=tuple(side * step for step in patch),
         spacing=SPACING,
@@ -169,7 +172,7 @@ def convert_release(state_dict: Mapping[str, np.ndarray], text_config: BertConfi
     flat |= {f"vision/{name}": value for name, value in vision.params.items()}
     own = ("vision/", "text/", "prior/")
     shapes = {name: leaf.shape for name, leaf in flat.items() if not name.startswith(own)}
-    arrays = _turned_decoder(renamed, state_dict, patch, side)
+    arrays = _turned_rest(renamed, state_dict, patch, side)
     torch_names = {name.replace("/", "."): array for name, array in arrays.items()}
     flat |= from_torch(torch_names, shapes, source="the checkpoint's weights, under our names,")
     flat["prior/scale"] = np.float32(PRIOR_SCALE)
@@ -204,7 +207,7 @@ def _modules(state_dict: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]
 
 
 def _rename(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All but the two encoders under our paths, ".weight" or ".bias" behind them, in PyTorch's layout."""
+    """All but the two encoders under our paths, "/weight" or "/bias" behind them, in PyTorch's layout."""
     modules = _modules(state_dict)
     needed = [f"{name}.{kind}" for names in modules.values() for name in names for kind in ("weight", "bias")]
     needed += ["mask_token", "decoder_pos_embed", "pos_embed", "cls_token", "patch_embed.proj.weight"]
@@ -215,63 +218,76 @@ def _rename(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"this is no whole ASAP checkpoint: it lacks {', '.join(missing[:6])}{more}. Give the one that "
             "its pretraining wrote, not that of a task, nor the one it began with (MAE and CXR-BERT)"
         )
-    return {
-        f"{ours}.{kind}": np.concatenate([state_dict[f"{name}.{kind}"] for name in names])
+    arrays = {
+        f"{ours}/{kind}": np.concatenate([state_dict[f"{name}.{kind}"] for name in names])
         for ours, names in modules.items()
         for kind in ("weight", "bias")
     }
+    return arrays | {"decoder/mask_token": np.asarray(state_dict["mask_token"])}
 
 
 def _turned_encoder(state_dict: Mapping[str, np.ndarray]) -> tuple[Encoder, int]:
     """The volume encoder for our order of axes, and the patches along each of them."""
     encoder = recognize({name: x for name, x in state_dict.items() if name.startswith(_VISION)})
     weights = dict(encoder.weights)
-    table = weights["positions"].reshape(-1, weights["positions"].shape[-1])
-    side = round((len(table) - 1) ** (1 / 3))
-    if side**3 != len(table) - 1 or weights["embed/projection/weight"].ndim != 5:
+    rows = weights.pop("positions").shape[-2] - 1
+    side = round(rows ** (1 / 3))
+    if side**3 != rows or weights["embed/projection/weight"].ndim != 5:
         raise ValueError(
-            f"the checkpoint has {len(table) - 1} positions, which are no cube of patches of a volume: it is "
-            "not ASAP's"
+            f"the checkpoint has {rows} positions, which are no cube of patches of a volume: it is not ASAP's"
         )
+    order = _features(state_dict, "pos_embed", side)
     weights["embed/projection/weight"] = weights["embed/projection/weight"].transpose(0, 1, 4, 3, 2)
-    cube = table[1:].reshape(side, side, side, -1).transpose(2, 1, 0, 3)
-    weights["positions"] = np.concatenate([table[:1], cube.reshape(side**3, -1)])
-    return Encoder(encoder.layout, weights, encoder.left_out), side
+    return Encoder(encoder.layout, _reordered(weights, order), encoder.left_out), side
 
 
-def _turned_decoder(
+def _turned_rest(
     renamed: Mapping[str, np.ndarray], state_dict: Mapping[str, np.ndarray], patch: tuple, side: int
 ) -> dict[str, np.ndarray]:
-    """All that `_rename` gives, with the decoder's features in another order and its patches turned.
+    """All that `_rename` gives, with features and patches in our order."""
+    turned = dict(renamed)
+    seen, order = (_features(state_dict, name, side) for name in ("pos_embed", "decoder_pos_embed"))
+    for module in ("decoder/embed", "patch_head/first", "text_decoder/to_volume"):
+        turned[f"{module}/weight"] = turned[f"{module}/weight"][:, seen]
+    inside = {name: x for name, x in turned.items() if name.startswith(("decoder/", "organ_head/first/"))}
+    turned |= _reordered(inside, order)
+    for kind in ("weight", "bias"):
+        rows = turned[f"decoder/predict/{kind}"]
+        voxels = rows.reshape(*patch[::-1], *rows.shape[1:])
+        turned[f"decoder/predict/{kind}"] = voxels.swapaxes(0, 2).reshape(rows.shape)
+    return turned
 
-    The decoder's positions are fixed, here as there; but a third of their features each tells right, anterior
-    and superior there, superior, anterior and right here. A transformer computes the same when all that
-    reads and writes the features of its tokens has them in another order.
+
+def _features(state_dict: Mapping[str, np.ndarray], name: str, side: int) -> np.ndarray:
+    """For each feature of a token here, which one it is there.
+
+    Raises:
+        ValueError: the checkpoint's table of positions is not that of the published code.
     """
-    width = len(renamed["decoder/embed.bias"])
-    table = np.asarray(state_dict["decoder_pos_embed"]).reshape(-1, width)
+    table = np.asarray(state_dict[name])
+    table = table.reshape(-1, table.shape[-1])
+    width = table.shape[1]
     expected = np.concatenate([np.zeros((1, width), np.float32), sincos_3d((side,) * 3, width)])
     if width % 6 or table.shape != expected.shape or not np.allclose(table, expected, atol=1e-3):
         raise ValueError(
-            "the decoder's positions (decoder_pos_embed) are not the sines and cosines of the published "
-            "code: the checkpoint is of a changed version, which cannot be imported"
+            f"the positions {name} are not the sines and cosines of the published code: the checkpoint is of "
+            "a changed version, which cannot be imported"
         )
-    order = np.arange(width).reshape(3, -1)[::-1].reshape(-1)
-    turned = dict(renamed)
-    turned["decoder/mask_token"] = np.asarray(state_dict["mask_token"])[..., order]
-    for name, array in renamed.items():
-        module, _, kind = name.rpartition(".")
-        if not module.startswith(("decoder/", "organ_head/first")):
-            continue
-        if not module.endswith(_READERS):
-            turned[name] = array[order]
-        elif kind == "weight":
-            turned[name] = array[:, order]
-    for kind in ("weight", "bias"):
-        rows = turned[f"decoder/predict.{kind}"]
-        voxels = rows.reshape(*patch[::-1], *rows.shape[1:])
-        turned[f"decoder/predict.{kind}"] = voxels.swapaxes(0, 2).reshape(rows.shape)
-    return turned
+    return np.arange(width).reshape(3, -1)[::-1].reshape(-1)
+
+
+def _reordered(weights: Mapping[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
+    """A transformer whose tokens have their features in another order."""
+    found = {}
+    for name, array in weights.items():
+        module, _, kind = name.rpartition("/")
+        if name.endswith("_token"):
+            found[name] = array[..., order]
+        elif not module.endswith(_READERS):
+            found[name] = array[order]
+        else:
+            found[name] = array[:, order] if kind == "weight" else array
+    return found
 
 
 def _config(encoder: Encoder, renamed: Mapping[str, np.ndarray], text: BertConfig) -> Any:
@@ -288,16 +304,15 @@ def _config(encoder: Encoder, renamed: Mapping[str, np.ndarray], text: BertConfi
             f"the text encoder is {text.width} wide, the checkpoint {width}: give the folder of the one that "
             "it was trained with, CXR-BERT"
         )
-    blocks = {name.split("/")[2].split(".")[0] for name in renamed if name.startswith("decoder/blocks/")}
+    blocks = {name.split("/")[2] for name in renamed if name.startswith("decoder/blocks/")}
     layers = {name.split("/")[2] for name in renamed if name.startswith("text_decoder/blocks/")}
-    decoder_width = len(renamed["decoder/embed.bias"])
+    decoder_width = len(renamed["decoder/embed/bias"])
     objective.vision.update(
         patch=tuple(patch),
         width=width,
         depth=encoder.depth,
         heads=width // HEAD_FEATURES["vision"],
         mlp_ratio=encoder.weights["blocks/0/mlp_in/weight"].shape[0] / width,
-        position="learned",
         dtype="float32",
     )
     objective.text.update(
@@ -318,7 +333,7 @@ def _config(encoder: Encoder, renamed: Mapping[str, np.ndarray], text: BertConfi
     objective.text_decoder.update(
         depth=len(layers),
         heads=width // HEAD_FEATURES["text_decoder"],
-        mlp_ratio=len(renamed["text_decoder/fusion/mlp_in.bias"]) / width,
+        mlp_ratio=len(renamed["text_decoder/fusion/mlp_in/bias"]) / width,
     )
     objective.anatomy.organ_reduction = "mean"
     objective.selection.learned = False

@@ -1,5 +1,6 @@
 """A checkpoint with the published names, against a PyTorch twin written from the equations."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,14 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from flax import nnx
 from torch import nn
 
 import medclip_jax
+from medclip_jax import objectives
 from medclip_jax.cli.main import main
-from medclip_jax.export.released_asap import convert_release
+from medclip_jax.export.released_asap import convert_release, import_release
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.models.patches import unpatchify
+from medclip_jax.objectives import asap
+from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
+from medclip_jax.training.config import base_config
+from medclip_jax.training.initial import load_initial_weights
 from tests.export.twins import compiled, made_volumes
 
 WIDTH, DECODER, ORGANS, SIDE = 384, 192, 9, 7
@@ -299,7 +306,8 @@ def test_all_parts_compute_the_same(twin, text_encoder):
         assert given.std() > 1e-2
 
     order = [0, *(1 + turned)]
-    same(tokens, everything[:, order])
+    thirds = np.arange(WIDTH).reshape(3, -1)[::-1].reshape(-1)  # features: of superior, anterior, right
+    same(tokens, everything[:, order][..., thirds])
     same(picture, expected_picture.permute(0, 3, 2, 1))
     same(organs, expected_organs[:, turned])
     same(selected.similarity[:, :3], similarity[:, :, turned])
@@ -327,6 +335,27 @@ def test_command(twin, text_encoder, tmp_path, capsys):
     assert model.embed_texts(["there is cardiomegaly."]).shape == (1, WIDTH)
     assert main([*command, "--out", str(tmp_path / "other"), "--shape", "8", "8", "8"]) == 2
     assert "--shape: of --format cardiac_clip" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_it(twin, text_encoder, tmp_path):
+    """The default config fits, but for sizes; organs of one's own get a head of their own."""
+    torch.save({"model": twin.state_dict()}, tmp_path / "ASAP.pth")
+    release = import_release(tmp_path / "ASAP.pth", text_encoder, tmp_path / "out")
+    config = asap.default_config()
+    config.vision.update(patch=PATCH[::-1], width=WIDTH, depth=2, heads=6)
+    config.text.update(width=WIDTH, depth=1, heads=6, mlp_ratio=0.25, max_positions=64)
+    config.decoder.update(width=DECODER, depth=3, heads=4)
+    config.text_decoder.update(depth=2, heads=3)
+    spec = dataclasses.replace(release.spec, organs=("heart", "aorta"))
+    fresh = nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0)))
+    drawn = {name: np.full(leaf.shape, 7, leaf.dtype) for name, leaf in flatten(split(fresh)[1]).items()}
+    start = base_config().initial_weights
+    start.update(workdir=str(tmp_path / "out"), include=(r"^(?!organ_head/)",))
+    found = flatten(load_initial_weights(start, unflatten(drawn)))
+    given = flatten(split(release.objective)[1])
+    for name, value in found.items():
+        own = name.startswith("organ_head/")
+        np.testing.assert_array_equal(value, drawn[name] if own else given[name], err_msg=name)
 
 
 def test_what_is_left_out(twin, text_encoder):
@@ -365,7 +394,8 @@ def test_missing_parts_are_named(twin, text_encoder, without, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("decoder_pos_embed", lambda x: x + 0.1, "not the sines and cosines"),
+        ("decoder_pos_embed", lambda x: x + 0.1, "positions decoder_pos_embed are not the sines and cosines"),
+        ("pos_embed", lambda x: x[..., ::-1], "positions pos_embed are not the sines and cosines"),
         ("pos_embed", lambda x: x[:, :-1], "342 positions"),
         ("regression_head.weight", lambda x: x[:, :-1], r"budget\.score\.weight has shape \(1, 383\)"),
     ],
