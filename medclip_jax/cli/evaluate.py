@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluators",
         metavar="NAMES",
-        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,probe "
+        help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,"
+        "organs,reconstruction,probe "
         "(default: those of the run's config, else all but probe, which embeds train and validation, too)",
     )
     parser.add_argument(

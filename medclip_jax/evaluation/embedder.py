@@ -89,6 +89,7 @@ class Embedder:
         self.embeds_organs = objective.embeds_organs
         self.has_volume_tower = "volume" in objective.volume_inputs and objective.volume_tower() is not None
         self.selects_patches, self.fills_words = objective.selects_patches, objective.fills_words
+        self.predicts_organs, self.reconstructs = objective.predicts_organs, objective.reconstructs
         self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
 
@@ -106,7 +107,8 @@ class Embedder:
         """Why the model cannot embed something, and what to do; "" where it can.
 
         Args:
-            need: "text", "organs", "patches", "words", "volume tower" or "pooled", which every model can.
+            need: "text", "organs", "patches", "words", "organ shares", "reconstruction", "volume tower" or
+                "pooled", which every model can.
         """
         if need == "text" and self.has_text:
             missing = "there is no tokenizer: prepare the shards with one, or evaluate without texts"
@@ -125,6 +127,14 @@ class Embedder:
                 "the model selects no patches for sentences: evaluate one that does (asap)",
             ),
             "words": (self.fills_words, "the model fills in no words: evaluate one that does (asap)"),
+            "organ shares": (
+                self.predicts_organs,
+                "the model tells no organs: evaluate one that does (asap)",
+            ),
+            "reconstruction": (
+                self.reconstructs,
+                "the model fills in no patches: evaluate a masked autoencoder",
+            ),
             "volume tower": (self.has_volume_tower, "the model shows no tower that reads volumes of HU"),
             "pooled": (True, ""),
         }[need]

@@ -34,8 +34,8 @@ def needs(*what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark an evaluator by what a model must be able to embed; with one that cannot, it is skipped.
 
     Args:
-        what: "text", "organs", "patches", "words", "volume tower" or "pooled" (`EmbeddedSplit.pooled`), see
-            `Embedder.lacks`. Every model embeds volumes.
+        what: needs that `Embedder.lacks` knows, such as "text"; "pooled" for `EmbeddedSplit.pooled`. Every
+            model embeds volumes.
     """
 
     def mark(evaluator: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,9 @@ from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.grounding import evaluate_grounding
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
+from medclip_jax.evaluation.organs import evaluate_organs
 from medclip_jax.evaluation.probe import evaluate_probe
+from medclip_jax.evaluation.reconstruction import evaluate_reconstruction
 from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
@@ -34,6 +36,8 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "spectrum": evaluate_spectrum,
     "grounding": evaluate_grounding,
     "masked_words": evaluate_masked_words,
+    "organs": evaluate_organs,
+    "reconstruction": evaluate_reconstruction,
     "probe": evaluate_probe,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""

@@ -85,6 +85,16 @@ class Words(NamedTuple):
     filled: Int[Array, "B L"]
 
 
+class Reconstruction(NamedTuple):
+    """Volumes, what the model saw of them and what it filled in, as windowed floats in [-1, 1]."""
+
+    original: Float[Array, "B D H W C"]
+    visible: Float[Array, "B D H W C"]
+    """The original with hidden patches at NaN."""
+    completed: Float[Array, "B D H W C"]
+    """Visible patches as they were, hidden ones as predicted."""
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What the prepared shards and the tokenizer fix before a model can be built.
@@ -137,6 +147,7 @@ class Objective(nnx.Module):
         embeds_organs: whether `embed_organs` works.
         selects_patches: whether `embed_patches` and `select` work.
         predicts_organs: whether `predict_organs` works.
+        reconstructs: whether `reconstruct` works.
         fills_words: whether `fill_words` works.
         word_inputs: batch fields that `fill_words` reads, beside `study` and `sample`.
         description: what it is, for the model card; follows a colon.
@@ -149,6 +160,7 @@ class Objective(nnx.Module):
     embeds_organs: ClassVar[bool] = False
     selects_patches: bool = False
     predicts_organs: bool = False
+    reconstructs: ClassVar[bool] = False
     fills_words: bool = False
     word_inputs: tuple[str, ...] = ()
     description: ClassVar[str] = "a system of one's own"
@@ -248,6 +260,19 @@ class Objective(nnx.Module):
 
     def organ_names(self) -> tuple[str, ...]:
         """What `predict_organs` tells, in its order."""
+        return ()
+
+    def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
+        """Hide patches and fill them in.
+
+        Args:
+            volumes: prepared volumes, HU.
+            key: draws which patches are hidden.
+        """
+        raise NotImplementedError
+
+    def reconstructed_windows(self) -> tuple[tuple[float, float], ...]:
+        """The windows of what `reconstruct` gives, (low, high) HU, in its order."""
         return ()
 
     def fill_words(self, batch: Batch, key: jax.Array, *, image: str = "own") -> Words:

@@ -6,7 +6,7 @@ Cardiac-CLIP: 75 % of the patches are hidden, a light decoder predicts their vox
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from medclip_jax.objectives.base import (
     Features,
     Inputs,
     Objective,
+    Reconstruction,
     Term,
     sample_keys,
 )
@@ -49,16 +50,6 @@ def default_config() -> Section:
     )
 
 
-class Reconstruction(NamedTuple):
-    """What the model saw and what it filled in, as windowed floats in [-1, 1]."""
-
-    original: Float[Array, "B D H W C"]
-    visible: Float[Array, "B D H W C"]
-    """The original with hidden patches at NaN."""
-    completed: Float[Array, "B D H W C"]
-    """Visible patches as they were, hidden ones as predicted."""
-
-
 class MaskedAutoencoder(Objective):
     """Encoder on visible patches, decoder on all of them, mean squared error on the hidden ones.
 
@@ -70,6 +61,7 @@ class MaskedAutoencoder(Objective):
 
     description: ClassVar[str] = "a masked autoencoder: its vectors describe a scan, it reads no text"
     torch_twin: ClassVar[str] = "medclip_jax.export.torch.masked:MaskedModel"
+    reconstructs: ClassVar[bool] = True
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
@@ -162,6 +154,10 @@ class MaskedAutoencoder(Objective):
     def volume_tower(self) -> VisionTower:
         """The encoder."""
         return self.vision
+
+    def reconstructed_windows(self) -> tuple[tuple[float, float], ...]:
+        """Those of the decoder, where it has its own, else those of the volume tower."""
+        return self.decoder_windows or self.vision.windows
 
     def reconstruct(self, volumes: Int[Array, "B D H W"], key: jax.Array) -> Reconstruction:
         """Hide patches, fill them in, and put everything back on the voxel grid, to be looked at.

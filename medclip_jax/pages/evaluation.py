@@ -12,7 +12,9 @@ import numpy as np
 from medclip_jax.evaluation.grounding import GroundingResult
 from medclip_jax.evaluation.masked_words import MaskedWordsResult, ShownWord
 from medclip_jax.evaluation.ordinal import OrdinalResult
+from medclip_jax.evaluation.organs import OrgansResult
 from medclip_jax.evaluation.probe_result import ProbeResult, percent
+from medclip_jax.evaluation.reconstruction import ReconstructionResult
 from medclip_jax.evaluation.results import TOO_FEW, number
 from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
@@ -154,6 +156,37 @@ def add_results(
                 "chance.",
             )
             _add_grounding(page, result)
+        elif isinstance(result, OrgansResult):
+            page.section(
+                _title("Organs of patches", name, "organs"),
+                "How much of each patch each organ fills, as the model tells it. The mean map knows "
+                "positions alone.",
+            )
+            page.table(result.table())
+            for place, scan in enumerate(result.scans, 1):
+                page.figure(
+                    grounding_figures.organ_maps(scan, list(result.organs)),
+                    "Organs in color over three slices: masks above, told by the model below",
+                    f"Scan {place}. The deeper the color, the more of the patch an organ fills.",
+                )
+        elif isinstance(result, ReconstructionResult):
+            page.section(
+                _title("Hidden patches", name, "reconstruction"),
+                "Patches that the model fills in from the others. Hidden ones are blue in the middle column; "
+                "the last column keeps what was visible.",
+            )
+            page.table(result.table())
+            for shown in result.volumes:
+                page.figure(
+                    figures.reconstruction(
+                        shown.original,
+                        shown.visible,
+                        shown.completed,
+                        shown.spacing,
+                        title=f"window {shown.window}",
+                    ),
+                    "Original, visible and completed slices in three planes",
+                )
         elif isinstance(result, MaskedWordsResult):
             page.section(
                 _title("Hidden words", name, "masked_words"),

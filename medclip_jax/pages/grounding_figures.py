@@ -8,21 +8,28 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int16
+from matplotlib import colormaps
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from medclip_jax.evaluation.grounding import ShownScan, ShownSentence
+from medclip_jax.evaluation.organs import ShownOrgans
 from medclip_jax.evaluation.results import number
+from medclip_jax.pages.contact_sheet import COLORS
 from medclip_jax.pages.figures import (
     INK,
     LUNG_HU,
     PLANES,
     SOFT_TISSUE_HU,
+    WIDE_HU,
     Spacing,
     mark_sides,
     new_figure,
     plane,
 )
+from medclip_jax.pages.occupancy import draw_occupancy
 from medclip_jax.reports.places import PLACES
 from medclip_jax.reports.regions import key_of
 
@@ -84,6 +91,40 @@ def selection(scan: ShownScan, sentence: ShownSentence) -> Figure:
     bar.solids.set_alpha(1)
     text = textwrap.fill(f"\u201c{sentence.text}\u201d", 110)
     figure.suptitle(f"{text}\n{describe(sentence)}", fontsize=9, color=INK)
+    return figure
+
+
+def organ_maps(scan: ShownOrgans, names: Sequence[str]) -> Figure:
+    """Shares of patches that organs fill, as they are and as the model tells them, on the same three slices.
+
+    Args:
+        scan: of the evaluator.
+        names: of the organs.
+    """
+    many = [to_hex(color) for color in colormaps["tab20"].colors]
+    palette = COLORS if len(names) <= len(COLORS) else many
+    colors = [palette[index % len(palette)] for index in range(len(names))]
+    drawn = [draw_occupancy(scan.volume, scan.shares, colors, spacing=scan.spacing, window=WIDE_HU)]
+    layers = [view.layer for view in drawn[0]]
+    drawn.append(
+        draw_occupancy(scan.volume, scan.told, colors, spacing=scan.spacing, window=WIDE_HU, layers=layers)
+    )
+    sizes = [view.image.shape for view in drawn[0]]
+    widths, height = [size[1] for size in sizes], max(size[0] for size in sizes)
+    scale = 9.0 / sum(widths)
+    figure = new_figure(9.4 + 1.8, 2 * (scale * height + 0.25) + 0.2)
+    panels = figure.subplots(2, 3, width_ratios=widths)
+    for row, views, what in zip(panels, drawn, ("masks", "told by the model"), strict=True):
+        for axis, (panel, view) in enumerate(zip(row, views, strict=True)):
+            panel.imshow(view.image, interpolation="nearest")
+            mark_sides(panel, axis)
+            panel.set_axis_off()
+            title = f"{view.name}, layer {view.layer + 1} of {view.layers}: {what}"
+            panel.set_title(title, fontsize=8, color=INK)
+    patches = [
+        Patch(color=color, label=name.replace("_", " ")) for color, name in zip(colors, names, strict=True)
+    ]
+    figure.legend(handles=patches, fontsize=7, frameon=False, loc="outside right center")
     return figure
 
 

@@ -62,6 +62,7 @@ def draw_occupancy(
     spacing: tuple[float, float, float],
     window: tuple[float, float],
     height: int = 300,
+    layers: Sequence[int] | None = None,
 ) -> list[View]:
     """Draw three views.
 
@@ -72,6 +73,7 @@ def draw_occupancy(
         spacing: mm per voxel along depth, height, width.
         window: (low, high) that become black and white.
         height: pixels of the tallest view.
+        layers: of patches that the views show; None for those that show most of the organs.
 
     Returns:
         Axial, coronal, sagittal.
@@ -81,11 +83,11 @@ def draw_occupancy(
     low, high = window
     views = []
     for name, axis in AXES:
-        layers = shares.shape[1 + axis]
+        along = shares.shape[1 + axis]
         others = tuple(other for other in range(4) if other != 1 + axis)
-        layer = int(shares.sum(axis=others).argmax())
+        layer = int(shares.sum(axis=others).argmax()) if layers is None else layers[axis]
         # Indices grow towards Superior, Anterior and Right; pages grow down and to the right.
-        slices = volume.shape[axis] // layers
+        slices = volume.shape[axis] // along
         plane = np.take(volume, layer * slices + slices // 2, axis)[::-1, ::-1]
         fill = np.take(shares, layer, 1 + axis)[:, ::-1, ::-1]
         size = tuple(round(extent[other] * scale) for other in range(3) if other != axis)
@@ -95,7 +97,7 @@ def draw_occupancy(
             lines = np.round(np.arange(1, count) * size[edge] / count).astype(int)
             image[(slice(None),) * edge + (lines,)] *= 1 - _GRID
             image[(slice(None),) * edge + (lines,)] += _GRID * 255
-        views.append(View(name, layer, layers, np.round(image).astype(np.uint8)))
+        views.append(View(name, layer, along, np.round(image).astype(np.uint8)))
     return views
 
 

@@ -367,6 +367,8 @@ class TestRun:
             "spectrum": ("volume tower",),
             "grounding": ("text", "patches"),
             "masked_words": ("words",),
+            "organs": ("organ shares",),
+            "reconstruction": ("reconstruction",),
             "probe": ("pooled",),
         }
 

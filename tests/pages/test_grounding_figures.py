@@ -9,6 +9,8 @@ from matplotlib.collections import LineCollection
 from medclip_jax.evaluation.grounding import GroundingResult, Group, ShownScan, ShownSentence
 from medclip_jax.evaluation.grounding_metrics import Score
 from medclip_jax.evaluation.masked_words import Accuracy, MaskedWordsResult, ShownWord
+from medclip_jax.evaluation.organs import Organ, OrgansResult, ShownOrgans
+from medclip_jax.evaluation.reconstruction import ReconstructionResult, ShownReconstruction, Window
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.pages import grounding_figures
 from medclip_jax.pages.evaluation import write_evaluation_page
@@ -109,6 +111,45 @@ def made_results():
     ]
     accuracy = {name: Accuracy(7, values, {}) for name in ("words", "finding_words")}
     return {"grounding": grounding, "masked_words": MaskedWordsResult(accuracy, {}, [report])}
+
+
+def made_organs(count=2):
+    shares, told = np.zeros((count, 2, 3, 4)), np.zeros((count, 2, 3, 4))
+    shares[0, 1, 2, 3] = told[0, 0, 2, 3] = 1.0
+    return ShownOrgans(np.full((8, 12, 16), -1000, np.int16), (2.0, 1.0, 1.0), shares, told)
+
+
+def test_organs_are_told_on_the_slices_of_the_masks():
+    panels = grounding_figures.organ_maps(made_organs(), ["heart", "lung"]).axes
+    assert [panel.get_title() for panel in panels] == [
+        f"{view}: {what}"
+        for what in ("masks", "told by the model")
+        for view in ("axial, layer 2 of 2", "coronal, layer 3 of 3", "sagittal, layer 4 of 4")
+    ]
+    masks, told = (panels[place].images[0].get_array() for place in (0, 3))
+    assert masks.max() > 100  # the heart's color, upper left
+    assert np.unravel_index(masks.sum(axis=-1).argmax(), masks.shape[:2])[1] < masks.shape[1] / 4
+    assert told.max() < 100  # told in another layer; what is left are the lines of the grid
+    many = grounding_figures.organ_maps(made_organs(12), [f"organ {index}" for index in range(12)])
+    colors = {patch.get_facecolor() for patch in many.legends[0].get_patches()}
+    assert len(colors) == 12
+
+
+def test_page_of_organs_and_reconstructions(tmp_path):
+    cube = np.zeros((8, 12, 16))
+    results = {
+        "organs": OrgansResult({"heart": Organ(3, 0.5, 0.4, None)}, {}, [made_organs(1)]),
+        "reconstruction": ReconstructionResult(
+            [Window("-160 to 240", 0.7, None)],
+            {},
+            [ShownReconstruction("-160 to 240", (2.0, 1.0, 1.0), cube, cube, cube)],
+        ),
+    }
+    evaluation = Evaluation("test", 3, results, {}, None, 1.0)
+    text = write_evaluation_page(tmp_path / "page.html", evaluation).read_text()
+    assert text.count("<img") == 2
+    for value in ("0.500", "0.400", "0.700", "Organs of patches", "Hidden patches"):
+        assert value in text
 
 
 def test_page(tmp_path):
