@@ -78,9 +78,9 @@ def model_card(
         f"A model of 3D {'CT' if model.modality == 'CT' else 'MR'} scans: {model.objective.description}. "
         "Written by `medclip export`. **Not a medical device.**",
         "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text)),
+        *_parts(model),
         "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
         + _JAX.format(call=_jax_call(model, has_text)),
-        *_parts(model),
         _input(model),
         _output(model, has_text),
         _data(info, manifest, phantoms),

@@ -171,7 +171,7 @@ def test_the_lines_of_the_card_run(folder):
     """What a reader copies from README.md: patches, sentences, organs, decoders."""
     model, out = folder
     card = model_card(model, name="m")
-    _, _, *blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    _, *blocks, _ = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names = {"model": load_torch(out), "SENTENCE": SENTENCES[0], "voxels": made_volumes(1, (9, 24, 14))[0]}
     names["affine"] = np.diag([4.0, 3.0, 2.5, 1.0])[[2, 1, 0, 3]]
     for block in blocks:
