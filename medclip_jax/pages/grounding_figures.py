@@ -65,7 +65,9 @@ def selection(scan: ShownScan, sentence: ShownSentence) -> Figure:
     layers = _densest(sentence)
     at = [layer * step + step // 2 for layer, step in zip(layers, voxels, strict=True)]
     figure, panels = _planes(scan.volume, scan.spacing, at, window_of(sentence.place), beside=1.0)
-    low, high = sentence.similarity.min(), sentence.similarity.max()
+    # Of the selected alone: all of them lie near the top of the cosines of a volume.
+    colored = sentence.similarity[sentence.selected] if sentence.selected.any() else sentence.similarity
+    low, high = colored.min(), colored.max()
     size = tuple(voxels * scan.spacing)
     drawn = None
     for axis, panel in enumerate(panels):
