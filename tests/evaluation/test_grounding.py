@@ -13,6 +13,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit
 from medclip_jax.evaluation.grounding import evaluate_grounding
 from medclip_jax.evaluation.grounding_metrics import most_similar, patch_shares, ratio_to_chance
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.sentence_maps import ground_sentences
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Selected
 
 GRID, SHAPE, CELLS = (2, 2, 2), (4, 4, 4), (4, 4, 4)
@@ -51,7 +52,7 @@ class Planted(Objective):
         self.count = nnx.Variable(jnp.asarray(count, jnp.int32))
 
     def volume_tower(self):
-        return SimpleNamespace(grid=GRID)
+        return SimpleNamespace(grid=GRID, token_centers=lambda: (np.array([0.5, 2.5]),) * 3)
 
     def embed_volumes(self, inputs):
         return Embedding(jnp.ones((len(inputs["volume"]), 2)))
@@ -230,3 +231,40 @@ def test_ratio_without_organ_or_selection_is_undefined():
     assert np.isnan(ratio_to_chance(np.zeros(4), np.ones(4, bool)).ratio)
     assert np.isnan(ratio_to_chance(np.ones(4), np.zeros(4, bool)).ratio)
     assert ratio_to_chance(np.array([1.0, 0, 0, 0]), np.array([True, False, False, False])) == (4.0, 4.0)
+
+
+def map_sentences(sentences, data=DATA, count=COUNT):
+    embedder = Embedder(Planted(SIMILARITY, count), SPEC, data, Words(), batch_size=2, progress=False)
+    return ground_sentences(embedder, np.zeros(SHAPE, np.int16), sentences)
+
+
+def test_a_map_for_each_sentence():
+    first, second, third = map_sentences(["The heart is large.", "A nodule", "Emphysema."])
+    assert [one.text for one in (first, second, third)] == ["The heart is large.", "A nodule", "Emphysema."]
+    assert [one.count for one in (first, second, third)] == [2, 1, 8]  # 100 are more than there are
+    np.testing.assert_allclose(second.patches.ravel(), SIMILARITY[1], atol=1e-6)
+    assert second.patches[second.selected] == pytest.approx([SIMILARITY[1].max()])
+    assert second.voxels.shape == SHAPE
+    assert second.voxels[0, 0, 0] == pytest.approx(SIMILARITY[1][0], abs=1e-6)  # before the first center
+    assert second.voxels[3, 3, 3] == pytest.approx(SIMILARITY[1][7], abs=1e-6)
+    with pytest.raises(ValueError, match="does not say where it lies"):
+        first.save("map.nii.gz")
+
+
+def test_sentences_that_are_too_many_or_too_long():
+    with pytest.raises(ValueError, match="1 of 6 sentences lie beyond the 64 tokens or the 5 sentences"):
+        map_sentences(["Clear."] * 6)
+    short = SimpleNamespace(text=DATA.text, text_length=4, most_statements=0)
+    with pytest.raises(ValueError, match="1 of 2 sentences lie beyond the 4 tokens"):
+        map_sentences(["The heart is large.", "A nodule"], data=short)
+    with pytest.raises(ValueError, match="hold no word"):
+        map_sentences(["The heart is large.", "..."])
+
+
+def test_a_model_that_selects_nothing():
+    class Blind(Planted):
+        selects_patches = False
+
+    embedder = Embedder(Blind(SIMILARITY, COUNT), SPEC, DATA, Words(), batch_size=2, progress=False)
+    with pytest.raises(NotEvaluable, match="selects no patches for sentences"):
+        ground_sentences(embedder, np.zeros(SHAPE, np.int16), ["Clear."])

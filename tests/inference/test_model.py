@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import medclip_jax
+from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.inference.model import Hit
 from medclip_jax.volumes import Volume
 from tests.tiny_run import SHAPE, SPACING, made_records
@@ -420,6 +421,12 @@ class TestWhatStandsForAScan:
             model.explain(scan, ["a", "b"])
         with pytest.raises(TypeError, match="one scan"):
             model.explain([scan, scan], "a")
+        with pytest.raises(TypeError, match="ground takes one scan"):
+            model.ground([scan, scan], "The heart is large.")
+        with pytest.raises(ValueError, match="no text"):
+            model.ground(scan, "")
+        with pytest.raises(NotEvaluable, match="selects no patches"):
+            model.ground(scan, ["The heart is large."])
         with pytest.raises(ValueError, match="count=0"):
             model.retrieve("a", vectors, count=0)
         with pytest.raises(ValueError, match="vectors of 3 numbers, the model's have 16"):
