@@ -93,7 +93,8 @@ class OrganHead(nnx.Module):
     def __init__(self, in_features: int, organs: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.xavier_uniform()
         self.first = nnx.Linear(in_features, organs, kernel_init=init, rngs=rngs)
-        self.norm = nnx.LayerNorm(organs, epsilon=1e-6, rngs=rngs)
+        # Over few numbers, E[x^2] - E[x]^2 would lose the digits that matter.
+        self.norm = nnx.LayerNorm(organs, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
         self.second = nnx.Linear(organs, organs, kernel_init=init, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "batch tokens in"]) -> Float[Array, "batch tokens organs"]:

@@ -164,7 +164,11 @@ def _are_odd(peaks: list[int]) -> bool:
     """Modes where no tissue has one: values on another scale, or shifted."""
     if any(-400 < place < -150 for place in peaks):
         return True
-    # Between fat and water a mode is a blend of both, unless others stand beside it.
+    # Between fat and water a mode is a blend of both, unless others stand beside it; marrow, where fat and
+    # muscle have the values that they should have.
+    pair = _fat_and_muscle(peaks)
+    if pair is not None and abs(pair[0] - _FAT_HU) < 15 and abs(pair[1] - _MUSCLE_HU) < 15:
+        return False
     return any(-65 < place < -15 for place in peaks) and len(peaks) > 1
 
 

@@ -312,3 +312,14 @@ def test_body_without_air_needs_fat_to_pass():
     assert "no-air" in check_hu(volume_of(voxels))
     voxels[voxels < -30] = 45
     assert rejected(check_hu, volume_of(voxels)).code == "not-hounsfield"
+
+
+def test_marrow_between_fat_and_water_is_no_reason_to_refuse():
+    """Where fat and muscle have their values, a third mode is a tissue."""
+    draw = np.random.default_rng(0)
+    tissues = ((-1000, 12, 20), (-850, 40, 20), (-97, 9, 20), (-45, 8, 12), (57, 9, 28))
+    values = [draw.normal(mean, spread, 280 * share) for mean, spread, share in tissues]
+    voxels = np.rint(np.concatenate(values)).astype(np.int16).reshape(16, 35, 50)
+    assert check_hu(volume_of(voxels)) == ()
+    # The same values at half their size are refused still.
+    rejected(check_hu, volume_of(voxels // 2))
