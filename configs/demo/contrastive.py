@@ -4,8 +4,8 @@ Command:   medclip demo
            or: medclip train --config configs/demo/contrastive.py --workdir W \
                --config.data.shards=SHARDS --config.initial_weights.workdir=STAGE1
 Hardware:  2 CPU cores.
-Time:      7 minutes for 700 steps, with other programs on both cores (measured).
-Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.89, one seed; ten intensity
+Time:      4.6 minutes for 700 steps (measured).
+Expected:  mean zero-shot AUROC of eleven findings on 243 unseen phantoms 0.87, one seed; ten intensity
            statistics 0.57 (measured, docs/results.md).
 """
 
