@@ -18,6 +18,11 @@ _AT_ONCE = 2**22
 """Weights that are worked on at a time: 32 MB of float64."""
 
 
+def described(draws: int, seed: int) -> str:
+    """How intervals were drawn, for the conditions of a table."""
+    return f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none"
+
+
 def draw_patients(patients: Shaped[np.ndarray, " n"], draws: int, seed: int) -> Weights:
     """How often each row is in each draw; the draws are those of `metrics.bootstrap_interval`.
 

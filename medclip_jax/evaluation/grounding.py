@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Int64, UInt8
+from jaxtyping import Bool, Float, Int16, Int64
 from scipy import stats
 
 from medclip_jax.draws import Draw
 from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
@@ -274,7 +275,7 @@ def evaluate_grounding(
         for similarity, count, valid in zip(batch.similarity, batch.count, batch.valid, strict=True):
             record = texts[row]
             sentences = split_sentences(Draw(record, row, layout, None).text)
-            shares = _shares(record["organs"], grid)
+            shares = patch_shares(record["organs"], grid)
             selected = most_similar(similarity, count)
             found = {
                 index: _ground(row, sentence, selected[index], shares, read)
@@ -305,7 +306,7 @@ def evaluate_grounding(
         "patches": f"of {int(np.prod(grid))}, all visible; the most similar ones",
         "chance": "mean share of the place in all patches; at most: in the patches that it fills most",
         "findings": "stated as present or possible, by rules",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     return GroundingResult(
         everything=group((one, one.everything) for one in grounded if one.everything),
@@ -353,13 +354,6 @@ class _Reader:
             }
             self._known[sentence] = named_places(sentence, self.organs), stated
         return self._known[sentence]
-
-
-def _shares(organs: UInt8[np.ndarray, "O d h w"], grid: tuple[int, int, int]) -> Float[np.ndarray, "O N"]:
-    try:
-        return patch_shares(organs, grid)
-    except ValueError as error:
-        raise NotEvaluable(str(error)) from None
 
 
 def _of(shares: Float[np.ndarray, "O N"], channels: Sequence[int]) -> Float[np.ndarray, " N"]:

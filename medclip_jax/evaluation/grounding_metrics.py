@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, UInt8
 
+from medclip_jax.evaluation.results import NotEvaluable
+
 
 class Score(NamedTuple):
     """What a sentence selects, against one place in the body.
@@ -34,11 +36,11 @@ def patch_shares(
         (O, N) in [0, 1], patches in the order of the grid.
 
     Raises:
-        ValueError: patches hold no whole number of cells.
+        NotEvaluable: patches hold no whole number of cells.
     """
     cells = organs.shape[1:]
     if any(count % patches for count, patches in zip(cells, grid, strict=True)):
-        raise ValueError(
+        raise NotEvaluable(
             f"{cells} organ cells do not divide into {tuple(grid)} patches: prepare with a smaller "
             "--organ-cell, or a cell that divides the patch"
         )

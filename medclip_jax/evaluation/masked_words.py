@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
@@ -178,7 +179,7 @@ def evaluate_masked_words(
         "hidden": "drawn from a fixed key and the record's index; the same for all volumes",
         "another's": f"the volume before in batches of {size}, in the order of the split, patients' second "
         f"volumes after all first ones; {int((~compared).sum())} reports beside their own patient left out",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     groups = {
         name: _accuracy(hits[..., group], counts[:, group], compared, data.patients, bootstrap)
@@ -249,7 +250,7 @@ def _accuracy(
 ) -> Accuracy:
     """Of rows with `hits` (N, images) of `counts` (N,) words; "other" counts where `compared`."""
     own, other, none = hits.T
-    asked = {
+    scores = {
         "own": (own, counts > 0),
         "other": (other, compared),
         "none": (none, counts > 0),
@@ -257,7 +258,7 @@ def _accuracy(
         "gain_over_none": (own - none, counts > 0),
     }
     values, intervals = {}, {}
-    for name, (found, among) in asked.items():
+    for name, (found, among) in scores.items():
         rows = np.flatnonzero(among & (counts > 0))
         found, words = found[rows], counts[rows]
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc, mean_of_defined
 from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, needs, with_interval
@@ -138,6 +139,6 @@ def evaluate_ordinal(
         "pooling": data.pooling,
         "score": f"{describe(data.volumes)} to the prompt",
         "threshold": "none needed",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     return OrdinalResult(name, grades, scores, result, intervals, mean_interval, conditions)

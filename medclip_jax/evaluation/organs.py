@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
@@ -154,10 +155,7 @@ def evaluate_organs(
     grid = tuple(embedder.objective.volume_tower().grid)
 
     def shares_of(row: int) -> Float[np.ndarray, "O N"]:
-        try:
-            shares = patch_shares(masks[row]["organs"], grid)
-        except ValueError as error:
-            raise NotEvaluable(str(error)) from None
+        shares = patch_shares(masks[row]["organs"], grid)
         return np.minimum(np.stack([shares[own].sum(axis=0) for own in groups.values()]), 1.0)
 
     count = len(records)
@@ -191,7 +189,7 @@ def evaluate_organs(
         "overlap": "2 sum of min(told, there) / sum of both over the patches of a volume; mean over the "
         "volumes in which the organ shows",
         "mean map": "the mean shares of the other volumes in the place of what the model tells",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     return OrgansResult(told_organs, conditions, scans)
 

@@ -127,7 +127,7 @@ def evaluate_probe(
         "features": f"{data.pooled.shape[1]} pooled by the frozen volume tower, {data.pooling}; "
         f"standardized on {train!r}",
         "penalty": f"of {', '.join(f'{p:g}' for p in penalties)} the lowest log loss on {validation!r}",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": bootstrap.described(draws, seed),
     }
     if random:
         conditions["random init"] = "the same architecture, untrained, under the same protocol"

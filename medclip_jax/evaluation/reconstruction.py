@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
@@ -137,7 +138,7 @@ def evaluate_reconstruction(
         "variance explained": "1 - squared error of the hidden voxels / their squared distance from the mean "
         "of the visible ones, in a volume; mean over volumes",
         "hidden": "as in training, drawn from a fixed key",
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     return ReconstructionResult(
         [

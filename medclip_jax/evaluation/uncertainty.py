@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import (
     UNITS,
     Bootstrap,
@@ -242,7 +243,7 @@ def evaluate_uncertainty(
         "pooling": data.pooling,
         "score": f"probability of {describe(data.volumes)}, scale {scale or data.logit_scale:g}"
         + ("" if scale else ", the model's own"),
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     return UncertaintyResult(degradations, answers, inclusion, missing, conditions)
 

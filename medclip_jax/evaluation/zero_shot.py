@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int8
 
 from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts, encode_prompts
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined
 from medclip_jax.evaluation.results import (
@@ -255,7 +256,7 @@ def evaluate_zero_shot(
         "pooling": data.pooling,
         "score": f"{score} of {describe(data.volumes)}, scale {scale:g}{whose}",
         "threshold": source,
-        "intervals": f"95 % bootstrap over patients, {draws} draws, seed {seed}" if draws else "none",
+        "intervals": described(draws, seed),
     }
     interval = _mean_interval(names, columns, raw, data.patients, draws, seed) if draws else None
     return ZeroShotResult(scored, means, interval, conditions)

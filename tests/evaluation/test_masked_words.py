@@ -80,9 +80,12 @@ def fill(patients=(0, 1, 2, 3, 4), batch_size=2, reports=REPORTS, **settings):
     embedder = Embedder(Seer(), SPEC, DATA, Vocabulary(), batch_size=batch_size, progress=False)
     ones = np.ones((len(records), 2), np.float32)
     split = EmbeddedSplit("test", ones, np.arange(len(records)), np.array(patients[: len(records)]))
-    open_records = lambda fields: (records, ())  # noqa: E731
     return evaluate_masked_words(
-        split, embedder.texts, **{"draws": 0, **settings}, embedder=embedder, open_records=open_records
+        split,
+        embedder.texts,
+        **{"draws": 0, **settings},
+        embedder=embedder,
+        open_records=lambda fields: (records, ()),
     )
 
 
