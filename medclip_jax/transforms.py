@@ -255,5 +255,5 @@ def mask_tokens(
     is_word = (places >= 1) & (places <= words)
     noise = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
     rank = jnp.argsort(jnp.argsort(jnp.where(is_word, noise, 2.0), axis=1), axis=1)
-    hidden = is_word & (rank < jnp.round(share * words))
+    hidden = rank < jnp.round(share * words)  # what is no word ranks behind all words
     return jnp.where(hidden, mask_token, tokens), hidden

@@ -56,6 +56,13 @@ def test_a_report_without_a_sentence_has_none(tokenizer, text):
     assert (found["sentence"] == -1).all()
 
 
+def test_a_sentence_begins_right_after_the_stop_of_the_one_before(tokenizer):
+    found = sample(tokenizer, "Lungs are clear.heart is clear.")
+    assert by_sentence(tokenizer, found) == [
+        tokenizer.decode(tokenizer([sentence], 64)[0]) for sentence in ("Lungs are clear.", "heart is clear.")
+    ]
+
+
 def test_one_sentence_and_sentences_of_one_token(tokenizer):
     assert set(sample(tokenizer, "Lungs are clear.")["sentence"].tolist()) == {-1, 0}
     found = sample(tokenizer, "clear\nclear\nclear")
