@@ -1,4 +1,4 @@
-"""3D residual networks (18, 34, 50, 101, 152 layers) with batch norm.
+"""3D residual networks (18, 34, 50, 101, 152 layers) with batch or group norm.
 
 Attributes are named as in PyTorch's ResNet (conv1, bn1, layer1 to layer4, downsample), so that a parameter's
 path is the name that published checkpoints give it; see `medclip_jax.weights.resnet`.
@@ -6,6 +6,7 @@ path is the name that published checkpoints give it; see `medclip_jax.weights.re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.sharding import batch_sharded
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+FACTORS = (2, 2, 4, 8, 16)
+"""Strides of the stem's map and of each stage's, over the stride of the first convolution."""
 REMAT = ("none", "stage")
 """What is kept for the backward pass: everything, or the input of each stage alone."""
 
@@ -70,6 +73,39 @@ class BatchNorm(nnx.Module):
         running[...] = running[...] + self.momentum * (jax.lax.stop_gradient(newest) - running[...])
 
 
+class GroupNorm(nnx.Module):
+    """Group norm: each volume by its own mean and variance in each group of channels, at least in float32.
+
+    What it gives for a volume does not depend on the batch, so it is the same in training and evaluation, on
+    any number of devices and with gradient caching.
+
+    Args:
+        features: C. There are 32 groups, or gcd(32, C) where 32 does not divide C.
+        epsilon: added to the variance.
+
+    References:
+        Wu & He 2018, "Group normalization".
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5):
+        self.groups = math.gcd(32, features)
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Float[Array, "B *axes C"], *, train: bool) -> Float[Array, "B *axes C"]:
+        """Normalize; `train` changes nothing."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = wide.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        centered = wide - wide.mean((1, 3), keepdims=True)
+        variance = jnp.square(centered).mean((1, 3), keepdims=True)
+        normal = (centered * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+NORMS: dict[str, type[BatchNorm] | type[GroupNorm]] = {"batch": BatchNorm, "group": GroupNorm}
+
+
 def _convolution(
     inputs: int, outputs: int, size: int | Sequence[int], strides: Sequence[int], *, dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
@@ -91,11 +127,11 @@ def _convolution(
 class _Residual(nnx.Module):
     """What both kinds of block share: the path beside the convolutions, and the sum."""
 
-    def _add_downsample(self, inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> None:
+    def _add_downsample(self, inputs: int, outputs: int, stride: int, *, norm, dtype, rngs: nnx.Rngs) -> None:
         self.downsample = nnx.Dict()
         if stride != 1 or inputs != outputs:
             self.downsample["0"] = _convolution(inputs, outputs, 1, (stride,) * 3, dtype=dtype, rngs=rngs)
-            self.downsample["1"] = BatchNorm(outputs)
+            self.downsample["1"] = norm(outputs)
 
     def _beside(self, x: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
         if not len(self.downsample):
@@ -108,12 +144,12 @@ class BasicBlock(_Residual):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, width: int, stride: int, *, norm, dtype, rngs: nnx.Rngs):
         self.conv1 = _convolution(inputs, width, 3, (stride,) * 3, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = norm(width)
         self.conv2 = _convolution(width, width, 3, (1, 1, 1), dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(width)
-        self._add_downsample(inputs, width, stride, dtype=dtype, rngs=rngs)
+        self.bn2 = norm(width)
+        self._add_downsample(inputs, width, stride, norm=norm, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B D H W C"], *, train: bool) -> Float[Array, "B d h w F"]:
         """Each axis divided by the stride, rounded up."""
@@ -127,15 +163,15 @@ class Bottleneck(_Residual):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, width: int, stride: int, *, norm, dtype, rngs: nnx.Rngs):
         outputs = self.expansion * width
         self.conv1 = _convolution(inputs, width, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = norm(width)
         self.conv2 = _convolution(width, width, 3, (stride,) * 3, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(width)
+        self.bn2 = norm(width)
         self.conv3 = _convolution(width, outputs, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm(outputs)
-        self._add_downsample(inputs, outputs, stride, dtype=dtype, rngs=rngs)
+        self.bn3 = norm(outputs)
+        self._add_downsample(inputs, outputs, stride, norm=norm, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B D H W C"], *, train: bool) -> Float[Array, "B d h w F"]:
         """Each axis divided by the stride, rounded up."""
@@ -166,12 +202,13 @@ class ResNet(VisionEncoder):
             networks inflated from 2D.
         stem_stride: of the first convolution along depth, height, width. (1, 2, 2) keeps twice the depth,
             for volumes of few slices.
+        norm: "batch", or "group" (see `GroupNorm`).
         dtype: compute type; parameters and statistics are float32.
         remat: one of `REMAT`.
         rngs: draws the kernels (He normal by fan-out).
 
     Raises:
-        ValueError: no such depth, a stem of even size, unknown `remat`.
+        ValueError: no such depth, a stem of even size, unknown `norm` or `remat`.
 
     References:
         He et al. 2016, "Deep residual learning for image recognition"; Hara et al. 2018, "Can spatiotemporal
@@ -194,6 +231,7 @@ class ResNet(VisionEncoder):
             "width": 64,  # channels of the stem
             "stem_size": (7, 7, 7),  # voxels of the first kernel; (3, 7, 7) where inflated from 2D
             "stem_stride": (2, 2, 2),  # (1, 2, 2) keeps twice the depth, for volumes of few slices
+            "norm": "batch",  # or "group": independent of the batch, so exact with gradient caching
         }
 
     @classmethod
@@ -213,6 +251,7 @@ class ResNet(VisionEncoder):
         width: int = 64,
         stem_size: Sequence[int] = (7, 7, 7),
         stem_stride: Sequence[int] = (2, 2, 2),
+        norm: str = "batch",
         dtype=jnp.float32,
         remat: str = "none",
         rngs: nnx.Rngs,
@@ -221,16 +260,20 @@ class ResNet(VisionEncoder):
             raise ValueError(f"no ResNet of {depth} layers: choose one of {tuple(LAYERS)}")
         if len(stem_size) != 3 or any(size < 1 or size % 2 == 0 for size in stem_size):
             raise ValueError(f"stem_size={tuple(stem_size)}: three odd numbers, (7, 7, 7) or (3, 7, 7)")
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is unknown: use one of {tuple(NORMS)}")
         if remat not in REMAT:
             raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
         self.depth = depth
+        self.norm = norm
         self.remat = remat
         self.stem_stride = tuple(stem_stride)
         self.dtype = dtype
         kind, counts = LAYERS[depth]
         self.width = self.pooled_width = 8 * width * kind.expansion
         self.conv1 = _convolution(channels, width, stem_size, self.stem_stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width)
+        self.bn1 = NORMS[norm](width)
+        options = {"norm": NORMS[norm], "dtype": dtype, "rngs": rngs}
         inputs = width
         for stage, (name, count) in enumerate(zip(STAGES, counts, strict=True)):
             plan = []
@@ -238,7 +281,7 @@ class ResNet(VisionEncoder):
                 plan.append((inputs, width * 2**stage, 2 if stage and not index else 1))
                 inputs = width * 2**stage * kind.expansion
             blocks = iter(plan)
-            setattr(self, name, stack(count, lambda b=blocks: kind(*next(b), dtype=dtype, rngs=rngs)))
+            setattr(self, name, stack(count, lambda b=blocks: kind(*next(b), **options)))
 
     def __call__(
         self, volume: Float[Array, "B D H W C"], *, train: bool = False
@@ -249,10 +292,25 @@ class ResNet(VisionEncoder):
             volume: (B, D, H, W, C).
             train: normalize by the batch, and update the running statistics in place.
         """
-        x = self._stem(volume, train)
+        return self.feature_maps(volume, train=train)[STAGES[-1]]
+
+    def feature_maps(
+        self, volume: Float[Array, "B D H W C"], *, train: bool = False
+    ) -> dict[str, Float[Array, "B d h w F"]]:
+        """Feature maps of the stem, after its max pooling, and of every stage.
+
+        Args:
+            volume: (B, D, H, W, C).
+            train: as of `__call__`.
+
+        Returns:
+            "stem", "layer1", ..., "layer4" to (B, d, h, w, F); (d, h, w) is that of `grids_of`.
+        """
+        x = batch_sharded(self._stem(volume, train))
+        maps = {"stem": x}
         for name in STAGES:
-            x = self._run(getattr(self, name), batch_sharded(x), train)
-        return batch_sharded(x)
+            maps[name] = x = batch_sharded(self._run(getattr(self, name), x, train))
+        return maps
 
     def _stem(self, volume: Float[Array, "B D H W C"], train: bool) -> Float[Array, "B d h w F"]:
         x = batch_sharded(volume).astype(self.dtype)
@@ -276,17 +334,21 @@ class ResNet(VisionEncoder):
 
     def grid_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Size (d, h, w) of the feature map of a volume of `shape` (D, H, W)."""
-        strides = zip(shape, self._strides(), strict=True)
-        # Each of the five layers with a stride rounds up.
-        return tuple(-(-size // stride) for size, stride in strides)
+        return self.grids_of(shape)[STAGES[-1]]
+
+    def grids_of(self, shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+        """Size (d, h, w) of each of `feature_maps` for volumes of `shape` (D, H, W)."""
+        pairs = tuple(zip(shape, self.stem_stride, strict=True))
+        # Each layer with a stride rounds up.
+        return {
+            name: tuple(-(-size // (stride * factor)) for size, stride in pairs)
+            for name, factor in zip(("stem", *STAGES), FACTORS, strict=True)
+        }
 
     def token_centers(self, shape: Sequence[int]) -> tuple[Float[np.ndarray, " tokens"], ...]:
         """See `VisionEncoder.token_centers`: a kernel of odd size stands on every stride-th voxel."""
-        axes = zip(self.grid_of(shape), self._strides(), strict=True)
-        return tuple(np.arange(count) * float(stride) for count, stride in axes)
-
-    def _strides(self) -> tuple[int, int, int]:
-        return tuple(16 * stride for stride in self.stem_stride)
+        axes = zip(self.grid_of(shape), self.stem_stride, strict=True)
+        return tuple(np.arange(count) * float(FACTORS[-1] * stride) for count, stride in axes)
 
     def encode(
         self,
@@ -313,18 +375,13 @@ class ResNet(VisionEncoder):
         self, voxels: Float[Array, "B D H W C"]
     ) -> dict[str, Float[Array, "batch tokens features"]]:
         """See `VisionEncoder.layer_states`: "stem", pooled, and each stage."""
-        x = self._stem(voxels, False)
-        states = {"stem": _as_tokens(x)}
-        for name in STAGES:
-            x = self._run(getattr(self, name), batch_sharded(x), False)
-            states[name] = _as_tokens(x)
-        return states
+        return {name: _as_tokens(features) for name, features in self.feature_maps(voxels).items()}
 
     def describe(self) -> str:
         """See `VisionEncoder.describe`."""
         sizes, strides = (" × ".join(map(str, given)) for given in (self.conv1.kernel_size, self.stem_stride))
         stem = f"first kernel {sizes} with strides {strides}"
-        return f"ResNet-{self.depth}, width {self.width}, {stem}, pooling {self.pooling}"
+        return f"ResNet-{self.depth}, width {self.width}, {stem}, {self.norm} norm, pooling {self.pooling}"
 
     def pool(self, encoded: Encoded) -> Float[Array, "B F"]:
         """Mean over the tokens of each volume, summed in float32."""

@@ -79,7 +79,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray], resnet: ResNet, *, prefix: 
 
     Understood: names conv1, bn1, layer{1..4}.{i}.{conv,bn}{1..3}, downsample.{0,1}, behind any prefix
     (`module.`, `encoder.`, `backbone.`); what lies outside the prefix, `HEADS` and `num_batches_tracked` are
-    left out. Kernels with four axes are of a 2D network: they are repeated along depth and divided by their
+    left out. With group norm there are no running statistics, and the names are the same.
+
+    MONAI's networks have a `downsample.0.bias` before batch norm, which is folded into its running mean: the
+    same output with running statistics, and in training, where the batch's mean takes any constant away.
+
+    Kernels with four axes are of a 2D network: they are repeated along depth and divided by their
     new depth, so that a volume which is the same in every slice gives, away from its first and last slices,
     what the 2D network gives for a slice. A first convolution with another number of channels gets the mean
     over its own in each, scaled so that equal channels give what they gave.
@@ -90,12 +95,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray], resnet: ResNet, *, prefix: 
         prefix: of the names, where a checkpoint holds several networks; None finds the only one.
 
     Raises:
-        ValueError: no or several networks, another depth; missing, unexpected or ill-shaped weights by name.
-            Nothing was overwritten then.
+        ValueError: no or several networks, another depth or norm, shortcuts without weights (type A);
+            missing, unexpected or ill-shaped weights by name. Nothing was overwritten then.
     """
-    given = _canonical(state_dict, prefix)
+    given = _folded(_canonical(state_dict, prefix))
     places = _places(resnet)
-    _check_names(given, places, resnet.depth)
+    _check_names(given, places, resnet)
     fitted = {}
     for name, place in places.items():
         array = np.asarray(given[name], np.float32)
@@ -156,7 +161,17 @@ def _canonical(state_dict: Mapping[str, np.ndarray], prefix: str | None) -> dict
     }
 
 
-def _check_names(given: Mapping[str, np.ndarray], places: Mapping[str, nnx.Variable], depth: int) -> None:
+def _folded(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the bias of convolutions that a batch norm follows: (Wx + b) - m is Wx - (m - b)."""
+    folded = dict(given)
+    for name in given:
+        mean = f"{name.removesuffix('0.bias')}1.running_mean"
+        if name.endswith(".downsample.0.bias") and mean in given:
+            folded[mean] = np.asarray(given[mean], np.float32) - np.asarray(folded.pop(name), np.float32)
+    return folded
+
+
+def _check_names(given: Mapping[str, np.ndarray], places: Mapping[str, nnx.Variable], resnet: ResNet) -> None:
     missing = [name for name in places if name not in given]
     unexpected = [name for name in given if name not in places]
     if not (missing or unexpected):
@@ -168,12 +183,24 @@ def _check_names(given: Mapping[str, np.ndarray], places: Mapping[str, nnx.Varia
     if found is None:
         kind = "bottleneck" if bottleneck else "basic"
         message = f"the checkpoint has {counts} {kind} blocks in its stages, which no depth here has. "
-    elif found != depth:
+    elif found != resnet.depth:
         message = (
-            f"the checkpoint is a ResNet-{found}, the network a ResNet-{depth}: set its depth to {found}. "
+            f"the checkpoint is a ResNet-{found}, the network a ResNet-{resnet.depth}: "
+            f"set its depth to {found}. "
+        )
+    elif not unexpected and all(".downsample." in name for name in missing):
+        message = (
+            "the checkpoint has shortcuts without weights (type A: subsampling and zero channels), as "
+            "MedicalNet's ResNet-18 and 34 have, and this network projects (type B): take a checkpoint of "
+            "type B, such as MedicalNet's ResNet-50. "
+        )
+    elif all(".running_" in name for name in [*missing, *unexpected]):
+        norm = "batch" if unexpected else "group"
+        message = (
+            f"the checkpoint is of {norm} norm, the network of {resnet.norm} norm: set its norm to {norm!r}. "
         )
     else:
-        message = f"the checkpoint does not fit a ResNet-{depth}. "
+        message = f"the checkpoint does not fit a ResNet-{resnet.depth}. "
     raise ValueError(
         f"{message}Missing: {listed(missing, unexpected)}. Unexpected: {listed(unexpected, missing)}"
     )

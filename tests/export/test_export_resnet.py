@@ -1,10 +1,14 @@
 """A model whose volume tower is a ResNet: batch norm by running statistics, out and back in every format."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import torch
 
+import medclip_jax
 from medclip_jax.export import onnx, stablehlo
 from medclip_jax.export.folder import folder_config, write_folder
 from medclip_jax.export.model_card import model_card
@@ -27,6 +31,7 @@ TOWERS = {
         "windows": ((-1000.0, 1000.0), (-150.0, 250.0)),
     },
     "cells": {"depth": 18, "cell": (1, 3, 2)},
+    "group norm": {"depth": 18, "width": 16, "norm": "group"},
 }
 
 
@@ -93,6 +98,18 @@ def test_weights_and_running_statistics_come_back(exported):
         np.testing.assert_array_equal(found[name], value)
 
 
+def test_a_folder_from_before_norm_could_be_chosen(exported, tmp_path):
+    folder = shutil.copytree(exported[1], tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["objective"]["vision"].pop("norm") == "batch"
+    (folder / "config.json").write_text(json.dumps(config))
+    volumes = {"volume": made_volumes(1, SHAPE)}
+    opened = medclip_jax.load(folder, progress=False)
+    assert opened.objective.vision.encoder.norm == "batch"
+    found = read_folder(folder).objective().embed_volumes(volumes).mean
+    np.testing.assert_array_equal(found, read_folder(exported[1]).objective().embed_volumes(volumes).mean)
+
+
 def test_only_what_it_needs_travels(exported):
     code = (exported[1] / "modeling_medclip.py").read_text()
     assert "class ResNet(" in code
@@ -129,7 +146,10 @@ def test_stablehlo_and_onnx_take_any_batch(exported):
 
 def test_the_card_says_what_the_tower_is(exported):
     card = (exported[1] / "README.md").read_text()
-    assert "| volume tower | ResNet-18, width 32, first kernel 7 × 7 × 7 with strides 2 × 2 × 2" in card
+    assert (
+        "| volume tower | ResNet-18, width 32, first kernel 7 × 7 × 7 with strides 2 × 2 × 2, batch norm"
+        in card
+    )
     assert "patches" not in card
 
 

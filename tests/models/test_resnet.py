@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from medclip_jax.models.resnet import BatchNorm, ResNet
+from medclip_jax.models.resnet import BatchNorm, GroupNorm, ResNet
 
 
 def test_statistics_are_those_of_all_devices():
@@ -60,11 +60,62 @@ def test_tokens_and_pooled_mean():
     np.testing.assert_allclose(resnet.pool(encoded), maps.mean((1, 2, 3)), atol=1e-6)
 
 
+def test_group_norm_sees_one_volume_at_a_time_as_pytorch_does():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(3, 2, size=(3, 3, 4, 5, 48)).astype(np.float32)
+    norm, theirs = GroupNorm(48), torch.nn.GroupNorm(16, 48)  # 16 is what 32 and 48 share
+    assert norm.groups == 16
+    assert GroupNorm(64).groups == 32
+    scale, bias = np.random.default_rng(1).normal(size=(2, 48)).astype(np.float32)
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    theirs.load_state_dict({"weight": torch.tensor(scale), "bias": torch.tensor(bias)})
+    expected = np.moveaxis(theirs(torch.tensor(np.moveaxis(x, -1, 1))).detach().numpy(), 1, -1)
+    found = norm(x, train=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(norm(x, train=False), found)
+    np.testing.assert_allclose(norm(x[1:2], train=True), found[1:2], atol=1e-6)
+
+
+def test_group_norm_has_no_statistics_and_is_exact_in_slices():
+    resnet = ResNet(18, width=8, norm="group", rngs=nnx.Rngs(0))
+    assert not jax.tree.leaves(nnx.state(resnet, nnx.BatchStat))
+    assert "group norm" in resnet.describe()
+    volume = np.random.default_rng(0).normal(size=(4, 33, 40, 37, 1)).astype(np.float32)
+    run = nnx.jit(lambda resnet, volume: resnet(volume, train=True))
+    full = np.asarray(run(resnet, volume))
+    assert full.std(axis=0).max() > 1e-2
+    parts = np.concatenate([run(resnet, volume[:2]), run(resnet, volume[2:])])
+    np.testing.assert_allclose(parts, full, atol=1e-5 * np.abs(full).max())
+
+
+def test_feature_maps_of_every_stage():
+    resnet = ResNet(18, width=4, stem_stride=(1, 2, 2), rngs=nnx.Rngs(0))
+    shape = (9, 40, 37)
+    volume = np.random.default_rng(0).normal(size=(2, *shape, 1)).astype(np.float32)
+    maps, last, states = nnx.jit(
+        lambda resnet, volume: (resnet.feature_maps(volume), resnet(volume), resnet.layer_states(volume))
+    )(resnet, volume)
+    grids = resnet.grids_of(shape)
+    assert list(grids) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    assert grids["stem"] == (5, 10, 10)
+    assert grids["layer4"] == resnet.grid_of(shape) == (1, 2, 2)
+    for name, width in zip(grids, (4, 4, 8, 16, 32), strict=True):
+        assert maps[name].shape == (2, *grids[name], width)
+        np.testing.assert_array_equal(states[name], maps[name].reshape(2, -1, width))
+    np.testing.assert_array_equal(last, maps["layer4"])
+    before = np.asarray(resnet.layer4["0"].bn1.running_mean[...])
+    moved = nnx.jit(lambda resnet, volume: resnet.feature_maps(volume, train=True))(resnet, volume)
+    assert np.abs(moved["layer1"] - maps["layer1"]).max() > 1e-2
+    assert np.abs(resnet.layer4["0"].bn1.running_mean[...] - before).max() > 1e-3
+
+
 def test_settings_that_do_not_exist():
     with pytest.raises(ValueError, match=r"no ResNet of 77 layers: choose one of \(18, 34, 50, 101, 152\)"):
         ResNet(77, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="remat='block' is unknown"):
         ResNet(18, remat="block", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"norm='layer' is unknown: use one of \('batch', 'group'\)"):
+        ResNet(18, norm="layer", rngs=nnx.Rngs(0))
 
 
 def test_parameters_and_statistics_in_the_training_state():

@@ -70,6 +70,7 @@ def test_it_starts_from_the_checkpoint_and_moves_statistics(run):
 def test_a_saved_config_is_complete():
     config = to_json(make_config())
     assert complete(config) == config
-    del config["objective"]["vision"]["stem_stride"]
+    del config["objective"]["vision"]["stem_stride"], config["objective"]["vision"]["norm"]
     assert complete(config)["objective"]["vision"]["stem_stride"] == [2, 2, 2]
+    assert complete(config)["objective"]["vision"]["norm"] == "batch"
     assert "patch" not in complete(config)["objective"]["vision"]

@@ -1,7 +1,8 @@
-"""3D residual network with batch norm."""
+"""3D residual network with batch or group norm."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,16 @@ class BatchNorm(nn.Module):
         )
 
 
+class GroupNorm(nn.GroupNorm):
+    """32 groups, or as many as the greatest divisor that 32 and the channels share."""
+
+    def __init__(self, features: int):
+        super().__init__(math.gcd(32, features), features)
+
+
+NORMS = {"batch": BatchNorm, "group": GroupNorm}
+
+
 def convolution(inputs: int, outputs: int, size: Sequence[int], stride: Sequence[int]) -> nn.Conv3d:
     """Without bias, padded alike on both sides so that stride 1 keeps the size."""
     padding = tuple(step // 2 for step in size)
@@ -48,9 +59,10 @@ class Residual(nn.Module):
         width: channels within.
         stride: of the first convolution of 3 voxels, along each axis.
         bottleneck: convolutions of 1, 3 and 1 voxels, the last to four times the width, instead of two of 3.
+        norm: one of `NORMS`.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool):
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, norm: str):
         super().__init__()
         outputs = 4 * width if bottleneck else width
         if bottleneck:
@@ -60,10 +72,10 @@ class Residual(nn.Module):
         self.steps = len(plan)
         for index, (before, after, size, step) in enumerate(plan, start=1):
             self.add_module(f"conv{index}", convolution(before, after, (size,) * 3, (step,) * 3))
-            self.add_module(f"bn{index}", BatchNorm(after))
+            self.add_module(f"bn{index}", NORMS[norm](after))
         beside = []
         if stride != 1 or inputs != outputs:
-            beside = [convolution(inputs, outputs, (1, 1, 1), (stride,) * 3), BatchNorm(outputs)]
+            beside = [convolution(inputs, outputs, (1, 1, 1), (stride,) * 3), NORMS[norm](outputs)]
         self.downsample = nn.Sequential(*beside)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,12 +103,13 @@ class ResNet(nn.Module):
         strides = [16 * stride for stride in config["stem_stride"]]
         self.grid = tuple(-(-size // stride) for size, stride in zip(shape, strides, strict=True))
         self.conv1 = convolution(len(config["windows"]), width, config["stem_size"], config["stem_stride"])
-        self.bn1 = BatchNorm(width)
+        self.bn1 = NORMS[config["norm"]](width)
         inputs = width
         for stage, count in enumerate(LAYERS[config["depth"]]):
             inside, blocks = width * 2**stage, []
             for index in range(count):
-                blocks.append(Residual(inputs, inside, 2 if stage and not index else 1, bottleneck))
+                stride = 2 if stage and not index else 1
+                blocks.append(Residual(inputs, inside, stride, bottleneck, config["norm"]))
                 inputs = 4 * inside if bottleneck else inside
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.width = self.pooled_width = inputs
