@@ -1,6 +1,6 @@
 """What `medclip demo` trains on: which phantoms, and how they are prepared.
 
-A box around the heart that holds both lungs. Mostly scans without contrast, as calcium is read from,
+A box around the heart that holds both lungs. Two scans in three without contrast, as calcium is read from,
 moderate to severe findings, and fewer confounders than the generator's default: what a few minutes can learn.
 Nodules are several (three on average) and of 12 to 22 mm: voxels here measure 4 mm, on which a nodule of 5 mm
 is one faint voxel that nothing tells from a vessel.
@@ -13,7 +13,7 @@ from medclip_jax.shards.settings import PrepareSettings
 
 PHANTOMS = dataclasses.replace(
     PRESETS["demo"],
-    contrast_probability=0.2,
+    contrast_probability=0.35,
     severities=(0.4, 1.0),
     confounders=0.5,
     nodule_mm=(12.0, 22.0),

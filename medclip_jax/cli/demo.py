@@ -47,7 +47,7 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size(phantoms=1500)
+FULL = Size(phantoms=1450)
 SHORT = Size(
     phantoms=120,
     overrides=("--config.steps=12", "--config.batch_size=16", "--config.optimizer.warmup_steps=2"),

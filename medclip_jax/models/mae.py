@@ -157,7 +157,9 @@ class MaskedDecoder(nnx.Module):
     def _predicted(self, states, restore_index):
         predicted = self.predict(self._patches(self.norm(states), restore_index))
         if self.mean_bias is not None:
-            predicted = predicted + self.mean_bias[...].astype(predicted.dtype)
+            bias = self.mean_bias[...].astype(predicted.dtype)
+            # A product, as the bias's gradient is then one, too: XLA's sum over the batch is slow on CPUs.
+            predicted = predicted + jnp.einsum("b,nv->bnv", jnp.ones(len(predicted), bias.dtype), bias)
         return batch_sharded(predicted)
 
     def set_means(self, target: Float[Array, "batch tokens voxels"]) -> None:
