@@ -4,7 +4,7 @@ Shards:    medclip prepare --table PHANTOMS/studies.csv --out SHARDS --crop hear
                --spacing 4.2 3.3 3.7 --findings phantom --vocabulary-size 1024 --organ-cell 2 --organs \
                heart,aorta,coronary_arteries,pulmonary_artery,lung_upper_lobe_left,lung_lower_lobe_left,\
 lung_upper_lobe_right,lung_middle_lobe_right,lung_lower_lobe_right,esophagus,trachea,vertebrae
-           (PHANTOMS: medclip-demo/phantoms after `medclip demo`, which writes 1500)
+           (PHANTOMS: medclip-demo/phantoms after `medclip demo`, which writes 1450)
 Command:   medclip train --config configs/asap/demo.py --workdir runs/asap_demo --config.data.shards=SHARDS
 Hardware:  2 CPU cores.
 Time:      about 4 s for a step of 16 volumes, with other programs on both cores (measured).
