@@ -20,9 +20,9 @@ from medclip_jax import objectives
 from medclip_jax.export.folder import write_folder
 from medclip_jax.export.parity import largest_difference
 from medclip_jax.fields import Layout
-from medclip_jax.models.resnet import BatchNorm
+from medclip_jax.models.resnet import BatchNorm, ResNet
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Term
-from medclip_jax.parameters import combine, flatten, merge, split
+from medclip_jax.parameters import combine, flatten, merge, split, unflatten
 from medclip_jax.pipeline import train_batches
 from medclip_jax.shards.read import open_shards
 from medclip_jax.shards.record import Schema
@@ -31,6 +31,8 @@ from medclip_jax.training.checkpoints import CheckpointError, restore_weights
 from medclip_jax.training.config import base_config
 from medclip_jax.training.data import open_data
 from medclip_jax.training.loop import train
+from medclip_jax.training.mesh import make_mesh, put_batch, put_state, replicated
+from medclip_jax.training.partition import param_shardings
 from medclip_jax.weights.exported import read_folder
 from tests.tiny_run import FINDINGS, SHAPE, SPACING, made_records
 
@@ -183,6 +185,55 @@ def test_they_are_those_of_the_whole_batch_or_slice_on_any_devices(shards, tmp_p
         found = weights(tmp_path, ema=ema)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A ResNet in double precision (in float32 a ReLU may open on one mesh only), volumes, and its step."""
+    with jax.enable_x64(True):
+        network = ResNet(18, width=4, stem_size=(3, 3, 3), dtype=jnp.float64, rngs=nnx.Rngs(0))
+        nnx.update(network, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), nnx.state(network)))
+        graphdef, params, variables = split(network)
+        # Each device's samples lie elsewhere: statistics of a part would be far off.
+        x = (
+            np.random.default_rng(0).normal(size=(8, 9, 20, 17, 1))
+            + np.arange(8.0)[:, None, None, None, None]
+        )
+        weights = np.random.default_rng(1).normal(size=network(x).shape)
+
+        def loss(params, variables, x):
+            network = merge(graphdef, params, variables)
+            maps = network(x, train=True)
+            return (maps * weights).sum(), (maps, split(network)[2])
+
+        step = jax.value_and_grad(loss, has_aux=True)
+        return params, variables, x, step, jax.jit(step)(params, variables, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_a_resnet_on_eight_devices_is_that_of_one(resnet, data, fsdp):
+    """Maps, statistics and gradients, the batch over all devices and parameters split over "fsdp"."""
+    params, variables, x, step, expected = resnet
+    mesh = make_mesh(ConfigDict({"data": data, "fsdp": fsdp}))
+    shardings = param_shardings(flatten(params), mesh)
+    assert any(not sharding.is_fully_replicated for sharding in shardings.values()) == (fsdp > 1)
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        placed = put_state(params, unflatten(shardings))
+        found = jax.jit(step)(
+            placed, jax.device_put(variables, replicated(mesh)), put_batch({"x": x}, mesh)["x"]
+        )
+    assert len(found[0][1][0].sharding.device_set) == 8
+    ((_, (maps, moved)), gradients), ((_, (maps_of_one, moved_of_one)), gradients_of_one) = found, expected
+    for kind, ours, theirs in (
+        ("maps", {"": maps}, {"": maps_of_one}),
+        ("statistics", flatten(moved), flatten(moved_of_one)),
+        ("gradients", flatten(gradients), flatten(gradients_of_one)),
+    ):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            scale = np.abs(value).max()
+            np.testing.assert_allclose(ours[name], value, atol=1e-9 * scale, err_msg=f"{kind} {name}")
 
 
 def test_a_resumed_run_keeps_them(shards, workdir, tmp_path):

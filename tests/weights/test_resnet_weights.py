@@ -24,7 +24,7 @@ SHAPE = (33, 40, 37)
 
 
 class Block(nn.Module):
-    def __init__(self, dims, inputs, width, stride, deep):
+    def __init__(self, dims, inputs, width, stride, deep, bias):
         super().__init__()
         conv, norm = (nn.Conv3d, nn.BatchNorm3d) if dims == 3 else (nn.Conv2d, nn.BatchNorm2d)
         outputs = width * 4 if deep else width
@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.last = len(sizes)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride, bias=False), norm(outputs))
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride, bias=bias), norm(outputs))
 
     def forward(self, x):
         y = x
@@ -48,9 +48,9 @@ class Block(nn.Module):
 
 
 class Twin(nn.Module):
-    """The names of published checkpoints, classifier included."""
+    """The names of published checkpoints, classifier included; MONAI's with `bias_downsample`."""
 
-    def __init__(self, depth, channels=1, stem_stride=2, dims=3, stem_size=7):
+    def __init__(self, depth, channels=1, stem_stride=2, dims=3, stem_size=7, bias_downsample=False):
         super().__init__()
         conv, norm, pool = (
             (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
@@ -65,7 +65,8 @@ class Twin(nn.Module):
         for stage, count in enumerate(BLOCKS[depth]):
             blocks, width = [], WIDTH * 2**stage
             for index in range(count):
-                blocks.append(Block(dims, inputs, width, 2 if stage and not index else 1, deep))
+                stride = 2 if stage and not index else 1
+                blocks.append(Block(dims, inputs, width, stride, deep, bias_downsample))
                 inputs = width * 4 if deep else width
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(inputs, 5)
@@ -78,6 +79,8 @@ class Twin(nn.Module):
                 # last digits of 50 random layers grow to 1e-4 of the map.
                 if name.endswith("bn3.weight" if deep else "bn2.weight"):
                     tensor *= 0.2
+                if name.endswith("downsample.0.bias"):
+                    tensor.normal_(0, 0.3)
             for name, tensor in self.named_buffers():
                 if name.endswith("running_mean"):
                     tensor.normal_(0, 0.1)
@@ -93,8 +96,8 @@ def arrays(twin):
     return {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
 
 
-def pair(depth, channels=1, stem_stride=(2, 2, 2), stem_size=(7, 7, 7), **options):
-    twin = Twin(depth, channels, stem_stride, stem_size=stem_size)
+def pair(depth, channels=1, stem_stride=(2, 2, 2), stem_size=(7, 7, 7), bias_downsample=False, **options):
+    twin = Twin(depth, channels, stem_stride, stem_size=stem_size, bias_downsample=bias_downsample)
     stem = {"stem_size": stem_size, "stem_stride": stem_stride}
     resnet = ResNet(depth, channels=channels, width=WIDTH, **stem, rngs=nnx.Rngs(0), **options)
     from_torch(arrays(twin), resnet)
@@ -180,6 +183,96 @@ def test_gradients_equal_pytorch(depth, remat):
         for name, parameter in twin.named_parameters():
             if not name.startswith("fc."):
                 assert scaled(found[name], parameter.grad.numpy()) <= 1e-6, name
+
+
+def without_bias(twin):
+    """Running statistics, those behind a biased convolution as without its bias."""
+    held = buffers(twin)
+    for name, parameter in twin.named_parameters():
+        if name.endswith("downsample.0.bias"):
+            mean = name.replace("0.bias", "1.running_mean")
+            held[mean] = held[mean] - parameter.detach().numpy()
+    return held
+
+
+MONAI = [(18, 1), (18, 2), (50, 1), (50, 2)]
+"""Depth, and stride of the first convolution (1 by default in MONAI)."""
+
+
+@pytest.mark.parametrize(("depth", "stride"), MONAI)
+def test_monai_names_with_a_bias_before_batch_norm(depth, stride):
+    """Largest difference over the largest value 1e-5 in float32, by running statistics and by the batch."""
+    twin, resnet = pair(depth, stem_stride=(stride,) * 3, bias_downsample=True)
+    assert sum("downsample.0.bias" in name for name in arrays(twin)) == (4 if depth == 50 else 3)
+    x = volumes(shape=(17 * stride, 11 * stride, 19))
+
+    @nnx.jit
+    def both(resnet, x):
+        return resnet(x), resnet(x, train=True)
+
+    still, training = both(resnet, x)
+    with torch.no_grad():
+        assert scaled(still, to_ours(twin.eval()(to_theirs(x)))) <= 1e-5
+        assert scaled(training, to_ours(twin.train()(to_theirs(x)))) <= 1e-5
+    assert scaled(training, still) > 0.1
+    moved = to_torch(resnet)
+    for name, buffer in without_bias(twin).items():
+        assert np.abs(moved[name] - buffer).max() <= 1e-5, name
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("depth", "stride"), [(18, 2), pytest.param(50, 1, marks=pytest.mark.slow)])
+def test_gradients_of_monai_networks(depth, stride, train):
+    """1e-6 of the largest value, in double precision: see `test_gradients_equal_pytorch`."""
+    with jax.enable_x64(True):
+        twin, resnet = pair(depth, stem_stride=(stride,) * 3, bias_downsample=True, dtype=jnp.float64)
+        twin.double().train(train)
+        nnx.update(resnet, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), nnx.state(resnet)))
+        x = volumes(shape=(17, 11, 19)).astype(np.float64)
+        given = to_theirs(x).requires_grad_()
+        theirs = twin(given)
+        weights = np.random.default_rng(2).normal(size=to_ours(theirs).shape)
+        (theirs * to_theirs(weights)).sum().backward()
+        gradients, by_volume = nnx.jit(
+            nnx.grad(lambda resnet, x: (resnet(x, train=train) * weights).sum(), argnums=(0, 1))
+        )(resnet, x)
+        assert scaled(by_volume, to_ours(given.grad)) <= 1e-6
+        nnx.update(resnet, gradients)
+        found = to_torch(resnet)
+        for name, parameter in twin.named_parameters():
+            theirs = None if parameter.grad is None else parameter.grad.numpy()
+            if name.endswith("downsample.0.bias"):
+                # The mean of the batch takes a constant away; running statistics do not.
+                assert (np.abs(theirs).max() < 1e-9) == train
+            elif theirs is not None:
+                # The 1e-10 for gradients of zero: where nothing is clipped, norms take bn1.bias away.
+                assert np.abs(found[name] - theirs).max() <= 1e-6 * np.abs(theirs).max() + 1e-10, name
+
+
+def test_shortcuts_without_weights_are_refused():
+    given = {name: array for name, array in arrays(Twin(18)).items() if ".downsample." not in name}
+    with pytest.raises(
+        ValueError, match=r"shortcuts without weights \(type A.* such as MedicalNet's ResNet-50"
+    ):
+        from_torch(given, ResNet(18, width=WIDTH, rngs=nnx.Rngs(0)))
+
+
+def test_a_checkpoint_of_group_norm():
+    network = ResNet(18, width=WIDTH, norm="group", rngs=nnx.Rngs(3))
+    given = to_torch(network)
+    assert not any("running" in name for name in given)
+    fresh = ResNet(18, width=WIDTH, norm="group", rngs=nnx.Rngs(0))
+    from_torch(given, fresh)
+    for name, array in to_torch(fresh).items():
+        np.testing.assert_array_equal(array, given[name])
+    with pytest.raises(
+        ValueError, match="is of group norm, the network of batch norm: set its norm to 'group'"
+    ):
+        from_torch(given, ResNet(18, width=WIDTH, rngs=nnx.Rngs(0)))
+    with pytest.raises(
+        ValueError, match="is of batch norm, the network of group norm: set its norm to 'batch'"
+    ):
+        from_torch(arrays(Twin(18)), fresh)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
