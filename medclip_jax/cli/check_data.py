@@ -100,12 +100,12 @@ def of_expectation(config: Any) -> AssumedData:
     """The data that `config.data.prepare` expects, the rest as `medclip prepare` does it by default."""
     from medclip_jax.shards.settings import PrepareSettings
 
-    expected, default = config.data.prepare, PrepareSettings()
+    expected, default = config.data.prepare, PrepareSettings(fit=config.data.prepare.fit or "crop")
     shape = tuple(expected.shape or default.shape)
     cell, organs = expected.organ_cell, tuple(expected.organs) if expected.organ_cell else ()
     spec = DataSpec(
         shape,
-        tuple(expected.spacing or default.spacing),
+        tuple(expected.spacing or default.all_series[0].spacing),
         findings=tuple(expected.findings),
         organs=organs,
         organ_shape=(len(organs), *(size // cell for size in shape)) if organs else (),

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     print(summary.text())
     smaller = f"{found.voxel_bytes / max(found.bytes, 1):.2f}x smaller than int16"
     print(f"{found.records} records verified, {found.bytes / 1e6:.1f} MB, {smaller}")
+    for series in info.series:
+        print(f"{_of(series)}{_times(series.shape)} voxels, {_mm(series, found)} mm per voxel")
     organs = _organ_counts(info.organs, found)
     for rows in (percentiles, counts, *([organs] if info.organs else [])):
         print(_aligned(rows))
@@ -74,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
         "volumes": str(found.records),
         "splits": ", ".join(f"{name} {count}" for name, count in info.splits.items()),
         **{
-            f"{_of(series)}{what}": "×".join("own" if value is None else f"{value:g}" for value in values)
+            f"{_of(series)}{what}": value
             for series in info.series
-            for what, values in (("voxels (D, H, W)", series.shape), ("mm per voxel", series.spacing))
+            for what, value in (
+                ("voxels (D, H, W)", _times(series.shape)),
+                ("mm per voxel", _mm(series, found)),
+            )
         },
         "on disk": f"{found.bytes / 1e6:.0f} MB ({found.voxel_bytes / max(found.bytes, 1):.1f}× smaller)",
         **{
@@ -113,6 +118,20 @@ def _of(series) -> str:
     from medclip_jax.shards.record import VOLUME
 
     return "" if series.name == VOLUME else f"{series.name}, "
+
+
+def _times(sizes) -> str:
+    return "×".join("own" if size is None else f"{size:g}" for size in sizes)
+
+
+def _mm(series, found) -> str:
+    """A series' spacing; where scans have each their own, from the smallest to the largest."""
+    if series.name not in found.spacings:
+        return _times(series.spacing)
+    return "×".join(
+        f"{low:.3g}" if low == high else f"{low:.3g}–{high:.3g}"
+        for low, high in zip(*found.spacings[series.name], strict=True)
+    )
 
 
 def _samples(info, entries: list[dict], count: int) -> list[dict]:

@@ -33,6 +33,9 @@ examples:
   medclip prepare --table studies.csv --out shards --crop heart --shape 128 144 144 \\
       --spacing 1.5 1.33 1.33 --organ-cell 8
 
+  # The complete scan, resized to one shape, whatever its extent: each keeps a spacing of its own.
+  medclip prepare --table studies.csv --out shards --fit resize --shape 64 128 128
+
   # More scans than one machine can do: the same command in a SLURM array or a Kubernetes indexed job.
   medclip prepare --table studies.csv --root scans --out shards --part auto
   medclip prepare --table studies.csv --root scans --out shards --part 3/8   # or by hand, 1/8 to 8/8
@@ -100,9 +103,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spacing",
         nargs=3,
         type=float,
-        default=(3.0, 1.5, 1.5),
         metavar=("D", "H", "W"),
-        help="mm (3 1.5 1.5)",
+        help="mm (3 1.5 1.5); not with --fit resize",
+    )
+    volume.add_argument(
+        "--fit",
+        choices=("crop", "resize"),
+        default="crop",
+        help="'crop' brings every scan to --spacing and cuts or pads it to --shape, so that a voxel is as "
+        "large in all scans; 'resize' brings each scan's whole extent to --shape, so that nothing is cut off "
+        "and the mm of a voxel are each scan's own (%(default)s)",
     )
     volume.add_argument(
         "--crop", default="center", help="'center' of the scan, 'box' (the table's column) or an organ's name"
@@ -213,7 +223,8 @@ def run(args: argparse.Namespace) -> int:
     findings, definitions = choose_findings(asked.split(","))
     settings = PrepareSettings(
         shape=tuple(args.shape),
-        spacing=tuple(args.spacing),
+        spacing=None if args.spacing is None else tuple(args.spacing),
+        fit=args.fit,
         crop=args.crop,
         findings=findings,
         definitions=definitions,

@@ -21,6 +21,7 @@ from medclip_jax.evaluation.grounding_metrics import Score, most_similar, patch_
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, needs, number, with_interval
 from medclip_jax.evaluation.sentence_maps import select
+from medclip_jax.evaluation.spacings import spacing_of_records
 from medclip_jax.fields import Layout
 from medclip_jax.reports.definitions import Findings
 from medclip_jax.reports.findings import extract
@@ -268,6 +269,7 @@ def evaluate_grounding(
         inputs = {name: sample[name] for name in embedder.volume_inputs}
         return inputs, sample["tokens"], sample["sentence"]
 
+    spacing_of = spacing_of_records(layout.spec, open_records)
     grounded: list[Grounded] = []
     scans: list[ShownScan] = []
     stated = row = 0
@@ -287,7 +289,7 @@ def evaluate_grounding(
                     _shown(found[index], similarity[index], selected[index], shares, read, grid)
                     for index in _worth_showing(found)
                 )
-                scans.append(ShownScan(np.array(records[row]["volume"]), layout.spec.spacing, shown))
+                scans.append(ShownScan(np.array(records[row]["volume"]), spacing_of(row), shown))
             grounded += found.values()
             stated += len(sentences)
             row += 1

@@ -18,6 +18,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.grounding_metrics import patch_shares
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, number, with_interval
+from medclip_jax.evaluation.spacings import spacing_of_records
 from medclip_jax.objectives.base import Inputs, Objective
 
 
@@ -161,6 +162,7 @@ def evaluate_organs(
     count = len(records)
     everyone = sum(shares_of(row) for row in range(count))
     found = np.full((2, count, len(groups)), np.nan)
+    spacing_of = spacing_of_records(embedder.layout.spec, open_records)
     scans: list[ShownOrgans] = []
     row = 0
 
@@ -177,7 +179,7 @@ def evaluate_organs(
             if len(scans) < pictures:
                 volume = np.array(records[row]["volume"])
                 maps = (part.reshape(-1, *grid) for part in (shares, told.T))
-                scans.append(ShownOrgans(volume, embedder.layout.spec.spacing, *maps))
+                scans.append(ShownOrgans(volume, spacing_of(row), *maps))
             row += 1
     bootstrap = Bootstrap(draws, seed)
     told_organs = {

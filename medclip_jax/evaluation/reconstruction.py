@@ -18,6 +18,7 @@ from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, with_interval
+from medclip_jax.evaluation.spacings import spacing_of_records
 from medclip_jax.objectives.base import Objective, Reconstruction
 
 
@@ -124,12 +125,14 @@ def evaluate_reconstruction(
     explained = np.concatenate(list(embedder.each(_explained, count, arguments, label="reconstruct")))
     windows = [f"{low:g} to {high:g}" for low, high in embedder.objective.reconstructed_windows()]
     bootstrap = Bootstrap(draws, seed)
-    spacing, volumes = embedder.layout.spec.spacing, []
+    spacing_of, volumes = spacing_of_records(embedder.layout.spec, open_records), []
     shown = min(pictures, count, embedder.batch_size)
     if shown:
         (rebuilt,) = embedder.each(_Rebuilt(shown), shown, arguments, label="reconstruct pictures")
         volumes = [
-            ShownReconstruction(name, spacing, *(np.asarray(part[row, ..., channel]) for part in rebuilt))
+            ShownReconstruction(
+                name, spacing_of(row), *(np.asarray(part[row, ..., channel]) for part in rebuilt)
+            )
             for row in range(shown)
             for channel, name in enumerate(windows)
         ]

@@ -6,7 +6,7 @@ of a place, however its pooled vector scores. No text is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
 from medclip_jax.evaluation.pca import COMPONENTS, token_colors
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, number
+from medclip_jax.evaluation.spacings import Spacing, spacing_of_records
 from medclip_jax.evaluation.spectrum_metrics import (
     Moments,
     effective_rank,
@@ -73,7 +74,7 @@ class TokenMaps:
         colors: (P, d, h, w, 3) from 0 to 1, of each token.
         centers: where tokens lie along depth, height, width, in voxels from the first.
         shares: (3,) of the variance that red, green and blue carry.
-        spacing: mm along depth, height, width.
+        spacings: of each volume, mm along depth, height, width.
     """
 
     layer: str
@@ -81,7 +82,7 @@ class TokenMaps:
     colors: Float[np.ndarray, "P d h w 3"]
     centers: tuple[Float[np.ndarray, " tokens"], ...]
     shares: Float[np.ndarray, " 3"]
-    spacing: tuple[float, float, float]
+    spacings: Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def evaluate_spectrum(
 
     parts = embedder.each(_LayerTokens(tokens, seed), len(chosen), read, label="token spectra")
     layers = _spectra(parts)
-    maps = _token_maps(drawn[:pictures], records, embedder) if pictures else None
+    spacing_of = spacing_of_records(embedder.layout.spec, open_records)
+    maps = _token_maps(drawn[:pictures], records, embedder, spacing_of) if pictures else None
     conditions = {
         "n": f"{len(chosen)} volumes of {len(np.unique(data.patients[chosen]))} patients, "
         f"split {data.name!r}",
@@ -268,7 +270,10 @@ def _spectra(parts: Iterable[Mapping[str, Float[np.ndarray, "B N W"]]]) -> dict[
 
 
 def _token_maps(
-    chosen: Int64[np.ndarray, " P"], records: Sequence[Mapping[str, Any]], embedder: Embedder
+    chosen: Int64[np.ndarray, " P"],
+    records: Sequence[Mapping[str, Any]],
+    embedder: Embedder,
+    spacing_of: Callable[[int], Spacing],
 ) -> TokenMaps:
     """Of the last layer's tokens, all of them, in colors that all these volumes share."""
     inputs = [embedder.inputs(records[int(index)], int(index)) for index in chosen]
@@ -283,5 +288,5 @@ def _token_maps(
         colors=to_colors(tokens).reshape(len(tokens), *tower.grid, COMPONENTS),
         centers=tower.token_centers(),
         shares=to_colors.shares,
-        spacing=tuple(embedder.layout.spec.spacing),
+        spacings=[spacing_of(int(index)) for index in chosen],
     )

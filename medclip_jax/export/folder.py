@@ -231,15 +231,16 @@ def check_out(out: Path) -> None:
 
 def _preprocessor(model: Model) -> dict[str, Any]:
     vision = model.config["objective"].get("vision", {})
+    steps = "resize" if None in model.spec.spacing else "resample, crop or pad"
     return {
         "shape": list(model.spec.shape),
-        "spacing_mm": list(model.spec.spacing),
+        "spacing_mm": list(model.spec.spacing),  # null: the scan's whole extent becomes the shape
         "axes": ["superior", "anterior", "right"],
         "crop": model.crop,
         "fill_hu": AIR_HU,
         "modality": model.modality,
         "windows_hu": [list(window) for window in vision.get("windows", ())],
-        "note": "modeling_medclip.py does all: reorient, resample, crop or pad, window to [-1, 1]",
+        "note": f"modeling_medclip.py does all: reorient, {steps}, window to [-1, 1]",
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medclip_jax.evaluation.results import TOO_FEW, is_enough
+from medclip_jax.shards.grid import shown_spacing
 
 if TYPE_CHECKING:
     from medclip_jax.inference.model import Model
@@ -178,12 +179,18 @@ def _input(model: Model) -> str:
     crop = {"center": "the middle of the scan", "box": "a box given with each scan"}.get(
         model.crop, f"the {model.crop.replace('_', ' ')}"
     )
-    lines = [
-        "## Input",
-        "",
-        f"* {_times(model.spec.shape)} voxels of {_times(model.spec.spacing)} mm (superior, anterior, "
-        f"right), around {crop}, air (-1024 HU) outside. The model's own `prepare` does it.",
-    ]
+    shape, spacing = model.spec.shape, model.spec.spacing
+    if None in spacing:
+        grid = (
+            f"{_times(shape)} voxels (superior, anterior, right), to which the complete scan is resized, "
+            "whatever its extent: nothing is cut off or padded, and a voxel has other mm in every scan."
+        )
+    else:
+        grid = (
+            f"{_times(shape)} voxels of {_times(spacing)} mm (superior, anterior, right), around {crop}, air "
+            "(-1024 HU) outside."
+        )
+    lines = ["## Input", "", f"* {grid} The model's own `prepare` does it."]
     for tower in _towers(model):
         if tower.get("windows"):
             windows = ", ".join(f"{low:g} to {high:g}" for low, high in tower["windows"])
@@ -243,7 +250,7 @@ def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phan
         )
     lines += [
         "",
-        f"Prepared to {_times(info.shape)} voxels of {_times(info.spacing)} mm. "
+        f"Prepared to {_times(info.shape)} voxels of {shown_spacing(info.spacing)}. "
         f"Findings: {_listed(info.findings)}. Organs: {_listed(info.organs)}.",
     ]
     return "\n".join(lines)

@@ -103,11 +103,13 @@ class Model:
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.objective, nnx.Param)))
         size = " x ".join(map(str, self.spec.shape))
-        spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
+        grid = "(depth, height, width), to which the complete scan is resized"
+        if None not in self.spec.spacing:
+            spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
+            grid = f"of {spacing} mm (depth, height, width), crop around: {self.crop}"
         lines = [
             f"medclip_jax.Model({self.config['objective']['name']!r}, {count / 1e6:.3g} million parameters)",
-            f"  scans:     {self.modality}, {size} voxels of {spacing} mm (depth, height, width), "
-            f"crop around: {self.crop}",
+            f"  scans:     {self.modality}, {size} voxels {grid}",
         ]
         for tower, what in self.objective.towers().items():
             lines.append(f"  {tower}: {what}")

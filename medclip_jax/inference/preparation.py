@@ -60,7 +60,8 @@ class Preparation:
 
     Attributes:
         shape: (D, H, W) voxels; None along an axis keeps the scan's own.
-        spacing: mm along depth, height, width; None likewise.
+        spacing: mm along depth, height, width; None likewise, and where the scan's whole extent is resized to
+            the shape.
         crop: what volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
         percentiles: window an MR series' intensities, see `shards.series.SeriesSettings`.
@@ -152,6 +153,11 @@ class Preparation:
             ) from error
 
     def _from_stored(self, scan: StoredScan, center: Sequence[float] | None) -> Prepared:
+        if center is not None and self.spacing == (None, None, None):
+            raise VolumeRejected(
+                "center-of-complete-scan",
+                "The model takes the complete scan, resized, and nothing is cut around a center: give none.",
+            )
         volume = to_volume(scan, modality=self.modality, percentiles=self.percentiles)
         at = None if center is None else np.asarray(center, np.float64)
         prepared, notes = crop_and_resample(volume, self.shape, self.spacing, at)

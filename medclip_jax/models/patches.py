@@ -17,6 +17,9 @@ MOST_TOKENS = 1024
 PATCH_MM = 24.0
 """Edge of a patch, as in HiPro-CT (8 x 24 x 24 voxels of 3 x 1 x 1 mm)."""
 
+EXTENT_MM = 336.0
+"""What a resized volume is counted as along each axis: as much as `medclip prepare` crops by default."""
+
 
 def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
     """Patches along depth, height, width.
@@ -34,7 +37,10 @@ def grid_of(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[i
 
 
 def choose_patch(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], *, tokens: int = MOST_TOKENS
+    shape: tuple[int, int, int],
+    spacing: tuple[float | None, float | None, float | None],
+    *,
+    tokens: int = MOST_TOKENS,
 ) -> tuple[int, int, int]:
     """The patch that divides a volume and is nearest to a cube of `PATCH_MM`.
 
@@ -43,12 +49,14 @@ def choose_patch(
 
     Args:
         shape: (D, H, W) voxels.
-        spacing: mm of a voxel along each axis.
+        spacing: mm of a voxel along each axis; None where each volume has its own, and is counted as
+            `EXTENT_MM` long.
         tokens: patches that there may be. Where cubes of that size would be more, patches are larger.
 
     Returns:
         Voxels along depth, height, width.
     """
+    spacing = [EXTENT_MM / n if step is None else step for n, step in zip(shape, spacing, strict=True)]
     divisors = [[step for step in range(1, size + 1) if size % step == 0] for size in shape]
     fitting = [patch for patch in itertools.product(*divisors) if math.prod(grid_of(shape, patch)) <= tokens]
 

@@ -101,7 +101,8 @@ class DataSpec:
 
     Attributes:
         shape: (D, H, W) voxels of a prepared volume.
-        spacing: mm per voxel along depth, height, width.
+        spacing: mm per voxel along depth, height, width; None where volumes are resized scans, which have
+            each its own.
         findings: names of the columns of `batch["findings"]`.
         organs: names of the channels of `batch["organs"]`, () where there are none.
         organ_shape: (O, d, h, w) of a sample's `batch["organs"]`, () likewise.
@@ -110,7 +111,7 @@ class DataSpec:
     """
 
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float | None, float | None, float | None]
     findings: tuple[str, ...] = ()
     organs: tuple[str, ...] = ()
     organ_shape: tuple[int, ...] = ()

@@ -97,20 +97,21 @@ def token_maps(maps: TokenMaps) -> Figure:
     """
     shape = maps.volumes.shape[1:]
     nearest = nearest_tokens(maps.centers, shape)
-    sizes = np.array(shape) * maps.spacing
+    sizes = np.max(np.array(shape) * np.array(maps.spacings), axis=0)
     widths = np.repeat([sizes[2], sizes[2], sizes[1]], 2)
     heights = [sizes[1], sizes[0], sizes[0]]
     scale = min(12.0 / sum(widths), 3.0 / max(heights))
     rows = len(maps.volumes)
     figure = new_figure(scale * sum(widths) + 0.4, rows * (scale * max(heights) + 0.1) + 0.3)
     panels = figure.subplots(rows, 6, width_ratios=widths, squeeze=False)
-    for row, volume, colors in zip(panels, maps.volumes, maps.colors, strict=True):
+    scans = zip(panels, maps.volumes, maps.colors, maps.spacings, strict=True)
+    for row, volume, colors, spacing in scans:
         for axis in range(3):
             at = shape[axis] // 2
-            picture, extent = plane(volume, maps.spacing, axis, at)
+            picture, extent = plane(volume, spacing, axis, at)
             # Only the tokens of this slice: a full volume of colors would take far more memory.
             places = [index[at : at + 1] if i == axis else index for i, index in enumerate(nearest)]
-            tokens, _ = plane(colors[np.ix_(*places)], maps.spacing, axis, 0)
+            tokens, _ = plane(colors[np.ix_(*places)], spacing, axis, 0)
             for panel in row[2 * axis : 2 * axis + 2]:
                 panel.imshow(
                     picture,

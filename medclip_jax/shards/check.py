@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from medclip_jax.progress import track
 from medclip_jax.shards.manifest import read_manifest
@@ -33,6 +33,8 @@ class Check:
         labels: (F, 3) how many volumes are labeled absent, unknown and present.
         bytes: of all shards.
         voxel_bytes: of all scans, not compressed.
+        spacings: by the name of each array of scans that have a spacing of their own, the smallest and the
+            largest mm along depth, height, width.
         organs: (O, 4) how many volumes show each organ, describe it, do both, and say it is normal.
     """
 
@@ -44,6 +46,7 @@ class Check:
     bytes: int
     voxel_bytes: int
     organs: Int[np.ndarray, "O 4"]
+    spacings: Mapping[str, Float[np.ndarray, "2 3"]]
 
 
 def check_files(info: PreparedInfo) -> list[str]:
@@ -98,6 +101,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
     columns = np.arange(len(info.findings))
     organs = np.zeros((len(info.organs), 4), np.int64)
+    own = {series.name: series.spacing_array for series in info.series if series.spacing_array}
+    spacings: dict[str, list[Float[np.ndarray, " 3"]]] = defaultdict(list)
     records = voxel_bytes = 0
     count = sum(map(len, expected.values()))
     with track(total=count, unit="volume", label="verify", show=progress, smoothing=0.05) as bar:
@@ -135,6 +140,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     voxel_bytes += sample[scan].nbytes
                     thin = sample[scan][..., ::4, ::4, ::4].astype(np.int32).ravel() - _LOWEST
                     histograms[scan] += np.bincount(thin, minlength=len(histograms[scan]))
+                for scan in own.keys() & sample.keys():
+                    spacings[scan].append(sample[own[scan]])
                 findings[columns, np.sign(sample["findings"]) + 1] += 1
                 labels[columns, np.sign(sample["labels"]) + 1] += 1
                 for place, organ in enumerate(info.organs):
@@ -144,7 +151,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     organs[place] += (shown, said is not None, shown and said is not None, normal)
     percentiles = {name: _percentiles(counts) for name, counts in histograms.items() if counts.any()}
     size = sum(info.files.values())
-    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs)
+    ranges = {name: np.stack([np.min(each, 0), np.max(each, 0)]) for name, each in spacings.items()}
+    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs, ranges)
 
 
 def _percentiles(counts: Int[np.ndarray, " V"]) -> dict[float, float]:

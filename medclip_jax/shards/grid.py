@@ -18,8 +18,9 @@ def volume_kind(info: PreparedInfo) -> dict[str, Any]:
         info: from `open_shards`.
 
     Returns:
-        shape (D, H, W) in voxels, spacing in mm, what they are centered on, the modality, and the percentiles
-        that window its intensities or None. Of records without `volume`, shape and spacing are ().
+        shape (D, H, W) in voxels, spacing in mm (None where scans are resized), what they are centered on,
+        the modality, and the percentiles that window its intensities or None. Of records without `volume`,
+        shape and spacing are ().
     """
     volume = next((series for series in info.series if series.name == VOLUME), None)
     return {
@@ -57,14 +58,18 @@ def refuse_other_kind(trained: Mapping[str, Any], given: Mapping[str, Any], what
         ValueError: they differ; the message says in what, and how to prepare them.
     """
     if found := differences(trained, given):
-        shape, spacing = (" ".join(f"{size:g}" for size in trained[key]) for key in ("shape", "spacing"))
-        more = "" if trained["crop"] == "center" else f" --crop {trained['crop']}"
+        more = " --shape " + " ".join(f"{size:g}" for size in trained["shape"])
+        if None in trained["spacing"]:
+            more += " --fit resize"
+        else:
+            more += " --spacing " + " ".join(f"{step:g}" for step in trained["spacing"])
+        more += "" if trained["crop"] == "center" else f" --crop {trained['crop']}"
         if trained.get("percentiles"):
             more += " --percentiles {:g} {:g}".format(*trained["percentiles"])
         raise ValueError(
             f"{what} are not of the kind that the model was trained on: {'; '.join(found)}. Prepare them "
-            f"with --shape {shape} --spacing {spacing}{more}, or score the model on what it was not trained "
-            "for with --other-grid (other_grid=True)"
+            f"with{more}, or score the model on what it was not trained for with --other-grid "
+            "(other_grid=True)"
         )
 
 
@@ -72,7 +77,8 @@ def _alike(one: Any, other: Any) -> bool:
     if not isinstance(one, Sequence) or not isinstance(other, Sequence) or isinstance(one, str):
         return one == other
     return len(one) == len(other) and all(
-        abs(a - b) <= 1e-3 * abs(a) for a, b in zip(one, other, strict=True)
+        a == b if a is None or b is None else abs(a - b) <= 1e-3 * abs(a)
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -81,4 +87,15 @@ def _shown(key: str, value: str | Sequence[float] | None) -> str:
         return value or "none"
     if key == "percentiles":
         return "{:g} to {:g}".format(*value)
-    return " x ".join(f"{size:g}" for size in value) + (" mm" if key == "spacing" else " voxels")
+    return shown_spacing(value) if key == "spacing" else " x ".join(f"{size:g}" for size in value) + " voxels"
+
+
+def shown_spacing(spacing: Sequence[float | None]) -> str:
+    """A set's spacing in words, for people to read.
+
+    Args:
+        spacing: mm along depth, height, width; None where scans are resized.
+    """
+    if list(spacing) == [None, None, None]:
+        return "each scan's own mm (--fit resize)"
+    return " x ".join("own" if step is None else f"{step:g}" for step in spacing) + " mm"

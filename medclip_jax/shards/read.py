@@ -31,7 +31,8 @@ class PreparedInfo:
     Attributes:
         folder: where it lies.
         shape: (D, H, W) voxels of the array `volume`; () where records have none.
-        spacing: mm per voxel along depth, height, width; () likewise.
+        spacing: mm per voxel along depth, height, width; () likewise. None along an axis where scans were
+            resized: each record then has its own, in the array `volume_spacing`.
         findings: names of the columns of `findings` and `labels`.
         organs: names of the channels of `organs`, () where none were prepared.
         measurements: names of the columns of `measurements`.
@@ -46,7 +47,7 @@ class PreparedInfo:
 
     folder: Path
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[float | None, ...]
     findings: tuple[str, ...]
     organs: tuple[str, ...]
     measurements: tuple[str, ...]
@@ -121,7 +122,7 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
         info = PreparedInfo(
             folder=folder,
             shape=_positive(written["shape"], int) if has_volume else (),
-            spacing=_positive(written["spacing"], float) if has_volume else (),
+            spacing=_spacing(written["spacing"]) if has_volume else (),
             findings=tuple(written["findings"]),
             organs=tuple(written["organs"]),
             measurements=tuple(written["measurements"]),
@@ -148,6 +149,12 @@ def _positive(values: Iterable[object], kind: type) -> tuple:
     if not values or not all(type(value) in (int, kind) and value > 0 for value in values):
         raise ValueError("a number is missing, or not above 0")
     return values
+
+
+def _spacing(values: Sequence[object]) -> tuple[float | None, ...]:
+    """mm along each axis, None where each scan has its own."""
+    _positive((1.0 if value is None else value for value in values), float)
+    return tuple(values)
 
 
 class ShardSource:

@@ -43,7 +43,7 @@ class Schema:
 
     Attributes:
         shape: (D, H, W) voxels of the array `volume`; () where there is none.
-        spacing: mm per voxel along depth, height, width; () likewise.
+        spacing: mm per voxel along depth, height, width; () likewise; None where each record has its own.
         findings: names of the columns of `findings` and `labels`.
         organs: names of the channels of `organs`.
         measurements: names of the columns of `measurements`.
@@ -52,7 +52,7 @@ class Schema:
     """
 
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[float | None, ...]
     findings: tuple[str, ...] = ()
     organs: tuple[str, ...] = ()
     measurements: tuple[str, ...] = ()

@@ -51,6 +51,7 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
         if item.rejection is not None:
             raise VolumeRejected(*item.rejection)
         record, provenance, notes = _make_record(item, settings)
+        spacings = _spacings(record, settings)
         data, checksums = encode(record, settings.schema)
     except VolumeRejected as rejection:
         return Outcome(entry | {"class": REJECTED, "reason": rejection.code, "message": str(rejection)})
@@ -72,11 +73,22 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
         "class": NOTED if notes else ACCEPTED,
         "notes": list(notes),
         "provenance": provenance,
+        **({"spacing": spacings} if spacings else {}),
         "bytes": len(data),
         "checksum": checksum(data),
         "volume_checksum": _scan_checksum([checksums[series.name] for series in settings.all_series]),
     }
     return Outcome(entry, data)
+
+
+def _spacings(record: dict[str, Any], settings: PrepareSettings) -> object:
+    """mm of a voxel as prepared, where it is the record's own: of the volume, or by name of the series."""
+    found = {
+        series.name: [round(float(step), 4) for step in record[series.spacing_array]]
+        for series in settings.all_series
+        if series.spacing_array in record
+    }
+    return found if settings.series else found.get(VOLUME)
 
 
 def _scan_checksum(found: list[str]) -> str:

@@ -18,8 +18,10 @@ class SeriesSettings:
     Attributes:
         name: of the series in a study, and of its array in the record.
         shape: (D, H, W) voxels; None along an axis keeps the scan's own voxels there, which makes the array
-            ragged, and adds the array `NAME_spacing`.
-        spacing: mm per voxel along depth, height, width; None where the shape is.
+            ragged.
+        spacing: mm per voxel along depth, height, width; None along an axis where the scan is not cut: where
+            the shape is None, and where the scan's whole extent is resized to the shape. Then each record has
+            its own, in the array `NAME_spacing`.
         modality: "CT" or "MR"; series of another one are rejected.
         percentiles: what of a series' intensities becomes 0 and `volumes.modality.WINDOW_TOP`, in percent of
             its voxels; None keeps HU and the scanner's units.
@@ -37,6 +39,11 @@ class SeriesSettings:
     def spacing_array(self) -> str:
         """Name of the array that holds a record's own spacing; "" where it is the same for all records."""
         return f"{self.name}_spacing" if None in self.spacing else ""
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether scans are resized and cut along no axis."""
+        return self.spacing == (None, None, None) and self.shape != (None, None, None)
 
     @property
     def specs(self) -> tuple[ArraySpec, ...]:
@@ -61,7 +68,7 @@ class SeriesSettings:
             shape = tuple(None if size is None else int(size) for size in self.shape)
             spacing = tuple(None if step is None else float(step) for step in self.spacing)
             fits = len(shape) == len(spacing) == 3 and all(
-                (size is None) == (step is None) and (size is None or (size >= 1 and step > 0))
+                step is None if size is None else size >= 1 and (step is None or step > 0)
                 for size, step in zip(shape, spacing, strict=True)
             )
         except (TypeError, ValueError):
@@ -69,7 +76,8 @@ class SeriesSettings:
         if not fits:
             raise ShardError(
                 f"{where}shape {self.shape} and spacing {self.spacing} must each be three positive numbers "
-                "in the order depth, height, width (or both None where a series keeps its own voxels)"
+                "in the order depth, height, width. Where a series keeps its own voxels, both are None; "
+                "where its whole extent is resized to the shape, the spacing is None"
             )
         if self.name == VOLUME and None in shape:
             raise ShardError(f"'{VOLUME}' has one shape for all records: name a ragged series otherwise")

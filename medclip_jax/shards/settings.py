@@ -17,6 +17,12 @@ from medclip_jax.volumes import RULES
 
 SPLITS = ("train", "validation", "test")
 
+FITS = ("crop", "resize")
+"""How a scan comes to the set's shape: cut or padded at one spacing, or all of it resized."""
+
+SPACING = (3.0, 1.5, 1.5)
+"""mm along depth, height, width where none are given."""
+
 _RAGGED_VOXELS = 32
 """What an axis of unknown size is taken for where the size of a shard is chosen."""
 
@@ -27,7 +33,11 @@ class PrepareSettings:
 
     Attributes:
         shape: (D, H, W) voxels of a prepared volume; () where `series` are given and none is `volume`.
-        spacing: mm per voxel along depth, height, width; likewise.
+        spacing: mm per voxel along depth, height, width; likewise. None means `SPACING`, or with
+            ``fit="resize"`` each scan's own, which `resolve` writes as (None, None, None).
+        fit: "crop" brings scans to one spacing, and cuts or pads them to the shape; "resize" resamples each
+            scan's whole extent to the shape, so that its spacing is its own, in the array `volume_spacing`.
+            Where `series` are given, each says that itself, by a spacing of None.
         crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
             ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.
         findings: columns of `findings` and `labels`; None means Cardiac-CLIP's seven.
@@ -60,7 +70,8 @@ class PrepareSettings:
     """
 
     shape: tuple[int, int, int] = (112, 224, 224)
-    spacing: tuple[float, float, float] = (3.0, 1.5, 1.5)
+    spacing: tuple[float | None, float | None, float | None] | None = None
+    fit: str = "crop"
     crop: str = "center"
     findings: tuple[str, ...] | None = None
     organs: tuple[str, ...] | None = None
@@ -86,7 +97,8 @@ class PrepareSettings:
     @property
     def all_series(self) -> tuple[SeriesSettings, ...]:
         """What each series of a study becomes."""
-        one = SeriesSettings(VOLUME, self.shape, self.spacing, self.modality, self.percentiles)
+        spacing = self.spacing or (SPACING if self.fit == "crop" else (None, None, None))
+        one = SeriesSettings(VOLUME, self.shape, spacing, self.modality, self.percentiles)
         return self.series or (one,)
 
     @property
@@ -106,8 +118,10 @@ class PrepareSettings:
         """As written to `prepare.json`: without folders of this machine."""
         copied = self.tokenizer not in ("train", None)
         written = asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
-        # Only where there are any, so that other sets keep their bytes and fingerprints.
+        # Only where they say something, so that other sets keep their bytes and fingerprints.
         del written["definitions"]
+        if self.fit == "crop":
+            del written["fit"]
         return written | ({"definitions": self.definitions.to_json()} if self.definitions.own else {})
 
     @classmethod
@@ -132,6 +146,7 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     from medclip_jax.reports.findings import CARDIAC_FINDINGS
     from medclip_jax.reports.names import UnknownFinding, finding_name
 
+    _check_fit(settings)
     all_series = tuple(series.checked() for series in settings.all_series)
     volume = next((series for series in all_series if series.name == VOLUME), None)
     shape, spacing = ((), ()) if volume is None else (volume.shape, volume.spacing)
@@ -210,6 +225,34 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         per_shard=per_shard,
         unknown_masks=len(unknown) if settings.cell and settings.organs is None else 0,
     )
+
+
+def _check_fit(settings: PrepareSettings) -> None:
+    """Check that what says how scans come to their shape does not contradict itself.
+
+    Raises:
+        ShardError: it does.
+    """
+    resize, own = settings.fit == "resize", (None, None, None)
+    if settings.fit not in FITS:
+        raise ShardError(f"fit '{settings.fit}' is none of {', '.join(FITS)}")
+    if settings.series and resize:
+        raise ShardError(
+            "fit 'resize' is for sets of one volume a record: give each series that is to be resized its "
+            "shape and a spacing of (None, None, None) instead"
+        )
+    if resize and settings.spacing not in (None, own):
+        raise ShardError(
+            f"fit 'resize' and a spacing of {settings.spacing}: resizing gives every scan the spacing that "
+            "makes it fill the shape. Leave --spacing out, or take --fit crop"
+        )
+    if not resize and not settings.series and None in (settings.spacing or ()):
+        raise ShardError(f"spacing {settings.spacing} leaves it to each scan: that is --fit resize")
+    if settings.crop != "center" and any(series.is_resized for series in settings.all_series):
+        raise ShardError(
+            f"crop '{settings.crop}' and resizing: a resized scan is complete, nothing of it is cut off. "
+            "Leave --crop out, or take --fit crop with a --spacing at which the shape holds what you want"
+        )
 
 
 def organ_names(study: Study) -> set[str]:

@@ -57,11 +57,12 @@ def base_config() -> Section:
                 # evaluation stays with `shards`, which names one of them or another. () = `shards` alone
                 "sets": (),
                 # How `medclip prepare` made the volumes that this config is meant for: shards of another
-                # shape or spacing are refused, another crop or organ cell is warned of; (), "" and 0 expect
-                # nothing. `medclip check` takes these for the data where there are no shards.
+                # shape, spacing or fit are refused, another crop or organ cell is warned of; (), "" and 0
+                # expect nothing. `medclip check` takes these for the data where there are no shards.
                 "prepare": {
                     "shape": (),  # voxels, (depth, height, width)
                     "spacing": (),  # mm of a voxel, (depth, height, width)
+                    "fit": "",  # "crop", or "resize": scans resized to the shape, each with its own spacing
                     "crop": "",  # "center", "box" or an organ
                     "organ_cell": 0,  # voxels of a cell of organ maps along each axis
                     "organs": (),  # their channels; for `medclip check` alone, as are those below

@@ -101,12 +101,20 @@ def check_expectation(config: Any, spec: DataSpec, info: Any | None = None) -> N
         info: of the prepared folder, None for data that are from none: then shape and spacing alone count.
 
     Raises:
-        ValueError: volumes of another shape or spacing. Another crop or organ cell is only logged.
+        ValueError: volumes of another shape, spacing or fit. Another crop or organ cell is only logged.
     """
     expected = config.prepare
+    fit = "resize" if None in spec.spacing else "crop"
+    if expected.fit not in ("", fit):
+        raise ValueError(
+            f"config.data.shards={config.shards!r} was prepared with --fit {fit}, and this config is meant "
+            f"for {expected.fit!r} (config.data.prepare.fit): prepare with --fit {expected.fit}, or use them "
+            "all the same with --config.data.prepare.fit=''"
+        )
     for name, found in (("shape", spec.shape), ("spacing", spec.spacing)):
         wanted = tuple(expected[name])
-        if wanted and not np.allclose(wanted, found or 0, rtol=0, atol=1e-3):
+        given = np.array(found or 0, np.float64)  # None, each volume's own spacing, is no number
+        if wanted and not np.allclose(wanted, given, rtol=0, atol=1e-3):
             values = " ".join(f"{number:g}" for number in wanted)
             raise ValueError(
                 f"config.data.shards={config.shards!r} holds volumes of {name} {tuple(found)}, and this "

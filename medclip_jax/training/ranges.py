@@ -82,6 +82,7 @@ _RULES: dict[str, _Rule] = {
     r"data\.prefetch": _whole(1),
     r"data\.prepare\.shape": _THREE_OR_NONE,
     r"data\.prepare\.spacing": _listed("three numbers above 0 (mm), or ()", _ABOVE_0.allows, 3, empty=True),
+    r"data\.prepare\.fit": _Rule("'crop', 'resize' or ''", lambda value: value in ("", "crop", "resize")),
     r"data\.prepare\.(organ_cell|vocabulary_size)": _whole(0),
     r"data\.prepare\.(organs|findings)": _listed("names, such as ('heart',)", _is_text),
     r"batch_size|microbatches|steps": _whole(0),

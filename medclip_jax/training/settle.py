@@ -76,7 +76,9 @@ def settle_objective(objective: Any, spec: DataSpec) -> Any:
     if open_patch:
         cells = list(zip(spec.shape, spec.spacing, vision["cell"], strict=True))
         shape = tuple(size // cell for size, _, cell in cells)
-        settled["vision"]["patch"] = choose_patch(shape, tuple(step * cell for _, step, cell in cells))
+        settled["vision"]["patch"] = choose_patch(
+            shape, tuple(None if step is None else step * cell for _, step, cell in cells)
+        )
     if open_findings:
         settled["findings"] = tuple(spec.findings)
     return settled

@@ -25,11 +25,15 @@ def crop_and_resample(
     What `medclip prepare` and inference do. The result's middle is the point, to rounding; that of
     ``crop_or_pad(resample(volume))`` lies up to half a new voxel beside it, on the resampled volume's grid.
 
+    Along an axis with a shape and no spacing, the volume is resized: its whole extent, from the outer edge
+    of the first voxel to that of the last, becomes so many voxels, and the spacing what follows from that.
+
     Args:
         volume: any volume.
         shape: wanted (D, H, W); None along an axis keeps the volume's own voxels there.
-        spacing: wanted mm along depth, height, width; None likewise.
-        center: world (x, y, z) in RAS mm; None means the volume's middle.
+        spacing: wanted mm along depth, height, width; None resizes, and goes with a shape of None.
+        center: world (x, y, z) in RAS mm; None means the volume's middle. It counts along the axes that have
+            a spacing; the others are taken whole.
 
     Returns:
         The volume, and notes: "mostly-padding:P%" where the scan covers less than a quarter of it.
@@ -38,14 +42,17 @@ def crop_and_resample(
         VolumeRejected: the crop lies outside the volume.
     """
     size = np.array(volume.voxels.shape)
-    kept = [axis for axis in range(3) if shape[axis] is None]
+    whole = [axis for axis in range(3) if spacing[axis] is None]
     shape = tuple(int(own) if wanted is None else wanted for own, wanted in zip(size, shape, strict=True))
-    spacing = tuple(own if step is None else step for own, step in zip(volume.spacing, spacing, strict=True))
+    spacing = tuple(
+        own * float(count / wanted) if step is None else step
+        for own, step, count, wanted in zip(volume.spacing, spacing, size, shape, strict=True)
+    )
     middle = (size - 1) / 2
     if center is not None:
         middle = np.linalg.solve(volume.affine[:3, :3], center - volume.affine[:3, 3])
-        middle[kept] = (size[kept] - 1) / 2
-    if center is None or kept:
+        middle[whole] = (size[whole] - 1) / 2
+    if center is None or whole:
         center = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
     # Two voxels of either grid beyond the crop: what anti-aliasing looks at, and the rounding of the crop.
     ratio = np.array(spacing) / np.array(volume.spacing)

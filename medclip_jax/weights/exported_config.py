@@ -184,8 +184,8 @@ def _spec(data: Mapping[str, Any]) -> DataSpec:
         _check(isinstance(value, list) and len(value) == 3, f"data.{name}", value, "a list of three numbers")
     _check(all(map(_is_size, data["shape"])), "data.shape", data["shape"], "three sizes in voxels")
     _check(math.prod(data["shape"]) < _VOXELS, "data.shape", data["shape"], f"fewer than {_VOXELS} voxels")
-    positive = all(_is_number(step) and step > 0 for step in data["spacing"])
-    _check(positive, "data.spacing", data["spacing"], "three distances in mm")
+    positive = all(step is None or (_is_number(step) and step > 0) for step in data["spacing"])
+    _check(positive, "data.spacing", data["spacing"], "three distances in mm, or null for each scan's own")
     for name in ("findings", "organs"):
         value = data.get(name, [])
         is_names = isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -247,7 +247,7 @@ class TestEvaluator:
         maps = evaluated(objective, records, pictures=3).maps
         assert maps.layer == "final"
         assert maps.colors.shape == (3, *objective.vision.grid, 3)
-        assert maps.spacing == SPACING
+        assert maps.spacings == [SPACING] * 3
         where = [next(i for i, r in enumerate(records) if (r["volume"] == v).all()) for v in maps.volumes]
         assert len(set(where)) == 3
         tokens = np.asarray(looked_at(objective.vision, maps.volumes)[1])

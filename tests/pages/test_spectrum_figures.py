@@ -23,7 +23,7 @@ def made_result(**changes):
     colors[:, 1, 0, 1] = (1.0, 0.0, 0.5)  # upper, on the patient's right
     centers = np.array([0.5, 2.5]), np.array([2.5]), np.array([1.5, 5.5])
     shares = np.array([0.6, 0.2, 0.1])
-    maps = TokenMaps("final", np.zeros((2, *SHAPE), np.int16), colors, centers, shares, SPACING)
+    maps = TokenMaps("final", np.zeros((2, *SHAPE), np.int16), colors, centers, shares, [SPACING] * 2)
     fields = {
         "layers": {"patches": made_layer(4.0), "block_1": made_layer(8.0), "final": made_layer(2.0)},
         "maps": maps,

@@ -137,7 +137,7 @@ class VolumeModel(PreTrainedModel):
             affine: (4, 4) from array index to RAS mm, as nibabel gives it.
             spacing: mm along the three axes, instead of `affine`.
             center: RAS mm of the crop's middle, by default the scan's; with `spacing`, mm to the right of,
-                in front of and above the first voxel.
+                in front of and above the first voxel. None where the complete scan is resized.
 
         Returns:
             (D, H, W) int16 HU, on the CPU.
@@ -147,6 +147,8 @@ class VolumeModel(PreTrainedModel):
             TypeError: neither an image nor an array.
         """
         data, modality = self.config.data, self.config.modality
+        if center is not None and data["spacing"] == [None] * 3:
+            raise ValueError("the model takes the complete scan, resized: leave center out")
         if is_image(voxels):
             if affine is not None or spacing is not None:
                 raise ValueError("an image has its own affine: leave affine and spacing out")

@@ -134,19 +134,25 @@ def to_canonical(voxels: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
 def crop_and_resample(voxels: Tensor, affine: Tensor, shape, spacing, center, fill: int) -> Tensor:
     """Resample to `spacing`, then cut or pad to `shape` around a point; only the voxels needed are touched.
 
+    Along an axis without a spacing the scan is resized: its whole extent, to the outer edges of its voxels,
+    becomes the shape.
+
     Args:
         voxels: (D, H, W) int16, canonical.
         affine: (3, 4) from (d, h, w, 1) to RAS mm.
         shape: wanted (D, H, W).
-        spacing: wanted mm along depth, height, width.
-        center: RAS mm; None for the middle.
+        spacing: wanted mm along depth, height, width; None resizes.
+        center: RAS mm; None for the middle. It counts along axes with a spacing.
         fill: value outside the scan.
     """
     linear, origin = affine[:, :3], affine[:, 3]
-    scales = [new / old for new, old in zip(spacing, linear.norm(dim=0).tolist(), strict=True)]
+    whole = [step is None for step in spacing]
+    steps = zip(spacing, linear.norm(dim=0).tolist(), voxels.shape, shape, strict=True)
+    scales = [old / size if step is None else step / length for step, length, old, size in steps]
     middle = (torch.tensor(voxels.shape, dtype=torch.float64) - 1) / 2
     if center is not None:
-        middle = torch.linalg.solve(linear, torch.as_tensor(center, dtype=torch.float64) - origin)
+        point = torch.linalg.solve(linear, torch.as_tensor(center, dtype=torch.float64) - origin)
+        middle = torch.where(torch.tensor(whole), middle, point)
     boxes, places, weights = [], [], []
     for point, old, size, scale in zip(middle.tolist(), voxels.shape, shape, scales, strict=True):
         reach = (size / 2 + 2) * scale + 2
