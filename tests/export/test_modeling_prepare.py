@@ -93,6 +93,29 @@ def test_any_orientation_spacing_shape_and_center():
     assert outside < 20
 
 
+def test_resized_scans_of_any_orientation_spacing_and_shape():
+    random = np.random.default_rng(4)
+    different = voxels_seen = 0
+    for trial in range(40):
+        shape = random.integers(3, 50, 3)
+        axes = np.eye(3)[:, random.permutation(3)] * random.choice([-1, 1], 3)
+        tilt = Rotation.from_euler("xyz", random.uniform(-0.5, 0.5, 3) * (trial % 2)).as_matrix()
+        affine = np.eye(4)
+        affine[:3, :3] = tilt @ axes * random.uniform(0.4, 6, 3)
+        affine[:3, 3] = random.uniform(-300, 300, 3)
+        scan = random.integers(-1024, 3000, shape).astype(np.int16)
+        volume = as_volume(scan, affine)
+        size = volume.voxels.shape if trial % 8 == 0 else tuple(int(n) for n in random.integers(2, 60, 3))
+        moved, moved_affine = to_canonical(to_hu(scan, "CT"), torch.from_numpy(affine))
+        found = crop_and_resample(moved, moved_affine, size, [None] * 3, None, -1024).numpy().astype(int)
+        difference = np.abs(found - expected_crop(volume, size, (None,) * 3)[0].voxels)
+        assert difference.max() <= 1
+        different, voxels_seen = different + int((difference > 0).sum()), voxels_seen + difference.size
+        if trial % 8 == 0:
+            np.testing.assert_array_equal(found, volume.voxels)
+    assert different <= ROUNDED * voxels_seen
+
+
 def test_spacing_alone_and_its_center():
     model = model_for((5, 9, 7), (3.0, 2.5, 2.0))
     scan = np.random.default_rng(1).integers(-1000, 1000, (14, 19, 23)).astype(np.int16)
@@ -256,6 +279,14 @@ def test_magnetic_resonance_windowed_by_percentiles(percentiles):
     assert (found != expected).mean() <= TIES
     with pytest.raises(ValueError, match="nearly empty"):
         model.prepare(np.full((4, 4, 4), 7, np.int16), affine)
+
+
+@pytest.mark.parametrize("name", ["abdomen.nii.gz", "upper_abdomen.nii.gz"])
+def test_real_scans_resized(real_data, name):
+    model = model_for((32, 64, 48), (None, None, None))
+    volume, image = read_volume(real_data / name), nib.load(real_data / name)
+    expected = expected_crop(volume, (32, 64, 48), (None, None, None))[0].voxels
+    assert_same_voxels(model, image.get_fdata(dtype=np.float32), image.affine, expected)
 
 
 @pytest.mark.parametrize("name", ["chest_contrast.nii.gz", "abdomen.nii.gz", "upper_abdomen.nii.gz"])

@@ -143,7 +143,7 @@ def test_every_series_counts_in_the_fingerprint(studies):
         ({"series": (STACK, STACK)}, "each needs a name of its own"),
         ({"series": (replace(STACK, name="report"),)}, "each needs a name of its own"),
         ({"series": (replace(STACK, name="short axis"),)}, "cannot name a series"),
-        ({"series": (replace(STACK, spacing=(8.0, 2.0, 2.0)),)}, "both None where"),
+        ({"series": (replace(STACK, spacing=(8.0, 2.0, 2.0)),)}, "keeps its own voxels, both are None"),
         ({"series": (replace(STACK, percentiles=(99, 1)),)}, "the lower first"),
         ({"series": (STACK,), "cell": 4}, "organ cells lie on the grid of 'volume'"),
         ({"percentiles": (1, 99)}, "CT holds HU, which no percentiles may change"),

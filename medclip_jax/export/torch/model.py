@@ -147,7 +147,7 @@ class VolumeModel(PreTrainedModel):
             TypeError: neither an image nor an array.
         """
         data, modality = self.config.data, self.config.modality
-        if center is not None and data["spacing"] == [None] * 3:
+        if center is not None and all(step is None for step in data["spacing"]):
             raise ValueError("the model takes the complete scan, resized: leave center out")
         if is_image(voxels):
             if affine is not None or spacing is not None:
