@@ -168,6 +168,40 @@ def augment(
     return jax.vmap(one)(volume, keys)
 
 
+def random_crops(
+    volume: Num[Array, "batch depth height width"],
+    keys: jax.Array,
+    *,
+    count: int,
+    shape: tuple[int, int, int],
+) -> Num[Array, "batch count d h w"]:
+    """Cut boxes out of each volume, every position inside it being equally likely.
+
+    Args:
+        volume: (B, D, H, W).
+        keys: (B,) one random key a sample: where its boxes lie is a function of its key alone.
+        count: M boxes of each volume.
+        shape: (d, h, w) voxels of a box.
+
+    Returns:
+        (B, M, d, h, w), of the type of `volume`.
+
+    Raises:
+        ValueError: a box is larger than the volume.
+    """
+    slack = [size - part for size, part in zip(volume.shape[1:], shape, strict=True)]
+    if min(slack) < 0:
+        raise ValueError(
+            f"crops of {tuple(shape)} voxels do not fit into volumes of {volume.shape[1:]}: take smaller ones"
+        )
+
+    def cut(volume, key):
+        starts = jax.random.randint(key, (count, 3), 0, jnp.asarray(slack) + 1)
+        return jax.vmap(lambda start: jax.lax.dynamic_slice(volume, start, shape))(starts)
+
+    return jax.vmap(cut)(volume, keys)
+
+
 def shift_offsets(keys: jax.Array, shift_voxels: tuple[int, int, int]) -> Int[Array, "batch 3"]:
     """Where `augment` with these keys takes each volume from: voxel i shows what was at i + offset.
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluators",
         metavar="NAMES",
         help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,"
-        "organs,reconstruction,probe "
+        "organs,reconstruction,views,probe "
         "(default: those of the run's config, else all but probe, which embeds train and validation, too)",
     )
     parser.add_argument(

@@ -90,6 +90,7 @@ class Embedder:
         self.has_volume_tower = "volume" in objective.volume_inputs and objective.volume_tower() is not None
         self.selects_patches, self.fills_words = objective.selects_patches, objective.fills_words
         self.predicts_organs, self.reconstructs = objective.predicts_organs, objective.reconstructs
+        self.matches_views = objective.matches_views
         self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
 
@@ -107,8 +108,8 @@ class Embedder:
         """Why the model cannot embed something, and what to do; "" where it can.
 
         Args:
-            need: "text", "organs", "patches", "words", "organ shares", "reconstruction", "volume tower" or
-                "pooled", which every model can.
+            need: "text", "organs", "patches", "words", "organ shares", "reconstruction", "views", "volume
+                tower" or "pooled", which every model can.
         """
         if need == "text" and self.has_text:
             missing = "there is no tokenizer: prepare the shards with one, or evaluate without texts"
@@ -134,6 +135,10 @@ class Embedder:
             "reconstruction": (
                 self.reconstructs,
                 "the model fills in no patches: evaluate a masked autoencoder",
+            ),
+            "views": (
+                self.matches_views,
+                "the model assigns no crops to volumes: evaluate one that does (t3d with head 'prototype')",
             ),
             "volume tower": (self.has_volume_tower, "the model shows no tower that reads volumes of HU"),
             "pooled": (True, ""),

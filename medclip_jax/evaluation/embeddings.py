@@ -175,3 +175,17 @@ def _gathered(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def apart(patients: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
+    """Rows in an order in which hardly ever two volumes of one patient follow each other.
+
+    Args:
+        patients: (N,) of the rows.
+    """
+    seen: dict[int, int] = {}
+    earlier = np.zeros(len(patients), np.int64)
+    for row, patient in enumerate(patients.tolist()):
+        earlier[row] = seen.get(patient, 0)
+        seen[patient] = earlier[row] + 1
+    return np.argsort(earlier, kind="stable")

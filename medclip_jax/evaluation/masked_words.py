@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Int64
 from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
-from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
+from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts, apart
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, with_interval
 from medclip_jax.fields import Layout, report_text
@@ -137,7 +137,7 @@ def evaluate_masked_words(
     layout = Layout(fields, embedder.layout.spec, embedder.layout.config, embedder.tokenizer)
     records, _ = open_records(layout.reads)
     texts, _ = open_records(TEXT_FIELDS)
-    order = _apart(data.patients)
+    order = apart(data.patients)
     size = embedder.batch_size
     # Full batches alone: in each, a row's other volume is that of the row before.
     places = np.resize(order, -(-len(order) // size) * size)
@@ -192,16 +192,6 @@ def _fill(objective: Objective, batch: Batch) -> dict[str, jax.Array]:
     # The compiler sees what the three have in common, and computes it once.
     found = {image: objective.fill_words(batch, jax.random.key(0), image=image) for image in IMAGES}
     return {"hidden": found["own"].hidden} | {image: words.filled for image, words in found.items()}
-
-
-def _apart(patients: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Rows in an order in which hardly ever two volumes of one patient follow each other."""
-    seen: dict[int, int] = {}
-    earlier = np.zeros(len(patients), np.int64)
-    for row, patient in enumerate(patients.tolist()):
-        earlier[row] = seen.get(patient, 0)
-        seen[patient] = earlier[row] + 1
-    return np.argsort(earlier, kind="stable")
 
 
 class _FindingWords:

@@ -19,6 +19,7 @@ from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
+from medclip_jax.evaluation.views import evaluate_views
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
 from medclip_jax.reports.names import UnknownFinding, finding_name
 from medclip_jax.reports.places import read_places
@@ -38,6 +39,7 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "masked_words": evaluate_masked_words,
     "organs": evaluate_organs,
     "reconstruction": evaluate_reconstruction,
+    "views": evaluate_views,
     "probe": evaluate_probe,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
@@ -58,7 +60,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Setting to the values that it can have."""
 
-_AT_LEAST_ONE = ("bins", "subset_draws", "seeds")
+_AT_LEAST_ONE = ("bins", "subset_draws", "seeds", "among")
 
 _ABOVE_ZERO = ("shares", "penalties")
 """Settings that are a list of such numbers, at least one; shares go up to 1."""

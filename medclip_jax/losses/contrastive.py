@@ -60,13 +60,54 @@ def info_nce(
     """
     _check_same_group(same_group)
 
-    def cross_entropy(rows, columns):
-        positive, part = matching_pairs(rows, columns, same_group)
-        targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1.0)
-        return _cross_entropy(columns["scale"] * _products(rows, columns), targets, part)
+    def own_pair(rows, columns):
+        return _own_pair(rows, columns, same_group)
 
     samples = _samples(volume.shape[0], groups=groups, valid=valid)
-    return _both_ways(cross_entropy, cross_entropy, volume, text, logit_scale, samples, {}, chunk_rows)
+    return _both_ways(own_pair, own_pair, volume, text, logit_scale, samples, {}, chunk_rows)
+
+
+def one_way(
+    rows: Float[Array, "rows features"],
+    columns: Float[Array, "columns features"],
+    logit_scale: Float[Array, ""] | float,
+    *,
+    groups: Int[Array, "columns words"] | None = None,
+    same_group: str = "positive",
+    normalized: bool = True,
+    chunk_rows: int = 0,
+) -> Float[Array, " rows"]:
+    """Softmax contrast of rows with columns, in this direction alone; several rows may belong to a column.
+
+    Args:
+        rows: (B * M, D); rows i * M ... i * M + M - 1 belong to column i.
+        columns: (B, D).
+        logit_scale: multiplier of the similarities, 1 / temperature.
+        groups: (B, G) equal rows mark columns that share a report.
+        same_group: as of `info_nce`.
+        normalized: compare by cosines; else by dot products.
+        chunk_rows: rows of a device at a time, see above; 0 = the full matrix.
+
+    Returns:
+        (B * M,) loss of each row.
+
+    Raises:
+        ValueError: unknown `same_group`.
+    """
+    _check_same_group(same_group)
+    if normalized:
+        rows, columns = normalize(rows), normalize(columns)
+
+    batch, count = columns.shape[0], rows.shape[0] // columns.shape[0]
+    samples = _samples(batch, groups=groups)
+    each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), samples)
+    scale = jnp.asarray(logit_scale, jnp.float32)
+    return map_rows(
+        lambda rows, columns: _own_pair(rows, columns, same_group),
+        {"vector": rows.astype(jnp.float32), **each},
+        {"vector": columns.astype(jnp.float32), "scale": scale, **samples},
+        chunk_rows,
+    )
 
 
 def sigmoid_pairs(
@@ -243,6 +284,13 @@ def matching_pairs(
 
 def _rows(batch, valid):
     return batch if valid is None else jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
+
+
+def _own_pair(rows, columns, same_group):
+    """(rows,) cross-entropy against the matching columns, which share the target evenly."""
+    positive, part = matching_pairs(rows, columns, same_group)
+    targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1.0)
+    return _cross_entropy(columns["scale"] * _products(rows, columns), targets, part)
 
 
 def _cross_entropy(logits, targets, part):

@@ -62,6 +62,7 @@ class VisionEncoder(nnx.Module):
             has `blocks` and `encode_with_maps` as `models.vit.VisionTransformer` has), "gradcam" (the
             gradient of a score by its tokens) or "none".
         drops_patches: whether `encode` takes `keep`, which masked pretraining needs.
+        any_shape: whether `encode` takes volumes of any shape, which local views need.
         weights_reader: "package.module:function" that reads published checkpoints, called as
             `weights.vision.read_vision_weights` is; "" where none are read.
         torch_twin: "package.module:Class", the torch class that computes likewise and travels with an
@@ -75,6 +76,7 @@ class VisionEncoder(nnx.Module):
     remat_policies: ClassVar[tuple[str, ...]] = ("none",)
     explanation: ClassVar[str] = "none"
     drops_patches: ClassVar[bool] = False
+    any_shape: ClassVar[bool] = False
     weights_reader: ClassVar[str] = ""
     torch_twin: ClassVar[str] = ""
 

@@ -36,6 +36,7 @@ OBJECTIVES: dict[str, str] = {
     "cardiac_clip": "medclip_jax.objectives.cardiac_clip:CardiacClip",
     "hipro_ct": "medclip_jax.objectives.hipro_ct:HiProCt",
     "asap": "medclip_jax.objectives.asap:Asap",
+    "t3d": "medclip_jax.objectives.t3d:T3d",
 }
 """Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 

@@ -85,6 +85,18 @@ class Words(NamedTuple):
     filled: Int[Array, "B L"]
 
 
+VIEWS = ("own", "other", "noise")
+"""What `Objective.match_views` looks at: a volume's own crops, those of another one, or none."""
+
+
+class ViewMatch(NamedTuple):
+    """Vectors by which crops are assigned to volumes; L2-normalized."""
+
+    views: Float[Array, "B M D"]
+    """M crops of each volume, after they read its report."""
+    volumes: Float[Array, "B D"]
+
+
 class Reconstruction(NamedTuple):
     """Volumes, what the model saw of them and what it filled in, as windowed floats in [-1, 1]."""
 
@@ -150,6 +162,7 @@ class Objective(nnx.Module):
         predicts_organs: whether `predict_organs` works.
         reconstructs: whether `reconstruct` works.
         fills_words: whether `fill_words` works.
+        matches_views: whether `match_views` works.
         word_inputs: batch fields that `fill_words` reads, beside `study` and `sample`.
         description: what it is, for the model card; follows a colon.
         torch_twin: "package.module:Class", the torch class that embeds likewise and travels with an exported
@@ -163,6 +176,7 @@ class Objective(nnx.Module):
     predicts_organs: bool = False
     reconstructs: ClassVar[bool] = False
     fills_words: bool = False
+    matches_views: bool = False
     word_inputs: tuple[str, ...] = ()
     description: ClassVar[str] = "a system of one's own"
     torch_twin: ClassVar[str] = ""
@@ -283,6 +297,17 @@ class Objective(nnx.Module):
             batch: the fields of `word_inputs`.
             key: draws which words are hidden.
             image: "own"; "other", the volume of the sample before; "none", a volume whose tokens are all 0.
+        """
+        raise NotImplementedError
+
+    def match_views(self, batch: Batch, key: jax.Array, *, image: str = "own") -> ViewMatch:
+        """Cut crops out of volumes and let them read the report of their volume.
+
+        Args:
+            batch: `volume`, `tokens` and `sample`.
+            key: draws the crops.
+            image: "own"; "other", the crops of the sample before; "noise", in place of the crops' tokens,
+                of the same mean and spread. What is found then was found in the report.
         """
         raise NotImplementedError
 

@@ -148,7 +148,7 @@ class Clip(Objective):
 
     def _terms(self, loss: Float[Array, ""], features: Features, batch: Batch) -> dict[str, Term]:
         size = features["volume"].shape[0]
-        hits = _first_hits(features["volume"], features["text"], batch["study"], self._chunk_rows(features))
+        hits = first_hits(features["volume"], features["text"], batch["study"], self._chunk_rows(features))
         count = jnp.float32(size)
         return {
             "contrast": Term(loss * size, count),
@@ -189,15 +189,24 @@ class Clip(Objective):
         return self.vision_projection(pooled)
 
 
-def _first_hits(
-    volume: Float[Array, "B D"], text: Float[Array, "B D"], study: Int[Array, "B words"], chunk_rows: int
-) -> Float[Array, " B"]:
-    """1 where the text nearest to a volume is of the same study, without gradient."""
+def first_hits(
+    rows: Float[Array, "rows D"], columns: Float[Array, "B D"], study: Int[Array, "B words"], chunk_rows: int
+) -> Float[Array, " rows"]:
+    """1 where the column nearest to a row, by cosine, is of the same study; without gradient.
+
+    Args:
+        rows: (B * M, D); rows i * M ... i * M + M - 1 belong to column i.
+        columns: (B, D).
+        study: (B, G) of the columns.
+        chunk_rows: see `losses.chunked.map_rows`.
+    """
 
     def hits(rows, columns):
         nearest = (rows["vector"] @ columns["vector"].T).argmax(axis=1)
         return jnp.all(columns["study"][nearest] == rows["study"], axis=1).astype(jnp.float32)
 
-    volume, text = (jax.lax.stop_gradient(normalize(x)) for x in (volume, text))
-    rows, columns = {"vector": volume, "study": study}, {"vector": text, "study": study}
-    return chunked.map_rows(hits, rows, columns, chunk_rows)
+    rows, columns = (jax.lax.stop_gradient(normalize(x)) for x in (rows, columns))
+    own = jnp.repeat(study, len(rows) // len(columns), axis=0)
+    return chunked.map_rows(
+        hits, {"vector": rows, "study": own}, {"vector": columns, "study": study}, chunk_rows
+    )

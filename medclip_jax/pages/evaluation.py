@@ -20,6 +20,7 @@ from medclip_jax.evaluation.retrieval import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.spectrum import SpectrumResult
 from medclip_jax.evaluation.uncertainty import UncertaintyResult
+from medclip_jax.evaluation.views import ViewsResult
 from medclip_jax.evaluation.zero_shot import ZeroShotResult
 from medclip_jax.pages import (
     figures,
@@ -70,6 +71,8 @@ def write_evaluation_page(
             page.tile(
                 number(result.groups["words"].values["gain_over_none"]), "hidden words gained by volume"
             )
+        elif isinstance(result, ViewsResult):
+            page.tile(number(result.top1["gain_over_noise"]), "crops that find their volume, less noise")
         elif isinstance(result, UncertaintyResult) and "noise" in result.degradations:
             page.tile(number(result.degradations["noise"].pooled), "Spearman, uncertainty and noise")
         elif isinstance(result, ProbeResult):
@@ -194,6 +197,13 @@ def add_results(
                 "there.",
             )
             _add_words(page, result)
+        elif isinstance(result, ViewsResult):
+            page.section(
+                _title("Views of volumes", name, "views"),
+                "Crops that read a report and look for its volume. What noise in their place finds, too, was "
+                "found in the report.",
+            )
+            page.table(result.table())
         elif isinstance(result, ProbeResult):
             page.section(
                 _title("Linear probe", name, "probe"),

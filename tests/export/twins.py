@@ -15,7 +15,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, torch_code, write_folder
 from medclip_jax.inference.model import Model
-from medclip_jax.objectives import asap, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, cardiac_clip, clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
@@ -32,6 +32,7 @@ DEFAULTS = {
     "cardiac_clip": cardiac_clip.default_config,
     "hipro_ct": hipro_ct.default_config,
     "asap": asap.default_config,
+    "t3d": t3d.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 TEXT = [text for name in NAMES for text in pair(name)]
@@ -53,7 +54,10 @@ def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
 def small(name: str, vision=None, text=None, **entries):
     """A default config shrunk to a few numbers, then changed."""
     config = DEFAULTS[name]()
-    if (vision or {}).get("kind") == "resnet":
+    if name == "t3d":
+        config.vision.update(depth=18, width=4, dtype="float32")
+        config.views.update(count=2, shape=(4, 9, 11), heads=4)
+    elif (vision or {}).get("kind") == "resnet":
         with config.unlocked():
             config.vision = vision_defaults("resnet") | {"depth": 18, "width": 4, "dtype": "float32"}
     else:

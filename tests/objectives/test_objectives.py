@@ -11,7 +11,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae, t3d
 from medclip_jax.vectors import normalize
 
 ml_collections = pytest.importorskip("ml_collections")
@@ -31,8 +31,14 @@ SPEC = base.DataSpec(
 def small(config):
     """Shrink a default config to seconds on a CPU."""
     config = config.copy_and_resolve_references()
-    config.vision.update(patch=(4, 4, 4), width=24, depth=2, heads=2, dtype="float32")
-    config.vision.windows = ((-1000.0, 0.0), (-150.0, 250.0))
+    if config.vision.kind == "vit":
+        config.vision.update(patch=(4, 4, 4), width=24, depth=2, heads=2)
+    else:
+        # Group norm: with batch norm, samples would not be encoded each on its own.
+        config.vision.update(depth=18, width=4, norm="group", standardize=())
+    config.vision.update(windows=((-1000.0, 0.0), (-150.0, 250.0)), dtype="float32")
+    if "views" in config:
+        config.views.update(count=2, shape=(4, 9, 12), heads=2)
     if "text" in config:
         config.text.update(width=16, depth=1, heads=2, max_positions=16, dtype="float32")
     if "embedding_width" in config:
@@ -76,6 +82,7 @@ CONFIGS = {
     "cardiac_clip": cardiac_clip.default_config,
     "hipro_ct": hipro_ct.default_config,
     "asap": asap.default_config,
+    "t3d": t3d.default_config,
 }
 
 
@@ -184,8 +191,12 @@ def test_pooled_volumes_are_what_heads_read(name):
 def test_layers_of_the_volume_tower_can_be_looked_at(objective):
     tower = objective.volume_tower()
     states = jax.eval_shape(lambda x: tower.layer_states(tower.to_voxels(x)), make_batch()["volume"])
-    assert states.keys() == {"patches", "block_1", "block_2", "final"}
-    assert {state.shape for state in states.values()} == {(6, int(np.prod(tower.grid)), 24)}
+    if tower.kind == "vit":
+        assert states.keys() == {"patches", "block_1", "block_2", "final"}
+        assert {state.shape for state in states.values()} == {(6, int(np.prod(tower.grid)), 24)}
+    else:
+        assert states.keys() == {"stem", "layer1", "layer2", "layer3", "layer4"}
+        assert states["layer4"].shape == (6, int(np.prod(tower.grid)), 32)
 
 
 def test_padding_does_not_change_a_text_embedding():

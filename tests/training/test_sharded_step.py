@@ -16,7 +16,7 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.base import Term
 from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training import mesh as meshes
@@ -40,6 +40,7 @@ MODULES = {
     "cardiac_clip": cardiac_clip,
     "hipro_ct": hipro_ct,
     "asap": asap,
+    "t3d": t3d,
 }
 
 
@@ -67,7 +68,11 @@ def build(name):
     if name == "odd":
         return Odd(make_config().objective, TOY_SPEC, rngs=nnx.Rngs(0))
     config = MODULES[name].default_config()
-    config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")
+    if name == "t3d":
+        config.vision.update(depth=18, width=4, norm="group", dtype="float32")
+        config.views.update(count=2, shape=(3, 5, 6), heads=2)
+    else:
+        config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")
     if "decoder" in config:
         config.decoder.update(width=8, depth=1, heads=2)
     if "text" in config:

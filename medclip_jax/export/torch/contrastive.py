@@ -10,7 +10,7 @@ from medclip_jax.export.torch.text_model import TextModel
 
 
 class ContrastiveModel(TextModel):
-    """Two towers, two linear projections, one scale of the logits."""
+    """Two towers, two linear projections and, where it is learned, one scale of the logits."""
 
     def __init__(self, config: MedclipConfig):
         super().__init__(config)
@@ -19,7 +19,8 @@ class ContrastiveModel(TextModel):
         for name, tower in (("vision", self.vision), ("text", self.text)):
             linear = nn.Linear(tower.width, objective["embedding_width"], bias=bias)
             self.add_module(f"{name}_projection", nn.ModuleDict({"linear": linear}))
-        self.add_scale(bias=objective.get("loss") == "sigmoid")
+        if "logit_scale" in objective:
+            self.add_scale(bias=objective.get("loss") == "sigmoid")
         self.post_init()
 
     def see(self, volumes: Tensor) -> Embedding:

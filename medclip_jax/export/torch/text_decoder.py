@@ -7,21 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medclip_jax.export.torch.blocks import Block, SelfAttention
-
-
-class CrossAttention(nn.Module):
-    """Attention of a text's states to a volume's tokens; what is found is mapped later, by `output`."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.to_query, self.to_key, self.to_value, self.output = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, states: Tensor, volume: Tensor) -> Tensor:
-        """(B, L, W) and (B, N, W) to (B, L, W)."""
-        parts = self.to_query(states), self.to_key(volume), self.to_value(volume)
-        parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+from medclip_jax.export.torch.cross_attention import CrossAttention
 
 
 class FusionBlock(nn.Module):
