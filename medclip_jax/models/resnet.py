@@ -80,7 +80,8 @@ class GroupNorm(nnx.Module):
     any number of devices and with gradient caching.
 
     Args:
-        features: C. There are 32 groups, or gcd(32, C) where 32 does not divide C.
+        features: C. There are 32 groups, or fewer where those would not be equal or hold one channel alone: a
+            group of one value has nothing to say once it is normalized.
         epsilon: added to the variance.
 
     References:
@@ -88,7 +89,7 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5):
-        self.groups = math.gcd(32, features)
+        self.groups = math.gcd(32, max(features // 2, 1))
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -255,6 +256,7 @@ class ResNet(VisionEncoder):
     part: ClassVar[str] = "resnet"
     remat_policies: ClassVar[tuple[str, ...]] = REMAT
     explanation: ClassVar[str] = "gradcam"
+    any_shape: ClassVar[bool] = True
     weights_reader: ClassVar[str] = "medclip_jax.weights.resnet:read_resnet_weights"
     torch_twin: ClassVar[str] = "medclip_jax.export.torch.resnet:ResNet"
 

@@ -21,7 +21,11 @@ def view_vectors(objective: T3d, crops, tokens):
     "changes",
     [
         {},
-        {"vision": {"norm": "group", "stem_stride": (1, 1, 1)}, "similarity": "dot", "centered": True},
+        {
+            "vision": {"norm": "group", "width": 16, "stem_stride": (1, 1, 1)},
+            "similarity": "dot",
+            "centered": True,
+        },
         {"vision": {"depth": 50, "width": 2}, "text": {"width": 12}},
     ],
 )

@@ -18,10 +18,12 @@ from toy import Toy, make_config
 from medclip_jax import objectives
 from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.base import Term
+from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import flatten, split, unflatten
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
 from medclip_jax.training.microbatches import loss_and_gradients
+from tests import any_shape
 
 BATCH = 16
 FAST = {"xla_backend_optimization_level": 0}  # half the time to compile
@@ -69,7 +71,8 @@ def build(name):
         return Odd(make_config().objective, TOY_SPEC, rngs=nnx.Rngs(0))
     config = MODULES[name].default_config()
     if name == "t3d":
-        config.vision.update(depth=18, width=4, norm="group", dtype="float32")
+        with config.unlocked():
+            config.vision = vision_defaults(any_shape.KIND) | {"dtype": "float32"}
         config.views.update(count=2, shape=(3, 5, 6), heads=2)
     else:
         config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")

@@ -36,10 +36,10 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups, or as many as the greatest divisor that 32 and the channels share."""
+    """32 groups, or fewer where those would not be equal or hold one channel alone."""
 
     def __init__(self, features: int):
-        super().__init__(math.gcd(32, features), features)
+        super().__init__(math.gcd(32, max(features // 2, 1)), features)
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm}
