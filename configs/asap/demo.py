@@ -19,13 +19,13 @@ from ..hipro_ct.demo import ORGANS
 
 WINDOWS = (
     # (low, high) HU, what a cell of voxels shows of it, mean and standard deviation over 100 phantoms
-    ((-1000.0, 0.0), "mean", (0.084, 0.824)),  # lung, and its consolidation or effusion
-    ((-200.0, 300.0), "mean", (-0.645, 0.468)),  # soft tissue
-    ((100.0, 500.0), "max", (-0.774, 0.494)),  # calcium, contrast
-    ((400.0, 1200.0), "max", (-0.993, 0.041)),  # calcium beside contrast
-    ((-600.0, 100.0), "max", (0.197, 0.883)),  # nodules and vessels in the lung
-    ((-1024.0, -850.0), "min", (0.293, 0.882)),  # emphysema
-    ((-200.0, 600.0), "blob", (-0.631, 0.190)),  # what stands out on all sides: nodules
+    ((-1000.0, 0.0), "mean", (0.069, 0.852)),  # lung, and its consolidation or effusion
+    ((-200.0, 300.0), "mean", (-0.605, 0.515)),  # soft tissue
+    ((100.0, 500.0), "max", (-0.858, 0.390)),  # calcium, contrast
+    ((400.0, 1200.0), "max", (-0.997, 0.025)),  # calcium beside contrast
+    ((-600.0, 100.0), "max", (0.046, 0.894)),  # nodules and vessels in the lung
+    ((-1024.0, -850.0), "min", (0.333, 0.880)),  # emphysema
+    ((-200.0, 600.0), "blob", (-0.698, 0.209)),  # what stands out on all sides: nodules
 )
 
 
@@ -49,8 +49,8 @@ def get_config():
     config.objective.text_decoder.update(depth=1, heads=4)
     config.data.text.update(report=0.0, findings_text=1.0)
     config.data.text_length = 192
-    config.batch_size = 24
-    config.steps = 600
+    config.batch_size = 16
+    config.steps = 400
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 30
     config.optimizer.weight_decay = 0.05

@@ -369,6 +369,7 @@ class TestRun:
             "masked_words": ("words",),
             "organs": ("organ shares",),
             "reconstruction": ("reconstruction",),
+            "views": ("views",),
             "probe": ("pooled",),
         }
 
