@@ -9,10 +9,10 @@ Command:   the paper's table IV a: both losses and views alone, then contrast al
            table IV b: views read the report, or do not
            medclip sweep --config configs/t3d/ablation.py --workdir sweeps/t3d_text --seeds 0,1,2 \
                --set data.shards=SHARDS --grid objective.views.read_report=True,False
-           the paper's head, over the 32 places of the batch
+           the paper's head, over the 24 places of the batch
            medclip sweep --config configs/t3d/ablation.py --workdir sweeps/t3d_head --seeds 0,1,2 \
                --set data.shards=SHARDS --set objective.views.head=batch_linear \
-               --set objective.views.batch_size=32
+               --set objective.views.batch_size=24
            table IV c and V, figures 5 and 3: views, blocks, networks, data
            medclip sweep --config configs/t3d/ablation.py --workdir sweeps/t3d_views --seeds 0,1,2 \
                --set data.shards=SHARDS --grid objective.views.count=1,2,3,4

@@ -19,7 +19,7 @@ def get_config():
     expect(config)
     config.objective = t3d.default_config()
     vision = config.objective.vision
-    vision.update(depth=18, width=12, stem_size=(3, 3, 3), dtype="float32")
+    vision.update(depth=18, width=8, stem_size=(3, 3, 3), dtype="float32")
     vision.windows = ((-1000.0, 0.0), (-200.0, 300.0), (100.0, 1200.0))  # lung, soft tissue, calcium
     vision.standardize = ((-1.0, 2.0),) * 3  # to [0, 1]
     vision.augment.shift_voxels = (0, 1, 1)
@@ -31,8 +31,8 @@ def get_config():
     config.data.text.update(report=0.0, some_statements=0.4, impression=0.6)
     config.data.most_statements = 2
     config.data.text_length = 48
-    config.batch_size = 32
-    config.steps = 500
+    config.batch_size = 24
+    config.steps = 400
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 30
     config.optimizer.weight_decay = 0.05

@@ -18,8 +18,6 @@ def get_config():
     config = paper.get_config()
     # A batch that is encoded in slices then has the loss and the gradient of the full batch.
     config.objective.vision.norm = "group"
-    config.objective.vision.remat = "stage"
-    config.objective.vision.dtype = "bfloat16"
     config.optimizer.clip_norm = 1.0
     config.microbatches = 0
     return config
