@@ -101,7 +101,8 @@ def test_group_norm_sees_one_volume_at_a_time_as_pytorch_does():
     found = norm(x, train=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_array_equal(norm(x, train=False), found)
-    np.testing.assert_allclose(norm(x[1:2], train=True), found[1:2], atol=1e-6)
+    # Up to the rounding of float32: the compiler sums a batch of one in another order.
+    np.testing.assert_allclose(norm(x[1:2], train=True), found[1:2], rtol=1e-6, atol=1e-6)
 
 
 def test_group_norm_has_no_statistics_and_is_exact_in_slices():
