@@ -17,6 +17,7 @@ from tests.export.twins import code_of, made_volumes, make_model, small, spec_of
 CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:VisionTransformer"
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
 MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
+T3D = f"{PARTS}.t3d:T3dModel"
 
 
 def classes(code: str) -> set[str]:
@@ -30,6 +31,7 @@ def classes(code: str) -> set[str]:
         (CONTRASTIVE, RESNET, {"Bert", "ResNet"}, {"VisionTransformer", "MaskedDecoder"}),
         (GAUSSIAN, VIT, {"GaussianHead", "TextTower"}, {"ContrastiveModel", "MaskedDecoder"}),
         (MASKED, VIT, {"MaskedDecoder", "VisionTower"}, {"Bert", "WordPiece", "TextModel"}),
+        (T3D, RESNET, {"CrossAttention", "Bert", "ResNet"}, {"TextDecoder", "VisionTransformer"}),
         (ASAP, VIT, {"MaskedDecoder", "TextDecoder", "Bert"}, {"ResNet", "GaussianHead"}),
     ],
 )
@@ -60,7 +62,7 @@ def test_every_part_is_short_and_is_used():
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 350 for path in files.values())
     joined = "".join(
         assemble(twin, encoder, has_text=True)
-        for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP)
+        for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP, T3D)
         for encoder in (VIT, RESNET)
     )
     for path in files.values():
