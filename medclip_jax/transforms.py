@@ -188,6 +188,9 @@ def random_crops(
 
     Raises:
         ValueError: a box is larger than the volume.
+
+    References:
+        T3D, section 3.3, "Generating local views".
     """
     slack = [size - part for size, part in zip(volume.shape[1:], shape, strict=True)]
     if min(slack) < 0:

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo. Returns 0, or raises an error that says what to do."""
+    """Run the demo. Returns 0, also where it was told to stop, or raises an error that says what to do."""
     size = SHORT if args.short else FULL
     if args.restart:
         shutil.rmtree(args.out, ignore_errors=True)
@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     shards = _make_shards(args, size, clock)
     for stage in ("mae", "contrastive"):
         with clock.stage(f"train {stage}"):
-            _train(stage, args.out, shards, size)
+            finished = _train(stage, args.out, shards, size)
+        if not finished:
+            return 0
     with clock.stage("evaluate"):
         results = _evaluate(args.out, shards)
     with clock.stage("pictures"):
@@ -121,14 +123,17 @@ def _make_shards(args: argparse.Namespace, size: Size, clock: _Stages) -> Path:
     return out
 
 
-def _train(stage: str, out: Path, shards: Path, size: Size) -> None:
+def _train(stage: str, out: Path, shards: Path, size: Size) -> bool:
+    """Whether the stage was trained to its end: Ctrl-C and SIGTERM stop it at a checkpoint."""
     from medclip_jax.training.config import load_config, shipped_configs
     from medclip_jax.training.loop import train
+    from medclip_jax.training.status import read_status
 
     overrides = [f"--config.data.shards={shards}", *size.overrides]
     if stage == "contrastive":
         overrides.append(f"--config.initial_weights.workdir={out / 'mae'}")
     train(load_config(shipped_configs() / "demo" / f"{stage}.py", overrides), out / stage)
+    return read_status(out / stage).state == "finished"
 
 
 def _evaluate(out: Path, shards: Path) -> Any:

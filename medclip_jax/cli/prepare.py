@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("crop", "resize"),
         default="crop",
         help="'crop' brings every scan to --spacing and cuts or pads it to --shape, so that a voxel is as "
-        "large in all scans; 'resize' brings each scan's whole extent to --shape, so that nothing is cut off "
+        "large in all scans; 'resize' brings each scan's full extent to --shape, so that nothing is cut off "
         "and the mm of a voxel are each scan's own (%(default)s)",
     )
     volume.add_argument(

@@ -177,15 +177,25 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def apart(patients: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Rows in an order in which hardly ever two volumes of one patient follow each other.
+def in_full_batches(
+    patients: Int64[np.ndarray, " N"], batch_size: int
+) -> tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
+    """An order of volumes in which the row before, in its batch, is hardly ever of the same patient.
 
     Args:
-        patients: (N,) of the rows.
+        patients: (N,) of the volumes.
+        batch_size: rows of a batch.
+
+    Returns:
+        (M,) indices of volumes: each once, patients' second volumes after all first ones, and then again from
+        the start until the last batch is full; and (M,) of each row the volume of the row before, that of a
+        batch's first row being its last.
     """
     seen: dict[int, int] = {}
     earlier = np.zeros(len(patients), np.int64)
     for row, patient in enumerate(patients.tolist()):
         earlier[row] = seen.get(patient, 0)
         seen[patient] = earlier[row] + 1
-    return np.argsort(earlier, kind="stable")
+    order = np.argsort(earlier, kind="stable")
+    places = np.resize(order, -(-len(order) // batch_size) * batch_size)
+    return places, np.roll(places.reshape(-1, batch_size), 1, axis=1).ravel()

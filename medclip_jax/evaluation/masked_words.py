@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Int64
 from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
-from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts, apart
+from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts, in_full_batches
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, with_interval
 from medclip_jax.fields import Layout, report_text
@@ -137,25 +137,22 @@ def evaluate_masked_words(
     layout = Layout(fields, embedder.layout.spec, embedder.layout.config, embedder.tokenizer)
     records, _ = open_records(layout.reads)
     texts, _ = open_records(TEXT_FIELDS)
-    order = apart(data.patients)
-    size = embedder.batch_size
-    # Full batches alone: in each, a row's other volume is that of the row before.
-    places = np.resize(order, -(-len(order) // size) * size)
-    before = np.roll(places.reshape(-1, size), 1, axis=1).ravel()
+    count, size = len(data.patients), embedder.batch_size
+    places, before = in_full_batches(data.patients, size)
 
     def arguments(place: int) -> tuple[Mapping[str, np.ndarray]]:
         index = int(places[place])
         return (layout.sample(records[index], index),)
 
     read = _FindingWords(tuple(data.definitions), data.definitions)
-    hits = np.zeros((len(order), len(IMAGES), 2))
-    counts = np.zeros((len(order), 2))
+    hits = np.zeros((count, len(IMAGES), 2))
+    counts = np.zeros((count, 2))
     kept: dict[int, Sequence[ShownWord]] = {}
     place = 0
     for batch in embedder.each(_fill, len(places), arguments, label="fill in words"):
         for row, hidden in enumerate(batch["hidden"]):
             index = int(places[place])
-            if place < len(order):
+            if place < count:
                 text = report_text(texts[index])
                 truth = np.asarray(embedder.tokenizer([text], embedder.text_length), np.int32)[0]
                 starts = embedder.tokenizer.starts(text, embedder.text_length)
@@ -169,11 +166,11 @@ def evaluate_masked_words(
             place += 1
     if not counts.any():
         raise NotEvaluable("no word was hidden: the split has no reports")
-    compared = np.zeros(len(order), bool)
-    compared[order] = data.patients[before[: len(order)]] != data.patients[order]
+    compared = np.zeros(count, bool)
+    compared[places[:count]] = data.patients[before[:count]] != data.patients[places[:count]]
     bootstrap = Bootstrap(draws, seed)
     conditions = {
-        "n": f"{len(order)} reports of {len(np.unique(data.patients))} patients, split {data.name!r}",
+        "n": f"{count} reports of {len(np.unique(data.patients))} patients, split {data.name!r}",
         "words": "pieces of words, as the tokenizer cuts them; of findings: in the words by which rules read "
         f"a finding as present or absent, of {_SHORTEST} letters or more",
         "hidden": "drawn from a fixed key and the record's index; the same for all volumes",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.degradation import Bootstrap, OpenRecords
 from medclip_jax.evaluation.embedder import Embedder
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts, apart
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts, in_full_batches
 from medclip_jax.evaluation.metrics import Interval
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, with_interval
 from medclip_jax.fields import Layout
@@ -27,7 +27,7 @@ class ViewsResult:
 
     Attributes:
         top1: "own", "other" and "noise" to the share of crops whose nearest volume is of the report's study;
-            "gain_over_noise": how much more of the own crops do than noise does.
+            "gain_over_noise": how much more of the own crops do than noise does. NaN where undefined.
         loss: "own", "other" and "noise" to the mean cross-entropy of a crop.
         intervals: the names of `top1` to bootstrap intervals over patients; empty where none were requested.
         conditions: under which the numbers hold.
@@ -97,10 +97,11 @@ def evaluate_views(
         raise NotEvaluable("a crop has no other volume to choose: the split has one alone")
     layout = Layout(("volume", "tokens"), embedder.layout.spec, embedder.layout.config, embedder.tokenizer)
     records, _ = open_records(layout.reads)
-    order = apart(data.patients)
-    size = embedder.batch_size
-    # Full batches alone: in each, a row's other volume is that of the row before.
-    places = np.resize(order, -(-count // size) * size)
+    places, before = in_full_batches(data.patients, embedder.batch_size)
+    order = places[:count]
+    # A row beside its own patient sees no other volume's crops.
+    compared = {image: np.arange(count) for image in (*VIEWS, "gain_over_noise")}
+    compared["other"] = np.flatnonzero(data.patients[before[:count]] != data.patients[order])
 
     def arguments(place: int) -> tuple[Mapping[str, np.ndarray]]:
         index = int(places[place])
@@ -116,21 +117,29 @@ def evaluate_views(
     hits = {image: score[0] for image, score in scores.items()}
     hits["gain_over_noise"] = hits["own"] - hits["noise"]
     bootstrap = Bootstrap(draws, seed)
-    intervals = {
-        name: bootstrap(lambda rows, values=values: float(values[rows].mean()), data.patients[order])
-        for name, values in hits.items()
-    }
+    top1, intervals = {}, {}
+    for name, rows in compared.items():
+        values = hits[name][rows]
+        top1[name] = _mean(values)
+        if len(rows):
+            intervals[name] = bootstrap(lambda drawn, x=values: _mean(x[drawn]), data.patients[order[rows]])
     return ViewsResult(
-        {name: float(values.mean()) for name, values in hits.items()},
-        {image: float(score[1].mean()) for image, score in scores.items()},
+        top1,
+        {image: _mean(score[1][compared[image]]) for image, score in scores.items()},
         {name: interval for name, interval in intervals.items() if interval is not None},
         {
             "n": f"{found['own'].shape[1]} crops of each of {count} volumes, split {data.name!r}; their "
             "places are drawn from a fixed key and the record's index",
+            "another volume": f"that of the row before in batches of {embedder.batch_size}; "
+            f"{count - len(compared['other'])} volumes beside their own patient left out",
             "among": f"{among} volumes, chance {1 / among:.3f}, whose loss is {np.log(among):.3f}",
             "intervals": described(draws, seed),
         },
     )
+
+
+def _mean(values: Float[np.ndarray, " N"]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _match(objective: Objective, batch: Batch) -> dict[str, jax.Array]:

@@ -234,7 +234,7 @@ def _preprocessor(model: Model) -> dict[str, Any]:
     steps = "resize" if None in model.spec.spacing else "resample, crop or pad"
     return {
         "shape": list(model.spec.shape),
-        "spacing_mm": list(model.spec.spacing),  # null: the scan's whole extent becomes the shape
+        "spacing_mm": list(model.spec.spacing),  # null: the scan's full extent becomes the shape
         "axes": ["superior", "anterior", "right"],
         "crop": model.crop,
         "fill_hu": AIR_HU,

@@ -60,7 +60,7 @@ class Preparation:
 
     Attributes:
         shape: (D, H, W) voxels; None along an axis keeps the scan's own.
-        spacing: mm along depth, height, width; None likewise, and where the scan's whole extent is resized to
+        spacing: mm along depth, height, width; None likewise, and where the scan's full extent is resized to
             the shape.
         crop: what volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".

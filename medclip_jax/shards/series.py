@@ -20,7 +20,7 @@ class SeriesSettings:
         shape: (D, H, W) voxels; None along an axis keeps the scan's own voxels there, which makes the array
             ragged.
         spacing: mm per voxel along depth, height, width; None along an axis where the scan is not cut: where
-            the shape is None, and where the scan's whole extent is resized to the shape. Then each record has
+            the shape is None, and where the scan's full extent is resized to the shape. Then each record has
             its own, in the array `NAME_spacing`.
         modality: "CT" or "MR"; series of another one are rejected.
         percentiles: what of a series' intensities becomes 0 and `volumes.modality.WINDOW_TOP`, in percent of
@@ -77,7 +77,7 @@ class SeriesSettings:
             raise ShardError(
                 f"{where}shape {self.shape} and spacing {self.spacing} must each be three positive numbers "
                 "in the order depth, height, width. Where a series keeps its own voxels, both are None; "
-                "where its whole extent is resized to the shape, the spacing is None"
+                "where its full extent is resized to the shape, the spacing is None"
             )
         if self.name == VOLUME and None in shape:
             raise ShardError(f"'{VOLUME}' has one shape for all records: name a ragged series otherwise")

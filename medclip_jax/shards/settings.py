@@ -36,7 +36,7 @@ class PrepareSettings:
         spacing: mm per voxel along depth, height, width; likewise. None means `SPACING`, or with
             ``fit="resize"`` each scan's own, which `resolve` writes as (None, None, None).
         fit: "crop" brings scans to one spacing, and cuts or pads them to the shape; "resize" resamples each
-            scan's whole extent to the shape, so that its spacing is its own, in the array `volume_spacing`.
+            scan's full extent to the shape, so that its spacing is its own, in the array `volume_spacing`.
             Where `series` are given, each says that itself, by a spacing of None.
         crop: what the volume is centered on: "center" (the scan's middle), "box" (the study's
             ``box_x_min`` ... ``box_z_max`` measurements, RAS mm) or the name of an organ with a mask.

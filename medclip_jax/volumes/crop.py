@@ -25,7 +25,7 @@ def crop_and_resample(
     What `medclip prepare` and inference do. The result's middle is the point, to rounding; that of
     ``crop_or_pad(resample(volume))`` lies up to half a new voxel beside it, on the resampled volume's grid.
 
-    Along an axis with a shape and no spacing, the volume is resized: its whole extent, from the outer edge
+    Along an axis with a shape and no spacing, the volume is resized: its full extent, from the outer edge
     of the first voxel to that of the last, becomes so many voxels, and the spacing what follows from that.
 
     Args:

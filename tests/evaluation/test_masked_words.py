@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medclip_jax.evaluation.embedder import Embedder
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, apart
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, in_full_batches
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Words
@@ -131,7 +131,9 @@ def test_a_neighbor_of_the_same_patient_is_left_out():
 
 
 def test_second_volumes_of_patients_come_last():
-    np.testing.assert_array_equal(apart(np.array([5, 5, 7, 5, 8, 7])), [0, 2, 4, 1, 5, 3])
+    places, before = in_full_batches(np.array([5, 5, 7, 5, 8, 7]), 4)
+    np.testing.assert_array_equal(places, [0, 2, 4, 1, 5, 3, 0, 2])
+    np.testing.assert_array_equal(before, [1, 0, 2, 4, 2, 5, 3, 0])
 
 
 def test_the_batch_changes_nothing_but_the_neighbors():

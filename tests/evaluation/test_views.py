@@ -43,7 +43,7 @@ class Seeker(Objective):
         return jnp.float32(2.0)
 
 
-def match(count=5, patients=None, studies=None, **settings):
+def match(count=5, patients=None, studies=None, batch_size=2, **settings):
     records = [
         {
             "volume": np.full((2, 2, 2), row, np.int16),
@@ -55,7 +55,7 @@ def match(count=5, patients=None, studies=None, **settings):
         }
         for row in range(count)
     ]
-    embedder = Embedder(Seeker(), SPEC, DATA, Tokenizer(), batch_size=2, progress=False)
+    embedder = Embedder(Seeker(), SPEC, DATA, Tokenizer(), batch_size=batch_size, progress=False)
     rows = np.arange(count)
     split = EmbeddedSplit(
         "test",
@@ -86,6 +86,17 @@ def test_what_is_seen_and_what_is_read():
     assert result.loss["noise"] == pytest.approx((found + chance) / 2, rel=1e-5)
     assert found < result.loss["other"] <= (found + missed) / 2 + 1e-6
     assert "chance 0.250, whose loss is 1.386" in str(result)
+
+
+def test_volumes_beside_their_own_patient_have_no_other():
+    alone = match(batch_size=1, draws=10)
+    assert np.isnan([alone.top1["other"], alone.loss["other"]]).all()
+    assert "other" not in alone.intervals
+    assert alone.top1["own"] == 1.0
+    assert "5 volumes beside their own patient left out" in str(alone)
+    some = match(count=4, patients=[0, 0, 0, 1])  # in the order 0 3 | 1 2
+    assert "2 volumes beside" in str(some)
+    assert some.top1["other"] == 0.5
 
 
 def test_intervals_are_of_patients():

@@ -54,7 +54,10 @@ def test_volumes_of_one_study(same_group):
 
 def test_gradients_reach_views_and_volumes():
     seen, volumes = sample(4, 2, 3, seed=5)
-    loss = lambda *x: views.prototype_assignment(*x, temperature=0.3).sum()  # noqa: E731
+
+    def loss(*x):
+        return views.prototype_assignment(*x, temperature=0.3).sum()
+
     gradients = jax.grad(loss, (0, 1))(jnp.asarray(seen), jnp.asarray(volumes))
     for part, gradient in enumerate(gradients):
         arrays = [seen, volumes]
@@ -69,19 +72,25 @@ def test_gradients_reach_views_and_volumes():
 
 def test_chunks_change_nothing():
     seen, volumes = map(jnp.asarray, sample(6, 2, 5, seed=3))
-    run = lambda rows: jax.value_and_grad(  # noqa: E731
-        lambda x: views.prototype_assignment(x["seen"], x["volumes"], chunk_rows=rows).sum()
-    )({"seen": seen, "volumes": volumes})
+
+    def run(rows):
+        def loss(x):
+            return views.prototype_assignment(x["seen"], x["volumes"], chunk_rows=rows).sum()
+
+        return jax.value_and_grad(loss)({"seen": seen, "volumes": volumes})
+
     assert_equal({"chunks": run(5)}, {"chunks": run(0)})
 
 
 def test_a_view_without_direction_is_undecided():
-    seen, volumes = sample(4, 1, 3)
-    loss = lambda x: views.prototype_assignment(x, jnp.asarray(volumes)).sum()  # noqa: E731
+    _, volumes = sample(4, 1, 3)
+
+    def loss(x):
+        return views.prototype_assignment(x, jnp.asarray(volumes)).sum()
+
     value, gradient = jax.value_and_grad(loss)(jnp.zeros((4, 1, 3)))
     np.testing.assert_allclose(value, 4 * np.log(4), rtol=1e-6)
     assert np.isfinite(gradient).all()
-    assert np.isfinite(seen).all()
 
 
 def test_places_of_the_batch():

@@ -49,6 +49,10 @@ def step(model, batch, key=0, train=False):
     return run(batch)
 
 
+def double(x):
+    return np.asarray(x, np.float64)
+
+
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -59,7 +63,6 @@ def entropy(logits, own):
 
 def reference(model, batch, config):
     """The terms, crop by crop: (sum, count) of both."""
-    double = lambda x: np.asarray(x, np.float64)  # noqa: E731
     project = (
         double(model.vision_projection.linear.kernel[...]),
         double(model.text_projection.linear.kernel[...]),

@@ -1,4 +1,4 @@
-"""A scan's whole extent resized to a shape: world positions, edges, values, masks."""
+"""A scan's full extent resized to a shape: world positions, edges, values, masks."""
 
 import numpy as np
 import pytest

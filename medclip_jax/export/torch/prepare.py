@@ -134,7 +134,7 @@ def to_canonical(voxels: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
 def crop_and_resample(voxels: Tensor, affine: Tensor, shape, spacing, center, fill: int) -> Tensor:
     """Resample to `spacing`, then cut or pad to `shape` around a point; only the voxels needed are touched.
 
-    Along an axis without a spacing the scan is resized: its whole extent, to the outer edges of its voxels,
+    Along an axis without a spacing the scan is resized: its full extent, to the outer edges of its voxels,
     becomes the shape.
 
     Args:
