@@ -168,7 +168,8 @@ class SelfAttention(nnx.Module):
         mask: Bool[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens features"]:
         """(B, T, W) to (B, T, W); `mask` is False on padding."""
-        return self.output(batch_sharded(attend(*self._split(tokens), mask).reshape(tokens.shape)))
+        mixed = attend(*self.queries_keys_values(tokens), mask)
+        return self.output(batch_sharded(mixed.reshape(tokens.shape)))
 
     def with_weights(
         self,
@@ -185,12 +186,15 @@ class SelfAttention(nnx.Module):
         Returns:
             The output (B, T, W) and the probabilities (B, H, T, T) without the offset.
         """
-        query, key, value = self._split(tokens)
+        query, key, value = self.queries_keys_values(tokens)
         weights = attention_weights(query, key)
         mixed = jnp.einsum("bhts,bshk->bthk", weights + offset.astype(weights.dtype), value)
         return self.output(mixed.reshape(tokens.shape)), weights
 
-    def _split(self, tokens):
+    def queries_keys_values(
+        self, tokens: Float[Array, "batch tokens features"]
+    ) -> tuple[Float[Array, "batch tokens heads features"], ...]:
+        """Queries, keys and values by head: (B, T, H, W / H) each."""
         batch, count, _ = tokens.shape
         fused = self.qkv(tokens).reshape(batch, count, 3, self.heads, -1)
         return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
