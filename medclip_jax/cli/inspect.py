@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     smaller = f"{found.voxel_bytes / max(found.bytes, 1):.2f}x smaller than int16"
     print(f"{found.records} records verified, {found.bytes / 1e6:.1f} MB, {smaller}")
     for series in info.series:
-        print(f"{_of(series)}{_times(series.shape)} voxels, {_mm(series, found)} mm per voxel")
+        print(f"{_of(series)}{_size(series, found)} voxels, {_mm(series, found)} mm per voxel")
     organs = _organ_counts(info.organs, found)
     for rows in (percentiles, counts, *([organs] if info.organs else [])):
         print(_aligned(rows))
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             f"{_of(series)}{what}": value
             for series in info.series
             for what, value in (
-                ("voxels (D, H, W)", _times(series.shape)),
+                ("voxels (H, W)" if series.frames else "voxels (D, H, W)", _size(series, found)),
                 ("mm per voxel", _mm(series, found)),
             )
         },
@@ -124,14 +124,27 @@ def _times(sizes) -> str:
     return "×".join("own" if size is None else f"{size:g}" for size in sizes)
 
 
+def _size(series, found) -> str:
+    """A series' voxels; of frames, how many slices and phases of how many voxels."""
+    if not series.frames:
+        return _times(series.shape)
+    if series.name not in found.frames:
+        return f"no frames of {_times(series.shape[1:])}"
+    slices, phases = _ranges(found.frames[series.name])
+    return f"{slices} slices × {phases} phases of {_times(series.shape[1:])}"
+
+
 def _mm(series, found) -> str:
     """A series' spacing; where scans have each their own, from the smallest to the largest."""
     if series.name not in found.spacings:
         return _times(series.spacing)
-    return "×".join(
-        f"{low:.3g}" if low == high else f"{low:.3g}–{high:.3g}"
-        for low, high in zip(*found.spacings[series.name], strict=True)
-    )
+    return "×".join(_ranges(found.spacings[series.name]))
+
+
+def _ranges(found) -> list[str]:
+    return [
+        f"{low:.3g}" if low == high else f"{low:.3g}–{high:.3g}" for low, high in zip(*found, strict=True)
+    ]
 
 
 def _samples(info, entries: list[dict], count: int) -> list[dict]:

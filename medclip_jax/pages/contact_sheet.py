@@ -1,4 +1,4 @@
-"""A page to look over a prepared set: three slices of each volume, organ outlines, report and findings."""
+"""A page to look over a prepared set: slices of each volume or strips of frames, organ outlines, findings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int16, UInt8
 
+from medclip_jax.pages.frame_strips import strips
 from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
 from medclip_jax.shards.record import VOLUME
 from medclip_jax.shards.series import SeriesSettings
@@ -34,6 +35,9 @@ COLORS = (
 
 _IMAGE_HEIGHT = 225
 """CSS pixels of the tallest view."""
+
+_FRAME_HEIGHT = 110
+"""CSS pixels of a picture in a strip of frames."""
 
 # How each view is cut from a (D, H, W) volume and laid down as radiologists hang it: the patient's right
 # on the left, front at the top of axial slices and at the left of sagittal ones, head up.
@@ -149,8 +153,11 @@ def contact_sheet(
         "soft tissue -160 to 240 HU" if modality.absolute else "1st to 99th percentile of each scan"
         for modality in sorted(modalities, key=lambda modality: modality.name)
     )
+    kinds = ["Middle slices"] * any(not scan.frames for scan in series)
+    kinds += ["phases of the middle slice, and slices"] * any(scan.frames for scan in series)
     legend = (
-        f"Middle slices; {windows}; the patient's right on the left. + stated, − denied, ? not mentioned."
+        f"{'; '.join(kinds)}; {windows}; the patient's right on the left. "
+        "+ stated, − denied, ? not mentioned."
     )
     if organs and patch:
         legend += (
@@ -189,6 +196,10 @@ def _study(
     for scan in (scan for scan in series if scan.name in sample):
         volume, outlined = sample[scan.name], shown if scan.name == VOLUME else {}
         spacing = sample[scan.spacing_array] if scan.spacing_array else scan.spacing
+        if scan.frames:
+            shown_frames = strips(volume, sample[scan.frames_array], spacing, _FRAME_HEIGHT)
+            rows.append(f"<p class='soft'>{html.escape(scan.name)}</p>{shown_frames}")
+            continue
         absolute = modality_of(scan.modality).absolute
         window = WINDOW_HU if absolute else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
         maps = {organ: sample["organs"][list(organs).index(organ)] for organ in outlined}

@@ -35,6 +35,7 @@ class Check:
         voxel_bytes: of all scans, not compressed.
         spacings: by the name of each array of scans that have a spacing of their own, the smallest and the
             largest mm along depth, height, width.
+        frames: by the name of each array of frames, the fewest and the most slices and phases.
         organs: (O, 4) how many volumes show each organ, describe it, do both, and say it is normal.
     """
 
@@ -47,6 +48,7 @@ class Check:
     voxel_bytes: int
     organs: Int[np.ndarray, "O 4"]
     spacings: Mapping[str, Float[np.ndarray, "2 3"]]
+    frames: Mapping[str, Int[np.ndarray, "2 2"]]
 
 
 def check_files(info: PreparedInfo) -> list[str]:
@@ -102,7 +104,9 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     columns = np.arange(len(info.findings))
     organs = np.zeros((len(info.organs), 4), np.int64)
     own = {series.name: series.spacing_array for series in info.series if series.spacing_array}
+    counted = {series.name: series.frames_array for series in info.series if series.frames}
     spacings: dict[str, list[Float[np.ndarray, " 3"]]] = defaultdict(list)
+    frames: dict[str, list[Int[np.ndarray, " 2"]]] = defaultdict(list)
     records = voxel_bytes = 0
     count = sum(map(len, expected.values()))
     with track(total=count, unit="volume", label="verify", show=progress, smoothing=0.05) as bar:
@@ -142,6 +146,8 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     histograms[scan] += np.bincount(thin, minlength=len(histograms[scan]))
                 for scan in own.keys() & sample.keys():
                     spacings[scan].append(sample[own[scan]])
+                for scan in counted.keys() & sample.keys():
+                    frames[scan].append(sample[counted[scan]])
                 findings[columns, np.sign(sample["findings"]) + 1] += 1
                 labels[columns, np.sign(sample["labels"]) + 1] += 1
                 for place, organ in enumerate(info.organs):
@@ -151,8 +157,11 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     organs[place] += (shown, said is not None, shown and said is not None, normal)
     percentiles = {name: _percentiles(counts) for name, counts in histograms.items() if counts.any()}
     size = sum(info.files.values())
-    ranges = {name: np.stack([np.min(each, 0), np.max(each, 0)]) for name, each in spacings.items()}
-    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs, ranges)
+    ranges = [
+        {name: np.stack([np.min(each, 0), np.max(each, 0)]) for name, each in found.items()}
+        for found in (spacings, frames)
+    ]
+    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs, *ranges)
 
 
 def _percentiles(counts: Int[np.ndarray, " V"]) -> dict[float, float]:

@@ -16,6 +16,7 @@ from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, checksum, encode
 from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.volumes import Volume, VolumeRejected, crop_and_resample, mask_center, read_volume
+from medclip_jax.volumes.frames import Frames, fit_frames, read_frames
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
 
@@ -105,12 +106,18 @@ def _make_record(
     notes = list(item.notes)
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
     masks, center = None, None
-    scans: dict[str, Volume] = {}
+    scans: dict[str, Volume | Frames] = {}
     provenance: dict[str, dict[str, object]] = {}
     organs = None
     for series in (one for one in settings.all_series if one.name in {given.name for given in study.series}):
         scan = _read(study, series, settings)
         found = list(scan.notes)
+        provenance[series.name] = dict(scan.provenance)
+        if isinstance(scan, Frames):
+            kept = scan.middle() if series.frames == "middle" else scan
+            scans[series.name], more = fit_frames(kept, series.shape[1:], series.spacing[1:])
+            notes += [f"{note}:{series.name}" for note in (*found, *more)]
+            continue
         if masks is None:  # after the first scan: what is wrong with it is the reason that helps most
             masks = read_masks(study, wanted) if wanted else {}
             center, more = _crop_center(study, settings, masks)
@@ -120,7 +127,6 @@ def _make_record(
         if series.name == VOLUME and schema.organs and masks:
             organs, more = occupancy(masks, schema.organs, scan, scans[VOLUME], schema.cell)
             found += more
-        provenance[series.name] = dict(scan.provenance)
         notes += found if not settings.series else [f"{note}:{series.name}" for note in found]
     if schema.organs and not masks:
         notes.append("organs-missing")
@@ -132,12 +138,7 @@ def _make_record(
         "id": item.id,
         "study": item.study_hash,
         "patient": item.patient_hash,
-        **{name: scan.voxels for name, scan in scans.items()},
-        **{
-            series.spacing_array: np.array(scans[series.name].spacing, np.float32)
-            for series in settings.all_series
-            if series.spacing_array and series.name in scans
-        },
+        **_scan_arrays(scans, settings),
         "report": report,
         "findings_text": findings_text,
         "impression": impression,
@@ -155,10 +156,33 @@ def _make_record(
     return record, provenance if settings.series else provenance[VOLUME], tuple(dict.fromkeys(notes))
 
 
-def _read(study: Study, settings: SeriesSettings, choice: PrepareSettings) -> Volume:
+def _scan_arrays(scans: dict[str, Volume | Frames], settings: PrepareSettings) -> dict[str, np.ndarray]:
+    """The arrays of a record that its scans become."""
+    arrays: dict[str, np.ndarray] = {}
+    for series in (one for one in settings.all_series if one.name in scans):
+        scan = scans[series.name]
+        arrays[series.name] = scan.voxels
+        if isinstance(scan, Frames):
+            slices, phases, *size = scan.voxels.shape
+            arrays[series.name] = scan.voxels.reshape(slices * phases, *size)
+            arrays[series.frames_array] = np.array([slices, phases], np.int32)
+        if series.spacing_array:
+            arrays[series.spacing_array] = np.array(scan.spacing, np.float32)
+    return arrays
+
+
+def _read(study: Study, settings: SeriesSettings, choice: PrepareSettings) -> Volume | Frames:
     """Read one series of a study."""
     series = next(given for given in study.series if given.name == settings.name)
     try:
+        if settings.frames:
+            return read_frames(
+                series.path,
+                modality=series.modality,
+                spacing=series.spacing,
+                series=series.uid or None,
+                percentiles=settings.percentiles,
+            )
         return read_volume(
             series.path,
             rescale=series.rescale,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from medclip_jax.shards.arrays import ArraySpec, ShardError
 from medclip_jax.shards.record import VOLUME
 from medclip_jax.volumes.modality import check_percentiles, modality_of
+
+FRAMES = ("all", "middle")
+"""Which slices of a series of frames are kept, each with all its phases."""
+
+_RAGGED_VOXELS = 32
+"""What an axis of unknown size is taken for where the size of a shard is chosen."""
+
+_TYPICAL_FRAMES = {"all": 300, "middle": 30}
+"""The same of frames: ten slices of a short axis with 30 phases each."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,10 @@ class SeriesSettings:
         percentiles: what of a series' intensities becomes 0 and `volumes.modality.WINDOW_TOP`, in percent of
             its voxels; None keeps HU and the scanner's units.
         required: whether a study without it is rejected, or accepted with a note.
+        frames: "" for a volume; "all" or "middle" for a series of frames, whose slices stay in the plane they
+            were taken in: all of them, or the middle one. The array is then (frames, H, W), all phases of the
+            first slice, then those of the second, and so on; `NAME_frames` says how many slices and phases.
+            Shape and spacing are of the pictures, None first: (None, H, W) and (None, mm, mm).
     """
 
     name: str
@@ -34,11 +48,24 @@ class SeriesSettings:
     modality: str = "CT"
     percentiles: tuple[float, float] | None = None
     required: bool = True
+    frames: str = ""
 
     @property
     def spacing_array(self) -> str:
         """Name of the array that holds a record's own spacing; "" where it is the same for all records."""
         return f"{self.name}_spacing" if None in self.spacing else ""
+
+    @property
+    def frames_array(self) -> str:
+        """Name of the array that holds a record's number of slices and phases; "" for volumes."""
+        return f"{self.name}_frames" if self.frames else ""
+
+    @property
+    def typical_voxels(self) -> int:
+        """About how many voxels a record has of it."""
+        if self.frames:
+            return _TYPICAL_FRAMES[self.frames] * math.prod(self.shape[1:])
+        return math.prod(size or _RAGGED_VOXELS for size in self.shape)
 
     @property
     def is_resized(self) -> bool:
@@ -52,8 +79,19 @@ class SeriesSettings:
         voxels = ArraySpec(self.name, "blosc2", self.shape, "int16", optional=not self.required, doc=unit)
         if not self.spacing_array:
             return (voxels,)
-        mm = "mm along depth, height, width"
-        return voxels, ArraySpec(self.spacing_array, "list", (3,), "float32", not self.required, mm)
+        mm = "mm between slices, rows, columns" if self.frames else "mm along depth, height, width"
+        spacing = ArraySpec(self.spacing_array, "list", (3,), "float32", not self.required, mm)
+        if not self.frames:
+            return voxels, spacing
+        counts = ArraySpec(self.frames_array, "list", (2,), "int32", not self.required, "slices, phases")
+        return voxels, counts, spacing
+
+    def to_json(self) -> dict[str, Any]:
+        """As `prepare.json` holds it."""
+        written = asdict(self)
+        if not self.frames:  # so that sets of volumes keep their bytes and fingerprints
+            del written["frames"]
+        return written
 
     def checked(self) -> SeriesSettings:
         """The same with plain tuples of numbers.
@@ -81,12 +119,33 @@ class SeriesSettings:
             )
         if self.name == VOLUME and None in shape:
             raise ShardError(f"'{VOLUME}' has one shape for all records: name a ragged series otherwise")
+        if self.frames:
+            self._check_frames(where, shape, spacing)
         try:
             check_percentiles(self.percentiles, self.modality)
         except ValueError as error:
             raise ShardError(f"{where}{error}") from None
         percentiles = None if self.percentiles is None else tuple(map(float, self.percentiles))
-        return SeriesSettings(self.name, shape, spacing, self.modality, percentiles, bool(self.required))
+        required = bool(self.required)
+        return SeriesSettings(
+            self.name, shape, spacing, self.modality, percentiles, required, str(self.frames)
+        )
+
+    def _check_frames(self, where: str, shape: tuple, spacing: tuple) -> None:
+        """Check what frames need beyond what volumes do.
+
+        Raises:
+            ShardError: something is missing.
+        """
+        if self.frames not in FRAMES:
+            raise ShardError(f"{where}frames '{self.frames}' is none of {', '.join(FRAMES)}")
+        if shape[0] is not None or None in shape[1:] or (None in spacing[1:] and spacing[1:] != (None, None)):
+            raise ShardError(
+                f"{where}frames of shape {self.shape} and spacing {self.spacing}: give (None, rows, columns) "
+                "and (None, mm, mm), or a spacing of (None, None, None) to resize the full pictures"
+            )
+        if modality_of(self.modality).absolute:
+            raise ShardError(f"{where}frames are of MR: {self.modality} becomes volumes, leave frames out")
 
 
 def read_series(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,9 +21,6 @@ FITS = ("crop", "resize")
 
 SPACING = (3.0, 1.5, 1.5)
 """mm along depth, height, width where none are given."""
-
-_RAGGED_VOXELS = 32
-"""What an axis of unknown size is taken for where the size of a shard is chosen."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,7 @@ class PrepareSettings:
         """As written to `prepare.json`: without folders of this machine."""
         copied = self.tokenizer not in ("train", None)
         written = asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
+        written["series"] = tuple(series.to_json() for series in self.series)
         # Only where they say something, so that other sets keep their bytes and fingerprints.
         del written["definitions"]
         if self.fit == "crop":
@@ -210,7 +207,7 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         measurements = sorted(
             {n for study in studies for n in study.measurements if not n.startswith("box_")}
         )
-    voxels = sum(math.prod(size or _RAGGED_VOXELS for size in series.shape) for series in all_series)
+    voxels = sum(series.typical_voxels for series in all_series)
     per_shard = settings.per_shard or min(512, max(4, (1 << 27) // voxels))
     return replace(
         settings,
@@ -248,6 +245,10 @@ def _check_fit(settings: PrepareSettings) -> None:
         )
     if not resize and not settings.series and None in (settings.spacing or ()):
         raise ShardError(f"spacing {settings.spacing} leaves it to each scan: that is --fit resize")
+    if settings.crop != "center" and all(series.frames for series in settings.all_series):
+        raise ShardError(
+            f"crop '{settings.crop}': pictures of frames are cut around their middle. Leave --crop out"
+        )
     if settings.crop != "center" and any(series.is_resized for series in settings.all_series):
         raise ShardError(
             f"crop '{settings.crop}' and resizing: a resized scan is complete, nothing of it is cut off. "

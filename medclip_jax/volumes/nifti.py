@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -17,12 +18,13 @@ _LONGEST_EXTENSIONS = 1 << 20
 """Bytes between header and voxels that are read to see where the voxels start."""
 
 
-def read_nifti(path: Path, *, labels: bool = False) -> Scan:
+def read_nifti(path: Path, *, labels: bool = False, frames: bool = False) -> Scan:
     """Read one NIfTI file, or a pair of .hdr and .img, with the header's own scaling applied.
 
     Args:
         path: the file; either one of a pair.
         labels: it is a label map.
+        frames: it may hold several phases, and a single slice: voxels are (I, J, K, phase).
 
     Raises:
         VolumeRejected: see the table of codes in `docs/reference/volumes.md`.
@@ -37,7 +39,7 @@ def read_nifti(path: Path, *, labels: bool = False) -> Scan:
     header = _header(start)
     notes: list[str] = []
     dtype = _data_type(header)
-    shape = _spatial_shape(header, notes)
+    shape = _frame_shape(header, notes) if frames else _spatial_shape(header, notes)
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     offsets = _possible_offsets(header, start, is_pair)
     check_size(wanted, len(content), labels=labels)
@@ -168,7 +170,8 @@ def _header(content: bytes) -> nib.Nifti1Header:
     )
 
 
-def _spatial_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int, int]:
+def _stated_shape(header: nib.Nifti1Header, notes: list[str]) -> list[int]:
+    """Lengths of all axes that the header names, checked as far as any file's must be."""
     rank = int(header["dim"][0])
     if not 1 <= rank <= 7:
         raise VolumeRejected(
@@ -188,6 +191,27 @@ def _spatial_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int
             "The first axis has length 1, as arrays with channels have, so that the header's spacing and "
             "orientation belong to the wrong axes: save the array without that axis, with the scan's affine.",
         )
+    return shape
+
+
+def _frame_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int, int, int]:
+    """x, y, slice, phase."""
+    shape = _stated_shape(header, notes)
+    if any(n > 1 for n in shape[4:]):
+        raise VolumeRejected(
+            "several-series-in-one",
+            f"The file has {len(shape)} dimensions ({'x'.join(map(str, shape))}), a series of frames has x, "
+            f"y, slice and phase: write each of the {int(np.prod(shape[4:]))} to a file of its own.",
+        )
+    shape = [*shape, 1, 1, 1][:4]
+    if min(shape[:2]) < 2:
+        raise VolumeRejected("not-3d", "The pictures have a single row or column: export the series again.")
+    return tuple(shape)
+
+
+def _spatial_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int, int]:
+    shape = _stated_shape(header, notes)
+    rank = len(shape)
     if any(n > 1 for n in shape[3:]):
         raise VolumeRejected(
             "several-frames",
@@ -229,11 +253,9 @@ def _data_type(header: nib.Nifti1Header) -> np.dtype:
     return dtype
 
 
-def _voxels(
-    content: bytes, header: nib.Nifti1Header, dtype: np.dtype, shape: tuple[int, int, int], offset: int
-):
+def _voxels(content: bytes, header: nib.Nifti1Header, dtype: np.dtype, shape: tuple[int, ...], offset: int):
     """Values with the header's slope and intercept applied, and the two."""
-    voxels = np.frombuffer(content, dtype, shape[0] * shape[1] * shape[2], offset).reshape(shape, order="F")
+    voxels = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order="F")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
         return voxels, 1.0, 0.0  # the standard: no scaling

@@ -13,7 +13,8 @@ class Scan:
     """The content of one file or series, in the file's own orientation.
 
     Attributes:
-        voxels: values with the header's own rescale applied, axes in the order the affine expects.
+        voxels: values with the header's own rescale applied, axes in the order the affine expects;
+            of a moving series a last axis of phases.
         affine: maps the homogeneous array index ``(i, j, k, 1)`` to RAS+ world mm.
         placed: False when the header says nothing about orientation and spacing.
         modality: what the header says, or None when the format does not hold it.
@@ -21,7 +22,7 @@ class Scan:
         notes: see `Volume`.
     """
 
-    voxels: Shaped[np.ndarray, "I J K"]
+    voxels: Shaped[np.ndarray, "I J K *phases"]
     affine: Float[np.ndarray, "4 4"]
     placed: bool = True
     modality: str | None = None
