@@ -153,8 +153,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--findings",
         metavar="LIST",
-        help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'all', and findings "
-        "files of your own (.toml, see docs/reference/reports.md) (cardiac; for --corpus phantom, phantom)",
+        help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'cardiac_mr' (13), "
+        "'all', and findings files of your own (.toml, see docs/reference/reports.md) (cardiac; for --corpus "
+        "phantom, phantom)",
     )
     text.add_argument(
         "--tokenizer",

@@ -16,7 +16,7 @@ from typing import Any
 from medclip_jax.reports.sentences import LONGEST_SENTENCE
 from medclip_jax.reports.vocabulary import CT_RATE_COLUMNS, FINDINGS, Finding
 
-RESERVED = ("all", "cardiac", "ct_rate", "none", "phantom")
+RESERVED = ("all", "cardiac", "cardiac_mr", "ct_rate", "none", "phantom")
 """What `--findings` takes for several findings, or for none."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")

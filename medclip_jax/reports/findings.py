@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from medclip_jax.reports.cardiac_mr import CARDIAC_MR_DIAGNOSES, CARDIAC_MR_FINDINGS
 from medclip_jax.reports.context import Assertion, Judgment, Sentence
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.numbers import READERS
@@ -27,6 +28,8 @@ from medclip_jax.reports.vocabulary import (
 
 __all__ = [
     "CARDIAC_FINDINGS",
+    "CARDIAC_MR_DIAGNOSES",
+    "CARDIAC_MR_FINDINGS",
     "CT_RATE_COLUMNS",
     "CT_RATE_FINDINGS",
     "FINDINGS",

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medclip_jax.reports.cardiac_mr import CARDIAC_MR_FINDINGS
 from medclip_jax.reports.cleaning import normalize
 from medclip_jax.reports.definitions import BUILT_IN, DefinitionError, Findings, nearest
 from medclip_jax.reports.names import UnknownFinding, finding_name
@@ -28,6 +29,7 @@ SUFFIX = ".toml"
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "cardiac": CARDIAC_FINDINGS,
+    "cardiac_mr": CARDIAC_MR_FINDINGS,
     "phantom": PHANTOM_FINDINGS,
     "ct_rate": CT_RATE_FINDINGS,
     "all": tuple(FINDINGS),

@@ -1,4 +1,4 @@
-"""Numbers that decide a finding: calcium score, CAD-RADS, cardiothoracic ratio, pulmonary trunk."""
+"""Numbers that decide a finding: calcium score, CAD-RADS, ratios, diameters, ejection fractions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ LARGEST_RATIO = 0.5
 WIDEST_TRUNK_MM = 29.0
 """Diameter of the pulmonary trunk above which it counts as wide: the upper limit usually taken for men."""
 _PLAUSIBLE_TRUNK_MM = (12.0, 80.0)
+# Of the heart, (up to where it is normal, beyond which it is not): between the two the words decide.
+LV_EJECTION_FRACTION = (55.0, 50.0)
+RV_EJECTION_FRACTION = (50.0, 45.0)
+LV_DIAMETER_MM = (52.0, 58.0)
+WALL_THICKNESS_MM = (11.0, 12.0)
+AORTIC_ROOT_MM = (37.0, 40.0)
 
 
 @dataclass(frozen=True)
@@ -196,11 +202,127 @@ def stenosis_percent(text: str) -> list[Measured]:
     return [Measured(m.start(), m.end(), False) for m in _NO_STENOSIS.finditer(text)]
 
 
+# "62 %", "35-40%", "from 35 % to 50 %": of a range the middle, of a change where it led.
+_PERCENT = (
+    r"(?P<between>[^.;\d]{0,40}?)(?:\bfrom \d{1,2} ?%? to )?(?P<value>\d{1,2}(?:[.,]\d+)?)(?: ?%?)"
+    r"(?:(?: ?- ?| to )(?P<upper>\d{1,2}))? ?(?:%|percent\b|(?= ?(?:[.,;)]|$)))"
+)
+_LV_EF = re.compile(
+    r"(?:\blv ?ef\b|\b(?:lv|left ventricular) (?:ejection fraction|ef)\b"
+    r"|(?<!rv )(?<!right ventricular )\b(?:ejection fraction|ef)\b)(?: \(lvef\))?" + _PERCENT
+)
+_RV_EF = re.compile(
+    r"(?:\brv ?ef\b|\b(?:rv|right ventricular) (?:ejection fraction|ef)\b)(?: \(rvef\))?" + _PERCENT
+)
+_REFERENCE = re.compile(
+    r"\b(?:normal(?: range| value)?|reference|previous(?:ly)?|prior|formerly|limit)\b[^a-z]*$"
+)
+
+
+def _certain(value: float, limits: tuple[float, float], before: str) -> bool | None:
+    """Whether a value is abnormal; None between the limits, and where "> 40" leaves it open.
+
+    Args:
+        value: the number.
+        limits: up to where it is normal, and beyond which it is not.
+        before: what stands before the number.
+    """
+    if _REFERENCE.search(before):
+        return None
+    normal, abnormal = limits
+    sign = 1 if abnormal > normal else -1
+    more, less = re.search(rf"{_MORE}\s*$", before), re.search(rf"{_LESS}\s*(?:or equal to\s*)?$", before)
+    worse, better = (more, less) if sign > 0 else (less, more)
+    if not better and (sign * (value - abnormal) > 0 or (worse and value == abnormal)):
+        return True
+    return False if not worse and sign * (value - normal) <= 0 else None
+
+
+def _ejection_fraction(pattern: re.Pattern[str], limits: tuple[float, float], text: str) -> list[Measured]:
+    found = []
+    for match in pattern.finditer(text):
+        value = _value(match["value"])
+        if match["upper"]:
+            value = (value + _value(match["upper"])) / 2
+        reduced = _certain(value, limits, match["between"])
+        if reduced is not None and value > 5:
+            found.append(Measured(match.start(), match.end(), reduced))
+    return found
+
+
+def lv_ejection_fraction(text: str) -> list[Measured]:
+    """The left ventricle's, in percent; one that names no ventricle is the left one's."""
+    return _ejection_fraction(_LV_EF, LV_EJECTION_FRACTION, text)
+
+
+def rv_ejection_fraction(text: str) -> list[Measured]:
+    """The right ventricle's, in percent."""
+    return _ejection_fraction(_RV_EF, RV_EJECTION_FRACTION, text)
+
+
+_LENGTH = r"(?P<between>[^.;\d]{0,40}?)(?P<value>\d+(?:[.,]\d+)?) ?-?(?P<unit>mm|cm)\b"
+_LV_DIAMETER = re.compile(
+    r"(?:\blv(?:edd|idd|id)\b"
+    r"|\b(?:lv|left ventricular) (?:internal )?end-?[ -]?diastolic (?:diameter|dimension)\b)" + _LENGTH
+)
+_WALL_THICKNESS = re.compile(
+    r"(?<!right ventricular )(?<!rv )(?<!aortic )(?<!bladder )(?<!bronchial )(?<!esophageal )(?<!chest )"
+    r"(?<!bowel )(?<!gastric )(?<!gallbladder )"
+    r"(?:\bwall thickness(?:es)?|\bseptal thickness|\bseptum (?:measures|is)"
+    r"|\bthickness of (?:the )?(?:\w+ )?septum)\b" + _LENGTH
+)
+_AORTIC_ROOT = re.compile(
+    r"(?:\baortic root\b|\bascending (?:thoracic )?aorta\b|\bsinus(?:es)? of valsalva\b)" + _LENGTH
+)
+
+
+def _lengths(pattern: re.Pattern[str], limits: tuple[float, float], text: str) -> list[Measured]:
+    found = []
+    for match in pattern.finditer(text):
+        value = _value(match["value"]) * (10 if match["unit"] == "cm" else 1)
+        beyond = _certain(value, limits, match["between"])
+        if beyond is not None and not _MEASURED_OTHERWISE.match(text, match.end()):
+            found.append(Measured(match.start(), match.end(), beyond))
+    return found
+
+
+def lv_end_diastolic_diameter(text: str) -> list[Measured]:
+    """The left ventricle's diameter in mm or cm."""
+    return _lengths(_LV_DIAMETER, LV_DIAMETER_MM, text)
+
+
+def wall_thickness(text: str) -> list[Measured]:
+    """The thickness of the left ventricle's wall in mm or cm."""
+    return _lengths(_WALL_THICKNESS, WALL_THICKNESS_MM, text)
+
+
+def aortic_root(text: str) -> list[Measured]:
+    """The diameter of the aortic root or the ascending aorta in mm or cm."""
+    return _lengths(_AORTIC_ROOT, AORTIC_ROOT_MM, text)
+
+
+_SCAR = re.compile(
+    r"\b(?:scar(?: burden| size| mass)?|lge(?: extent| burden)?|enhancement|fibrosis)\b"
+    r"(?P<between>[^.;\d]{0,40}?)(?P<value>\d+(?:[.,]\d+)?) ?(?:%|percent\b)"
+)
+
+
+def scar_percent(text: str) -> list[Measured]:
+    """The share of the wall that is scarred: any above 0, and 0 as none."""
+    return [Measured(m.start(), m.end(), _value(m["value"]) > 0) for m in _SCAR.finditer(text)]
+
+
 READERS: dict[str, Callable[[str], list[Measured]]] = {
     "cardiothoracic_ratio": cardiothoracic_ratio,
     "pulmonary_trunk": pulmonary_trunk,
     "agatston_score": agatston_score,
     "cad_rads": cad_rads,
     "stenosis_percent": stenosis_percent,
+    "lv_ejection_fraction": lv_ejection_fraction,
+    "rv_ejection_fraction": rv_ejection_fraction,
+    "lv_end_diastolic_diameter": lv_end_diastolic_diameter,
+    "wall_thickness": wall_thickness,
+    "aortic_root": aortic_root,
+    "scar_percent": scar_percent,
 }
 """What `Finding.numbers` may name; each looks at one sentence as `normalize` gives it."""

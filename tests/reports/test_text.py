@@ -152,5 +152,5 @@ def test_lists_of_findings():
     assert PHANTOM_FINDINGS[:7] == CARDIAC_FINDINGS
     assert len(PHANTOM_FINDINGS) == 11
     assert len(CT_RATE_FINDINGS) == len(set(CT_RATE_FINDINGS)) == len(CT_RATE_COLUMNS) == 18
-    assert set(FINDINGS) == {*CT_RATE_FINDINGS, *PHANTOM_FINDINGS}
+    assert {*CT_RATE_FINDINGS, *PHANTOM_FINDINGS} < set(FINDINGS)
     assert all(name == finding.name for name, finding in FINDINGS.items())
