@@ -95,7 +95,7 @@ class TestFile:
 
     def test_shipped_example(self):
         names, known = choose_findings(["cardiac", str(SHIPPED)])
-        own = ("acute_coronary_syndrome", "right_ventricular_dysfunction", "significant_ffr")
+        own = ("acute_coronary_syndrome", "right_heart_strain", "significant_ffr")
         assert names == (*CARDIAC_FINDINGS, *own)
         said = "NSTEMI with a culprit lesion. No right heart strain; the RV/LV ratio is not increased."
         assert tuple(extract(said, own, definitions=known).values()) == (1, -1, 0)
