@@ -52,7 +52,7 @@ def read_dicom(source: Path | Sequence[Path], wanted: Wanted) -> Scan:
         OSError: the folder cannot be opened.
     """
     with silenced():
-        files = _headers(source, wanted)
+        files = read_headers(source, wanted)
         if not files and isinstance(source, Path):
             raise explain_folder(source)
         stack, notes = choose(files, wanted)
@@ -65,7 +65,7 @@ def check_stack(stack: Stack) -> None:
     Raises:
         VolumeRejected: it cannot become a volume.
     """
-    _rescales(stack.slices)
+    rescales_of(stack.slices)
     rows, columns = _directions(stack)
     along = stack.along
     order = np.argsort(along, kind="stable")
@@ -76,7 +76,7 @@ def check_stack(stack: Stack) -> None:
     _even_grid(kept, np.cross(rows, columns))
 
 
-def _headers(source: Path | Sequence[Path], wanted: Wanted) -> list[DicomFile]:
+def read_headers(source: Path | Sequence[Path], wanted: Wanted) -> list[DicomFile]:
     """Of all DICOM files; where a series is named, only of what belongs to it.
 
     Raises:
@@ -132,7 +132,7 @@ def _read_each(
 
 def _assemble(stack: Stack, notes: list[str]) -> Scan:
     first = stack.slices[0]
-    rescales = _rescales(stack.slices)
+    rescales = rescales_of(stack.slices)
     by_file = defaultdict(set)
     for item, rescale in zip(stack.slices, rescales, strict=True):
         if item.frame is not None and not by_pydicom(item.transfer_syntax):
@@ -183,7 +183,7 @@ def _directions(stack: Stack) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray
     return rows, columns
 
 
-def _rescales(slices: Sequence[Slice]) -> list[tuple[float, float]]:
+def rescales_of(slices: Sequence[Slice]) -> list[tuple[float, float]]:
     """Slope and intercept of each slice.
 
     Raises:
@@ -218,8 +218,8 @@ def _planes(
         if item.path not in decoded:
             if item.frame is None:
                 decoded.clear()
-            decoded[item.path] = _decode(item)
-        plane = _hounsfield(decoded[item.path], item, *rescales[place])
+            decoded[item.path] = decode(item)
+        plane = rescaled(decoded[item.path], item, *rescales[place])
         if kept and float((item.position - kept[-1].position) @ kept[0].normal) < SAME_POSITION_MM:
             if not np.array_equal(plane, planes[-1]):
                 raise VolumeRejected(
@@ -297,7 +297,7 @@ def _are_lost(slices: Sequence[Slice], multiples: Sequence[int]) -> bool:
     return not any(a > 1 and a == b == c for a, b, c in runs)
 
 
-def _decode(item: Slice) -> Real[np.ndarray, "F H W"]:
+def decode(item: Slice) -> Real[np.ndarray, "F H W"]:
     """All frames of a file: stored values where pydicom decodes, rescaled ones where SimpleITK does."""
     try:
         if by_pydicom(item.transfer_syntax):
@@ -321,9 +321,17 @@ def _decode(item: Slice) -> Real[np.ndarray, "F H W"]:
     return pixels
 
 
-def _hounsfield(
+def rescaled(
     pixels: Real[np.ndarray, "F H W"], item: Slice, slope: float, intercept: float
 ) -> Real[np.ndarray, "H W"]:
+    """The picture of one slice with its slope and intercept applied.
+
+    Args:
+        pixels: of its file, from `decode`.
+        item: the slice.
+        slope: of it.
+        intercept: of it.
+    """
     plane = pixels[item.frame or 0]
     if by_pydicom(item.transfer_syntax):
         whole = slope.is_integer() and intercept.is_integer()

@@ -156,7 +156,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     notes = _unknown_damage(files, wanted)
     usable = [item for item in named if item.files]
     if not usable:
-        raise _nothing([file for item in named for file in (*item.refused, *item.others)])
+        raise explain_nothing([file for item in named for file in (*item.refused, *item.others)])
     stacks = [(stack, item) for item in usable for stack in cut_into_stacks(item.slices)]
     _check_uids(usable, stacks, wanted)
     lone = [(stack, item) for stack, item in stacks if len(stack.slices) == 1]
@@ -169,9 +169,9 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     same = [pair for pair in stacks if pair[0].slices[0].modality == wanted.modality]
     unread = [file for item in named for file in item.refused if file.modality == wanted.modality]
     if unread and not same:  # the scan is there, and what can be read is another
-        raise _refusal(unread, len(files))
+        raise refusal_of(unread, len(files))
     candidates = same or stacks
-    _check_owners(candidates, files)
+    check_owners([owner for _, owner in candidates], files)
     if wanted.kernel is not None:
         candidates = _with_kernel(candidates, wanted.kernel)
     # Time series and bolus tracking stand behind what is one volume.
@@ -186,7 +186,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     if skipped:
         notes.append(f"other-objects:{skipped}")
     if owner.refused:
-        raise _refusal(owner.refused, len(owner.files) + len(owner.refused))
+        raise refusal_of(owner.refused, len(owner.files) + len(owner.refused))
     check_positions(stack)
     if stack.phase:
         raise VolumeRejected(
@@ -253,15 +253,15 @@ def _unknown_damage(files: Sequence[DicomFile], wanted: Wanted) -> list[str]:
     """A file whose series is unknown may be a slice of any: refused, or noted where the series was named."""
     lost = [file for file in files if file.refusal == "damaged-dicom" and not file.uid]
     if lost and wanted.series is None:
-        raise _refusal(lost, len(files))
+        raise refusal_of(lost, len(files))
     return [f"damaged-files:{len(lost)}"] if lost else []
 
 
-def _nothing(files: Sequence[DicomFile]) -> VolumeRejected:
+def explain_nothing(files: Sequence[DicomFile]) -> VolumeRejected:
     """Why there are no slices at all."""
     failed = [file for file in files if file.refusal and not file.is_part_of_no_volume]
     if failed:
-        return _refusal(failed, len(files))
+        return refusal_of(failed, len(files))
     if any(file.refusal == "localizer" for file in files):
         return VolumeRejected(
             "only-localizers", "The folder holds localizers only: point to the scan itself."
@@ -280,7 +280,7 @@ def _nothing(files: Sequence[DicomFile]) -> VolumeRejected:
     )
 
 
-def _refusal(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
+def refusal_of(failed: Sequence[DicomFile], total: int) -> VolumeRejected:
     """The most frequent reason why files have no slices."""
     code, count = Counter(file.refusal for file in failed).most_common(1)[0]
     of = f"In {count} of {total} files: " if count < total else ""
@@ -314,8 +314,17 @@ def _check_uids(usable: Sequence[Series], stacks: Sequence[tuple[Stack, Series]]
     )
 
 
-def _check_owners(candidates: Sequence[tuple[Stack, Series]], files: Sequence[DicomFile]) -> None:
-    chosen = {item.first.uid for _, item in candidates}
+def check_owners(candidates: Sequence[Series], files: Sequence[DicomFile]) -> None:
+    """Refuse series of several patients or examinations.
+
+    Args:
+        candidates: that may be meant.
+        files: all that were found.
+
+    Raises:
+        VolumeRejected: "several-patients" or "several-studies".
+    """
+    chosen = {item.first.uid for item in candidates}
     mixed = defaultdict(set)
     for file in files:
         if not file.refusal and file.uid in chosen and file.patient:
@@ -326,14 +335,14 @@ def _check_owners(candidates: Sequence[tuple[Stack, Series]], files: Sequence[Di
             "One SeriesInstanceUID holds slices of several patients (PatientID differs): sort the files by "
             "patient, one folder each.",
         )
-    patients = {item.first.patient for _, item in candidates} - {""}
+    patients = {item.first.patient for item in candidates} - {""}
     if len(patients) > 1:
         raise VolumeRejected(
             "several-patients",
             f"The folder holds scans of {len(patients)} patients: name the series in the table's column "
             "`series` (`medclip index` writes such a table), or give each scan its own folder.",
         )
-    studies = {item.first.study for _, item in candidates} - {""}
+    studies = {item.first.study for item in candidates} - {""}
     if len(studies) > 1:
         raise VolumeRejected(
             "several-studies",

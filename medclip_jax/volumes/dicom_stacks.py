@@ -70,13 +70,13 @@ def cut_into_stacks(slices: Iterable[Slice]) -> list[Stack]:
     them cuts only where its values alternate along the normal: where each value holds a block of its own,
     as the table positions of a sequential scan do, the blocks are one stack.
     """
-    grids = _group_by_grid(sorted(slices, key=lambda item: (str(item.path), item.frame or 0)))
+    grids = group_by_grid(sorted(slices, key=lambda item: (str(item.path), item.frame or 0)))
     stacks = []
     for grid in grids:
-        if _have_lost_positions(grid):
+        if have_lost_positions(grid):
             stacks.append(Stack(tuple(grid)))
             continue
-        for part in _cut_by_marks(_sorted(grid), RECONSTRUCTIONS):
+        for part in cut_by_marks(sort_along(grid), RECONSTRUCTIONS):
             stacks += _cut_by_phases(part)
     stacks.sort(key=lambda stack: -len(stack.slices))
     return [replace(stack, deviating=_deviating(stack, grids)) for stack in stacks]
@@ -90,7 +90,7 @@ def check_positions(stack: Stack) -> None:
     """
     if not _have_one_position(stack.slices):
         return
-    if _have_lost_positions(stack.slices):
+    if have_lost_positions(stack.slices):
         also = ""
         if len(_locations(stack.slices)) > 1:
             also = " SliceLocation differs, but no header says which way it counts, so it cannot stand in."
@@ -104,7 +104,7 @@ def check_positions(stack: Stack) -> None:
     )
 
 
-def _have_lost_positions(slices: Sequence[Slice]) -> bool:
+def have_lost_positions(slices: Sequence[Slice]) -> bool:
     """Whether several slices carry one position that cannot be theirs."""
     if len(slices) < 2 or not _have_one_position(slices):
         return False
@@ -124,12 +124,13 @@ def _along(slices: Sequence[Slice]) -> Float[np.ndarray, " N"]:
     return np.stack([item.position for item in slices]) @ slices[0].normal
 
 
-def _sorted(slices: Sequence[Slice]) -> list[Slice]:
+def sort_along(slices: Sequence[Slice]) -> list[Slice]:
+    """In the order of their positions along the normal."""
     order = np.argsort(_along(slices), kind="stable")
     return [slices[place] for place in order]
 
 
-def _group_by_grid(slices: Sequence[Slice]) -> list[list[Slice]]:
+def group_by_grid(slices: Sequence[Slice]) -> list[list[Slice]]:
     """Slices of one size, orientation and pixel spacing, each group's first member being its measure."""
     groups: list[list[Slice]] = []
     for item in slices:
@@ -159,10 +160,17 @@ def _edges(item: Slice) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"
     )
 
 
-def _cut_by_marks(slices: list[Slice], names: Sequence[str]) -> list[list[Slice]]:
+def cut_by_marks(slices: list[Slice], names: Sequence[str], *, alternating: bool = True) -> list[list[Slice]]:
+    """Cut by the values of elements of the header.
+
+    Args:
+        slices: along the normal, see `sort_along`.
+        names: of the elements.
+        alternating: also where the values alternate along the normal, not only where they share positions.
+    """
     parts = [slices]
     for name in names:
-        parts = [piece for part in parts for piece in _cut(part, name, alternating=True)]
+        parts = [piece for part in parts for piece in _cut(part, name, alternating=alternating)]
     return parts
 
 

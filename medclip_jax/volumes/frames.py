@@ -3,7 +3,6 @@ taken in."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,9 @@ from jaxtyping import Float, Int16, Real
 
 from medclip_jax.volumes.checks import check_hu, fill_missing, to_int16
 from medclip_jax.volumes.crop import crop_and_resample
+from medclip_jax.volumes.dicom_choice import Wanted
+from medclip_jax.volumes.dicom_files import is_dicom
+from medclip_jax.volumes.dicom_frames import read_dicom_frames
 from medclip_jax.volumes.modality import check_percentiles, modality_of, window_by_percentiles
 from medclip_jax.volumes.nifti import read_nifti
 from medclip_jax.volumes.read import SPACING_LIMITS_MM, read_scan
@@ -130,15 +132,17 @@ def fit_frames(
 
 def _read(path: Path, modality: str, series: str | None) -> Scan:
     """A series as the file has it; voxels (I, J, K) or (I, J, K, phase)."""
-    if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")) and path.stat().st_size:
-        try:
+    try:
+        if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")) and path.stat().st_size:
             return read_nifti(path, frames=True)
-        except OSError as error:
-            raise VolumeRejected(
-                "unreadable",
-                f"The file cannot be opened (system error {error.errno}): check permissions and disk.",
-            ) from None
-    return read_scan(os.fspath(path), modality=modality, series=series)
+        if path.is_dir() or is_dicom(path):
+            return read_dicom_frames(path, Wanted(series, modality=modality))
+    except OSError as error:
+        raise VolumeRejected(
+            "unreadable",
+            f"The file cannot be opened (system error {error.errno}): check permissions and disk.",
+        ) from None
+    return read_scan(path, modality=modality)
 
 
 def _hang(
