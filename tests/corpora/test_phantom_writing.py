@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import nibabel
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from medclip_jax.corpora.folder import folder as read_folder
+from medclip_jax.corpora.generated_set import split_of
 from medclip_jax.corpora.phantom import (
     FINDINGS,
     ORGAN_CLASSES,
     PhantomSettings,
     generate,
-    split_of,
     write,
     writing,
 )
@@ -113,7 +114,7 @@ def test_the_table_appears_last_and_whole(table, tmp_path, monkeypatch):
     assert not (folder / "studies.csv").exists()
     with monkeypatch.context() as patch:
         patch.setattr(writing, "_write_one", lambda task: {"volume": "x", "organs": "x"})
-        patch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match="No space left"):
             write(folder, 2, seed=8, settings=COARSE)
     assert not (folder / "studies.csv").exists()

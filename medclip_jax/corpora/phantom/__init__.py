@@ -4,7 +4,7 @@ from medclip_jax.corpora.phantom.calcium import agatston_score, cac_grade
 from medclip_jax.corpora.phantom.generate import Phantom, generate, roster
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES, ORGANS
 from medclip_jax.corpora.phantom.settings import FINDINGS, PRESETS, PhantomSettings
-from medclip_jax.corpora.phantom.writing import split_of, write
+from medclip_jax.corpora.phantom.writing import write
 
 __all__ = [
     "FINDINGS",
@@ -17,6 +17,5 @@ __all__ = [
     "cac_grade",
     "generate",
     "roster",
-    "split_of",
     "write",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from medclip_jax.corpora.grammar import fill, pick
 from medclip_jax.corpora.phantom import phrases
 
 LENGTH = (450, 1250)
@@ -31,21 +31,17 @@ class Facts:
     distractors: Sequence[str] = ()
 
 
-def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
 def _fill(template: str, name: str, facts: Facts, rng: np.random.Generator) -> str:
     """Choose among the template's alternatives and fill its slots."""
     severity, m = facts.severities.get(name, 0.0), facts.measurements
     third = min(int(severity * 3), 2)
-    degree = _pick(phrases.DEGREES[third], rng)
+    degree = pick(phrases.DEGREES[third], rng)
     calcium = phrases.CALCIUM[max(int(m.get("cac_grade", 1)), 1) - 1]
     slots = {
         "degree": degree,
         "degree|adverb": phrases.ADVERBS[degree],
-        "size": _pick(phrases.SIZES[third], rng),
-        "calcium": _pick(calcium, rng),
+        "size": pick(phrases.SIZES[third], rng),
+        "calcium": pick(calcium, rng),
         "number": str(int(rng.integers(4, 15))),
         **facts.places,
     }
@@ -60,10 +56,7 @@ def _fill(template: str, name: str, facts: Facts, rng: np.random.Generator) -> s
     slots |= {slot: form.format(m[key]) for slot, (key, form) in numbers.items() if key in m}
     share = m.get("coronary_stenosis_fraction", float("nan"))
     slots["stenosis"] = f"{5 * round(20 * share)}" if np.isfinite(share) else ""
-    text = re.sub(r"\[([^]]+)\]", lambda found: _pick(found[1].split("|"), rng), template)
-    text = re.sub(r"\{([^}]+)\}", lambda found: slots[found[1]], text)
-    text = re.sub(r" +", " ", text)
-    return text[0].upper() + text[1:]
+    return fill(template, slots, rng)
 
 
 def _denials(absent: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -72,9 +65,9 @@ def _denials(absent: Sequence[str], rng: np.random.Generator) -> list[str]:
     sentences = []
     for names, options in phrases.DENIED_TOGETHER:
         if chosen.issuperset(names) and rng.random() < 0.6:
-            sentences.append(_pick(options, rng))
+            sentences.append(pick(options, rng))
             chosen -= set(names)
-    return sentences + [_pick(phrases.DENIED[name], rng) for name in absent if name in chosen]
+    return sentences + [pick(phrases.DENIED[name], rng) for name in absent if name in chosen]
 
 
 def write_report(
@@ -95,14 +88,14 @@ def write_report(
     target = rng.uniform(*length)
     present = [name for name, value in labels.items() if value == 1]
     absent = [name for name, value in labels.items() if value == -1]
-    stated = [_fill(_pick(phrases.STATED[name], rng), name, facts, rng) for name in present]
+    stated = [_fill(pick(phrases.STATED[name], rng), name, facts, rng) for name in present]
     summed = [name for name in present if rng.random() < 0.85] or present
-    impression = [_fill(_pick(phrases.SUMMED[name], rng), name, facts, rng) for name in summed]
+    impression = [_fill(pick(phrases.SUMMED[name], rng), name, facts, rng) for name in summed]
     if not impression:
-        impression = [_pick(phrases.NOTHING, rng)]
+        impression = [pick(phrases.NOTHING, rng)]
     if rng.random() < 0.3:
-        impression.append(_pick(phrases.INCIDENTAL, rng))
-    seen = [_pick(phrases.SEEN[name], rng) for name in facts.distractors if rng.random() < 0.7]
+        impression.append(pick(phrases.INCIDENTAL, rng))
+    seen = [pick(phrases.SEEN[name], rng) for name in facts.distractors if rng.random() < 0.7]
     fill = _denials(absent, rng) + seen
     fill += [phrases.UNRELATED[i] for i in rng.permutation(len(phrases.UNRELATED))[: len(fill) + 8]]
     count = sum(map(len, stated)) + sum(map(len, impression))

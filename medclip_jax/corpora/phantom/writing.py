@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
-import fcntl
-import hashlib
-import io
 import json
-import multiprocessing
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from medclip_jax.corpora.generated_set import alone, is_whole, make_all, replace_file, split_of, table_text
 from medclip_jax.corpora.phantom.generate import generate
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
-from medclip_jax.progress import track_each
 
 _RECIPE_FILE = "phantoms.json"
 """What the phantoms of a folder were made from; written before the table, which is written last."""
-
-SPLIT_SHARES = (("test", 0.15), ("validation", 0.15))
-"""Shares of patients held out; the rest is for training."""
-
-
-def split_of(seed: int, patient: str) -> str:
-    """Split of a patient: a hash of the seed and the id, so that it does not depend on the count."""
-    digest = hashlib.blake2b(f"{seed}/{patient}".encode(), digest_size=8).digest()
-    share = int.from_bytes(digest, "big") / 2**64
-    for name, size in SPLIT_SHARES:
-        if share < size:
-            return name
-        share -= size
-    return "train"
 
 
 def _write_one(task: tuple[str, int, int, PhantomSettings]) -> dict[str, object]:
@@ -112,58 +89,13 @@ def write(
         }
     )
     table = folder / "studies.csv"
-    with _alone(folder):
-        if _is_whole(folder, table, recipe, count):
+    with alone(folder):
+        if is_whole(folder / _RECIPE_FILE, recipe, table, ("volume", "organs"), count):
             return table
         table.unlink(missing_ok=True)  # of another recipe
-        rows = _generate_all([(str(folder), seed, start + n, settings) for n in range(count)], workers)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        _replace(folder / "organ_classes.json", json.dumps(ORGAN_CLASSES, indent=1))
-        _replace(folder / _RECIPE_FILE, recipe)
-        _replace(table, text.getvalue())
+        tasks = [(str(folder), seed, start + n, settings) for n in range(count)]
+        rows = make_all(_write_one, tasks, workers, label="phantoms", unit="volume")
+        replace_file(folder / "organ_classes.json", json.dumps(ORGAN_CLASSES, indent=1))
+        replace_file(folder / _RECIPE_FILE, recipe)
+        replace_file(table, table_text(rows))
     return table
-
-
-def _generate_all(
-    tasks: list[tuple[str, int, int, PhantomSettings]], workers: int
-) -> list[dict[str, object]]:
-    show = {"total": len(tasks), "label": "phantoms", "unit": "volume"}
-    if workers <= 1:
-        return list(track_each(map(_write_one, tasks), **show))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # read by the children when they load NumPy
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(track_each(pool.map(_write_one, tasks, chunksize=4), **show))
-
-
-def _is_whole(folder: Path, table: Path, recipe: str, count: int) -> bool:
-    """Whether the folder holds what the recipe makes; a volume that was deleted is made again."""
-    try:
-        same = (folder / _RECIPE_FILE).read_text() == recipe
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return False
-    files = (folder / row[kind] for row in rows for kind in ("volume", "organs"))
-    return same and len(rows) == count and all(file.is_file() for file in files)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes to the folder. The system lets go even after kill -9."""
-    with open(folder / "lock", "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
