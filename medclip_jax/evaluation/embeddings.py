@@ -150,7 +150,15 @@ def encode_prompts(encode_texts: EncodeTexts, prompts: Prompts) -> tuple[Embeddi
     Args:
         encode_texts: the model's text side.
         prompts: of a finding.
+
+    Raises:
+        ValueError: there are no negative ones.
     """
+    if not prompts.negative:
+        raise ValueError(
+            f"{prompts} has no negative prompt to compare with: take a template with both sides, or "
+            "zero_shot with score='positive_only'"
+        )
     vectors = encode_texts([*prompts.positive, *prompts.negative])
     count = len(prompts.positive)
     return averaged(vectors[:count]), averaged(vectors[count:])

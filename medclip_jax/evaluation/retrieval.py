@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
-from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation import ranking
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
 from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, needs, number
@@ -214,7 +214,7 @@ def evaluate_retrieval(
     pairs = list(dict.fromkeys(zip(studies.tolist(), said, strict=True)))
     text_studies = np.array([study for study, _ in pairs], np.int64)
     similarity = _similarity(volumes, [entry for _, entry in pairs], encode_texts)
-    ties = "ties count as their expectation"
+    ties = "ties count as their expectation: ranks and recall are those expected of a random order"
     conditions = {
         "n": f"{len(volumes)} volumes of {len(np.unique(studies))} studies, split {data.name!r}"
         + (f"; {int((~has_text).sum())} without text left out" if not has_text.all() else ""),
@@ -228,7 +228,7 @@ def evaluate_retrieval(
     keyword_conditions = {
         "n": f"{len(data.volumes)} volumes, split {data.name!r}; those with an unknown label left out",
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
-        "prompts": f'"{prompts.TEMPLATES[template][0].format("X")}", or a finding\'s own',
+        "prompts": prompts.describe_prompts((), template, positive=True) + ", or a finding's own",
         "pooling": data.pooling,
         "hit": f"the volume has the finding; chance is their share; {ties}",
         "threshold": "none needed",
@@ -271,9 +271,9 @@ def _direction(
     return Direction(
         queries=similarity.shape[0],
         gallery=similarity.shape[1],
-        recall=metrics.recall_at_k(similarity, query_studies, gallery_studies, ks),
-        median_rank=metrics.median_rank(similarity, query_studies, gallery_studies),
-        mean_rank=metrics.mean_rank(similarity, query_studies, gallery_studies),
+        recall=ranking.recall_at_k(similarity, query_studies, gallery_studies, ks),
+        median_rank=ranking.median_rank(similarity, query_studies, gallery_studies),
+        mean_rank=ranking.mean_rank(similarity, query_studies, gallery_studies),
     )
 
 
@@ -299,7 +299,7 @@ def _subsets(
             rows = generator.permutation(shuffled[first])[:size]
             square, groups = similarity[np.ix_(rows, own[rows])], studies[rows]
             for name, matrix in (("image_to_text", square), ("text_to_image", square.T)):
-                for k, value in metrics.recall_at_k(matrix, groups, groups, ks).items():
+                for k, value in ranking.recall_at_k(matrix, groups, groups, ks).items():
                     recall[name][k][draw] = value
     return Subsets(size, recall)
 
@@ -326,6 +326,6 @@ def _keywords(
         scores = similarity(data.volumes[known], query)[:, 0]
         relevant = columns[finding][known] == 1
         keywords[finding] = Keyword(
-            wording, int(relevant.sum()), int(known.sum()), metrics.precision_at_k(relevant, scores, ks)
+            wording, int(relevant.sum()), int(known.sum()), ranking.precision_at_k(relevant, scores, ks)
         )
     return keywords

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.grounding import evaluate_grounding
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
+from medclip_jax.evaluation.metrics import CRITERIA
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.organs import evaluate_organs
 from medclip_jax.evaluation.probe import evaluate_probe
@@ -20,10 +21,10 @@ from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.views import evaluate_views
-from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
+from medclip_jax.evaluation.zero_shot import SCORES, evaluate_zero_shot
 from medclip_jax.reports.names import UnknownFinding, finding_name
 from medclip_jax.reports.places import read_places
-from medclip_jax.reports.prompts import TEMPLATES
+from medclip_jax.reports.prompts import POSITIVE_SETS, WORDINGS
 
 if TYPE_CHECKING:
     from medclip_jax.reports.definitions import Findings
@@ -52,13 +53,16 @@ GIVEN = ("load_split", "load_random", "embedder", "open_records")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "labels": ("labels", "findings"),
-    "template": tuple(TEMPLATES),
-    "score": ("difference", "probability"),
-    "criterion": ("f1", "accuracy", "youden"),
+    "template": WORDINGS,
+    "score": SCORES,
+    "criterion": CRITERIA,
     "text": tuple(TEXT_FIELDS),
     "baseline": ("none", "random"),
 }
 """Setting to the values that it can have."""
+
+_OF_PAIRS = ("zero_shot", "uncertainty")
+"""Evaluators that compare a positive prompt with a negative one."""
 
 _AT_LEAST_ONE = ("bins", "subset_draws", "seeds", "among")
 
@@ -106,6 +110,12 @@ def check_evaluators(
                     f"settings {', '.join(known)}"
                 )
             _check_value(f"{where}{name}.{key}", key, value, known[key])
+        template = settings.get("template", known.get("template"))
+        if kind in _OF_PAIRS and template in POSITIVE_SETS and settings.get("score") != "positive_only":
+            raise ValueError(
+                f"{where}{name}.template={template!r} has prompts for presence alone: "
+                + (f"set {where}{name}.score='positive_only'" if "score" in known else "use another")
+            )
         checked[name] = EVALUATORS[kind], settings
     return checked
 

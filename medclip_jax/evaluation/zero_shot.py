@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of two prompts is a volume nearer to?"""
+"""Zero-shot classification: which of two prompts is a volume nearer to, or how near is it to one?"""
 
 from __future__ import annotations
 
@@ -22,11 +22,27 @@ from medclip_jax.evaluation.results import (
     number,
     with_interval,
 )
-from medclip_jax.evaluation.similarity import Embeddings, describe, preference
+from medclip_jax.evaluation.similarity import Embeddings, describe, preference, similarity
 from medclip_jax.reports import prompts
 from medclip_jax.reports.prompts import Prompts
 
-METRICS = ("auroc", "average_precision", "f1", "accuracy")
+METRICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity")
+
+SCORES = ("difference", "probability", "positive_only")
+"""How a volume's score for a finding comes of its similarities to the prompts."""
+
+_CHOSEN = {
+    "f1": "best f1",
+    "accuracy": "best accuracy",
+    "youden": "best youden",
+    "equal": "sensitivity equal to specificity",
+}
+_AT_THRESHOLD = {
+    "f1": metrics.f1,
+    "accuracy": metrics.accuracy,
+    "sensitivity": metrics.sensitivity,
+    "specificity": metrics.specificity,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class FindingScores:
 
     Attributes:
         labels: (n,) 1 present, 0 absent; volumes with an unknown label are left out.
-        scores: (n,) of the positive prompt against the negative.
+        scores: (n,) of the positive prompt against the negative, or of the positive ones alone.
         unknown: volumes left out.
         threshold: calls ``score >= threshold`` present; NaN where none could be chosen.
         prompts: positive and negative, one or several of each.
@@ -120,7 +136,8 @@ class ZeroShotResult:
         interval = self.mean_auroc_interval if len(enough) == len(self.shown) else None
         cells = [with_interval(means["auroc"], interval), *(number(means[name]) for name in METRICS[1:])]
         rows.append(("mean", "", "", *(cells if enough else [TOO_FEW] * len(METRICS)), ""))
-        header = ("finding", "present", "absent", "AUROC", "average precision", "F1", "accuracy", "threshold")
+        names = ("AUROC", "average precision", "F1", "accuracy", "sensitivity", "specificity")
+        header = ("finding", "present", "absent", *names, "threshold")
         return Table("Zero-shot classification", header, tuple(rows), self.conditions | self._left_out())
 
     def _left_out(self) -> dict[str, str]:
@@ -170,6 +187,22 @@ def pair_scores(
     return difference if score == "difference" else (1 + np.tanh(difference / 2)) / 2
 
 
+def positive_scores(
+    volumes: Embeddings, positives: Embeddings, *, scale: float = 1.0
+) -> Float[np.ndarray, " N"]:
+    """Mean similarity to the positive prompts, without a negative one to compare with.
+
+    Args:
+        volumes: N points or Gaussians.
+        positives: P of the same kind, (P, E).
+        scale: multiplier of the similarities.
+
+    Returns:
+        (N,) float64.
+    """
+    return scale * similarity(volumes, positives).mean(axis=1)
+
+
 @needs("text")
 def evaluate_zero_shot(
     data: EmbeddedSplit,
@@ -186,20 +219,21 @@ def evaluate_zero_shot(
     seed: int = 0,
     load_split: Callable[[str], EmbeddedSplit] | None = None,
 ) -> ZeroShotResult:
-    """Classify every finding by its prompt pair, without training.
+    """Classify every finding by its prompts, without training.
 
     Args:
         data: the split to score.
         encode_texts: the model's text side.
         findings: names to score; () for all columns of the shards.
         labels: "labels" for ground truth, "findings" for what the reports say.
-        template: prompt wording, a key of `medclip_jax.reports.prompts.TEMPLATES`, of findings that have no
+        template: prompt wording, one of `medclip_jax.reports.prompts.WORDINGS`, of findings that have no
             prompts of their own. Where there are several, their vectors are averaged.
-        score: "difference" or "probability", see `pair_scores`.
+        score: "difference" or "probability", see `pair_scores`; "positive_only", see `positive_scores`.
         scale: multiplier of the similarities; 0 for the model's own.
-        threshold: "argmax" calls the prompt with the higher similarity; any other value names a split, e.g.
-            "validation", on which the best threshold of each finding is chosen.
-        criterion: what is best there: "f1", "accuracy" or "youden".
+        threshold: "argmax" calls the prompt with the higher similarity, and nothing where there is one side
+            alone; any other value names a split, e.g. "validation", on which the best threshold of each
+            finding is chosen.
+        criterion: what is best there, see `metrics.best_threshold`.
         draws: bootstrap resamples of patients for the intervals; 0 for none.
         seed: of the bootstrap.
         load_split: embeds the split that `threshold` names.
@@ -226,18 +260,17 @@ def evaluate_zero_shot(
             raise ValueError(f"threshold={threshold!r} names a split, but load_split is missing")
         chosen_on = load_split(threshold)
 
+    positive_only = score == "positive_only"
     scored: dict[str, FindingScores] = {}
     raw: dict[str, np.ndarray] = {}
     for name in names:
         wording = prompts.prompts_of(name, template, definitions=data.definitions)
-        positive, negative = encode_prompts(encode_texts, wording)
-
-        def score_of(split: EmbeddedSplit, positive=positive, negative=negative) -> np.ndarray:
-            return pair_scores(split.volumes, positive, negative, score=score, scale=scale)
-
+        if positive_only:
+            wording = wording._replace(negative=())
+        score_of = _scorer(encode_texts, wording, score, scale)
         raw[name] = score_of(data)
         if chosen_on is None:
-            cut = 0.0 if score == "difference" else 0.5
+            cut = {"difference": 0.0, "probability": 0.5}.get(score, float("nan"))
         else:
             other = chosen_on.findings(labels)[name]
             cut = metrics.best_threshold(
@@ -248,18 +281,35 @@ def evaluate_zero_shot(
     means = {
         metric: mean_of_defined(result.values[metric] for result in scored.values()) for metric in METRICS
     }
-    source = "argmax of the pair" if chosen_on is None else f"best {criterion} on split {threshold!r}"
+    if chosen_on is not None:
+        source = f"{_CHOSEN[criterion]} on split {threshold!r}"
+    else:
+        source = "none: set threshold to a split to choose it on" if positive_only else "argmax of the pair"
     conditions = {
         "n": f"{len(data.volumes)} volumes of {len(np.unique(data.patients))} patients, split {data.name!r}",
         "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
-        "prompts": prompts.describe_prompts(names, template, definitions=data.definitions),
+        "prompts": prompts.describe_prompts(
+            names, template, positive=positive_only, definitions=data.definitions
+        ),
         "pooling": data.pooling,
-        "score": f"{score} of {describe(data.volumes)}, scale {scale:g}{whose}",
+        "score": f"{'mean to the positive prompts' if positive_only else score} of "
+        f"{describe(data.volumes)}, scale {scale:g}{whose}",
         "threshold": source,
         "intervals": described(draws, seed),
     }
     interval = _mean_interval(names, columns, raw, data.patients, draws, seed) if draws else None
     return ZeroShotResult(scored, means, interval, conditions)
+
+
+def _scorer(
+    encode_texts: EncodeTexts, wording: Prompts, score: str, scale: float
+) -> Callable[[EmbeddedSplit], Float[np.ndarray, " N"]]:
+    """Scores of any split's volumes by a finding's prompts."""
+    if score == "positive_only":
+        positives = encode_texts(wording.positive)
+        return lambda split: positive_scores(split.volumes, positives, scale=scale)
+    positive, negative = encode_prompts(encode_texts, wording)
+    return lambda split: pair_scores(split.volumes, positive, negative, score=score, scale=scale)
 
 
 def _score(
@@ -276,12 +326,11 @@ def _score(
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "auroc": metrics.auroc,
         "average_precision": metrics.average_precision,
-        "f1": lambda y, s: metrics.f1(y, s >= threshold),
-        "accuracy": lambda y, s: metrics.accuracy(y, s >= threshold),
+        **{name: _cut(metric, threshold) for name, metric in _AT_THRESHOLD.items()},
     }
     values = {name: function(labels, scores) for name, function in functions.items()}
     if np.isnan(threshold):
-        values |= {"f1": float("nan"), "accuracy": float("nan")}
+        values |= dict.fromkeys(_AT_THRESHOLD, float("nan"))
     intervals = {}
     if draws:
         intervals = {
@@ -292,6 +341,13 @@ def _score(
             if not np.isnan(values[name])
         }
     return FindingScores(labels, scores, int((~known).sum()), threshold, wording, values, intervals)
+
+
+def _cut(
+    metric: Callable[[np.ndarray, np.ndarray], float], threshold: float
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A metric of calls, of scores."""
+    return lambda labels, scores: metric(labels, scores >= threshold)
 
 
 def _mean_interval(

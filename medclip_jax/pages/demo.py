@@ -192,7 +192,7 @@ def gallery_query(
     Returns:
         The query with its hits.
     """
-    from medclip_jax.evaluation.metrics import ranks
+    from medclip_jax.evaluation.ranking import ranks
 
     query = data.texts[text][index]
     found = similarity(data.volumes, encode_texts([query]))[:, 0]

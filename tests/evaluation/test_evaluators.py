@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medclip_jax.evaluation import metrics, run
+from medclip_jax.evaluation import metrics, ranking, run
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, embed_split
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
-from medclip_jax.evaluation.settings import EVALUATORS, USUAL, default_evaluators
+from medclip_jax.evaluation.settings import EVALUATORS, USUAL, check_evaluators, default_evaluators
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot, pair_scores
 from medclip_jax.reports.prompts import pair
 from tests.evaluation.point_toy import FINDINGS, Mute, Toy, embedder_of, records, unit
@@ -62,6 +62,8 @@ class TestZeroShot:
                 "average_precision": reference.average_precision_score(label, score),
                 "f1": reference.f1_score(label, score >= 0),
                 "accuracy": reference.accuracy_score(label, score >= 0),
+                "sensitivity": reference.recall_score(label, score >= 0),
+                "specificity": reference.recall_score(~label, score < 0),
             }
             assert found.values == pytest.approx(expected, abs=1e-9)
             interval = metrics.bootstrap_interval(
@@ -106,6 +108,54 @@ class TestZeroShot:
         assert found.threshold == pytest.approx(expected, abs=1e-9)
         assert found.values["f1"] == metrics.f1(found.labels, found.scores >= expected)
         assert "validation" in result.conditions["threshold"]
+
+    def test_positive_prompts_alone(self):
+        data, other = made_split(), made_split("train", seed=1)
+        result = evaluate_zero_shot(
+            data,
+            encode_texts,
+            score="positive_only",
+            template="cmr_clip",
+            threshold="train",
+            criterion="equal",
+            load_split={"train": other}.get,
+            draws=0,
+        )
+        found = result.findings["cardiomegaly"]
+        prompt = encode_texts(["There is cardiomegaly."])[0].astype(np.float64)
+        known = data.labels["cardiomegaly"] != 0
+        np.testing.assert_allclose(found.scores, (data.volumes @ prompt)[known], atol=1e-12)
+        column = other.labels["cardiomegaly"]
+        called = (other.volumes @ prompt)[column != 0] >= found.threshold
+        rates = called[column[column != 0] == 1].mean(), 1 - called[column[column != 0] == -1].mean()
+        assert abs(rates[0] - rates[1]) <= 1 / min((column == 1).sum(), (column == -1).sum())
+        actual = found.labels == 1
+        assert found.values["sensitivity"] == (found.scores[actual] >= found.threshold).mean()
+        assert found.values["specificity"] == (found.scores[~actual] < found.threshold).mean()
+        assert result.conditions["threshold"] == "sensitivity equal to specificity on split 'train'"
+        assert "no" not in result.conditions["prompts"]
+
+    def test_several_positive_prompts_score_by_their_mean_cosine(self):
+        name = "late_gadolinium_enhancement"
+        data = made_split(labels={name: np.where(np.arange(60) % 2, 1, -1).astype(np.int8)})
+        result = evaluate_zero_shot(data, encode_texts, score="positive_only", template="cmr_clip", draws=0)
+        wording = result.findings[name].prompts
+        assert (len(wording.positive), wording.negative) == (3, ())
+        cosines = data.volumes.astype(np.float64) @ encode_texts(wording.positive).T.astype(np.float64)
+        np.testing.assert_allclose(result.findings[name].scores, cosines.mean(axis=1), atol=1e-12)
+        # Without another split there is no threshold, and nothing that needs one.
+        flat = result.metrics()
+        assert 0 <= flat[f"auroc/{name}"] <= 1
+        assert np.isnan([flat[f"{metric}/{name}"] for metric in ("f1", "accuracy", "sensitivity")]).all()
+        assert "none: set threshold" in str(result)
+
+    def test_a_pair_needs_both_sides(self):
+        with pytest.raises(ValueError, match="no negative prompt"):
+            evaluate_zero_shot(made_split(), encode_texts, template="cmr_clip")
+        for kind, fix in (("zero_shot", "score='positive_only'"), ("uncertainty", "use another")):
+            with pytest.raises(ValueError, match=fix):
+                check_evaluators({kind: {"template": "cmr_clip"}})
+        check_evaluators({"retrieval": {"template": "cmr_clip"}})
 
     def test_threshold_from_the_scored_split_is_refused(self):
         with pytest.raises(ValueError, match="flatters"):
@@ -197,7 +247,7 @@ class TestRetrieval:
             studies = generator.permutation(30)[:10]
             rows = 2 * studies + generator.integers(0, 2, 10)
             similarity = data.volumes[rows].astype(float) @ encode_texts([texts[s] for s in studies]).T
-            expected.append(metrics.recall_at_k(similarity, studies, studies, (3,))[3])
+            expected.append(ranking.recall_at_k(similarity, studies, studies, (3,))[3])
         flat = result.metrics()
         # Two independent sets of 400 draws: their means differ by their standard error, times 4.
         error = 4 * np.std(expected) * np.sqrt(2 / 400)

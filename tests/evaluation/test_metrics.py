@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medclip_jax.evaluation import metrics
+from medclip_jax.evaluation import metrics, ranking
 
 EXACT = {"abs": 1e-12}
 
@@ -47,7 +47,7 @@ class TestAgainstScikitLearn:
         np.testing.assert_allclose(found[0], expected[0], atol=1e-12)
         np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
 
-    @pytest.mark.parametrize("criterion", ["f1", "accuracy", "youden"])
+    @pytest.mark.parametrize("criterion", ["f1", "accuracy", "youden", "equal"])
     def test_best_threshold_beats_every_other(self, seed, levels, criterion):
         labels, scores = drawn(seed, levels=levels)
 
@@ -58,6 +58,7 @@ class TestAgainstScikitLearn:
                 "f1": 2 * hits / (called.sum() + labels.sum()),
                 "accuracy": (called == labels).mean(),
                 "youden": hits / labels.sum() - wrong / (labels == 0).sum(),
+                "equal": -abs(hits / labels.sum() + wrong / (labels == 0).sum() - 1),
             }[criterion]
 
         distinct = np.unique(scores)
@@ -65,9 +66,30 @@ class TestAgainstScikitLearn:
         best = max(map(value, candidates))
         chosen = metrics.best_threshold(labels, scores, criterion=criterion)
         assert value(chosen) == pytest.approx(best, **EXACT)
+        if criterion == "equal":
+            return  # of equally near ones other things decide, see below
         # Of equally good ones, the one that calls the fewest positive.
         fewest = min((scores >= t).sum() for t in candidates if value(t) > best - 1e-12)
         assert (scores >= chosen).sum() == fewest
+
+
+def test_equal_threshold_by_hand():
+    labels = np.array([1, 1, 0, 1, 0, 0, 0, 0])
+    scores = np.array([9.0, 8, 7, 6, 5, 4, 3, 2])
+    # At 6: sensitivity 3/3, specificity 4/5; at 8: 2/3 and 5/5; at 7: 2/3 and 4/5, nearest to one another.
+    assert 6 < metrics.best_threshold(labels, scores, criterion="equal") <= 7
+    perfect = metrics.best_threshold(labels[[0, 1, 4, 5]], scores[[0, 1, 4, 5]], criterion="equal")
+    assert 5 < perfect <= 8
+    # All called or none: both are 1 apart, and there is nothing between.
+    assert np.isfinite(metrics.best_threshold([1, 0, 1, 0], np.zeros(4), criterion="equal"))
+
+
+def test_sensitivity_and_specificity():
+    labels, called = np.array([1, 1, 1, 0, 0]), np.array([1, 1, 0, 0, 1])
+    assert metrics.sensitivity(labels, called) == pytest.approx(2 / 3, **EXACT)
+    assert metrics.specificity(labels, called) == 0.5
+    assert np.isnan(metrics.sensitivity(np.zeros(2), np.ones(2)))
+    assert np.isnan(metrics.specificity(np.ones(2), np.ones(2)))
 
 
 def test_auroc_counts_a_tie_as_one_half():
@@ -88,7 +110,7 @@ def test_all_ties_score_as_chance():
     labels, scores = np.array([1, 0, 0, 0]), np.zeros(4)
     assert metrics.auroc(labels, scores) == 0.5
     assert metrics.average_precision(labels, scores) == 0.25
-    assert metrics.precision_at_k(labels, scores, [1, 2, 4]) == {1: 0.25, 2: 0.25, 4: 0.25}
+    assert ranking.precision_at_k(labels, scores, [1, 2, 4]) == {1: 0.25, 2: 0.25, 4: 0.25}
 
 
 def test_empty_is_undefined():
@@ -97,7 +119,7 @@ def test_empty_is_undefined():
     assert np.isnan(metrics.accuracy(none, none))
     assert np.isnan(metrics.f1(none, none))
     assert metrics.bootstrap_interval(metrics.auroc, none, none, seed=0).defined == 0
-    assert np.isnan(metrics.precision_at_k(none, none, [1])[1])
+    assert np.isnan(ranking.precision_at_k(none, none, [1])[1])
 
 
 def test_f1_without_positives():
@@ -115,7 +137,7 @@ def test_nan_similarity_is_named():
     similarity = np.zeros((2, 3))
     similarity[1, 2] = np.nan
     with pytest.raises(ValueError, match=r"NaN at \(1, 2\)"):
-        metrics.recall_at_k(similarity, [0, 1], [0, 1, 2], [1])
+        ranking.recall_at_k(similarity, [0, 1], [0, 1, 2], [1])
 
 
 def test_unknown_labels_are_refused():
@@ -209,47 +231,47 @@ class TestRetrieval:
             [1 + min(np.flatnonzero(gallery[order] == q)) for order in tied_orders(row)]
             for row, q in zip(similarity, queries, strict=True)
         ]
-        found = metrics.recall_at_k(similarity, queries, gallery, [1, 2, 3, 5, 6])
+        found = ranking.recall_at_k(similarity, queries, gallery, [1, 2, 3, 5, 6])
         for k, value in found.items():
             expected = np.mean([np.mean(np.array(ranks) <= k) for ranks in first])
             assert value == pytest.approx(expected, **EXACT), k
         expected = [np.mean(ranks) for ranks in first]
-        np.testing.assert_allclose(metrics.ranks(similarity, queries, gallery), expected, atol=1e-12)
-        assert metrics.mean_rank(similarity, queries, gallery) == pytest.approx(np.mean(expected), **EXACT)
-        assert metrics.median_rank(similarity, queries, gallery) == pytest.approx(
+        np.testing.assert_allclose(ranking.ranks(similarity, queries, gallery), expected, atol=1e-12)
+        assert ranking.mean_rank(similarity, queries, gallery) == pytest.approx(np.mean(expected), **EXACT)
+        assert ranking.median_rank(similarity, queries, gallery) == pytest.approx(
             np.median(expected), **EXACT
         )
 
     def test_any_item_of_the_study_is_a_hit(self):
         similarity = np.array([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]])
-        assert metrics.recall_at_k(similarity, [7, 8], [7, 8, 7], [1, 2]) == {1: 0.0, 2: 0.5}
-        np.testing.assert_array_equal(metrics.ranks(similarity, [7, 8], [7, 8, 7]), [2, 3])
+        assert ranking.recall_at_k(similarity, [7, 8], [7, 8, 7], [1, 2]) == {1: 0.0, 2: 0.5}
+        np.testing.assert_array_equal(ranking.ranks(similarity, [7, 8], [7, 8, 7]), [2, 3])
 
     def test_a_collapsed_model_scores_as_chance(self):
-        found = metrics.recall_at_k(np.ones((100, 100)), np.arange(100), np.arange(100), [1, 5, 50])
+        found = ranking.recall_at_k(np.ones((100, 100)), np.arange(100), np.arange(100), [1, 5, 50])
         assert found == pytest.approx({1: 0.01, 5: 0.05, 50: 0.5}, **EXACT)
-        assert metrics.median_rank(np.ones((100, 100)), np.arange(100), np.arange(100)) == 50.5
+        assert ranking.median_rank(np.ones((100, 100)), np.arange(100), np.arange(100)) == 50.5
 
     def test_k_beyond_the_gallery_is_undefined(self):
-        found = metrics.recall_at_k(np.eye(3), np.arange(3), np.arange(3), [3, 4])
+        found = ranking.recall_at_k(np.eye(3), np.arange(3), np.arange(3), [3, 4])
         assert found[3] == 1
         assert np.isnan(found[4])
 
     def test_orphan_is_named(self):
         with pytest.raises(ValueError, match="queries 1 have no gallery item"):
-            metrics.ranks(np.zeros((2, 2)), [0, 5], [0, 1])
+            ranking.ranks(np.zeros((2, 2)), [0, 5], [0, 1])
 
     def test_transposed_similarity_is_told(self):
         with pytest.raises(ValueError, match="rows are queries"):
-            metrics.ranks(np.zeros((3, 2)), [0, 1], [0, 1, 2])
+            ranking.ranks(np.zeros((3, 2)), [0, 1], [0, 1, 2])
 
     def test_no_queries(self):
-        assert np.isnan(metrics.recall_at_k(np.zeros((0, 2)), [], [0, 1], [1])[1])
-        assert np.isnan(metrics.median_rank(np.zeros((0, 2)), [], [0, 1]))
+        assert np.isnan(ranking.recall_at_k(np.zeros((0, 2)), [], [0, 1], [1])[1])
+        assert np.isnan(ranking.median_rank(np.zeros((0, 2)), [], [0, 1]))
 
     def test_large_ties_do_not_overflow(self):
         n = 20_000
-        found = metrics.recall_at_k(np.zeros((1, n)), [0], np.arange(n), [10, 5000])
+        found = ranking.recall_at_k(np.zeros((1, n)), [0], np.arange(n), [10, 5000])
         assert found == pytest.approx({10: 10 / n, 5000: 5000 / n}, abs=1e-9)
 
     @pytest.mark.parametrize("seed", range(4))
@@ -257,7 +279,7 @@ class TestRetrieval:
         generator = np.random.default_rng(seed)
         relevant, scores = generator.integers(0, 2, 6), generator.integers(0, 3, 6) / 2
         orders = list(tied_orders(scores))
-        found = metrics.precision_at_k(relevant, scores, [1, 2, 3, 5, 6, 7])
+        found = ranking.precision_at_k(relevant, scores, [1, 2, 3, 5, 6, 7])
         assert np.isnan(found.pop(7))
         for k, value in found.items():
             expected = np.mean([relevant[order[:k]].mean() for order in orders])
@@ -265,7 +287,7 @@ class TestRetrieval:
 
     def test_k_below_one(self):
         with pytest.raises(ValueError, match="at least 1"):
-            metrics.precision_at_k(np.array([1, 0]), np.zeros(2), [0])
+            ranking.precision_at_k(np.array([1, 0]), np.zeros(2), [0])
 
 
 class TestOrdinal:

@@ -11,8 +11,9 @@ from medclip_jax.reports.findings import (
     CT_RATE_FINDINGS,
     FINDINGS,
     PHANTOM_FINDINGS,
+    extract,
 )
-from medclip_jax.reports.prompts import TEMPLATES, pair
+from medclip_jax.reports.prompts import POSITIVE_SETS, TEMPLATES, describe_prompts, pair, prompts_of
 from medclip_jax.reports.sections import HEADERS, clean, split_sections
 from medclip_jax.reports.sentences import split_sentences
 from medclip_jax.reports.statements import statements
@@ -141,6 +142,20 @@ def test_prompts():
         pair("cardiomegaly", "other")
     with pytest.raises(KeyError, match="unknown finding"):
         statements({"cardiomegali": 1})
+
+
+def test_prompts_of_presence_alone():
+    found = prompts_of("right_ventricular_dilation", "cmr_clip")
+    assert found == (("Right ventricle is dilated", "Right ventricle is enlarged in size"), ())
+    assert str(found) == '"Right ventricle is dilated" and 1 more'
+    assert prompts_of("cardiomegaly", "cmr_clip") == (("There is cardiomegaly.",), ())
+    for name, sentences in POSITIVE_SETS["cmr_clip"].items():
+        for sentence in sentences:
+            assert extract(sentence, [name]) == {name: 1}
+    described = describe_prompts(["aortic_dilation", "cardiomegaly"], "cmr_clip", positive=True)
+    assert described == '"There is X."; aortic_dilation: "Aortic root is ectatic" and 2 more'
+    with pytest.raises(KeyError, match="known: there_is, is_present"):
+        pair("cardiomegaly", "cmr_clip")
 
 
 def test_every_finding_has_its_own_prompts():
