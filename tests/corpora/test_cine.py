@@ -12,12 +12,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medclip_jax.corpora.cine import DIAGNOSES, FINDINGS, PRESETS, SERIES, CineSettings, generate
-from medclip_jax.corpora.cine.drawing import Section, draw
+from medclip_jax.corpora.cine.drawing import draw
 from medclip_jax.corpora.cine.generate import label, measure
 from medclip_jax.corpora.cine.heart import Beat
 from medclip_jax.corpora.cine.patient import LIMITS, draw_patient
 from medclip_jax.corpora.cine.planes import short_axis
 from medclip_jax.corpora.cine.scanner import LATE
+from medclip_jax.corpora.cine.section import Section, heart_window
 
 ENDS = np.array([0.0, 1.0])
 """Contraction at end diastole and end systole."""
@@ -79,6 +80,17 @@ def test_ejection_fractions_are_those_of_the_masks(patient, stack):
     assert full == pytest.approx(truth["rv_end_diastolic_volume_ml"], rel=0.04)
 
 
+def test_the_window_holds_the_complete_heart(patient, stack):
+    for section in stack[0]:
+        if section.plane.center[2] > 0.9 * patient.heart.length:
+            continue
+        rows, columns = heart_window(section.plane, patient)
+        fat = section.covered(section.outlines(np.linspace(0, 1, 4)).fat)
+        assert fat[0, rows, columns].size < 0.7 * fat[0].size
+        fat[:, rows, columns] = 0
+        assert fat.max() == 0
+
+
 def test_muscle_keeps_its_volume(patient, stack):
     diastole, systole = volumes(stack, "wall", "cavity")
     assert systole == pytest.approx(diastole, rel=0.02)
@@ -110,7 +122,9 @@ def test_scar_percent_is_that_of_the_pictures(patient, stack):
     """What brightens where scar shows, over the wall."""
     scarred, wall = 0.0, 0.0
     for section, before in zip(*stack, strict=True):
-        pictures = [draw(section, ENDS[:1], LATE, enhanced=shown)[0] for shown in (True, False)]
+        pictures = [
+            draw(section.plane, patient, ENDS[:1], LATE, enhanced=shown)[0] for shown in (True, False)
+        ]
         outlines = section.outlines(ENDS[:1])
         scarred += before[0] * (pictures[0] - pictures[1]).sum() / (LATE["scar"] - LATE["muscle"])
         wall += before[0] * (section.covered(outlines.wall) - section.covered(outlines.cavity)).sum()
@@ -139,16 +153,15 @@ def test_the_part_that_does_not_move_does_not_thicken():
 def test_no_single_frame_shows_dysfunction():
     """Twelve frames of one slice: their spread tells weak hearts from others, the first frame does not."""
     settings = replace(PRESETS["independent"], slices=1, size=24, phases=12, series=("cine_sa",))
-    first, spread, weak = [], [], []
+    first, areas, spread, weak = [], [], [], []
     for index in range(400):
         study = generate(7, index, settings=settings)
         frames = study.series["cine_sa"].voxels[:, :, 0].astype(np.float32)
         frames /= np.percentile(frames, 99)
         first.append(frames[..., 0].ravel())
+        areas.append(_areas(study.patient))
         spread.append(frames.std(axis=-1).ravel())
         weak.append(study.labels["left_ventricular_dysfunction"] == 1)
-    # Areas of cavity, wall and right ventricle in one frame, as an expert would take them.
-    areas = [_areas(generate(7, index, settings=settings).patient) for index in range(400)]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
 
     def auroc(features, *before):
@@ -163,6 +176,7 @@ def test_no_single_frame_shows_dysfunction():
 
 
 def _areas(patient):
+    """Cavity, wall and right ventricle in the first frame, as an expert would outline them."""
     section = Section(short_axis(0.5 * patient.heart.length, 4.0, 32, 0.0, (-14.0, 2.0)), patient)
     outlines = section.outlines(patient.heart.beat.frames(12)[:1])
     areas = [section.covered(getattr(outlines, name)).sum() for name in ("cavity", "wall", "right")]
@@ -171,7 +185,8 @@ def _areas(patient):
 
 
 def test_the_first_frame_is_anywhere_in_the_cycle():
-    starts = [generate(2, index, settings=TINY).patient.heart.beat.start for index in range(200)]
+    patients = [draw_patient(np.random.default_rng(index), TINY) for index in range(200)]
+    starts = [patient.heart.beat.start for patient in patients]
     assert np.histogram(starts, 4, (0, 1))[0].min() > 30
 
 
@@ -194,7 +209,7 @@ def test_labels_follow_from_measurements_and_nobody_is_close_to_a_limit():
 
 
 def test_prevalences():
-    count = 1500
+    count = 1200
     settings = PRESETS["independent"]
     patients = [draw_patient(np.random.default_rng(index), settings) for index in range(count)]
     table = np.array([list(label(p, measure(p)).values()) for p in patients]) == 1

@@ -218,6 +218,13 @@ class Heart:
         area = 0.5 * self.crescent(ANGLES).mean() * 2 * np.pi
         return float(self.right_volume * 1000 / (area * self.right_level(LEVELS).mean() * self.length))
 
+    def outer(self, theta: np.ndarray, u: np.ndarray, s: float) -> np.ndarray:
+        """Squared distance of the right cavity's outline, or the left wall's where it is not, at `s`, mm²."""
+        left = self.beat.mean - s
+        cavity = self.cavity_profile(theta, u) * (1 + self.left_gain(theta, u) * left)
+        right = self.right_profile * self.right_level(u) * self.crescent(theta) * (1 + self.right_gain * left)
+        return cavity + self.wall_profile(theta, u) / float(self.stretch(s)) + right
+
     # What is known.
 
     def left_volume(self, s: float) -> float:

@@ -46,6 +46,7 @@ class Scar:
         territory: key of `TERRITORIES` where an artery is to blame, else "".
         inner, outer: depth between which it lies: 0 at the cavity, 1 at the outer border.
         spots: the patches.
+        mottling: how much weaker the weakest places are, and an angle that moves them.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Scar:
     inner: float = -1.0
     outer: float = 2.0
     spots: tuple[Spot, ...] = ()
+    mottling: tuple[float, float] = (0.0, 0.0)
 
     def inside(self, theta: np.ndarray, u: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """How much of the tissue is scar, 0 to 1, at places that broadcast.
@@ -65,7 +67,10 @@ class Scar:
         """
         if self.spots:
             return np.max([spot.inside(theta, u, depth) for spot in self.spots], axis=0)
-        part = 1.0 if self.where is None else self.where.inside(theta, u)
+        weaker, angle = self.mottling
+        part = 1 - 0.5 * weaker * (1 + np.cos(3 * theta + 11 * u + angle))
+        if self.where is not None:
+            part = part * self.where.inside(theta, u)
         # Towards its borders an infarct is less deep, as the wave of necrosis leaves it.
         outer = self.outer * (0.4 + 0.6 * part) if self.territory else self.outer
         band = np.clip((depth - self.inner) / 0.12 + 0.5, 0, 1) * np.clip((outer - depth) / 0.12 + 0.5, 0, 1)
@@ -116,7 +121,7 @@ def draw_scar(kind: str, territory: str, heart: Heart, rng: np.random.Generator)
         part = Segment(SEPTUM + turn, 0.8 + 0.3 * reach, low=0.3 + 0.15 * where)
         return Scar(kind, part, inner=0.33, outer=0.68)
     if kind == "diffuse":
-        return Scar(kind, outer=0.45 + 0.2 * reach)
+        return Scar(kind, outer=0.45 + 0.2 * reach, mottling=(0.5, 2 * np.pi * where))
     if kind == "subepicardial":
         part = Segment(0.5 + 2 * turn, 0.6 + 0.4 * reach, low=0.15, high=0.9)
         return Scar(kind, part, inner=0.55)
