@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         )
     out = args.out or info.folder.absolute().with_name(info.folder.absolute().name + ".html")
     facts = {
-        "volumes": str(found.records),
+        "records": str(found.records),
         "splits": ", ".join(f"{name} {count}" for name, count in info.splits.items()),
         **{
             f"{_of(series)}{what}": value

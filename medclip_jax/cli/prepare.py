@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from medclip_jax.cli.prepare_frames import add_frame_arguments, frame_series
+from medclip_jax.corpora.registry import CORPORA, Place, read_corpus
 
 if TYPE_CHECKING:
     from medclip_jax.corpora.folder import StudyTable
@@ -47,13 +49,18 @@ examples:
   # RadGenome-ChestCT: masks in the table's column organs, sentences by region.
   medclip prepare --table studies.csv --sentences train_region_report.csv --organ-cell 8 --out shards
 
+  # Cardiac MR: a row for each series (cine_sa, lge_sa, ...); of the cines the middle slice alone.
+  medclip prepare --corpus cmr --table studies.csv --out shards --series cine_sa:middle lge_sa
+  medclip prepare --corpus acdc --root ACDC --out acdc --slices middle
+
   # No data at hand: generated scans with reports and organ masks.
   medclip prepare --corpus phantom --count 200 --out shards --workers 2
 
 then:
   medclip inspect shards --out sheet.html
 
-docs/how-to/data.md describes the table, docs/reference/shards.md the manifest and what the key is for.
+docs/how-to/data.md describes the table, docs/how-to/cardiac-mr.md that of MR series,
+docs/reference/shards.md the manifest and what the key is for.
 """
 
 
@@ -63,15 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="folder to write")
     target.add_argument("--merge", type=Path, metavar="OUT", help="put the finished parts in OUT together")
+    kinds = "; ".join(f"{name}, {corpus.about}" for name, corpus in CORPORA.items())
     parser.add_argument(
         "--corpus",
-        choices=("folder", "phantom"),
+        choices=(*CORPORA, "phantom"),
         default="folder",
-        help="where studies come from (%(default)s)",
+        help=f"where studies come from: {kinds}; phantom, generated CT (%(default)s)",
     )
-    source = parser.add_argument_group("--corpus folder")
-    source.add_argument("--table", type=Path, help="CSV or TSV with one row for each volume")
-    source.add_argument("--root", type=Path, help="folder that the table's paths start from (the table's)")
+    source = parser.add_argument_group("your data")
+    source.add_argument(
+        "--table", type=Path, help="CSV or TSV with one row for each volume; of --corpus cmr, for each series"
+    )
+    source.add_argument(
+        "--root",
+        type=Path,
+        help="folder that the table's paths start from (the table's); where there is no table, of the corpus",
+    )
     source.add_argument(
         "--sentences",
         type=Path,
@@ -82,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoding",
         help="of the tables, where it is neither UTF-8 nor told by a byte order mark: cp1252, utf-16, ...",
     )
-    source.add_argument("--limit", type=int, help="take only the first LIMIT rows")
+    source.add_argument("--limit", type=int, help="take only the first LIMIT studies")
     phantom = parser.add_argument_group("--corpus phantom")
     phantom.add_argument("--count", type=int, default=100, help="scans to generate (%(default)s)")
     phantom.add_argument(
@@ -95,7 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape",
         nargs=3,
         type=int,
-        default=(112, 224, 224),
         metavar=("D", "H", "W"),
         help="voxels (112 224 224)",
     )
@@ -124,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar=("LOW", "HIGH"),
         help="map each MR scan's intensities to 0 ... 4095, cut off at these percentiles of its voxels "
-        "(the scanner's units)",
+        "(the scanner's units; of frames, 1 99)",
     )
     volume.add_argument(
         "--organ-cell", type=int, default=0, metavar="VOXELS", help="prepare organ maps in cells of this size"
@@ -149,13 +162,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which of several series in a DICOM folder is taken where the table has no column series "
         "(%(default)s: see docs/reference/volumes.md)",
     )
+    add_frame_arguments(parser)
     text = parser.add_argument_group("reports")
     text.add_argument(
         "--findings",
         metavar="LIST",
         help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'cardiac_mr' (13), "
-        "'all', and findings files of your own (.toml, see docs/reference/reports.md) (cardiac; for --corpus "
-        "phantom, phantom)",
+        "'all', and findings files of your own (.toml, see docs/reference/reports.md) (cardiac; of MR "
+        "corpora cardiac_mr, of phantom phantom)",
     )
     text.add_argument(
         "--tokenizer",
@@ -175,8 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--empty-report",
         choices=("reject", "note"),
-        default="reject",
-        help="volumes whose report says nothing",
+        help="studies whose report says nothing (reject; of --corpus acdc, which has no reports, note)",
     )
     split = parser.add_argument_group("splits", "by patient, where the table has no split column")
     split.add_argument(
@@ -220,12 +233,15 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.shards.settings import PrepareSettings
 
     part = None if args.part is None else parse_part(args.part, os.environ)
-    asked = args.findings or ("phantom" if args.corpus == "phantom" else "cardiac")
-    findings, definitions = choose_findings(asked.split(","))
+    corpus = CORPORA.get(args.corpus)
+    wanted = args.findings or (corpus.findings if corpus else "phantom")
+    findings, definitions = choose_findings(wanted.split(","))
+    studies = _studies(args, definitions)
+    series = frame_series(args, studies)
     settings = PrepareSettings(
-        shape=tuple(args.shape),
+        shape=tuple(args.shape) if args.shape else PrepareSettings.shape,
         spacing=None if args.spacing is None else tuple(args.spacing),
-        fit=args.fit,
+        fit="crop" if series else args.fit,
         crop=args.crop,
         findings=findings,
         definitions=definitions,
@@ -236,15 +252,15 @@ def run(args: argparse.Namespace) -> int:
         vocabulary_patients=_vocabulary_patients(args),
         fractions=tuple(args.fractions),
         seed=args.seed,
-        modality=args.modality,
-        percentiles=None if args.percentiles is None else tuple(args.percentiles),
-        empty_report=args.empty_report,
+        modality="MR" if series else args.modality,
+        percentiles=None if args.percentiles is None or series else tuple(args.percentiles),
+        series=series,
+        empty_report=args.empty_report or ("reject" if corpus is None or corpus.has_reports else "note"),
         per_shard=args.per_shard,
         organ_text=args.organ_text,
         kernel=args.kernel,
         series_rule=args.series_rule,
     )
-    studies = _phantoms(args) if args.corpus == "phantom" else _table(args, definitions)
     summaries: list[Summary] = []
     options = {
         "workers": args.workers,
@@ -284,7 +300,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _say_done(info: PreparedInfo) -> None:
     count = sum(info.splits.values())
-    print(f"{count} volumes in '{info.folder}'. Look at them: medclip inspect {info.folder}")
+    print(f"{count} records in '{info.folder}'. Look at them: medclip inspect {info.folder}")
 
 
 def _command() -> list[str]:
@@ -299,32 +315,14 @@ def _command() -> list[str]:
     return ["medclip", *kept]
 
 
-def _table(args: argparse.Namespace, definitions: Findings) -> StudyTable:
-    from medclip_jax.corpora.folder import TableError, folder
-    from medclip_jax.corpora.roots import check_root
-
-    if args.table is None:
-        raise TableError(
-            "--corpus folder needs --table: a CSV with the columns volume and report, see docs/how-to/data.md"
-        )
-    root, given = args.root or args.table.parent, args.root is not None
-    if args.sentences is None:
-        table = folder(args.table, root=args.root, encoding=args.encoding, definitions=definitions)
-        table = table.first(args.limit)
-        check_root(table.studies, root, given=given)
-        return table
-    from medclip_jax.corpora.sentences import join_sentences, read_sentences
-
-    table = folder(
-        args.table, root=args.root, reports_elsewhere=True, encoding=args.encoding, definitions=definitions
-    )
-    check_root(table.studies, root, given=given)
-    # All rows are joined, also with --limit: what is left out of the sentences is a fact of the archive.
-    joined = join_sentences(table, read_sentences(args.sentences, encoding=args.encoding))
-    print(joined.text(), file=sys.stderr)
-    if not args.organ_cell:
+def _studies(args: argparse.Namespace, definitions: Findings) -> StudyTable:
+    if args.corpus == "phantom":
+        return _phantoms(args)
+    place = Place(definitions, args.table, args.root, args.encoding, args.sentences)
+    table = read_corpus(args.corpus, place).first(args.limit)
+    if args.sentences is not None and not args.organ_cell:
         print("without --organ-cell no organ maps are prepared, nor sentences about organs", file=sys.stderr)
-    return replace(table, studies=tuple(joined.studies)).first(args.limit)
+    return table
 
 
 def _phantoms(args: argparse.Namespace) -> StudyTable:

@@ -43,9 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column to the header names that are understood, in any case, with spaces or dashes for underscores."""
 
-KNOWN_NAMES = {name: column for column, names in COLUMNS.items() for name in names}
-"""Header name to column."""
-
 _MEASUREMENT = re.compile(r"[A-Za-z][A-Za-z0-9_ ./%()+-]{0,59}")
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
@@ -71,8 +68,25 @@ class Columns:
     ignored: tuple[str, ...]
 
 
+def known_names(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Header name to column.
+
+    Args:
+        columns: as `COLUMNS`.
+    """
+    return {name: column for column, names in columns.items() for name in names}
+
+
+KNOWN_NAMES = known_names(COLUMNS)
+"""Header name to column."""
+
+
 def find_columns(
-    header: Sequence[str], path: Path, reports_elsewhere: bool, definitions: Findings = BUILT_IN
+    header: Sequence[str],
+    path: Path,
+    reports_elsewhere: bool,
+    definitions: Findings = BUILT_IN,
+    columns: Mapping[str, Sequence[str]] = COLUMNS,
 ) -> Columns:
     """Find out what the columns of a table mean.
 
@@ -82,6 +96,7 @@ def find_columns(
         reports_elsewhere: the table need not have reports.
         definitions: the findings that labels can be of. Of a user's own, their titles of columns need no
             ``label:`` before them.
+        columns: that are understood, as `COLUMNS`.
 
     Raises:
         TableError: a column is missing or stands twice, or a label of an unknown finding.
@@ -90,6 +105,7 @@ def find_columns(
     labels: dict[str, list[int]] = {}
     measurements: dict[str, list[int]] = {}
     ignored = []
+    understood = known_names(columns)
     for place, name in enumerate(header):
         kind, _, rest = name.partition(":")
         kind, rest = plain_name(kind), rest.strip()
@@ -99,14 +115,14 @@ def find_columns(
             measurements.setdefault(rest, []).append(place)
         elif (finding := definitions.titles.get(plain_spelling(name))) is not None:
             labels.setdefault(finding, []).append(place)
-        elif (column := KNOWN_NAMES.get(plain_name(name))) is not None:
+        elif (column := understood.get(plain_name(name))) is not None:
             found.setdefault(column, []).append(place)
         elif name.strip():
-            ignored.append(_ignored(name.strip(), definitions))
+            ignored.append(_ignored(name.strip(), definitions, understood))
     for column, places in found.items():
         # The column's own name before others that are understood, then in their order.
-        places.sort(key=lambda place, column=column: COLUMNS[column].index(plain_name(header[place])))
-    _check_missing(found, header, path, reports_elsewhere)
+        places.sort(key=lambda place, column=column: columns[column].index(plain_name(header[place])))
+    _check_missing(found, header, path, reports_elsewhere, columns["volume"])
     _check_measurements(measurements, header, path)
     for column, places in (*found.items(), *labels.items(), *measurements.items()):
         first = plain_name(header[places[0]])
@@ -130,11 +146,15 @@ def find_columns(
 
 
 def _check_missing(
-    found: Mapping[str, Sequence[int]], header: Sequence[str], path: Path, reports_elsewhere: bool
+    found: Mapping[str, Sequence[int]],
+    header: Sequence[str],
+    path: Path,
+    reports_elsewhere: bool,
+    volume: Sequence[str],
 ) -> None:
     missing = []
     if "volume" not in found:
-        missing.append("volume (or " + ", ".join(COLUMNS["volume"][1:]) + ")")
+        missing.append(f"{volume[0]} (or {', '.join(volume[1:])})")
     if not reports_elsewhere and not {"report", "findings", "impression"} & set(found):
         missing.append("report (or findings, impression)")
     if not missing:
@@ -166,7 +186,7 @@ def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Seque
             )
 
 
-def _ignored(name: str, definitions: Findings) -> str:
+def _ignored(name: str, definitions: Findings, understood: Mapping[str, str]) -> str:
     """A column's name, with what was perhaps meant."""
     plain = plain_name(name)
     rest = re.sub(r"^(labels?|findings?)[_:.]+", "", plain)
@@ -179,5 +199,5 @@ def _ignored(name: str, definitions: Findings) -> str:
     rest = re.sub(r"^(measurements?|measure)[_:.]+", "", plain)
     if rest != plain:
         return f"{name!r} (for a measurement, name it 'measurement:{rest}')"
-    near = difflib.get_close_matches(plain, KNOWN_NAMES, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(plain, understood, n=1, cutoff=0.8)
     return f"{name!r} (is it {near[0]!r}?)" if near else repr(name)

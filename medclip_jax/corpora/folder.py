@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from medclip_jax.corpora.cells import (
     MISSING,
@@ -23,16 +24,16 @@ from medclip_jax.corpora.cells import (
     read_spacing,
     zero_meaning,
 )
-from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES, Columns, find_columns
+from medclip_jax.corpora.columns import COLUMNS, Columns, find_columns, known_names
 from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
-from medclip_jax.corpora.study import Series, Study
+from medclip_jax.corpora.study import VOLUME, Series, Study
 from medclip_jax.corpora.table_ids import clean_ids
 from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 
 _LONGEST_MISSING = max(map(len, MISSING))
 
-__all__ = ["COLUMNS", "StudyTable", "TableError", "folder"]
+__all__ = ["COLUMNS", "StudyTable", "TableError", "TableReader", "folder", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,55 @@ def folder(
         TableError: no table, a column is missing or stands twice, a stray quote, ids that a spreadsheet has
             changed, or a cell that cannot be understood. Cells of patients are not quoted.
     """
+    return read_table(
+        csv_path,
+        TableReader,
+        root=root,
+        reports_elsewhere=reports_elsewhere,
+        encoding=encoding,
+        definitions=definitions,
+    )
+
+
+def read_table(
+    csv_path: str | os.PathLike,
+    reader: type[TableReader],
+    *,
+    root: str | os.PathLike | None = None,
+    reports_elsewhere: bool = False,
+    encoding: str | None = None,
+    definitions: Findings = BUILT_IN,
+) -> StudyTable:
+    """Read a table by a reader that may understand other columns.
+
+    Args:
+        csv_path: as for `folder`, and so are the others.
+        reader: `TableReader`, or what is derived from it.
+
+    Raises:
+        TableError: as `folder`.
+    """
     path = Path(csv_path)
     if not path.is_file():
         raise TableError(f"no table '{path}': give the CSV or TSV file with --table")
     root = Path(root) if root is not None else path.parent
     if not root.is_dir():
         raise TableError(f"no folder '{root}': --root must be the folder that the table's paths start from")
-    table = open_table(path, encoding=encoding, known=KNOWN_NAMES)
-    return _Reader(table, find_columns(table.header, path, reports_elsewhere, definitions), root).read()
+    table = open_table(path, encoding=encoding, known=known_names(reader.columns))
+    columns = find_columns(table.header, path, reports_elsewhere, definitions, reader.columns)
+    return reader(table, columns, root).read()
 
 
-class _Reader:
-    """Reads one table of studies and gathers what is worth a remark."""
+class TableReader:
+    """Reads one table of studies and gathers what is worth a remark.
+
+    Attributes:
+        columns: that it understands, as `columns.COLUMNS`.
+        modality: of rows that do not say theirs.
+    """
+
+    columns: ClassVar[Mapping[str, Sequence[str]]] = COLUMNS
+    modality: ClassVar[str] = "CT"
 
     def __init__(self, table: Table, columns: Columns, root: Path):
         self._table, self._columns, self._root = table, columns, root
@@ -108,8 +146,12 @@ class _Reader:
         self._masks = 0
 
     def read(self) -> StudyTable:
-        volume = self._columns.places["volume"]
-        rows = list(self._table.rows(lambda inside, row: self._is_scan(inside[volume], row[volume])))
+        """The studies, and what is to be said of the table.
+
+        Raises:
+            TableError: a cell cannot be understood.
+        """
+        rows = self._rows()
         self._remark_on_columns(rows)
         ids = {name: self._ids(name, rows) for name in ("patient", "study")}
         studies = [self._study(row, ids) for row in rows]
@@ -124,6 +166,10 @@ class _Reader:
             self._remark_on_zeros(meaning)
         self._check_reports(studies)
         return StudyTable(tuple(studies), tuple(self._remarks), meaning)
+
+    def _rows(self) -> list[Row]:
+        volume = self._columns.places["volume"]
+        return list(self._table.rows(lambda inside, row: self._is_scan(inside[volume], row[volume])))
 
     def _is_scan(self, text: str, like: str) -> bool:
         return looks_like_scan(text, like) or bool(
@@ -174,13 +220,14 @@ class _Reader:
         split = self._cell(row, "split").lower()
         if split and split not in SPLITS:
             raise self._fail(row, "split", f"must be one of {', '.join(sorted(SPLITS))}, or empty")
-        modality = self._cell(row, "modality").upper() or "CT"
+        modality = self._cell(row, "modality").upper() or self.modality
         if modality not in ("CT", "MR", "MRI"):
             raise self._fail(row, "modality", "must be CT or MR")
         organs, organ_classes, notes = self._find_masks(row)
         slope, intercept = self._cell(row, "rescale_slope"), self._cell(row, "rescale_intercept")
         series = Series(
             path=self._root / volume if volume else Path(),
+            name=self._series_name(row),
             modality=modality[:2],
             rescale=read_rescale(slope, intercept, lambda column, what: self._fail(row, column, what)),
             spacing=read_spacing(self._cell(row, "spacing"), fail("spacing")),
@@ -201,6 +248,10 @@ class _Reader:
             row=row.number,
             notes=notes,
         )
+
+    def _series_name(self, row: Row) -> str:
+        """Which of a study's series the row names, and so the array that it becomes."""
+        return VOLUME
 
     def _find_masks(self, row: Row) -> tuple[dict[str, Path], dict[int, str], tuple[str, ...]]:
         text = self._cell(row, "organs")

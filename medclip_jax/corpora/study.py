@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+VOLUME = "volume"
+"""Name of the series of a study that has one, and of the array of a record that it becomes."""
+
 
 @dataclass(frozen=True)
 class Series:
     """One scan on the disk: a CT volume, or a series of an MR study.
 
     Attributes:
-        path: NIfTI, NRRD, MHA file, or a folder with a DICOM series; ``Path()`` where a table names none.
+        path: NIfTI, NRRD, MHA file, or a folder with a DICOM series; of frames also an .npy of (rows,
+            columns, slices, phases); ``Path()`` where a table names none.
         name: which of a study's series it is, and the name of the array that it becomes; see
             `shards.settings.PrepareSettings.series`.
         modality: "CT" or "MR", as the corpus knows it.
@@ -23,7 +27,7 @@ class Series:
     """
 
     path: Path
-    name: str = "volume"
+    name: str = VOLUME
     modality: str = "CT"
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
@@ -54,7 +58,9 @@ class Study:
             text about it; {} where the archive has none.
         split: "train", "validation" or "test" when the archive fixes it, else None.
         row: of the table, from 1; None where there is none, and then the place among the studies counts.
-        notes: codes of what the corpus found, for the manifest.
+        notes: codes of what the corpus found, for the manifest; those that begin with "organs-" count where
+            masks are used.
+        rejection: (code, message) where the corpus itself can tell that the study must not enter training.
     """
 
     series: tuple[Series, ...]
@@ -71,6 +77,7 @@ class Study:
     split: str | None = None
     row: int | None = None
     notes: tuple[str, ...] = ()
+    rejection: tuple[str, str] | None = None
 
     @property
     def path(self) -> Path:

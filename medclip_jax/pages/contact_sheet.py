@@ -79,6 +79,7 @@ th { font-weight: 600; color: var(--soft); }
 .views figure { margin: 0; flex: 0 1 auto; min-width: 0; }
 .views svg, .views img { display: block; max-width: 100%; height: auto; }
 figcaption { color: #9aa5b4; font-size: 11px; text-align: center; padding-top: 3px; }
+.series { margin: 0; padding: 6px 14px; }
 .text { padding: 10px 14px 14px; }
 .text p { margin: 6px 0 8px; white-space: pre-line; max-height: 15em; overflow-y: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 12px; color: var(--soft); }
@@ -154,9 +155,9 @@ def contact_sheet(
         for modality in sorted(modalities, key=lambda modality: modality.name)
     )
     kinds = ["Middle slices"] * any(not scan.frames for scan in series)
-    kinds += ["phases of the middle slice, and slices"] * any(scan.frames for scan in series)
+    kinds += ["Phases of the middle slice, and slices"] * any(scan.frames for scan in series)
     legend = (
-        f"{'; '.join(kinds)}; {windows}; the patient's right on the left. "
+        f"{'. '.join(kinds)}; {windows}; the patient's right on the left. "
         "+ stated, − denied, ? not mentioned."
     )
     if organs and patch:
@@ -164,7 +165,8 @@ def contact_sheet(
             f" Below them: the layer of patches ({'×'.join(map(str, patch))} voxels) with most of the "
             "organs, each patch as deep in an organ's color as the organ fills it."
         )
-    parts.append(f"<h2>Volumes</h2><p class='soft'>{legend}</p><div class='sheet'>")
+    heading = "Studies" if any(scan.frames for scan in series) else "Volumes"
+    parts.append(f"<h2>{heading}</h2><p class='soft'>{legend}</p><div class='sheet'>")
     for sample in samples:
         parts.append(_study(sample, series, findings, organs, cell, patch))
     parts.append("</div></body></html>")
@@ -197,14 +199,13 @@ def _study(
         volume, outlined = sample[scan.name], shown if scan.name == VOLUME else {}
         spacing = sample[scan.spacing_array] if scan.spacing_array else scan.spacing
         if scan.frames:
-            shown_frames = strips(volume, sample[scan.frames_array], spacing, _FRAME_HEIGHT)
-            rows.append(f"<p class='soft'>{html.escape(scan.name)}</p>{shown_frames}")
+            rows.append(strips(scan.name, volume, sample[scan.frames_array], spacing, _FRAME_HEIGHT))
             continue
         absolute = modality_of(scan.modality).absolute
         window = WINDOW_HU if absolute else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
         maps = {organ: sample["organs"][list(organs).index(organ)] for organ in outlined}
         views = _views(volume, spacing, window, maps, outlined, cell)
-        title = "" if scan.name == VOLUME else f"<p class='soft'>{html.escape(scan.name)}</p>"
+        title = "" if scan.name == VOLUME else f"<p class='soft series'>{html.escape(scan.name)}</p>"
         rows.append(f"{title}<div class='views'>{views}</div>")
         if scan.name == VOLUME:
             rows.append(_occupancy(sample, spacing, organs, cell, patch, window))

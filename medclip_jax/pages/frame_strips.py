@@ -15,11 +15,16 @@ MOST = 8
 
 
 def strips(
-    frames: Int16[np.ndarray, "N H W"], counts: Sequence[int], spacing: Sequence[float], height: int
+    title: str,
+    frames: Int16[np.ndarray, "N H W"],
+    counts: Sequence[int],
+    spacing: Sequence[float],
+    height: int,
 ) -> str:
     """HTML of a strip of the middle slice's phases, and of one of the slices; either where there are several.
 
     Args:
+        title: of the series.
         frames: pictures of all phases of the first slice, then of the second, and so on.
         counts: slices, phases.
         spacing: mm between slices, rows, columns.
@@ -34,12 +39,12 @@ def strips(
     rows = []
     if phases > 1:
         places = _spread(phases)
-        captions = [f"slice {middle + 1}, phase {place + 1} of {phases}" for place in places]
-        rows.append(_strip(gray[middle, places], captions, height, width))
+        heading = f"{title}, {phases} phases of slice {middle + 1}"
+        rows.append(_strip(heading, gray[middle, places], "phase", places, height, width))
     if slices > 1 or phases == 1:
         places = _spread(slices)
-        captions = [f"slice {place + 1} of {slices}" + ", phase 1" * (phases > 1) for place in places]
-        rows.append(_strip(gray[places, 0], captions, height, width))
+        heading = f"{title}, {slices} slices" + " at phase 1" * (phases > 1)
+        rows.append(_strip(heading, gray[places, 0], "slice", places, height, width))
     return "".join(rows)
 
 
@@ -48,17 +53,23 @@ def _spread(count: int) -> list[int]:
     return np.unique(np.rint(np.linspace(0, count - 1, min(count, MOST))).astype(int)).tolist()
 
 
-def _strip(pictures: UInt8[np.ndarray, "K H W"], captions: Sequence[str], height: float, width: float) -> str:
+def _strip(
+    heading: str,
+    pictures: UInt8[np.ndarray, "K H W"],
+    kind: str,
+    places: Sequence[int],
+    height: float,
+    width: float,
+) -> str:
     from PIL import Image
 
     figures = []
-    for picture, caption in zip(pictures, captions, strict=True):
+    for picture, place in zip(pictures, places, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
         data = base64.b64encode(buffer.getvalue()).decode()
-        words = html.escape(caption)
         figures.append(
-            f"<figure><img alt='{words}' height='{height:.0f}' width='{width:.0f}' "
-            f"src='data:image/png;base64,{data}'><figcaption>{words}</figcaption></figure>"
+            f"<figure><img alt='{kind} {place + 1}' height='{height:.0f}' width='{width:.0f}' "
+            f"src='data:image/png;base64,{data}'><figcaption>{kind} {place + 1}</figcaption></figure>"
         )
-    return f"<div class='views'>{''.join(figures)}</div>"
+    return f"<p class='soft series'>{html.escape(heading)}</p><div class='views'>{''.join(figures)}</div>"

@@ -130,8 +130,7 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
             notes.append("duplicate-report")
         if len(table.reports[owner]) > 1:
             notes.append("study-with-several-reports")
-        if settings.uses_masks:
-            notes.extend(study.notes)
+        notes.extend(note for note in study.notes if settings.uses_masks or not note.startswith("organs-"))
         notes.extend(_series_notes(study, settings))
         rejection = _rejection(study, report, settings, seen, table)
         seen.add(study.record_id)
@@ -309,6 +308,8 @@ def _rejection(
             "The volume stands in rows of different patients or studies, and nobody can tell which is right: "
             "correct the table.",
         )
+    if study.rejection is not None:
+        return study.rejection
     if study.record_id in seen:
         return "duplicate-volume-id", "This volume stands in the input more than once: the first row is kept."
     if not study.has_scan:

@@ -13,10 +13,8 @@ from typing import Any, TypedDict
 
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from medclip_jax.corpora.study import VOLUME
 from medclip_jax.shards.arrays import ArraySpec, ShardError
-
-VOLUME = "volume"
-"""The array that the scan of a study with one volume becomes."""
 
 TEXTS = ("report", "findings_text", "impression", "statements")
 """The text arrays of a record."""

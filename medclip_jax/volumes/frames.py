@@ -68,7 +68,7 @@ def read_frames(
 
     Args:
         path: NIfTI of (x, y), (x, y, slice) or (x, y, slice, phase); NRRD, MHA or MHD of slices; a folder
-            with a DICOM series.
+            with a DICOM series; an .npy of (rows, columns[, slices[, phases]]), which needs `spacing`.
         modality: one whose values are the scanner's own, such as "MR".
         spacing: mm between slices, rows, columns from a table, where the file's header lacks it.
         series: which DICOM series of the folder: SeriesInstanceUID or SeriesNumber.
@@ -135,6 +135,8 @@ def _read(path: Path, modality: str, series: str | None) -> Scan:
     try:
         if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")) and path.stat().st_size:
             return read_nifti(path, frames=True)
+        if path.is_file() and path.name.lower().endswith(".npy"):
+            return _read_array(path)
         if path.is_dir() or is_dicom(path):
             return read_dicom_frames(path, Wanted(series, modality=modality))
     except OSError as error:
@@ -143,6 +145,29 @@ def _read(path: Path, modality: str, series: str | None) -> Scan:
             f"The file cannot be opened (system error {error.errno}): check permissions and disk.",
         ) from None
     return read_scan(path, modality=modality)
+
+
+def _read_array(path: Path) -> Scan:
+    """A bare array, in the order of the public code of CMR-CLIP."""
+    try:
+        voxels = np.load(path, allow_pickle=False)
+    except ValueError:
+        raise VolumeRejected(
+            "truncated-file",
+            "The array cannot be read: it is cut short, or holds Python objects. Write it again as numbers.",
+        ) from None
+    if not isinstance(voxels, np.ndarray) or voxels.dtype.kind not in "iuf":
+        raise VolumeRejected(
+            "unsupported-type", "The array does not hold real numbers: write it as int16 or float32."
+        )
+    if not 2 <= voxels.ndim <= 4 or 0 in voxels.shape:
+        raise VolumeRejected(
+            "several-series-in-one",
+            f"The array's shape is {'x'.join(map(str, voxels.shape))}: a series is rows, columns, slices and "
+            "phases.",
+        )
+    voxels = voxels.reshape((*voxels.shape, 1, 1)[:4])
+    return Scan(voxels.swapaxes(0, 1), np.eye(4), False, None, {"format": "npy"}, ())
 
 
 def _hang(

@@ -74,8 +74,9 @@ def test_a_record_holds_frames_and_says_how_many(studies, tmp_path, capsys):
     assert "cine_sa, 1 slices × 8–10 phases of 24×20 voxels, 8×2.5×2.5 mm" in said
     assert "lge_sa, 4–5 slices × 1 phases of 24×20 voxels" in said
     page = (tmp_path / "set.html").read_text()
-    assert page.count("slice 1, phase 1 of ") == 2 * 3
-    assert page.count("slice 5 of 5<") == 1
+    assert page.count(">phase 1<") == 3
+    assert page.count("cine_sa, 9 phases of slice 1<") == 1
+    assert page.count(">slice 5<") == 1
 
 
 def test_all_phases_of_a_slice_stand_together(studies, tmp_path):

@@ -125,3 +125,18 @@ def test_a_header_without_orientation_is_taken_as_stored(tmp_path):
     assert (frames.spacing, frames.notes) == ((8.0, 1.5, 1.5), ("orientation-assumed",))
     told = read_frames(tmp_path / "cine.nii", spacing=(10, 2, 2))
     assert (told.spacing, told.notes) == ((10.0, 2.0, 2.0), ("orientation-assumed", "spacing-from-table"))
+
+
+def test_bare_arrays_need_a_spacing(tmp_path):
+    pictures = beating()
+    np.save(tmp_path / "cine.npy", pictures.transpose(2, 3, 0, 1))
+    frames = read_frames(tmp_path / "cine.npy", spacing=(1, 1, 1))
+    np.testing.assert_array_equal(frames.voxels, pictures)
+    np.save(tmp_path / "lge.npy", pictures[0, 0])
+    assert read_frames(tmp_path / "lge.npy", spacing=(1, 1, 1)).voxels.shape == (1, 1, 40, 40)
+    assert rejected(tmp_path / "cine.npy").code == "no-orientation"
+    np.save(tmp_path / "five.npy", pictures[None])
+    assert rejected(tmp_path / "five.npy", spacing=(1, 1, 1)).code == "several-series-in-one"
+    content = (tmp_path / "cine.npy").read_bytes()
+    (tmp_path / "cine.npy").write_bytes(content[: len(content) // 2])
+    assert rejected(tmp_path / "cine.npy", spacing=(1, 1, 1)).code == "truncated-file"
