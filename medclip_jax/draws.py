@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from medclip_jax.reports.sentences import split_sentences
 
@@ -131,3 +132,37 @@ def choose_organ(record: Record, organs: Sequence[str], rng: np.random.Generator
     sentences = record.get("organ_sentences", {})
     shown = [index for index, name in enumerate(organs) if name in sentences and np.any(maps[index])]
     return shown[int(rng.integers(len(shown)))] if shown else -1
+
+
+def midpoints(total: int, count: int) -> Int[np.ndarray, " kept"]:
+    """The middle of each of `count` equal intervals of `total` frames; every frame where there are no more.
+
+    Args:
+        total: frames that there are.
+        count: frames that are wanted.
+
+    Returns:
+        min(total, count) indices, rising.
+    """
+    edges = _edges(total, count)
+    return (edges[:-1] + edges[1:] - 1) // 2
+
+
+def one_per_interval(total: int, count: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
+    """A random frame of each of `count` equal intervals; every frame where there are no more.
+
+    Args:
+        total: frames that there are.
+        count: frames that are wanted.
+        rng: draws them.
+
+    Returns:
+        min(total, count) indices, rising.
+    """
+    edges = _edges(total, count)
+    return rng.integers(edges[:-1], edges[1:])
+
+
+def _edges(total: int, count: int) -> Int[np.ndarray, " edges"]:
+    kept = min(total, count)
+    return np.arange(kept + 1) * total // max(kept, 1)

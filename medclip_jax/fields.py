@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Int32
 
-from medclip_jax.draws import SOME_STATEMENTS, TEXT_FALLBACK, Draw, Record
+from medclip_jax.draws import SOME_STATEMENTS, TEXT_FALLBACK, Draw, Record, midpoints, one_per_interval
 from medclip_jax.reports.sentences import sentence_ends
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Field:
             config: `config.data`.
         """
         raise NotImplementedError
+
+    def arrays(self, spec: DataSpec, config: Any) -> tuple[str, ...]:
+        """Arrays of a record that it is made of here: `reads`, unless they follow from the data."""
+        return self.reads
 
     def lacks(self, spec: DataSpec, config: Any) -> str:
         """Why the data or `config.data` cannot give it, and what to do; "" where they can."""
@@ -211,6 +215,98 @@ class Columns(Field):
         return draw.record[self.reads[0]]
 
 
+class Frames(Field):
+    """Frames of a study, one series after the other, as prepared: 0 to `volumes.modality.WINDOW_TOP`.
+
+    Of more frames than `config.data.frames`, one of each equal interval is shown: drawn in training, the
+    middle one in evaluation. Of fewer, all, and zeros after them.
+    """
+
+    dtype = np.int16
+
+    def arrays(self, spec: DataSpec, config: Any) -> tuple[str, ...]:
+        """The series that are shown."""
+        return chosen_views(spec, config)
+
+    def shape(self, spec: DataSpec, config: Any) -> tuple[int, ...]:
+        """(T, H, W)."""
+        return (config.frames, *spec.frame_shape)
+
+    def lacks(self, spec: DataSpec, config: Any) -> str:
+        """No series of frames, or none of those that `config.data.views` names."""
+        if not spec.views:
+            return "the shards hold no series of frames: prepare with --corpus cmr"
+        unknown = [name for name in config.views if name not in spec.views]
+        if unknown:
+            return (
+                f"config.data.views names {', '.join(unknown)}; the shards hold {', '.join(spec.views)}: "
+                "take of those, or () for all"
+            )
+        return "" if config.frames > 0 else "config.data.frames is 0: set how many a model sees, such as 64"
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """Those that are shown, padded."""
+        frames = np.zeros(self.shape(draw.layout.spec, draw.layout.config), np.int16)
+        start = 0
+        for name, places in shown_frames(draw):
+            frames[start : start + len(places)] = draw.record[name][places]
+            start += len(places)
+        return frames
+
+
+class FrameView(Frames):
+    """Series that each frame is of, by its place in `DataSpec.views`; -1 where there is no frame."""
+
+    dtype = np.int32
+
+    def shape(self, spec: DataSpec, config: Any) -> tuple[int, ...]:
+        """(T,)."""
+        return (config.frames,)
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """Of those that are shown."""
+        order = draw.layout.spec.views
+        views = [order.index(name) for name, places in shown_frames(draw) for _ in places]
+        return np.array(views + [-1] * (draw.layout.config.frames - len(views)))
+
+
+class FrameValid(FrameView):
+    """1 where there is a frame, 0 where there is padding."""
+
+    dtype = np.int8
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """Of those that are shown."""
+        shown = sum(len(places) for _, places in shown_frames(draw))
+        return np.arange(draw.layout.config.frames) < shown
+
+
+def chosen_views(spec: DataSpec, config: Any) -> tuple[str, ...]:
+    """The series of frames that `config.data.views` names, in the data's order; () names all."""
+    return tuple(name for name in spec.views if not config.views or name in config.views)
+
+
+def shown_frames(draw: Draw) -> list[tuple[str, np.ndarray]]:
+    """Which frames of a study are shown: name of a series to places in it, rising, for each that has some.
+
+    Args:
+        draw: of the sample; its fields all get the same answer.
+    """
+    layout = draw.layout
+    names = chosen_views(layout.spec, layout.config)
+    # A study may lack a series that is not required.
+    lengths = [len(draw.record.get(name, ())) for name in names]
+    total, count = sum(lengths), layout.config.frames
+
+    def choose(rng):
+        return one_per_interval(total, count, rng) if draw.training else midpoints(total, count)
+
+    chosen, ends = draw.once("frames", choose), np.cumsum(lengths)
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = ends - lengths
+    return [(name, part - start) for name, part, start in zip(names, parts, starts, strict=True) if len(part)]
+
+
 class Organs(Field):
     """Occupancy of every organ in every cell, fraction x 255; zeros where a record shows none."""
 
@@ -317,6 +413,9 @@ FIELDS: dict[str, Field] = {
     "report_tokens": ReportTokens(),
     "findings": Columns("findings"),
     "labels": Columns("labels"),
+    "frames": Frames(),
+    "view": FrameView(),
+    "frame_valid": FrameValid(),
     "organs": Organs(),
     "organ": Organ(),
     "organ_tokens": OrganTokens(),
@@ -363,7 +462,9 @@ class Layout:
         # Entries, and not names alone: worker processes then have those of other packages, too.
         self.fields = {name: FIELDS[name] for name in self.names}
         for name, field in self.fields.items():
-            missing = [array for array in field.reads if arrays is not None and array not in arrays]
+            missing = [
+                array for array in field.arrays(spec, config) if arrays is not None and array not in arrays
+            ]
             reason = field.lacks(spec, config)
             if missing and not reason:
                 reason = f"the records hold no {', '.join(missing)}: {field.remedy}"
@@ -373,7 +474,8 @@ class Layout:
     @property
     def reads(self) -> tuple[str, ...]:
         """Arrays of a record that the fields are made of."""
-        return tuple(dict.fromkeys(array for field in self.fields.values() for array in field.reads))
+        made_of = (field.arrays(self.spec, self.config) for field in self.fields.values())
+        return tuple(dict.fromkeys(array for arrays in made_of for array in arrays))
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Field to shape and type of one sample."""

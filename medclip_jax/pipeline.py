@@ -15,8 +15,10 @@ from typing import Protocol, SupportsIndex
 import grain
 import numpy as np
 
-from medclip_jax.draws import Record
+from medclip_jax.draws import Record, midpoints, one_per_interval
 from medclip_jax.fields import Layout
+
+__all__ = ["Source", "midpoints", "one_per_interval", "train_batches"]
 
 
 class Source(Protocol):

@@ -205,6 +205,72 @@ def random_crops(
     return jax.vmap(cut)(volume, keys)
 
 
+CROP_ASPECTS = (3 / 4, 4 / 3)
+"""Width over height of the boxes of `augment_frames`."""
+
+
+def augment_frames(
+    frames: Float[Array, "batch frames height width"],
+    keys: jax.Array,
+    *,
+    crop_area: tuple[float, float] = (1.0, 1.0),
+    flip_width: bool = False,
+    gain: float = 0.0,
+    noise: float = 0.0,
+) -> Float[Array, "batch frames height width"]:
+    """Vary each study on its own, all of its frames alike, so that they still move as the heart does.
+
+    Args:
+        frames: (B, T, H, W) intensities.
+        keys: (B,) one random key a sample.
+        crop_area: smallest and largest share of the frame that a random box covers, which is then resized to
+            the complete frame, bilinearly; (1, 1) for no such boxes.
+        flip_width: mirror left and right in half of the samples. Anatomically wrong; off by default.
+        gain: largest relative change of contrast: intensity x (1 + u), u within +-gain.
+        noise: largest standard deviation of white noise; each sample draws its own below it.
+
+    Returns:
+        (B, T, H, W). With everything off, `frames` itself.
+
+    References:
+        Szegedy et al. 2015, "Going deeper with convolutions", section 6, for boxes of random area and aspect.
+    """
+    crops = tuple(crop_area) != (1.0, 1.0)
+    if not (crops or flip_width or gain or noise):
+        return frames
+
+    def one(frames, key):
+        box, mirror, contrast, spread, grain = jax.random.split(key, 5)
+        if crops:
+            frames = _resized_crop(frames, box, crop_area)
+        if flip_width:
+            frames = jnp.where(jax.random.bernoulli(mirror), frames[:, :, ::-1], frames)
+        if gain:
+            frames = frames * (1.0 + gain * jax.random.uniform(contrast, minval=-1.0, maxval=1.0))
+        if noise:
+            scale = noise * jax.random.uniform(spread)
+            frames = frames + scale * jax.random.normal(grain, frames.shape, frames.dtype)
+        return frames
+
+    return jax.vmap(one)(frames, keys)
+
+
+def _resized_crop(frames, key, crop_area):
+    """A random box of all frames (T, H, W), resized to (H, W)."""
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    shape = jnp.asarray(frames.shape[1:], jnp.float32)
+    area = jax.random.uniform(area_key, minval=crop_area[0], maxval=crop_area[1])
+    low, high = (jnp.log(aspect) for aspect in CROP_ASPECTS)
+    root = jnp.exp(jax.random.uniform(aspect_key, minval=low, maxval=high) / 2)
+    # Of the frame's height and width; a box that would stand out is as long as the frame there.
+    sides = jnp.minimum(jnp.sqrt(area) * jnp.stack([1 / root, root]), 1.0)
+    start = jax.random.uniform(place_key, (2,)) * (1.0 - sides) * shape
+    scale = 1.0 / sides
+    return jax.image.scale_and_translate(
+        frames, frames.shape, (1, 2), scale, -start * scale, method="linear", antialias=False
+    )
+
+
 def shift_offsets(keys: jax.Array, shift_voxels: tuple[int, int, int]) -> Int[Array, "batch 3"]:
     """Where `augment` with these keys takes each volume from: voxel i shows what was at i + offset.
 

@@ -10,8 +10,9 @@ TEXTS = ("report", "statements", "findings_text", "impression")
 ORGANS = ("heart", "lung", "liver", "spleen")
 SHAPE = (2, 3, 4)
 SPEC = DataSpec(
-    SHAPE, (1.0, 1.0, 1.0), findings=("a", "b"), organs=ORGANS, organ_shape=(4, 1, 1, 2), vocabulary_size=100
-)
+    SHAPE, (1.0, 1.0, 1.0), findings=("a", "b"), organs=ORGANS, organ_shape=(4, 1, 1, 2), vocabulary_size=100,
+    views=("cine", "lge"), frame_shape=(2, 3),
+)  # fmt: skip
 FIELDS = ("volume", "tokens", "findings", "labels")
 ORGAN = ("organs", "organ", "organ_tokens", "organ_normal")
 
@@ -36,6 +37,8 @@ class Records:
         named = [name for name in ORGANS if name != "lung" and index % 3]
         return {
             "volume": np.full(SHAPE, index, np.int16),
+            "cine": np.full((index + 1, 2, 3), index, np.int16),
+            "lge": np.full((2, 2, 3), index, np.int16),
             "findings": np.array([1, -1], np.int8),
             "labels": np.array([0, index % 2], np.int8),
             "study": np.int64(-(2**62) + index),
@@ -64,5 +67,5 @@ class Numbers:
 def settings(**changes):
     """`config.data`."""
     weights = {"report": 0.5, "statements": 0.5, "findings_text": 0.0, "impression": 0.0}
-    lengths = {"text_length": 3, "most_statements": 0, "organ_text_length": 4}
+    lengths = {"text_length": 3, "most_statements": 0, "organ_text_length": 4, "frames": 5, "views": ()}
     return SimpleNamespace(**{"text": weights, **lengths, "workers": 0, "prefetch": 2, **changes})

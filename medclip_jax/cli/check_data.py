@@ -77,6 +77,8 @@ def assume(config: Any, args: argparse.Namespace) -> AssumedData:
         vocabulary_size=vocabulary,
         mask_token=spec.mask_token,
         pad_token=spec.pad_token,
+        views=spec.views,
+        frame_shape=spec.frame_shape,
     )
     source = "flags" if args.shape else found.source
     return AssumedData(spec, args.samples or found.samples, source)
@@ -101,15 +103,20 @@ def of_expectation(config: Any) -> AssumedData:
     from medclip_jax.shards.settings import PrepareSettings
 
     expected, default = config.data.prepare, PrepareSettings(fit=config.data.prepare.fit or "crop")
+    vocabulary, findings = expected.vocabulary_size, tuple(expected.findings)
+    if expected.views:
+        frames = {"views": tuple(expected.views), "frame_shape": tuple(expected.frame_shape)}
+        spec = DataSpec((), (), findings=findings, vocabulary_size=vocabulary, **frames)
+        return AssumedData(spec, 0, "config.data.prepare")
     shape = tuple(expected.shape or default.shape)
     cell, organs = expected.organ_cell, tuple(expected.organs) if expected.organ_cell else ()
     spec = DataSpec(
         shape,
         tuple(expected.spacing or default.all_series[0].spacing),
-        findings=tuple(expected.findings),
+        findings=findings,
         organs=organs,
         organ_shape=(len(organs), *(size // cell for size in shape)) if organs else (),
-        vocabulary_size=expected.vocabulary_size,
+        vocabulary_size=vocabulary,
     )
     source = "config.data.prepare" if expected.shape else "the defaults of medclip prepare"
     return AssumedData(spec, 0, source)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medclip_jax.cli.check_data import AssumedData
+from medclip_jax.objectives import resolve
 from medclip_jax.planning.ahead import Compiled
 from medclip_jax.planning.collectives import bytes_by_kind
 from medclip_jax.planning.estimate import (
@@ -315,7 +316,9 @@ def _speed(model: Model, found: Estimate) -> str:
 
 
 def _input(model: Model, found: Estimate) -> str:
-    size = math.prod(model.spec.shape) * 2
+    inputs = resolve(model.config.objective.name)[1].volume_inputs
+    size = sum(model.batch[name].size * model.batch[name].dtype.itemsize for name in inputs)
+    size /= found.batch_size
     hosts = math.ceil(found.devices / found.chip.per_host)
     rate = found.volumes_per_second / hosts
     cores = rate * size / READER_BYTES_PER_CORE

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from medclip_jax.models import attention as kernels
 from medclip_jax.models import blocks, positions
-from medclip_jax.models.attention import SelfAttention, attend, attend_plain, attention_weights
+from medclip_jax.models.attention import SelfAttention, attend_plain, attention_weights
 from medclip_jax.models.encoder import Encoded
 from medclip_jax.models.patches import PatchEmbedding, grid_of
 from medclip_jax.sharding import batch_sharded
@@ -63,7 +64,9 @@ def attend_divided(
     # In its own frame a patch may see every place: an invalid frame is seen by its own patches alone.
     mask = None if valid is None or not over_time else jnp.repeat(_seen(valid, 1), count, axis=0)
     query = query.reshape(batch * count, length, heads, features)
-    mixed = attend(batch_sharded(query), *(batch_sharded(with_summary(x)) for x in (key, value)), mask)
+    mixed = kernels.attend(
+        batch_sharded(query), *(batch_sharded(with_summary(x)) for x in (key, value)), mask
+    )
     mixed = mixed.reshape(batch, count, length, heads, features)
     mixed = (mixed.swapaxes(1, 2) if over_time else mixed).reshape(batch, -1, heads, features)
     return attention.output(batch_sharded(jnp.concatenate([summary, mixed], axis=1).reshape(tokens.shape)))

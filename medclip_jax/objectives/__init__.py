@@ -37,6 +37,7 @@ OBJECTIVES: dict[str, str] = {
     "hipro_ct": "medclip_jax.objectives.hipro_ct:HiProCt",
     "asap": "medclip_jax.objectives.asap:Asap",
     "t3d": "medclip_jax.objectives.t3d:T3d",
+    "cmr_clip": "medclip_jax.objectives.cmr_clip:CmrClip",
 }
 """Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 

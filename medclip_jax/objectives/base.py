@@ -112,9 +112,11 @@ class DataSpec:
     """What the prepared shards and the tokenizer fix before a model can be built.
 
     Attributes:
-        shape: (D, H, W) voxels of a prepared volume.
+        shape: (D, H, W) voxels of a prepared volume; () where records hold none.
         spacing: mm per voxel along depth, height, width; None where volumes are resized scans, which have
             each its own.
+        views: names of the series of frames, () where records hold none.
+        frame_shape: (H, W) pixels of a frame, () likewise.
         findings: names of the columns of `batch["findings"]`.
         organs: names of the channels of `batch["organs"]`, () where there are none.
         organ_shape: (O, d, h, w) of a sample's `batch["organs"]`, () likewise.
@@ -130,10 +132,13 @@ class DataSpec:
     vocabulary_size: int = 0
     mask_token: int = 0
     pad_token: int = 0
+    views: tuple[str, ...] = ()
+    frame_shape: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, info: Any, tokenizer: Any | None) -> DataSpec:
         """From what `shards.read.open_shards` returned and a tokenizer, None for runs without text."""
+        series = [one for one in info.series if one.frames]
         return cls(
             shape=tuple(info.shape),
             spacing=tuple(info.spacing),
@@ -143,6 +148,8 @@ class DataSpec:
             vocabulary_size=tokenizer.vocabulary_size if tokenizer else 0,
             mask_token=tokenizer.mask if tokenizer else 0,
             pad_token=tokenizer.pad if tokenizer else 0,
+            views=tuple(one.name for one in series),
+            frame_shape=tuple(series[0].shape[1:]) if series else (),
         )
 
 

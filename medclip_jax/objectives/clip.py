@@ -70,7 +70,7 @@ class Clip(Objective):
         return ("volume", "tokens")
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        self.vision = self._volume_tower(config.vision, spec, rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
         pooled_width = self.vision.pooled_width
         self.centered = config.centered
@@ -79,6 +79,9 @@ class Clip(Objective):
         self.vision_projection = Projection(pooled_width, width, bias=bias, rngs=rngs)
         self.text_projection = Projection(self.text.width, width, bias=bias, rngs=rngs)
         self._set_loss(config, spec)
+
+    def _volume_tower(self, config: Any, spec: DataSpec, rngs: nnx.Rngs) -> nnx.Module:
+        return VisionTower(config, spec, rngs=rngs)
 
     def _set_loss(self, config: Any, spec: DataSpec) -> None:
         if config.loss not in ("info_nce", "sigmoid"):
@@ -99,7 +102,7 @@ class Clip(Objective):
             representation learning" (the cone); Krähenbühl et al. 2016, "Data-dependent initializations of
             convolutional neural networks".
         """
-        self.vision.calibrate(self.vision.to_voxels(batch["volume"]))
+        self._calibrate_tower(batch)
         if not self.centered:
             return
         features = self._features(batch, None, train=True)  # batch norm as in the first step
@@ -107,16 +110,27 @@ class Clip(Objective):
             bias = projection.linear.bias
             bias[...] = bias[...] - common_part(features[name])
 
+    def _calibrate_tower(self, batch: Batch) -> None:
+        self.vision.calibrate(self.vision.to_voxels(batch["volume"]))
+
     def encode(self, batch: Batch, key: jax.Array, *, train: bool) -> Features:
         """Projected, unnormalized vectors of both towers."""
         return self._features(batch, sample_keys(key, batch["sample"]) if train else None, train=train)
 
     def _features(self, batch: Batch, keys: jax.Array | None, *, train: bool) -> Features:
-        volume = self.vision(batch["volume"], keys, train=train)
-        return {
-            "volume": self.vision_projection(volume).astype(jnp.float32),
-            "text": self.text_projection(self.text(batch["tokens"])).astype(jnp.float32),
-        }
+        volume = self.to_joint_space(self._pooled(batch, keys, train=train))
+        text = self._text_vectors(batch["tokens"])
+        return {"volume": volume.astype(jnp.float32), "text": text.astype(jnp.float32)}
+
+    def _pooled(
+        self, inputs: Inputs, keys: jax.Array | None = None, *, train: bool = False
+    ) -> Float[Array, "B pooled"]:
+        """What the volume tower makes of its inputs; augmented when keys (B,) are given."""
+        return self.vision(inputs["volume"], keys, train=train)
+
+    def _text_vectors(self, tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
+        """Projected, unnormalized vectors of texts."""
+        return self.text_projection(self.text(tokens))
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """The pair loss over the global batch, and the share of volumes whose own report ranks first."""
@@ -158,15 +172,15 @@ class Clip(Objective):
 
     def embed_volumes(self, inputs: Inputs) -> Embedding:
         """Normalized joint-space vectors of volumes."""
-        return Embedding(normalize(self.to_joint_space(self.vision(inputs["volume"]))))
+        return Embedding(normalize(self.to_joint_space(self._pooled(inputs))))
 
     def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
         """What the volume tower pools, before the projection."""
-        return self.vision(inputs["volume"]).astype(jnp.float32)
+        return self._pooled(inputs).astype(jnp.float32)
 
     def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
         """Normalized joint-space vectors of texts."""
-        return Embedding(normalize(self.text_projection(self.text(tokens))))
+        return Embedding(normalize(self._text_vectors(tokens)))
 
     def similarity_scale(self) -> Float[Array, ""]:
         """The learned inverse temperature."""

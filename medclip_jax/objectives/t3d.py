@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from medclip_jax import transforms
 from medclip_jax.losses import contrastive, views
@@ -23,7 +23,6 @@ from medclip_jax.objectives.base import (
     VIEWS,
     Batch,
     DataSpec,
-    Embedding,
     Features,
     Term,
     ViewMatch,
@@ -255,10 +254,6 @@ class T3d(clip.Clip):
             tokens = tokens.mean(axis=(0, 1)) + tokens.std(axis=(0, 1)) * noise
         vectors = normalize(self._view_vectors(tokens, states, mask))
         return ViewMatch(vectors, self.embed_volumes(batch).mean)
-
-    def embed_texts(self, tokens: Int[Array, "B L"]) -> Embedding:
-        """Normalized joint-space vectors of texts."""
-        return Embedding(normalize(self._read(tokens)[2]))
 
     def similarity_scale(self) -> Float[Array, ""]:
         """The inverse temperature."""

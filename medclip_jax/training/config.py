@@ -64,6 +64,8 @@ def base_config() -> Section:
                     "spacing": (),  # mm of a voxel, (depth, height, width)
                     "fit": "",  # "crop", or "resize": scans resized to the shape, each with its own spacing
                     "crop": "",  # "center", "box" or an organ
+                    "views": (),  # names of the series of frames
+                    "frame_shape": (),  # pixels of a frame, (height, width)
                     "organ_cell": 0,  # voxels of a cell of organ maps along each axis
                     "organs": (),  # their channels; for `medclip check` alone, as are those below
                     "findings": (),  # columns
@@ -84,6 +86,9 @@ def base_config() -> Section:
                 # Tokens of the sentences about one organ, drawn anew each time, for objectives that read them
                 # (hipro_ct). Needs shards prepared with --organ-cell.
                 "organ_text_length": 0,
+                # Frames of a study that a model sees at a time, for objectives that read frames (cmr_clip).
+                "frames": 64,
+                "views": (),  # series that they are of, by name; () = all
                 "tokenizer": "",  # local Hugging Face folder; "" = the shards' own
                 "workers": 0,  # 0 = threads; n = processes that read ahead
                 "prefetch": 2,  # batches assembled at once and kept ready, each by its own thread

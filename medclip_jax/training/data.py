@@ -111,6 +111,14 @@ def check_expectation(config: Any, spec: DataSpec, info: Any | None = None) -> N
             f"for {expected.fit!r} (config.data.prepare.fit): prepare with --fit {expected.fit}, or use them "
             "all the same with --config.data.prepare.fit=''"
         )
+    for name, found in (("views", spec.views), ("frame_shape", spec.frame_shape)):
+        wanted = tuple(expected[name])
+        if wanted and wanted != tuple(found):
+            raise ValueError(
+                f"config.data.shards={config.shards!r} has {name} {tuple(found)}, and this config is meant "
+                f"for {wanted} (config.data.prepare.{name}): prepare such, or use them all the same with "
+                f"--config.data.prepare.{name}='()'"
+            )
     for name, found in (("shape", spec.shape), ("spacing", spec.spacing)):
         wanted = tuple(expected[name])
         given = np.array(found or 0, np.float64)  # None, each volume's own spacing, is no number

@@ -57,9 +57,11 @@ _SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = _number("from 0 to below 1", lambda value: 0 <= value < 1)
 _THREE_OR_NONE = _listed("three whole numbers above 0, or ()", _whole(1).allows, 3, empty=True)
 _THREE_FROM_1 = _listed("three whole numbers above 0, such as (8, 8, 8)", _whole(1).allows, 3)
+_TWO_FROM_1 = _listed("two whole numbers above 0, such as (16, 16)", _whole(1).allows, 2)
 _PATCH = _Rule(
-    "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes",
-    lambda value: value in ((), []) or _THREE_FROM_1.allows(value),
+    "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes; of towers "
+    "for frames two, such as (16, 16)",
+    lambda value: value in ((), []) or _THREE_FROM_1.allows(value) or _TWO_FROM_1.allows(value),
 )
 _WINDOWS = _listed(
     "(low, high) HU for each channel, low below high, such as ((-1000.0, 1000.0),)",
@@ -79,7 +81,11 @@ _RULES: dict[str, _Rule] = {
     r"data\.text\.\w+": _FROM_0,
     r"data\.text_length": _whole(2),
     r"data\.(most_statements|organ_text_length|workers)": _whole(0),
-    r"data\.prefetch": _whole(1),
+    r"data\.(prefetch|frames)": _whole(1),
+    r"data\.(prepare\.)?views": _listed("names of series, such as ('cine_sa',), or ()", _is_text),
+    r"data\.prepare\.frame_shape": _listed(
+        "two whole numbers above 0, or ()", _whole(1).allows, 2, empty=True
+    ),
     r"data\.prepare\.shape": _THREE_OR_NONE,
     r"data\.prepare\.spacing": _listed("three numbers above 0 (mm), or ()", _ABOVE_0.allows, 3, empty=True),
     r"data\.prepare\.fit": _Rule("'crop', 'resize' or ''", lambda value: value in ("", "crop", "resize")),
@@ -136,11 +142,14 @@ _RULES: dict[str, _Rule] = {
     ),
     r"objective\.logit_bias": _Rule("a number", _is_number),
     r"objective\.vision\.windows": _WINDOWS,
-    r"objective\.vision\.standardize": _STANDARDIZE,
+    r"objective\.vision\.(standardize|channels)": _STANDARDIZE,
     r"objective\.vision\.augment\.shift_voxels": _listed(
         "three whole numbers of 0 or more", _whole(0).allows, 3
     ),
-    r"objective\.vision\.augment\.(noise_hu|offset_hu|gain)": _FROM_0,
+    r"objective\.vision\.augment\.(noise_hu|offset_hu|gain|noise)": _FROM_0,
+    r"objective\.vision\.augment\.crop_area": _listed(
+        "two shares of the frame, above 0 and up to 1, the smaller first", lambda share: 0 < share <= 1, 2
+    ),
 }
 """Pattern of a field's whole name to what it can be. Texts and switches are checked where they are used."""
 

@@ -11,7 +11,7 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae, t3d
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.vectors import normalize
 from tests import any_shape
@@ -27,19 +27,24 @@ SPEC = base.DataSpec(
     vocabulary_size=50,
     mask_token=4,
     pad_token=0,
+    views=("cine_sa", "lge_sa"),
+    frame_shape=(8, 12),
 )
 
 
 def small(config):
     """Shrink a default config to seconds on a CPU."""
     config = config.copy_and_resolve_references()
-    if config.name == "t3d":
+    if config.name == "cmr_clip":
+        config.vision.update(patch=(4, 4), width=24, depth=2, heads=2, dtype="float32")
+    elif config.name == "t3d":
         # Not on batch norm, with which samples are not encoded each on its own.
         with config.unlocked():
             config.vision = vision_defaults(any_shape.KIND)
     else:
         config.vision.update(patch=(4, 4, 4), width=24, depth=2, heads=2)
-    config.vision.update(windows=((-1000.0, 0.0), (-150.0, 250.0)), dtype="float32")
+    if "windows" in config.vision:
+        config.vision.update(windows=((-1000.0, 0.0), (-150.0, 250.0)), dtype="float32")
     if "views" in config:
         config.views.update(count=2, shape=(4, 9, 12), heads=2)
     if "text" in config:
@@ -74,9 +79,18 @@ def make_batch(size=6, seed=0):
         "sentence": np.where(tokens == SPEC.pad_token, -1, np.arange(10) // 3).astype(np.int32),
         "sentences": np.full(size, 4, np.int32),  # the last one was cut off
         "report_tokens": np.roll(tokens, 1, axis=0),
+        "frames": random.integers(0, 4096, (size, 5, *SPEC.frame_shape)).astype(np.int16),
+        "view": np.tile(np.array([0, 0, 1, 1, -1], np.int32), (size, 1)),
+        "frame_valid": np.tile(np.array([1, 1, 1, 1, 0], np.int8), (size, 1)),
     }
     batch["organ_tokens"] = np.where(batch["organ"][:, None] < 0, SPEC.pad_token, batch["organ_tokens"])
     return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+def inputs_of(objective):
+    """What it embeds, of a batch."""
+    batch = make_batch()
+    return {name: batch[name] for name in objective.volume_inputs}
 
 
 CONFIGS = {
@@ -86,6 +100,7 @@ CONFIGS = {
     "hipro_ct": hipro_ct.default_config,
     "asap": asap.default_config,
     "t3d": t3d.default_config,
+    "cmr_clip": cmr_clip.default_config,
 }
 
 
@@ -129,7 +144,7 @@ def test_encode_looks_at_one_sample_at_a_time(objective):
 def test_volumes_are_varied_in_training_alone(name):
     """Noise of the config reaches the features, and what is embedded or evaluated is never varied."""
     plain, varied = small(CONFIGS[name]()), small(CONFIGS[name]())
-    varied.vision.augment.noise_hu = 300.0
+    varied.vision.augment.update({"noise": 0.5} if name == "cmr_clip" else {"noise_hu": 300.0})
     models = [objectives.create(config, SPEC, rngs=nnx.Rngs(0)) for config in (plain, varied)]
     batch, key = make_batch(), jax.random.key(1)
 
@@ -151,7 +166,7 @@ def test_encode_and_couple_read_the_fields_that_are_named(name):
     config = small(CONFIGS[name]())
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
     names = model.batch_fields(config)
-    data = SimpleNamespace(text={"report": 1.0}, text_length=10, organ_text_length=8)
+    data = SimpleNamespace(text={"report": 1.0}, text_length=10, organ_text_length=8, frames=5, views=())
     shapes = Layout(names, SPEC, data).shapes()
     batch = {name: jax.ShapeDtypeStruct((6, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 
@@ -165,10 +180,10 @@ def test_encode_and_couple_read_the_fields_that_are_named(name):
 
 
 def test_volume_embeddings_are_unit_vectors_and_deterministic(objective):
-    volumes = make_batch()["volume"]
-    first = objective.embed_volumes({"volume": volumes})
+    inputs = inputs_of(objective)
+    first = objective.embed_volumes(inputs)
     np.testing.assert_allclose(np.linalg.norm(first.mean, axis=1), 1.0, atol=1e-5)
-    np.testing.assert_array_equal(first.mean, objective.embed_volumes({"volume": volumes}).mean)
+    np.testing.assert_array_equal(first.mean, objective.embed_volumes(inputs).mean)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -180,19 +195,21 @@ def test_pooled_volumes_are_what_heads_read(name):
         config.align_heads = False  # they read patches, and not their mean
         config.text.width = config.vision.width
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
-    inputs = {"volume": make_batch()["volume"]}
+    inputs = inputs_of(model)
     pooled = jax.jit(model.pool_volumes)(inputs)
     assert pooled.shape == (6, model.vision.pooled_width)
     assert pooled.dtype == jnp.float32
     assert np.abs(np.linalg.norm(pooled, axis=1) - 1).min() > 0.1
-    tower = model.explained_tower()
-    joint = model.to_joint_space(pooled.astype(jnp.bfloat16)) if tower else pooled
+    projects = model.explained_tower() or name == "cmr_clip"
+    joint = model.to_joint_space(pooled.astype(jnp.bfloat16)) if projects else pooled
     joint /= jnp.linalg.norm(joint, axis=1, keepdims=True)
-    np.testing.assert_allclose(joint, model.embed_volumes(inputs).mean, atol=0.01)
+    np.testing.assert_allclose(joint, jax.jit(model.embed_volumes)(inputs).mean, atol=0.01)
 
 
 def test_layers_of_the_volume_tower_can_be_looked_at(objective):
     tower = objective.volume_tower()
+    if tower is None:
+        pytest.skip("reads frames")
     states = jax.eval_shape(lambda x: tower.layer_states(tower.to_voxels(x)), make_batch()["volume"])
     if tower.kind == "vit":
         assert states.keys() == {"patches", "block_1", "block_2", "final"}

@@ -16,7 +16,7 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, hipro_ct, mae, t3d
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.base import Term
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import flatten, split, unflatten
@@ -34,6 +34,8 @@ SPEC = base.DataSpec(
     organs=("heart", "left_lung", "right_lung"),
     vocabulary_size=48,
     mask_token=4,
+    views=("cine_sa", "lge_sa"),
+    frame_shape=(8, 8),
 )
 MODULES = {
     "mae": mae,
@@ -43,6 +45,7 @@ MODULES = {
     "hipro_ct": hipro_ct,
     "asap": asap,
     "t3d": t3d,
+    "cmr_clip": cmr_clip,
 }
 
 
@@ -74,6 +77,8 @@ def build(name):
         with config.unlocked():
             config.vision = vision_defaults(any_shape.KIND) | {"dtype": "float32"}
         config.views.update(count=2, shape=(3, 5, 6), heads=2)
+    elif name == "cmr_clip":
+        config.vision.update(patch=(4, 4), width=16, depth=1, heads=2, dtype="float32")
     else:
         config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")
     if "decoder" in config:
@@ -114,6 +119,10 @@ def make_batch(name):
         batch["organ_tokens"] = random.integers(1, spec.vocabulary_size, (BATCH, 5)).astype(np.int32)
         batch["organ_tokens"][batch["organ"] < 0] = spec.pad_token
         batch["organ_normal"] = random.integers(0, 2, BATCH).astype(np.int8)
+    if name == "cmr_clip":
+        batch["frames"] = random.integers(0, 4096, (BATCH, 3, *spec.frame_shape)).astype(np.int16)
+        batch["frame_valid"] = (np.arange(3) < random.integers(0, 4, (BATCH, 1))).astype(np.int8)
+        batch["view"] = np.where(batch["frame_valid"], np.array([0, 1, 1]), -1).astype(np.int32)
     if name == "asap":
         batch["sentence"] = np.broadcast_to(np.array([-1, 0, 0, 1, 2, -1], np.int32), (BATCH, 6))
         batch["sentences"] = np.full(BATCH, 3, np.int32)
