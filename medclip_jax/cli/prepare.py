@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,9 @@ examples:
   medclip prepare --corpus cmr --table studies.csv --out shards --series cine_sa:middle lge_sa
   medclip prepare --corpus acdc --root ACDC --out acdc --slices middle
 
-  # No data at hand: generated scans with reports and organ masks.
+  # No data at hand: generated CT with reports and organ masks, or beating hearts.
   medclip prepare --corpus phantom --count 200 --out shards --workers 2
+  medclip prepare --corpus cine --count 200 --out shards --frame-shape 64 64 --frame-spacing 3 3
 
 then:
   medclip inspect shards --out sheet.html
@@ -73,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "; ".join(f"{name}, {corpus.about}" for name, corpus in CORPORA.items())
     parser.add_argument(
         "--corpus",
-        choices=(*CORPORA, "phantom"),
+        choices=tuple(CORPORA),
         default="folder",
-        help=f"where studies come from: {kinds}; phantom, generated CT (%(default)s)",
+        help=f"where studies come from: {kinds} (%(default)s)",
     )
     source = parser.add_argument_group("your data")
     source.add_argument(
@@ -97,12 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the tables, where it is neither UTF-8 nor told by a byte order mark: cp1252, utf-16, ...",
     )
     source.add_argument("--limit", type=int, help="take only the first LIMIT studies")
-    phantom = parser.add_argument_group("--corpus phantom")
-    phantom.add_argument("--count", type=int, default=100, help="scans to generate (%(default)s)")
+    phantom = parser.add_argument_group("--corpus phantom, cine")
+    phantom.add_argument("--count", type=int, default=100, help="studies to generate (%(default)s)")
     phantom.add_argument(
         "--phantom-folder",
         type=Path,
-        help="where the generated scans lie (OUT.phantoms); kept for later runs",
+        help="where the generated studies lie (OUT.phantoms); kept for later runs",
     )
     volume = parser.add_argument_group("volumes", "in the order depth, height, width")
     volume.add_argument(
@@ -169,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="with commas between: names, 'cardiac' (7), 'phantom' (11), 'ct_rate' (18), 'cardiac_mr' (13), "
         "'all', and findings files of your own (.toml, see docs/reference/reports.md) (cardiac; of MR "
-        "corpora cardiac_mr, of phantom phantom)",
+        "corpora and cine cardiac_mr, of phantom phantom)",
     )
     text.add_argument(
         "--tokenizer",
@@ -184,7 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="it learns a word only if the reports of N patients hold it, so that no name travels with the "
-        "model (5; for --corpus phantom, 1)",
+        "model (5; for --corpus phantom and cine, 1)",
     )
     text.add_argument(
         "--empty-report",
@@ -233,8 +235,8 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.shards.settings import PrepareSettings
 
     part = None if args.part is None else parse_part(args.part, os.environ)
-    corpus = CORPORA.get(args.corpus)
-    wanted = args.findings or (corpus.findings if corpus else "phantom")
+    corpus = CORPORA[args.corpus]
+    wanted = args.findings or corpus.findings
     findings, definitions = choose_findings(wanted.split(","))
     studies = _studies(args, definitions)
     series = frame_series(args, studies)
@@ -255,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         modality="MR" if series else args.modality,
         percentiles=None if args.percentiles is None or series else tuple(args.percentiles),
         series=series,
-        empty_report=args.empty_report or ("reject" if corpus is None or corpus.has_reports else "note"),
+        empty_report=args.empty_report or ("reject" if corpus.has_reports else "note"),
         per_shard=args.per_shard,
         organ_text=args.organ_text,
         kernel=args.kernel,
@@ -264,7 +266,7 @@ def run(args: argparse.Namespace) -> int:
     summaries: list[Summary] = []
     options = {
         "workers": args.workers,
-        "key": args.key or (_phantom_key(args) if args.corpus == "phantom" else default_key(args.out)),
+        "key": args.key or (_phantom_key(args) if corpus.generate else default_key(args.out)),
         "max_rejected": 0.1 if args.max_rejected is None else args.max_rejected,
         "engine": args.engine,
         "retry_rejected": args.retry_rejected,
@@ -316,23 +318,25 @@ def _command() -> list[str]:
 
 
 def _studies(args: argparse.Namespace, definitions: Findings) -> StudyTable:
-    if args.corpus == "phantom":
-        return _phantoms(args)
     place = Place(definitions, args.table, args.root, args.encoding, args.sentences)
+    if CORPORA[args.corpus].generate:
+        place = replace(place, table=_generate(args))
     table = read_corpus(args.corpus, place).first(args.limit)
     if args.sentences is not None and not args.organ_cell:
         print("without --organ-cell no organ maps are prepared, nor sentences about organs", file=sys.stderr)
     return table
 
 
-def _phantoms(args: argparse.Namespace) -> StudyTable:
-    from medclip_jax.corpora import phantom
-    from medclip_jax.corpora.folder import folder
+def _generate(args: argparse.Namespace) -> Path:
+    """The table of a generated set."""
+    from medclip_jax.corpora.tables import TableError
     from medclip_jax.shards.work import available_cores
 
+    if args.table is not None:
+        raise TableError(f"--corpus {args.corpus} makes its own studies: leave --table out, or --corpus")
     where = args.phantom_folder or args.out.with_name(args.out.name + ".phantoms")
-    phantom.write(where, args.count, seed=args.seed, workers=args.workers or available_cores())
-    return folder(where / "studies.csv").first(args.limit)
+    generate = CORPORA[args.corpus].generate
+    return generate(where, args.count, seed=args.seed, workers=args.workers or available_cores())
 
 
 def _phantom_key(args: argparse.Namespace) -> bytes:
@@ -343,7 +347,7 @@ def _phantom_key(args: argparse.Namespace) -> bytes:
 def _vocabulary_patients(args: argparse.Namespace) -> int:
     if args.vocabulary_patients is not None:
         return args.vocabulary_patients
-    return 1 if args.corpus == "phantom" else 5
+    return 1 if CORPORA[args.corpus].generate else 5
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -69,8 +69,8 @@ def frame_series(args: argparse.Namespace, studies: Iterable[Study]) -> tuple[Se
     from medclip_jax.shards.arrays import ShardError
     from medclip_jax.shards.series import FRAMES, SeriesSettings
 
-    corpus = CORPORA.get(args.corpus)
-    has_frames = corpus is not None and corpus.has_frames
+    corpus = CORPORA[args.corpus]
+    has_frames = corpus.has_frames
     for name in _OF_VOLUMES if has_frames else _OF_FRAMES:
         if getattr(args, name):
             take = f": take {_OF_VOLUMES[name]}" if has_frames and _OF_VOLUMES[name] else ""

@@ -45,6 +45,7 @@ class Corpus:
         has_frames: whether its studies are of series of frames, and not of one volume.
         has_reports: whether it has reports at all.
         knows_spacing: whether it says how many mm a pixel is.
+        generate: writes a set of its studies to a folder and returns the table; None where they are given.
     """
 
     about: str
@@ -54,6 +55,7 @@ class Corpus:
     has_frames: bool = False
     has_reports: bool = True
     knows_spacing: bool = True
+    generate: Callable[..., Path] | None = None
 
 
 def read_corpus(name: str, place: Place) -> StudyTable:
@@ -119,6 +121,18 @@ def _acdc(place: Place) -> StudyTable:
     return acdc(place.root)
 
 
+def _write_phantoms(folder: Path, count: int, *, seed: int, workers: int) -> Path:
+    from medclip_jax.corpora import phantom
+
+    return phantom.write(folder, count, seed=seed, workers=workers)
+
+
+def _write_cines(folder: Path, count: int, *, seed: int, workers: int) -> Path:
+    from medclip_jax.corpora import cine
+
+    return cine.write(folder, count, seed=seed, workers=workers)
+
+
 CORPORA: dict[str, Corpus] = {
     "folder": Corpus(
         "a table with a row for each volume", _folder, ("table", "root", "encoding", "sentences")
@@ -145,6 +159,15 @@ CORPORA: dict[str, Corpus] = {
         findings="cardiac_mr",
         has_frames=True,
         has_reports=False,
+    ),
+    "phantom": Corpus("generated CT", _folder, ("table",), findings="phantom", generate=_write_phantoms),
+    "cine": Corpus(
+        "generated cardiac MR",
+        _cmr,
+        ("table",),
+        findings="cardiac_mr",
+        has_frames=True,
+        generate=_write_cines,
     ),
 }
 """Name to corpus. A new one: an adapter that yields a `StudyTable`, a function above, and an entry here."""

@@ -211,6 +211,33 @@ def test_phantoms(tmp_path):
     assert not (tmp_path / "shards.key").exists()
 
 
+def test_beating_hearts(tmp_path):
+    from medclip_jax.corpora.cine import DIAGNOSES
+    from medclip_jax.corpora.cine import FINDINGS as SEEN
+
+    out = tmp_path / "shards"
+    arguments = ["prepare", "--corpus", "cine", "--count", "2", "--workers", "1", "--tokenizer", "none"]
+    grid = ["--frame-shape", "32", "32", "--frame-spacing", "6", "6"]
+    assert main([*arguments, "--out", str(out), *grid]) == 0
+    info = open_shards(out)
+    assert set(info.findings) == {*SEEN, *DIAGNOSES}
+    assert {"lv_ejection_fraction", "scar_percent"} <= set(info.measurements)
+    for split in info.splits:
+        for sample in open_split(out, split):
+            assert sample["cine_sa"].shape == (3 * 16, 32, 32)
+            assert sample["cine_sa_frames"].tolist() == [3, 16]
+            assert sample["lge_sa_frames"].tolist() == [3, 1]
+            assert sample["impression"]
+            assert set(sample["labels"].tolist()) <= {-1, 1}
+    assert not (tmp_path / "shards.key").exists()
+
+
+def test_generated_studies_come_from_no_table(tmp_path, capsys):
+    arguments = ["prepare", "--corpus", "cine", "--table", "t.csv", "--out", str(tmp_path / "shards")]
+    assert main(arguments) == 2
+    assert "makes its own studies: leave --table out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,7 +11,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medclip_jax.corpora.cine import DIAGNOSES, FINDINGS, PRESETS, SERIES, CineSettings, generate
+from medclip_jax.corpora.cine import DIAGNOSES, FINDINGS, PRESETS, CineSettings, generate
 from medclip_jax.corpora.cine.drawing import draw
 from medclip_jax.corpora.cine.generate import label, measure
 from medclip_jax.corpora.cine.heart import Beat
@@ -19,6 +19,7 @@ from medclip_jax.corpora.cine.patient import LIMITS, draw_patient
 from medclip_jax.corpora.cine.planes import short_axis
 from medclip_jax.corpora.cine.scanner import LATE
 from medclip_jax.corpora.cine.section import Section, heart_window
+from medclip_jax.corpora.cmr import SERIES
 
 ENDS = np.array([0.0, 1.0])
 """Contraction at end diastole and end systole."""

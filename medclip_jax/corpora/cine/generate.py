@@ -40,7 +40,7 @@ class CineStudy:
     """A synthetic cardiac MR study with everything that is known about it.
 
     Attributes:
-        series: name to picture, in the order of `SERIES`.
+        series: name to picture, in the order of the settings.
         labels: finding or diagnosis to 1 present, -1 absent.
         measurements: name to number.
         impression: what the radiologist writes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from medclip_jax.corpora.cmr import SERIES
+
 FINDINGS = (
     "left_ventricular_dysfunction",
     "right_ventricular_dysfunction",
@@ -26,9 +28,6 @@ DIAGNOSES = (
 )
 """What findings together amount to; a study has at most one."""
 
-SERIES = ("cine_lax", "cine_sa", "lge_sa", "lge_lax", "lge_2ch", "lge_3ch")
-"""Cine in the long and short axis, late enhancement in the short axis, and single pictures of it."""
-
 PREVALENCES: Mapping[str, float] = {
     "left_ventricular_dysfunction": 0.22,
     "right_ventricular_dysfunction": 0.18,
@@ -46,7 +45,7 @@ SHARES: Mapping[str, float] = dict.fromkeys(DIAGNOSES, 0.15)
 
 @dataclass(frozen=True)
 class CineSettings:
-    """How cardiac MR phantoms are drawn and scanned. Hashable by identity of value, picklable.
+    """How cardiac MR phantoms are drawn and scanned. Picklable, free of any state.
 
     Attributes:
         size: rows and columns of every picture.
@@ -54,7 +53,7 @@ class CineSettings:
         slices: of the short-axis cine.
         phases: of every cine, spread evenly over the cycle.
         lge_slices: of the short-axis late enhancement.
-        series: which of `SERIES` are made.
+        series: which of `corpora.cmr.SERIES` are made.
         diagnoses: diagnosis to its share of the studies. With an empty mapping every finding is drawn
             independently of all others, which is what tells motion from its usual companions.
         prevalences: finding to its probability in a study without a diagnosis; aortic dilation and
