@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluators",
         metavar="NAMES",
         help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,"
-        "organs,reconstruction,views,probe "
-        "(default: those of the run's config, else all but probe, which embeds train and validation, too)",
+        "organs,reconstruction,views,probe,few_shot,mlp_probe "
+        "(default: those of the run's config, else all but the last three, which embed train, too)",
     )
     parser.add_argument(
         "--set",

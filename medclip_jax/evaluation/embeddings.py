@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -58,6 +58,28 @@ class EmbeddedSplit:
     logit_scale: float = 1.0
     definitions: Findings = BUILT_IN
     pooled: Float[np.ndarray, "N P"] | None = None
+
+    def take(self, rows: Int64[np.ndarray, " M"]) -> EmbeddedSplit:
+        """Some of its volumes, in the order given.
+
+        Args:
+            rows: their numbers.
+        """
+
+        def chosen(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: column[rows] for name, column in columns.items()}
+
+        return replace(
+            self,
+            volumes=self.volumes[rows],
+            studies=self.studies[rows],
+            patients=self.patients[rows],
+            labels=chosen(self.labels),
+            reported=chosen(self.reported),
+            measurements=chosen(self.measurements),
+            texts={name: [texts[row] for row in rows] for name, texts in self.texts.items()},
+            pooled=None if self.pooled is None else self.pooled[rows],
+        )
 
     def findings(self, source: str) -> Mapping[str, Int8[np.ndarray, " N"]]:
         """Columns to evaluate against.
@@ -142,6 +164,25 @@ def embed_split(
         definitions=definitions,
         pooled=features,
     )
+
+
+def refuse_shared_patients(scored: EmbeddedSplit, *others: EmbeddedSplit) -> None:
+    """Refuse to learn from patients that are scored.
+
+    Args:
+        scored: the split to score.
+        others: splits to learn from.
+
+    Raises:
+        ValueError: a patient is in both.
+    """
+    for other in others:
+        shared = np.intersect1d(other.patients, scored.patients)
+        if shared.size:
+            raise ValueError(
+                f"{shared.size} patients of split {scored.name!r} are in {other.name!r}, too, which flatters "
+                "every score: split by patient"
+            )
 
 
 def encode_prompts(encode_texts: EncodeTexts, prompts: Prompts) -> tuple[Embeddings, Embeddings]:

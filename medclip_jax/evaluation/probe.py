@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int8, Int64
 
 from medclip_jax.evaluation import bootstrap, metrics
-from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
+from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts, refuse_shared_patients
 from medclip_jax.evaluation.logistic import fit_logistic
 from medclip_jax.evaluation.probe_result import FindingProbe, ProbeResult, ProbeScores, percent
 from medclip_jax.evaluation.results import NotEvaluable, chosen_findings, needs
@@ -186,14 +186,8 @@ def _check_apart(splits: Mapping[str, EmbeddedSplit]) -> None:
             f"probe learns, chooses and scores on splits of their own, not on {', '.join(splits)} alone: set "
             "train and validation to two others"
         )
-    *others, scored = splits
-    for name in others:
-        shared = np.intersect1d(splits[name].patients, splits[scored].patients)
-        if shared.size:
-            raise ValueError(
-                f"{shared.size} patients of split {scored!r} are in {name!r}, too, which flatters every "
-                "score: split by patient"
-            )
+    *others, scored = splits.values()
+    refuse_shared_patients(scored, *others)
 
 
 def _standardized(train: EmbeddedSplit, validation: EmbeddedSplit, test: EmbeddedSplit) -> _Splits:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
+from medclip_jax.evaluation.few_shot import evaluate_few_shot
 from medclip_jax.evaluation.grounding import evaluate_grounding
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.metrics import CRITERIA
+from medclip_jax.evaluation.mlp_probe import evaluate_mlp_probe
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.organs import evaluate_organs
 from medclip_jax.evaluation.probe import evaluate_probe
@@ -19,6 +21,7 @@ from medclip_jax.evaluation.reconstruction import evaluate_reconstruction
 from medclip_jax.evaluation.results import Result, chosen_findings
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
+from medclip_jax.evaluation.tasks import FEATURES
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.views import evaluate_views
 from medclip_jax.evaluation.zero_shot import SCORES, evaluate_zero_shot
@@ -42,11 +45,13 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "reconstruction": evaluate_reconstruction,
     "views": evaluate_views,
     "probe": evaluate_probe,
+    "few_shot": evaluate_few_shot,
+    "mlp_probe": evaluate_mlp_probe,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
 
-USUAL = tuple(name for name in EVALUATORS if name != "probe")
-"""What runs where none is named: a probe embeds the training split, too, which may take long."""
+USUAL = tuple(name for name in EVALUATORS if name not in ("probe", "few_shot", "mlp_probe"))
+"""What runs where none is named: the others embed the training split, too, which may take long."""
 
 GIVEN = ("load_split", "load_random", "embedder", "open_records")
 """Keyword arguments that the runner gives to evaluators that have them: no settings."""
@@ -58,15 +63,26 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "criterion": CRITERIA,
     "text": tuple(TEXT_FIELDS),
     "baseline": ("none", "random"),
+    "features": FEATURES,
 }
 """Setting to the values that it can have."""
 
 _OF_PAIRS = ("zero_shot", "uncertainty")
 """Evaluators that compare a positive prompt with a negative one."""
 
-_AT_LEAST_ONE = ("bins", "subset_draws", "seeds", "among")
+_AT_LEAST_ONE = (
+    "bins",
+    "subset_draws",
+    "seeds",
+    "among",
+    "repeats",
+    "epochs",
+    "hidden",
+    "batch",
+    "neighbors",
+)
 
-_ABOVE_ZERO = ("shares", "penalties")
+_ABOVE_ZERO = ("shares", "penalties", "shots")
 """Settings that are a list of such numbers, at least one; shares go up to 1."""
 
 
@@ -154,6 +170,8 @@ def check_shards(
         }
         if threshold != "argmax":
             others["threshold"] = threshold
+        if settings.get("holdout"):
+            others.pop("train", None)  # the split itself is cut in two
         for key, other in others.items():
             if other == split:
                 raise ValueError(f"{name}.{key}={other!r} is the split being scored: use another")
@@ -161,10 +179,11 @@ def check_shards(
                 check_split(info, other)
             except ValueError as error:
                 raise ValueError(f"{name}.{key}: {error}") from None
-        try:
-            chosen_findings(settings.get("findings", ()), info.findings, definitions)
-        except ValueError as error:
-            raise ValueError(f"{name}.findings: {error}") from None
+        for key in ("findings", "classes"):
+            try:
+                chosen_findings(settings.get(key, ()), info.findings, definitions)
+            except ValueError as error:
+                raise ValueError(f"{name}.{key}: {error}") from None
         single = [("finding", settings["finding"])] if "finding" in settings else []
         for key, finding in (*single, *((k, f) for k in ("focal", "diffuse") for f in settings.get(k, ()))):
             try:
@@ -183,7 +202,7 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def _check_value(where: str, key: str, value: Any, default: Any) -> None:
-    if key == "findings" and isinstance(value, str):
+    if key in ("findings", "classes") and isinstance(value, str):
         return  # names with commas between, see `chosen_findings`
     if isinstance(default, tuple):
         wanted = f"a list, such as {default or ('cardiomegaly',)}"
@@ -211,6 +230,8 @@ def _check_value(where: str, key: str, value: Any, default: Any) -> None:
         low = 1 if key in _AT_LEAST_ONE else 0
         wanted = f"a {'whole ' if whole else ''}number, {low} or more"
         fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if key == "holdout" and fits and value >= 1:
+            raise ValueError(f"{where}={value!r}: it is the share of patients to score, below 1")
         if fits and math.isfinite(value) and value >= low:
             return
     raise ValueError(f"{where}={value!r}: it must be {wanted}")

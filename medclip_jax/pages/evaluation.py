@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from medclip_jax.evaluation.few_shot import FewShotResult
 from medclip_jax.evaluation.grounding import GroundingResult
 from medclip_jax.evaluation.masked_words import MaskedWordsResult, ShownWord
+from medclip_jax.evaluation.mlp_probe import MlpProbeResult
 from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.organs import OrgansResult
 from medclip_jax.evaluation.probe_result import ProbeResult, percent
@@ -80,6 +82,11 @@ def write_evaluation_page(
             mean = result.mean(share)
             value = TOO_FEW if mean is None else number(mean.value)
             page.tile(value, f"mean AUROC of the linear probe, {percent(share)} of labels")
+        elif isinstance(result, FewShotResult) and result.group:
+            shots = result.shots[0]
+            page.tile(number(result.group.accuracy[shots].mean()), f"accuracy of the classes, {shots} shot")
+        elif isinstance(result, MlpProbeResult) and result.group:
+            page.tile(number(result.group.values["accuracy"]), "accuracy of the classes, MLP probe")
     add_results(page, evaluation, baseline=baseline, baseline_name=baseline_name)
     if config is not None:
         page.section("Configuration")
@@ -217,6 +224,26 @@ def add_results(
                     "Band: 95 % bootstrap interval over patients. Dotted: chance."
                     + (" Gray, dashed: the same architecture with random weights." if result.random else ""),
                 )
+            for table in result.tables():
+                page.table(table)
+        elif isinstance(result, FewShotResult):
+            page.section(
+                _title("Few-shot", name, "few_shot"),
+                "A few examples of each class, drawn many times; a volume belongs to the class whose mean is "
+                "nearest. Nothing is trained.",
+            )
+            page.figure(
+                probe_figures.shots(result),
+                "Accuracy and AUROC against the number of examples",
+                "Lines: mean over the draws. Band: their standard deviation.",
+            )
+            for table in result.tables():
+                page.table(table)
+        elif isinstance(result, MlpProbeResult):
+            page.section(
+                _title("MLP probe", name, "mlp_probe"),
+                "A small classifier on the features of the frozen volume tower, trained with labels.",
+            )
             for table in result.tables():
                 page.table(table)
     if evaluation.skipped:

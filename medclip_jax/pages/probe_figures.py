@@ -1,14 +1,16 @@
-"""Figures of the linear probe."""
+"""Figures of the probes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from medclip_jax.evaluation.few_shot import FewShotResult
 from medclip_jax.evaluation.probe_result import ProbeResult, Summary, percent, summarize
-from medclip_jax.pages.figures import BLUE, FAINT, INK, new_figure, plain
+from medclip_jax.pages.figures import BLUE, FAINT, INK, ORANGE, new_figure, plain
 
 
 def label_shares(result: ProbeResult) -> Figure:
@@ -40,6 +42,35 @@ def label_shares(result: ProbeResult) -> Figure:
     for row in panels:
         row[0].set_ylabel("AUROC", fontsize=8)
     figure.supxlabel("share of the training labels", fontsize=8)
+    return figure
+
+
+def shots(result: FewShotResult) -> Figure:
+    """Accuracy of the classes and AUROC of the findings against the number of examples, mean over draws.
+
+    Args:
+        result: of the evaluator.
+    """
+    figure = new_figure(5.4, 3.0)
+    panel = figure.subplots()
+    lines = {}
+    if result.group:
+        lines["accuracy of the classes"] = [result.group.accuracy]
+    if shown := [task.auroc for task in result.findings.values() if task.is_enough]:
+        lines["mean AUROC of the findings"] = shown
+    for (name, found), color in zip(lines.items(), (BLUE, ORANGE), strict=False):
+        drawn = np.array([np.mean([one[count] for one in found], axis=0) for count in result.shots])
+        mean, spread = drawn.mean(axis=1), drawn.std(axis=1)
+        panel.plot(result.shots, mean, color=color, marker="o", markersize=3.5, linewidth=1.6, label=name)
+        panel.fill_between(result.shots, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(result.shots, [str(count) for count in result.shots])
+    panel.minorticks_off()
+    panel.set_ylim(0, 1.02)
+    panel.set_xlabel("examples of each class", fontsize=8)
+    if lines:
+        panel.legend(fontsize=8, frameon=False, loc="lower right")
+    plain(panel)
     return figure
 
 

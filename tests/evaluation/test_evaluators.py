@@ -421,6 +421,8 @@ class TestRun:
             "reconstruction": ("reconstruction",),
             "views": ("views",),
             "probe": ("pooled",),
+            "few_shot": ("pooled",),
+            "mlp_probe": ("pooled",),
         }
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):

@@ -1,12 +1,15 @@
-"""Pictures of the linear probe: they show the numbers, and the page holds them."""
+"""Pictures of the probes: they show the numbers, and the page holds them."""
 
 import numpy as np
 import pytest
 
+from medclip_jax.evaluation.few_shot import evaluate_few_shot
+from medclip_jax.evaluation.mlp_probe import evaluate_mlp_probe
 from medclip_jax.evaluation.probe_result import FindingProbe, ProbeResult
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.pages import probe_figures
 from medclip_jax.pages.evaluation import write_evaluation_page
+from tests.evaluation.test_few_shot import CLASSES, made_splits
 
 
 def made_probe(value, draws=40):
@@ -81,3 +84,19 @@ def test_the_mean_over_findings_has_a_deviation_over_draws():
     assert mean.value == pytest.approx(0.65)
     assert mean.deviation == pytest.approx(0.02)
     assert str(mean).startswith("0.650 ± 0.020 [")
+
+
+def test_few_shot_and_mlp_probe_on_the_page(tmp_path):
+    splits = made_splits()
+    given = {"classes": CLASSES, "findings": CLASSES, "load_split": splits.get}
+    few = evaluate_few_shot(splits["test"], None, shots=(1, 4), repeats=5, **given)
+    small = evaluate_mlp_probe(splits["test"], None, epochs=2, hidden=4, draws=10, **given)
+    figure = probe_figures.shots(few)
+    lines = figure.axes[0].get_lines()
+    np.testing.assert_allclose(lines[0].get_ydata(), [few.group.accuracy[n].mean() for n in (1, 4)])
+    means = [np.mean([task.auroc[n].mean() for task in few.findings.values()]) for n in (1, 4)]
+    np.testing.assert_allclose(lines[1].get_ydata(), means)
+    evaluation = Evaluation("test", 90, {"few_shot": few, "mlp_probe": small}, {}, None, 1.0)
+    text = write_evaluation_page(tmp_path / "page.html", evaluation).read_text()
+    for part in ("Few-shot", "MLP probe", "1 shot", "one against the rest", "accuracy of the classes"):
+        assert part in text
