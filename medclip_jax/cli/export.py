@@ -126,9 +126,11 @@ def _finish(model: Any, folder: Path, formats: list[str]) -> dict[str, float]:
 
         write_stablehlo(model, folder)
     if "onnx" in formats:
+        from medclip_jax.export.inputs import input_shapes
         from medclip_jax.export.onnx import write_onnx
 
-        write_onnx(load_torch(folder), folder)
+        shapes = input_shapes(model.objective, model.spec, model.config["data"])
+        write_onnx(load_torch(folder), folder, shapes)
     differences = largest_difference(folder, model.objective)
     for name, difference in differences.items():
         if not difference <= TOLERANCE:

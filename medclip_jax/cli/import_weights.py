@@ -13,10 +13,12 @@ examples:
   medclip embed cardiac_clip scan.nii.gz --text "There is cardiomegaly."
   medclip train --config configs/cardiac_clip/released.py --config.initial_weights.workdir=cardiac_clip ...
   medclip import --format asap --checkpoint ASAP.pth --text-encoder CXR_BERT --out asap
+  medclip import --format cmr_clip --checkpoint pytorch_model.bin --text-encoder BIO_CLINICALBERT \\
+      --out cmr_clip
 
 What the Cardiac-CLIP checkpoint does not tell (window, orientation, spacing) has defaults, see
-docs/how-to/weights.md; of ASAP's all is known. Towers alone need no import: config.objective.vision.weights
-and config.objective.text.folder name files.
+docs/how-to/weights.md; of the other two nothing is left to choose. Towers alone need no
+import: config.objective.vision.weights and config.objective.text.folder name files.
 """
 
 CHOICES = ("window", "orientation", "shape", "spacing", "lower_case")
@@ -26,16 +28,21 @@ CHOICES = ("window", "orientation", "shape", "spacing", "lower_case")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--format", required=True, choices=["cardiac_clip", "asap"], help="whose checkpoint")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help=".ckpt or .pth of tensors alone, or .safetensors"
+        "--format", required=True, choices=["cardiac_clip", "asap", "cmr_clip"], help="whose checkpoint"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help=".ckpt, .pth or .bin of tensors alone, or .safetensors",
     )
     parser.add_argument(
         "--text-encoder",
         required=True,
         metavar="FOLDER",
-        help="config.json and tokenizer files of the BERT it was trained with (PubMedBERT, CXR-BERT): a "
-        "local folder (its weights are not read)",
+        help="config.json and tokenizer files of the BERT it was trained with (PubMedBERT, CXR-BERT, "
+        "Bio_ClinicalBERT): a local folder (its weights are not read)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     group = parser.add_argument_group("of --format cardiac_clip")
@@ -71,15 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; 0 when the folder was written."""
-    from medclip_jax.export import released_asap, released_cardiac_clip
+    from medclip_jax.export import released_asap, released_cardiac_clip, released_cmr_clip
     from medclip_jax.weights.vision import summarize
 
     given = {name: getattr(args, name) for name in CHOICES if getattr(args, name) is not None}
-    if args.format == "asap":
+    known = {"asap": released_asap, "cmr_clip": released_cmr_clip}
+    if args.format in known:
         if given:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"{options}: of --format cardiac_clip; of ASAP all is known, so leave it out")
-        release = released_asap.import_release(args.checkpoint, args.text_encoder, args.out)
+            raise ValueError(
+                f"{options}: of --format cardiac_clip; of {args.format} all is known: leave it out"
+            )
+        release = known[args.format].import_release(args.checkpoint, args.text_encoder, args.out)
     else:
         if "orientation" in given:
             given["orientation"] = given["orientation"].upper()
@@ -89,5 +99,6 @@ def run(args: argparse.Namespace) -> int:
             args.checkpoint, args.text_encoder, args.out, choices=choices
         )
     print(f"left out: {summarize(release.left_out, parts=2)}")
-    print(f"{args.out}: load it with medclip_jax.load, or try `medclip embed {args.out} SCAN --text TEXT`")
+    scans = "STUDY" if release.spec.frame_shape else "SCAN"
+    print(f"{args.out}: load it with medclip_jax.load, or try `medclip embed {args.out} {scans} --text TEXT`")
     return 0

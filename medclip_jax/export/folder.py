@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from medclip_jax.export.assemble import assemble
+from medclip_jax.export.inputs import MADE_UP
 from medclip_jax.objectives.towers import TextTower, encoder_class
 from medclip_jax.parameters import combine, flatten, split
 from medclip_jax.reports.prompts import prompts_of
-from medclip_jax.weights.exported import CONFIG, PREPROCESSOR, TOKENIZER_FILES, is_export
+from medclip_jax.weights.exported import CONFIG, PREPROCESSOR, TOKENIZER_FILES, exported_data, is_export
 from medclip_jax.weights.exported_config import MODEL_TYPE
 from medclip_jax.weights.names import to_torch
 
@@ -111,7 +112,7 @@ def folder_config(model: Model) -> dict[str, Any]:
         "crop": model.crop,
         "modality": model.modality,
         **({} if model.percentiles is None else {"percentiles": list(model.percentiles)}),
-        "text_length": int(model.config["data"]["text_length"]),
+        **exported_data(model.config["data"], model.objective),
         "prompts": _prompts(model) if has_text else {},
         "findings": [
             # How reports state a finding is of no use to a model.
@@ -155,13 +156,13 @@ def torch_code(model: Model) -> str:
 
     Raises:
         ValueError: its objective, or its tower's network, names no torch class that computes likewise, or
-            one that is not there; or it needs more than volumes.
+            one that is not there; or it reads what exported models do not.
     """
     objective, name = model.objective, type(model.objective).__name__
-    if tuple(objective.volume_inputs) != ("volume",):
+    if not MADE_UP.keys() >= set(objective.volume_inputs):
         raise ValueError(
             f"{name} cannot be exported: its vectors need {', '.join(objective.volume_inputs)}, and exported "
-            "models take one volume a study"
+            f"models read {', '.join(MADE_UP)}"
         )
     if not objective.torch_twin:
         raise ValueError(
@@ -231,6 +232,13 @@ def check_out(out: Path) -> None:
 
 def _preprocessor(model: Model) -> dict[str, Any]:
     vision = model.config["objective"].get("vision", {})
+    if model.spec.frame_shape:
+        return {
+            "frame_shape": list(model.spec.frame_shape),
+            "modality": model.modality,
+            "channels": [list(channel) for channel in vision.get("channels", ())],
+            "note": "frames of 0 to 4095 between two percentiles of their series; modeling_medclip.py scales",
+        }
     steps = "resize" if None in model.spec.spacing else "resample, crop or pad"
     return {
         "shape": list(model.spec.shape),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medclip_jax.evaluation.results import TOO_FEW, is_enough
+from medclip_jax.export.inputs import input_shapes
 from medclip_jax.shards.grid import shown_spacing
 
 if TYPE_CHECKING:
@@ -35,10 +36,16 @@ model = AutoModel.from_pretrained(DIR, trust_remote_code=True)  # DIR: this fold
 {call}
 ```
 
-`voxels` are Hounsfield units and `affine` leads from array index to RAS mm, both as nibabel gives them. Only
-torch installed? `sys.path.insert(0, DIR)`, then `from modeling_medclip import MedclipModel` and
-`MedclipModel.from_pretrained(DIR)`.
+{given} Only torch installed? `sys.path.insert(0, DIR)`, then
+`from modeling_medclip import MedclipModel` and `MedclipModel.from_pretrained(DIR)`.
 """
+
+_SCAN = """\
+`voxels` are Hounsfield units and `affine` leads from array index to RAS mm, both as nibabel gives them."""
+
+_STUDY = """\
+`study` is a mapping of the names of its series to their pictures, prepared as below, (N, {height}, {width}):
+all phases of the first slice, then those of the second, and so on. Any series may be missing."""
 
 _JAX = """\
 ```python
@@ -76,12 +83,11 @@ def model_card(
     sections = [
         _front_matter(has_text),
         f"# {name}",
-        f"A model of 3D {'CT' if model.modality == 'CT' else 'MR'} scans: {model.objective.description}. "
-        "Written by `medclip export`. **Not a medical device.**",
-        "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text)),
+        f"A model of {_studies(model)}: {model.objective.description}. Written by `medclip export`. "
+        "**Not a medical device.**",
+        "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text), given=_given(model)),
         *_parts(model),
-        "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
-        + _JAX.format(call=_jax_call(model, has_text)),
+        *_in_jax(model, has_text),
         _input(model),
         _output(model, has_text),
         _data(info, manifest, phantoms),
@@ -119,6 +125,10 @@ def last_evaluation(
     return found
 
 
+def _studies(model: Model) -> str:
+    return f"{model.modality} studies" if model.spec.frame_shape else f"3D {model.modality} scans"
+
+
 def _front_matter(has_text: bool) -> str:
     task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
     tags = ["medclip", "medical-imaging", "radiology", "3d", *(["clip"] if has_text else []), "custom_code"]
@@ -133,15 +143,28 @@ def _front_matter(has_text: bool) -> str:
 
 
 def _torch_call(model: Model, has_text: bool) -> str:
+    given = "study" if model.spec.frame_shape else "(voxels, affine)"
     if not has_text:
-        return "model.embed_volumes((voxels, affine)).mean"
-    return "model.zero_shot((voxels, affine))  # probability of each finding that it was trained for"
+        return f"model.embed_volumes({given}).mean"
+    return f"model.zero_shot({given})  # probability of each finding that it was trained for"
 
 
-def _jax_call(model: Model, has_text: bool) -> str:
-    if not has_text:
-        return 'model.embed_volumes("scan.nii.gz")'
-    return f'model.zero_shot("scan.nii.gz", {json.dumps(list(model.spec.findings[:2]))})'
+def _given(model: Model) -> str:
+    if not model.spec.frame_shape:
+        return _SCAN
+    height, width = model.spec.frame_shape
+    return _STUDY.format(height=height, width=width)
+
+
+def _in_jax(model: Model, has_text: bool) -> list[str]:
+    if model.spec.frame_shape:
+        return []
+    call = 'model.embed_volumes("scan.nii.gz")'
+    if has_text:
+        call = f'model.zero_shot("scan.nii.gz", {json.dumps(list(model.spec.findings[:2]))})'
+    return [
+        "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n" + _JAX.format(call=call)
+    ]
 
 
 def _parts(model: Model) -> list[str]:
@@ -176,6 +199,8 @@ def _parts(model: Model) -> list[str]:
 
 
 def _input(model: Model) -> str:
+    if model.spec.frame_shape:
+        return _frame_input(model)
     crop = {"center": "the middle of the scan", "box": "a box given with each scan"}.get(
         model.crop, f"the {model.crop.replace('_', ' ')}"
     )
@@ -204,12 +229,32 @@ def _input(model: Model) -> str:
     return "\n".join(lines)
 
 
+def _frame_input(model: Model) -> str:
+    data = model.config["data"]
+    shown = [name for name in model.spec.views if not data["views"] or name in data["views"]]
+    lines = [
+        "## Input",
+        "",
+        f"* Pictures of {_times(model.spec.frame_shape)} pixels of the series {_listed(shown)}, one series "
+        f"after the other in this order: of more than {data['frames']}, one of each equal interval. The "
+        "model's own `prepare` picks them.",
+        "* Intensities of 0 to 4095, between two percentiles of their series; slices in the plane that they "
+        "were taken in, columns to the patient's left and rows to the feet (in a sagittal or axial plane: to "
+        "the back), resampled and cut in that plane as `medclip prepare` does.",
+    ]
+    if model.objective.has_text:
+        lines.append(f"* Texts of up to {data['text_length']} tokens; longer ones are cut.")
+    return "\n".join(lines)
+
+
 def _output(model: Model, has_text: bool) -> str:
     import jax
 
-    volume = {"volume": jax.ShapeDtypeStruct((1, *model.spec.shape), np.int16)}
-    mean, log_variance = jax.eval_shape(model.objective.embed_volumes, volume)
-    of = "Of a volume, and of a text" if has_text else "Of a volume"
+    shapes = input_shapes(model.objective, model.spec, model.config["data"])
+    batch = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in shapes.items()}
+    mean, log_variance = jax.eval_shape(model.objective.embed_volumes, batch)
+    what = "study" if model.spec.frame_shape else "volume"
+    of = f"Of a {what}, and of a text" if has_text else f"Of a {what}"
     lines = ["## Output", ""]
     if log_variance is None:
         lines.append(f"{of}, a point: {mean.shape[1]} numbers of length 1, compared by the cosine.")
@@ -248,9 +293,14 @@ def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phan
         lines.append(
             "Volumes: " + ", ".join(f"{count} {split}" for split, count in info.splits.items()) + "."
         )
+    prepared = [
+        f"{series.name} to {_times(series.shape[1:])} pixels of {shown_spacing(series.spacing[1:])}"
+        for series in info.series
+        if series.frames
+    ] or [f"to {_times(info.shape)} voxels of {shown_spacing(info.spacing)}"]
     lines += [
         "",
-        f"Prepared to {_times(info.shape)} voxels of {shown_spacing(info.spacing)}. "
+        f"Prepared: {'; '.join(prepared)}. "
         f"Findings: {_listed(info.findings)}. Organs: {_listed(info.organs)}.",
     ]
     return "\n".join(lines)

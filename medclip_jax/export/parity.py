@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int16
 
 from medclip_jax.export import onnx, stablehlo
 from medclip_jax.export.folder import MODELING
+from medclip_jax.export.inputs import input_shapes, made_up_inputs
 from medclip_jax.objectives.base import Embedding, Objective
 from medclip_jax.parameters import combine, flatten, split
 from medclip_jax.weights.exported import Exported, read_folder
@@ -34,7 +34,7 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
 
     Returns:
         "PyTorch" and, where there are such files, "ONNX" and "StableHLO" to the largest difference from JAX
-        over the vectors of one made-up volume and two sentences and, where the model has some, their
+        over the vectors of one made-up volume or study and two sentences and, where the model has some, their
         log-variances, float32 throughout. Without what is not installed; without StableHLO where a model
         was trained in another type, in which its programs compute, or JAX has no CPU to run them.
 
@@ -53,15 +53,16 @@ def largest_difference(folder: str | os.PathLike, objective: Objective) -> dict[
     if not runnable:
         return {}
     ours = exported.objective()
-    samples = {"volumes": made_up_volume(exported.spec.shape)[None]}
-    functions = {"volumes": lambda volumes: tuple(ours.embed_volumes({"volume": volumes}))}
+    made_up = made_up_inputs(input_shapes(ours, exported.spec, exported.data), exported.spec)
+    samples = {"volumes": tuple(made_up.values())}
+    functions = {"volumes": stablehlo.of_volumes(ours)}
     if ours.has_text:
-        samples["texts"] = _tokens(folder, exported.config["text_length"])
-        functions["texts"] = lambda tokens: tuple(ours.embed_texts(tokens))
+        samples["texts"] = (_tokens(folder, exported.config["text_length"]),)
+        functions["texts"] = ours.embed_texts
     differences = {name: [] for name in runnable}
     for kind, function in functions.items():
         with stablehlo.portable(), jax.default_matmul_precision("highest"):
-            expected = jax.jit(function)(samples[kind])
+            expected = tuple(jax.jit(function)(*samples[kind]))
         for name, embed in runnable.items():
             differences[name].append(_difference(expected, embed(kind, samples[kind])))
     return {name: float(np.max(found)) for name, found in differences.items()}  # NaN, if there is one
@@ -84,27 +85,16 @@ def load_torch(folder: str | os.PathLike) -> Any:
     return module.MedclipModel.from_pretrained(str(folder)).eval()
 
 
-def made_up_volume(shape: tuple[int, int, int], seed: int = 0) -> Int16[np.ndarray, "D H W"]:
-    """Blocks of tissue and air with noise, in HU.
-
-    Args:
-        shape: (D, H, W).
-        seed: of the noise.
-    """
-    generator = np.random.default_rng(seed)
-    coarse = generator.uniform(-1000, 600, [-(-size // 8) for size in shape])
-    blocks = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)[: shape[0], : shape[1], : shape[2]]
-    return np.round(blocks + generator.normal(0, 30, shape)).astype(np.int16)
-
-
-def _runnable(folder: Path, exported: Exported) -> dict[str, Callable[[str, np.ndarray], tuple]]:
-    """What can be run of the folder: name to a function of "volumes" or "texts" and an array of them."""
+def _runnable(folder: Path, exported: Exported) -> dict[str, Callable[[str, tuple], tuple]]:
+    """What can be run of the folder: name to a function of "volumes" or "texts" and the arrays of them."""
     functions = {}
     if importlib.util.find_spec("torch"):
         model = load_torch(folder)
         functions["PyTorch"] = lambda kind, samples: (
             # Sentences as they are: its tokenizer is part of what is compared.
-            model.embed_volumes(samples) if kind == "volumes" else model.embed_texts(list(SENTENCES))
+            model.embed_volumes(model.packed(*samples))
+            if kind == "volumes"
+            else model.embed_texts(list(SENTENCES))
         )
     if (folder / onnx.VOLUMES).is_file() and importlib.util.find_spec("onnxruntime"):
         files = {"volumes": onnx.VOLUMES, "texts": onnx.TEXTS}
@@ -142,20 +132,21 @@ def _tokens(folder: str | os.PathLike, length: int) -> np.ndarray:
     return load_tokenizer(folder)(list(SENTENCES), length)
 
 
-def _run_onnx(file: Path, samples: np.ndarray) -> Embedding:
+def _run_onnx(file: Path, samples: tuple[np.ndarray, ...]) -> Embedding:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    taken = session.get_inputs()[0]
-    wider = samples.astype(np.int64) if taken.type == "tensor(int64)" else samples
-    return Embedding(*session.run(None, {taken.name: wider}))
+    given = {}
+    for taken, array in zip(session.get_inputs(), samples, strict=True):
+        given[taken.name] = array.astype(np.int64) if taken.type == "tensor(int64)" else array
+    return Embedding(*session.run(None, given))
 
 
-def _run_stablehlo(file: Path, samples: np.ndarray) -> Embedding:
+def _run_stablehlo(file: Path, samples: tuple[np.ndarray, ...]) -> Embedding:
     from jax import export
 
     program = export.deserialize(bytearray(file.read_bytes()))
     # Programs leave it to the platform with how many digits it multiplies: the CPU takes all.
     with jax.default_device(jax.devices("cpu")[0]):
-        found = program.call(samples)
+        found = program.call(*samples)
     return Embedding(*found) if isinstance(found, tuple) else Embedding(found)

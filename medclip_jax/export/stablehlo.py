@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from medclip_jax.objectives.base import Embedding
+from medclip_jax.export.inputs import input_shapes
+from medclip_jax.objectives.base import Embedding, Objective
 
 if TYPE_CHECKING:
     from medclip_jax.inference.model import Model
@@ -26,8 +27,9 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
 
     ``jax.export.deserialize(bytearray(file.read_bytes())).call(array)`` runs them, without Flax and this
     package, on any of `PLATFORMS`. Volumes are int16 HU (B, D, H, W), prepared; texts int32 token ids
-    (B, text_length). Both return (B, E) float32, L2-normalized; of Gaussians the tuple (mean, log_variance),
-    each (B, E) float32. B is free.
+    (B, text_length). Of a system that reads frames the first takes three arrays: frames int16 (B, T, H, W),
+    their series int32 (B, T), and int8 (B, T), 1 where there is a frame. Both return (B, E) float32,
+    L2-normalized; of Gaussians the tuple (mean, log_variance), each (B, E) float32. B is free.
 
     Args:
         model: from `medclip_jax.load`.
@@ -41,40 +43,39 @@ def write_stablehlo(model: Model, folder: str | os.PathLike) -> list[Path]:
     """
     folder = Path(folder)
     objective = model.objective
-
-    def of_volumes(volumes: jax.Array) -> Embedding:
-        return objective.embed_volumes({"volume": volumes})
-
-    functions = {VOLUMES: (of_volumes, model.spec.shape, jnp.int16)}
+    shapes = input_shapes(objective, model.spec, model.config["data"])
+    functions = {VOLUMES: (of_volumes(objective), tuple(shapes.values()))}
     if objective.has_text:
-        length = int(model.config["data"]["text_length"])
-        functions[TEXTS] = (objective.embed_texts, (length,), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((int(model.config["data"]["text_length"]),), jnp.int32)
+        functions[TEXTS] = (objective.embed_texts, (tokens,))
     written = []
-    for name, (embed, shape, dtype) in functions.items():
-        (folder / name).write_bytes(serialized(embed, shape, dtype))
+    for name, (embed, samples) in functions.items():
+        (folder / name).write_bytes(serialized(embed, *samples))
         written.append(folder / name)
     return written
 
 
-def serialized(
-    embed: Callable[[jax.Array], Embedding], shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-) -> bytearray:
+def of_volumes(objective: Objective) -> Callable[..., Embedding]:
+    """`embed_volumes` of one array for each of `volume_inputs`, in their order."""
+    names = objective.volume_inputs
+    return lambda *arrays: objective.embed_volumes(dict(zip(names, arrays, strict=True)))
+
+
+def serialized(embed: Callable[..., Embedding], *samples: jax.ShapeDtypeStruct) -> bytearray:
     """An embedding function of an objective as a program of its own: points, or (mean, log_variance).
 
     Args:
-        embed: (B, *shape) to an `objectives.base.Embedding`; what it closes over becomes constants.
-        shape: of one sample.
-        dtype: of the samples.
+        embed: arrays (B, *shape) to an `objectives.base.Embedding`; what it closes over becomes constants.
+        *samples: shape and type of one sample of each.
 
     Returns:
         What `jax.export.deserialize` takes.
     """
     (batch,) = export.symbolic_shape("batch")
-    argument = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    arguments = [jax.ShapeDtypeStruct((batch, *one.shape), one.dtype) for one in samples]
     with portable(), _without_source_lines():
-        exported = export.export(jax.jit(lambda samples: _plain(embed(samples))), platforms=PLATFORMS)(
-            argument
-        )
+        program = jax.jit(lambda *arrays: _plain(embed(*arrays)))
+        exported = export.export(program, platforms=PLATFORMS)(*arguments)
     return exported.serialize()
 
 

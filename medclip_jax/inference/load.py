@@ -149,11 +149,7 @@ def _read_exported(folder: Path, dtype: str | None) -> _Trained:
     from medclip_jax.weights.exported import read_folder
 
     exported = read_folder(folder, dtype=dtype)
-    run = {
-        "objective": exported.config["objective"],
-        "data": {"text_length": exported.config["text_length"]},
-    }
-    config = ConfigDict(complete(run))
+    config = ConfigDict(complete({"objective": exported.config["objective"], "data": exported.data}))
     if dtype is not None:
         _set_dtype(config.objective, dtype)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))

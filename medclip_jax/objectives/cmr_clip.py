@@ -55,7 +55,7 @@ class CmrClip(clip.Clip):
     description: ClassVar[str] = (
         "cardiac MR studies, as sequences of frames, and impressions in one space, by contrast (CMR-CLIP)"
     )
-    torch_twin: ClassVar[str] = ""
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.cmr_clip:CmrClipModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:

@@ -67,10 +67,28 @@ class Exported:
         """The findings that the model knows by name, with their prompts."""
         return Findings.from_json(self.config.get("findings", ()))
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it keeps of the `config.data` of its run, see `exported_data`."""
+        return {name: self.config[name] for name in ("text_length", "frames", "views") if name in self.config}
+
     def objective(self) -> Objective:
         """Build the objective with these weights."""
         # Once: host arrays would be sent to the device again with every batch.
         return merge(self.graphdef, *jax.device_put((self.params, self.variables)))
+
+
+def exported_data(config: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+    """What an exported model keeps of `config.data`: how long texts are, and which frames a study has.
+
+    Args:
+        config: `config.data`.
+        objective: that is exported.
+    """
+    kept = {"text_length": int(config["text_length"])}
+    if "frames" in objective.volume_inputs:
+        kept |= {"frames": int(config["frames"]), "views": list(config["views"])}
+    return kept
 
 
 def read_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Exported:

@@ -17,6 +17,8 @@ from medclip_jax.volumes.modality import MODALITIES, check_percentiles
 MODEL_TYPE = "medclip"
 
 _TERMS = "objective.weights"
+_VIEWS = "objective.vision.views"
+"""Rows of the embedding of series, of which there may be none."""
 
 _VOXELS = 2**31
 """No prepared volume has more."""
@@ -82,6 +84,8 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
         _check_windows(vision)
     if {"cell", "patch"} <= vision.keys():
         _check_grid(spec, vision)
+    if spec.frame_shape:
+        _check_frames(config, spec, vision)
     length = config.get("text_length")
     _check(_is_size(length) and length <= _TOKENS, "text_length", length, "a number of tokens")
     for name, pair in config["prompts"].items():
@@ -121,6 +125,10 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _are_sizes(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(map(_is_size, value))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -138,7 +146,7 @@ def _check_entries(where: str, given: Mapping[str, Any], defaults: Mapping[str, 
         elif isinstance(default, bool | str):
             _check(isinstance(value, type(default)), place, value, f"a {type(default).__name__}")
         elif isinstance(default, int):
-            least = min(default, 1)
+            least = 0 if place == _VIEWS else min(default, 1)
             is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             _check(is_whole, place, value, f"a whole number of {least} or more")
         elif isinstance(default, float):
@@ -160,16 +168,12 @@ def _defaults(objective: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_towers(objective: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
     """Widths and depths by the weights; the rest of their shapes follows once the model is built."""
-    towers = {
-        "vision": ("vision.transformer.blocks", "vision.transformer.norm.weight"),
-        "text": ("text.encoder.blocks", "text.encoder.norm.weight"),
-        "decoder": ("decoder.blocks", "decoder.norm.weight"),
-    }
-    for tower, (blocks, norm) in towers.items():
+    for transformer in ("vision.transformer", "vision.video", "text.encoder", "decoder"):
+        tower, norm = transformer.partition(".")[0], f"{transformer}.norm.weight"
         config = objective.get(tower)
         if not isinstance(config, Mapping) or norm not in shapes:
             continue
-        matches = (re.match(rf"{re.escape(blocks)}\.(\d+)\.", name) for name in shapes)
+        matches = (re.match(rf"{re.escape(transformer)}\.blocks\.(\d+)\.", name) for name in shapes)
         found = {"width": shapes[norm][0], "depth": len({match[1] for match in matches if match})}
         for name, size in found.items():
             wanted = f"{size}, as in the weights"
@@ -179,14 +183,17 @@ def _check_towers(objective: Mapping[str, Any], shapes: Mapping[str, Sequence[in
 
 
 def _spec(data: Mapping[str, Any]) -> DataSpec:
+    frames = data.get("frame_shape", [])
+    _check(frames == [] or _are_sizes(frames, 2), "data.frame_shape", frames, "two sizes in pixels")
     for name in ("shape", "spacing"):
         value = data.get(name)
-        _check(isinstance(value, list) and len(value) == 3, f"data.{name}", value, "a list of three numbers")
+        is_list = isinstance(value, list) and (len(value) == 3 or (value == [] and frames != []))
+        _check(is_list, f"data.{name}", value, "a list of three numbers")
     _check(all(map(_is_size, data["shape"])), "data.shape", data["shape"], "three sizes in voxels")
     _check(math.prod(data["shape"]) < _VOXELS, "data.shape", data["shape"], f"fewer than {_VOXELS} voxels")
     positive = all(step is None or (_is_number(step) and step > 0) for step in data["spacing"])
     _check(positive, "data.spacing", data["spacing"], "three distances in mm, or null for each scan's own")
-    for name in ("findings", "organs"):
+    for name in ("findings", "organs", "views"):
         value = data.get(name, [])
         is_names = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         _check(is_names, f"data.{name}", value, "a list of names")
@@ -202,11 +209,23 @@ def _spec(data: Mapping[str, Any]) -> DataSpec:
 
 def _check_grid(spec: DataSpec, vision: Mapping[str, Any]) -> None:
     for name in ("cell", "patch"):
-        is_sizes = len(vision[name]) == 3 and all(map(_is_size, vision[name]))
-        _check(is_sizes, f"objective.vision.{name}", vision[name], "three sizes in voxels")
+        _check(_are_sizes(vision[name], 3), f"objective.vision.{name}", vision[name], "three sizes in voxels")
     steps = [cell * patch for cell, patch in zip(vision["cell"], vision["patch"], strict=True)]
     divides = all(size % step == 0 for size, step in zip(spec.shape, steps, strict=True))
     _check(divides, "data.shape", list(spec.shape), f"a multiple of {steps}, the patches in voxels")
+
+
+def _check_frames(config: Mapping[str, Any], spec: DataSpec, vision: Mapping[str, Any]) -> None:
+    patch, channels = vision["patch"], vision["channels"]
+    _check(_are_sizes(patch, 2), "objective.vision.patch", patch, "two sizes in pixels")
+    divides = all(size % step == 0 for size, step in zip(spec.frame_shape, patch, strict=True))
+    _check(divides, "data.frame_shape", list(spec.frame_shape), f"a multiple of {patch}, the patches")
+    is_scales = channels and all(_is_pair(scale) and scale[1] > 0 for scale in channels)
+    _check(bool(is_scales), "objective.vision.channels", channels, "a list of (mean, standard deviation)")
+    most = vision["frames"]
+    frames, views = config.get("frames"), config.get("views")
+    _check(_is_size(frames) and frames <= most, "frames", frames, f"a number up to {most}")
+    _check(isinstance(views, list) and set(views) <= set(spec.views), "views", views, "names in data.views")
 
 
 def _check_windows(vision: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.objectives.towers import encoder_class
 from medclip_jax.parameters import Tree, combine, flatten, unflatten
+from medclip_jax.weights.frames import VIDEO, read_frame_weights
 
 TEXT_ENCODER = "text/encoder/"
 VISION_TOWER = "vision/"
@@ -30,7 +31,7 @@ def load_pretrained(
     Args:
         objective_config: `config.objective`.
         params: of the objective, freshly drawn.
-        spec: fixes the grid of the vision tower.
+        spec: fixes the grid of the vision tower, or the shape of its frames.
         settled: names ("path/to/parameter") that keep what `params` holds.
 
     Returns:
@@ -56,6 +57,9 @@ def load_pretrained(
 
 
 def _vision(config: Any, tower: Mapping[str, Any], spec: DataSpec) -> dict[str, np.ndarray]:
+    if any(name.startswith(VIDEO) for name in tower):
+        weights = read_frame_weights(config.weights, config, spec.frame_shape, tower)
+        return {VISION_TOWER + name: value for name, value in weights.items()}
     reader = encoder_class(config.kind).weights_reader
     if not reader:
         raise ValueError(

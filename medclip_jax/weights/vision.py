@@ -135,7 +135,7 @@ def convert(
         weights["class_token"] = weights["class_token"].reshape(-1) + class_position
     if "positions" in own and table is not None:
         found["positions"] = resize_positions(table, source, grid)
-        if source != tuple(grid):
+        if _in_depth(source) != tuple(grid):
             resized.append(f"positions {_times(source)} -> {_times(grid)}")
             changed.add("positions")
     elif "positions" in own:
@@ -277,10 +277,15 @@ def _embedding(kernel: np.ndarray, bias: np.ndarray | None, config: Any) -> tupl
         "embed/projection/kernel": rows,
         "embed/projection/bias": np.zeros(len(kernel), np.float32) if bias is None else bias,
     }
-    if kernel.shape[1:] == (channels, *patch):
+    if (kernel.shape[1], *_in_depth(kernel.shape[2:])) == (channels, *patch):
         return found, ""
     of, to = _times(kernel.shape[2:]), _times(patch)
     return found, f"patch layer {of} of {kernel.shape[1]} channels -> {to} of {channels}"
+
+
+def _in_depth(sizes: Sequence[int]) -> tuple[int, ...]:
+    """(height, width) as (1, height, width)."""
+    return (1, *sizes) if len(sizes) == 2 else tuple(sizes)
 
 
 def _as_convolution(weight: np.ndarray, settings: Settings) -> np.ndarray:

@@ -17,7 +17,7 @@ from tests.export.twins import code_of, made_volumes, make_model, small, spec_of
 CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:VisionTransformer"
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
 MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
-T3D = f"{PARTS}.t3d:T3dModel"
+T3D, CMR_CLIP = f"{PARTS}.t3d:T3dModel", f"{PARTS}.cmr_clip:CmrClipModel"
 
 
 def classes(code: str) -> set[str]:
@@ -64,7 +64,7 @@ def test_every_part_is_short_and_is_used():
         assemble(twin, encoder, has_text=True)
         for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP, T3D)
         for encoder in (VIT, RESNET)
-    )
+    ) + assemble(CMR_CLIP, "", has_text=True)
     for path in files.values():
         title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].rstrip(".")
         assert f"# --- {title} ---" in joined
@@ -175,7 +175,7 @@ def test_names_that_lead_nowhere(name, message):
     ("change", "message"),
     [
         ({"torch_twin": ""}, "names no torch class that embeds likewise"),
-        ({"volume_inputs": ("frames", "view")}, "its vectors need frames, view"),
+        ({"volume_inputs": ("volume", "organs")}, "its vectors need volume, organs"),
     ],
 )
 def test_a_model_without_a_twin_is_refused_before_anything_is_written(change, message, tmp_path, monkeypatch):

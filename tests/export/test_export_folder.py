@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from medclip_jax.export.folder import check_out, folder_config, write_folder
+from medclip_jax.export.inputs import made_up_volume
 from medclip_jax.export.model_card import model_card
-from medclip_jax.export.parity import TOLERANCE, largest_difference, load_torch, made_up_volume
+from medclip_jax.export.parity import TOLERANCE, largest_difference, load_torch
 from medclip_jax.export.stablehlo import write_stablehlo
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.parameters import flatten, split

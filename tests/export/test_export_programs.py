@@ -13,7 +13,7 @@ from medclip_jax.export.folder import write_folder
 from medclip_jax.export.model_card import model_card
 from medclip_jax.export.parity import TOLERANCE, largest_difference, load_torch
 from medclip_jax.export.stablehlo import write_stablehlo
-from tests.export.twins import TEXT, made, made_volumes, make_model, small
+from tests.export.twins import TEXT, made, made_volumes, make_model, shapes_of, small
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ class TestPoints:
         import onnxruntime
 
         model, folder = exported
-        for file in onnx.write_onnx(load_torch(folder), tmp_path):
+        for file in onnx.write_onnx(load_torch(folder), tmp_path, shapes_of(model)):
             assert b".py" not in file.read_bytes()  # stack traces of this machine
             session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
             is_text = file.name == onnx.TEXTS
@@ -94,7 +94,7 @@ class TestGaussians:
 
         def finish(folder):
             write_stablehlo(model, folder)
-            onnx.write_onnx(load_torch(folder), folder)
+            onnx.write_onnx(load_torch(folder), folder, shapes_of(model))
 
         return model, write_folder(model, tmp_path_factory.mktemp("gaussian") / "out", finish=finish)
 

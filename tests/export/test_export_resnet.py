@@ -16,7 +16,16 @@ from medclip_jax.export.parity import TOLERANCE, load_torch
 from medclip_jax.export.stablehlo import write_stablehlo
 from medclip_jax.parameters import combine, flatten, split
 from medclip_jax.weights.exported import read_folder
-from tests.export.twins import assert_same, compiled, made_volumes, make_model, small, spec_of, twins
+from tests.export.twins import (
+    assert_same,
+    compiled,
+    made_volumes,
+    make_model,
+    shapes_of,
+    small,
+    spec_of,
+    twins,
+)
 
 SHAPE = (33, 45, 38)
 """No axis is a multiple of any stride."""
@@ -72,7 +81,7 @@ def exported(tmp_path_factory):
     def finish(folder):
         write_stablehlo(model, folder)
         if onnx_is_there():
-            onnx.write_onnx(load_torch(folder), folder)
+            onnx.write_onnx(load_torch(folder), folder, shapes_of(model))
 
     card = model_card(model, name="model")
     return model, write_folder(model, tmp_path_factory.mktemp("resnet") / "out", card=card, finish=finish)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,9 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, torch_code, write_folder
+from medclip_jax.export.inputs import input_shapes
 from medclip_jax.inference.model import Model
-from medclip_jax.objectives import asap, cardiac_clip, clip, hipro_ct, mae, t3d
+from medclip_jax.objectives import asap, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
@@ -33,6 +35,7 @@ DEFAULTS = {
     "hipro_ct": hipro_ct.default_config,
     "asap": asap.default_config,
     "t3d": t3d.default_config,
+    "cmr_clip": cmr_clip.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 TEXT = [text for name in NAMES for text in pair(name)]
@@ -51,12 +54,22 @@ def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
     )
 
 
+def frame_spec(vocabulary_size=50) -> DataSpec:
+    """Of studies of three series of frames."""
+    views = ("cine_lax", "cine_sa", "lge_sa")
+    return replace(
+        spec_of(vocabulary_size=vocabulary_size), shape=(), spacing=(), views=views, frame_shape=(15, 12)
+    )
+
+
 def small(name: str, vision=None, text=None, **entries):
     """A default config shrunk to a few numbers, then changed."""
     config = DEFAULTS[name]()
     if name == "t3d":
         config.vision.update(depth=18, width=4, dtype="float32")
         config.views.update(count=2, shape=(4, 9, 11), heads=4)
+    elif name == "cmr_clip":
+        config.vision.update(patch=(5, 3), width=24, depth=2, heads=3, frames=9, views=4, dtype="float32")
     elif (vision or {}).get("kind") == "resnet":
         with config.unlocked():
             config.vision = vision_defaults("resnet") | {"depth": 18, "width": 4, "dtype": "float32"}
@@ -103,8 +116,14 @@ def make_objective(config, spec: DataSpec, seed: int = 0) -> Objective:
 
 
 def make_model(config, spec: DataSpec, tokenizer=None, seed: int = 0) -> Model:
-    whole = {"objective": config.to_dict(), "data": {"text_length": 32}}
-    return Model(make_objective(config, spec, seed), spec, tokenizer, whole, progress=False)
+    whole = {"objective": config.to_dict(), "data": {"text_length": 32, "frames": 7, "views": ()}}
+    modality = "MR" if spec.frame_shape else "CT"
+    objective = make_objective(config, spec, seed)
+    return Model(objective, spec, tokenizer, whole, modality=modality, progress=False)
+
+
+def shapes_of(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+    return input_shapes(model.objective, model.spec, model.config["data"])
 
 
 def made(tokenizer, name="clip", **changes) -> Model:

@@ -171,8 +171,9 @@ def test_one_layer_of_patches_is_the_2d_model(twin):
     np.testing.assert_allclose(tower.transformer.encode(repeated(gray, 2)).sequence, theirs, atol=1e-5)
     assert found.fresh == []
     assert found.left_out == []
-    assert len(found.taken) == 1 + 2 + 12 * DEPTH + 1  # class token, norm, blocks, bias of the patch layer
-    assert found.resized == ["positions 3x3 -> 1x3x3", "patch layer 4x4 of 3 channels -> 2x4x4 of 1"]
+    # Class token, norm, blocks, bias of the patch layer, positions.
+    assert len(found.taken) == 1 + 2 + 12 * DEPTH + 1 + 1
+    assert found.resized == ["patch layer 4x4 of 3 channels -> 2x4x4 of 1"]
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (7, 3)])

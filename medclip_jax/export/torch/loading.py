@@ -37,19 +37,22 @@ HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "rev
 
 
 class MedclipConfig(PretrainedConfig):
-    """config.json: `objective`, `data`, `crop`, `modality`, `text_length`, `prompts`, maybe `percentiles`."""
+    """config.json: `objective`, `data`, `crop`, `modality`, `text_length`, `prompts`.
+
+    Maybe `percentiles`; for systems that read frames `frames`, how many, and `views`, of which series.
+    """
 
     model_type = "medclip"
 
 
 def check_config(objective: dict, data: dict) -> None:
     """Refuse sizes that no model has, before anything of theirs is allocated."""
-    sizes = {"data.shape": data["shape"]}
+    sizes = {"data.shape": data["shape"], "data.frame_shape": data.get("frame_shape", ())}
     for name in ("vision", "text", "decoder"):
         tower = objective.get(name) or {}
         sizes |= {
             f"{name}.{key}": tower[key]
-            for key in ("width", "heads", "depth", "patch", "cell")
+            for key in ("width", "heads", "depth", "patch", "cell", "frames")
             if key in tower
         }
     for name, size in sizes.items():

@@ -76,9 +76,23 @@ class VolumeModel(PreTrainedModel):
         super().__init__(config)
         check_config(config.objective, config.data)
         self.files = {}
+        self.add_tower(config)
+
+    def add_tower(self, config: MedclipConfig) -> None:
+        """Add the volume tower, `vision`."""
         if self.vision_encoder is not None:
             objective, shape = config.objective, config.data["shape"]
             self.vision = VisionTower(objective["vision"], shape, self.vision_encoder)
+
+    @staticmethod
+    def packed(volume):
+        """What methods take as `volumes`, from the library's fields of a batch."""
+        return volume
+
+    @staticmethod
+    def is_single(volumes) -> bool:
+        """Whether `volumes` are one, and not a batch."""
+        return isinstance(volumes, tuple) or is_image(volumes) or getattr(volumes, "ndim", 0) == 3
 
     def see(self, volumes: Tensor) -> Embedding:
         """Vectors of prepared HU (B, D, H, W), with gradients."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from medclip_jax.export.torch.bert import TextTower
 from medclip_jax.export.torch.loading import MedclipConfig
 from medclip_jax.export.torch.model import Embedding, MedclipOutput, VolumeModel
-from medclip_jax.export.torch.prepare import is_image
 from medclip_jax.export.torch.tokenizer import TOKENIZER_FILES, read_tokenizer
 
 
@@ -107,7 +106,7 @@ class TextModel(VolumeModel):
         alike = similarity(*map(doubled, (self.embed_volumes(volumes), texts)))
         positive, negative = alike.unflatten(1, (-1, 2)).unbind(2)
         scores = torch.sigmoid(self.scale().item() * (positive - negative))
-        single = isinstance(volumes, tuple) or is_image(volumes) or getattr(volumes, "ndim", 0) == 3
+        single = self.is_single(volumes)
         return dict(zip(findings, scores[0].tolist(), strict=True)) if single else scores
 
 
