@@ -121,10 +121,11 @@ def test_diameter_and_thickness_are_those_of_the_masks(patient):
 
 def test_scar_percent_is_that_of_the_pictures(patient, stack):
     """What brightens where scar shows, over the wall."""
-    scarred, wall = 0.0, 0.0
+    scarred, wall, nothing = 0.0, 0.0, np.zeros((128, 128), np.float32)
     for section, before in zip(*stack, strict=True):
         pictures = [
-            draw(section.plane, patient, ENDS[:1], LATE, enhanced=shown)[0] for shown in (True, False)
+            draw(nothing, section.plane, patient, ENDS[:1], LATE, enhanced=shown)[0]
+            for shown in (True, False)
         ]
         outlines = section.outlines(ENDS[:1])
         scarred += before[0] * (pictures[0] - pictures[1]).sum() / (LATE["scar"] - LATE["muscle"])

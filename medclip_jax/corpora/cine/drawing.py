@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from medclip_jax.corpora.cine.atria import draw_beyond_base
-from medclip_jax.corpora.cine.background import draw_background
 from medclip_jax.corpora.cine.patient import Patient
 from medclip_jax.corpora.cine.planes import Plane
 from medclip_jax.corpora.cine.section import Outlines, Section, heart_window
 
 
 def draw(
+    background: Float32[np.ndarray, "H W"],
     plane: Plane,
     patient: Patient,
     s: Float[np.ndarray, " T"],
@@ -25,13 +25,14 @@ def draw(
     """The signal of every pixel, without noise.
 
     Args:
+        background: the signal of what does not move, see `background.draw_background`.
         plane: of the pictures.
         patient: whose heart it is.
         s: contraction at every frame, 0 to 1.
         signal: tissue to its signal; see `scanner`.
         enhanced: whether scar shows.
     """
-    pictures = np.repeat(draw_background(plane, patient, signal)[None], len(s), axis=0)
+    pictures = np.repeat(background[None], len(s), axis=0)
     window = heart_window(plane, patient)
     section = Section(plane, patient, window)
     image = pictures[:, *window]

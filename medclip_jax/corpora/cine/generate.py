@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from medclip_jax.corpora.cine import planes, reports, scanner
+from medclip_jax.corpora.cine.background import draw_background
 from medclip_jax.corpora.cine.drawing import draw
 from medclip_jax.corpora.cine.patient import LIMITS, Patient, draw_patient
 from medclip_jax.corpora.cine.settings import DIAGNOSES, CineSettings
@@ -134,10 +135,11 @@ def _scan(patient: Patient, settings: CineSettings, rng: np.random.Generator) ->
         frames = heart.beat.frames(settings.phases) if cine else heart.beat.contraction(np.array([LGE_PHASE]))
         stack, step = _planes(name, patient, settings, pixel, turn, middle, own)
         scale = float(np.exp(own.uniform(np.log(150), np.log(1500))))
+        background = draw_background(stack[0], patient, signal)
         images = []
         for plane in stack:
             moved = _breathe(plane, own) if len(stack) > 1 else plane
-            images.append(draw(moved, patient, frames, signal, enhanced=not cine))
+            images.append(draw(background, moved, patient, frames, signal, enhanced=not cine))
         voxels = scanner.scan(np.stack(images), scale, noise * signal["blood"] * (1 if cine else 1.5), own)
         # (slice, phase, row, column) to (column, row counted upwards, slice, phase).
         voxels = voxels[:, :, ::-1].transpose(3, 2, 0, 1)
