@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluators",
         metavar="NAMES",
         help="comma-separated: zero_shot,retrieval,ordinal,uncertainty,spectrum,grounding,masked_words,"
-        "organs,reconstruction,views,probe,few_shot,mlp_probe "
+        "organs,reconstruction,views,library,probe,few_shot,mlp_probe "
         "(default: those of the run's config, else all but the last three, which embed train, too)",
     )
     parser.add_argument(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.few_shot import evaluate_few_shot
 from medclip_jax.evaluation.grounding import evaluate_grounding
+from medclip_jax.evaluation.library import evaluate_library
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
 from medclip_jax.evaluation.metrics import CRITERIA
 from medclip_jax.evaluation.mlp_probe import evaluate_mlp_probe
@@ -44,6 +45,7 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "organs": evaluate_organs,
     "reconstruction": evaluate_reconstruction,
     "views": evaluate_views,
+    "library": evaluate_library,
     "probe": evaluate_probe,
     "few_shot": evaluate_few_shot,
     "mlp_probe": evaluate_mlp_probe,

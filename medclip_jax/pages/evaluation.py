@@ -11,6 +11,7 @@ import numpy as np
 
 from medclip_jax.evaluation.few_shot import FewShotResult
 from medclip_jax.evaluation.grounding import GroundingResult
+from medclip_jax.evaluation.library import LibraryResult
 from medclip_jax.evaluation.masked_words import MaskedWordsResult, ShownWord
 from medclip_jax.evaluation.mlp_probe import MlpProbeResult
 from medclip_jax.evaluation.ordinal import OrdinalResult
@@ -32,6 +33,7 @@ from medclip_jax.pages import (
     uncertainty_figures,
 )
 from medclip_jax.pages.html import Page
+from medclip_jax.pages.library import add_library
 
 
 def write_evaluation_page(
@@ -226,6 +228,13 @@ def add_results(
                 )
             for table in result.tables():
                 page.table(table)
+        elif isinstance(result, LibraryResult):
+            page.section(
+                _title("Library", name, "library"),
+                "Every volume is looked up among those of other patients, by its pictures alone. P@k: share "
+                "of the k nearest that have the same diagnosis or finding; compare it with chance.",
+            )
+            add_library(page, result)
         elif isinstance(result, FewShotResult):
             page.section(
                 _title("Few-shot", name, "few_shot"),

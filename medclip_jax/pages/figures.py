@@ -361,22 +361,40 @@ def thumbnail(
         at: slice; None for the middle.
         window: (low, high) shown as black and white.
     """
+    picture, extent = plane(volume, spacing, 0, volume.shape[0] // 2 if at is None else at)
+    return row_of_pictures([(picture, extent[1] / extent[3], window)])
+
+
+def row_of_pictures(
+    pictures: Sequence[tuple[Num[np.ndarray, "H W"], float, tuple[float, float]]], *, height: float = 1.6
+) -> bytes:
+    """Pictures beside one another as a small PNG without frame.
+
+    Args:
+        pictures: of each the pixels, its width over its height, and (low, high) shown as black and white.
+        height: of the PNG, in inches; with a single picture its width.
+    """
     from medclip_jax.pages.html import to_png
 
-    picture, extent = plane(volume, spacing, 0, volume.shape[0] // 2 if at is None else at)
-    figure = Figure(figsize=(1.6, 1.6 * (extent[3] - extent[2]) / (extent[1] - extent[0])))
+    ratios = [ratio for _, ratio, _ in pictures]
+    if len(pictures) == 1:
+        height /= ratios[0]
+    figure = Figure(figsize=(height * sum(ratios), height))
     FigureCanvasAgg(figure)
-    panel = figure.add_axes((0, 0, 1, 1))
-    panel.imshow(
-        picture,
-        cmap="gray",
-        vmin=window[0],
-        vmax=window[1],
-        extent=extent,
-        aspect="auto",
-        interpolation="bilinear",
-    )
-    panel.set_axis_off()
+    left = 0.0
+    for (pixels, ratio, window), width in zip(pictures, np.array(ratios) / sum(ratios), strict=True):
+        panel = figure.add_axes((left, 0, width, 1))
+        panel.imshow(
+            pixels,
+            cmap="gray",
+            vmin=window[0],
+            vmax=window[1],
+            extent=(0.0, ratio, 0.0, 1.0),
+            aspect="auto",
+            interpolation="bilinear",
+        )
+        panel.set_axis_off()
+        left += width
     return to_png(figure, dpi=100, tight=False)
 
 

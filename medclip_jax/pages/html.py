@@ -149,24 +149,40 @@ class Page:
             f'<figure><img src="{data_uri(data)}" alt="{html.escape(description)}">{below}</figure>'
         )
 
-    def hits(self, query: str, hits: Sequence[tuple[bytes, str, str, bool]], *, label: str = "") -> None:
+    def hits(
+        self,
+        query: str,
+        hits: Sequence[tuple[bytes, str, str, bool]],
+        *,
+        label: str = "",
+        picture: bytes | None = None,
+        wide: bool = False,
+    ) -> None:
         """A query with the pictures found for it, matches marked.
 
         Args:
             query: text of the query.
-            hits: (picture, line in bold, second line, whether it is a match), best first.
+            hits: (picture, line in bold, text below it, whether it is a match), best first.
             label: line above the query.
+            picture: of the query.
+            wide: whether cards are wide, for texts of several sentences.
         """
+
+        def lines(text: str) -> str:
+            return html.escape(text).replace("\n", "<br>")
+
         kinds = {True: "hit match", False: "hit"}
         cards = "".join(
             f'<div class="{kinds[match]}"><img src="{data_uri(picture)}" '
-            f'alt="{html.escape(first)}"><div><b>{html.escape(first)}</b><br>{html.escape(second)}</div></div>'
+            f'alt="{html.escape(first)}"><div><b>{html.escape(first)}</b><br>{lines(second)}</div></div>'
             for picture, first, second, match in hits
         )
         above = f"<h3>{html.escape(label)}</h3>" if label else ""
-        quote = html.escape(query).replace("\n", "<br>")
+        shown = f'<img src="{data_uri(picture)}" alt="query">' if picture is not None else ""
+        grid = "hits wide" if wide else "hits"
         self._parts.append(
-            f'<div class="query">{above}<blockquote>{quote}</blockquote><div class="hits">{cards}</div></div>'
+            f'<div class="query">{above}<blockquote>{shown}{lines(query)}</blockquote>'
+            f'<div class="{grid}">{cards}</div></div>'
         )
 
     def render(self) -> str:
