@@ -16,7 +16,7 @@ from medclip_jax.corpora.cine.drawing import draw
 from medclip_jax.corpora.cine.generate import label, measure
 from medclip_jax.corpora.cine.heart import Beat
 from medclip_jax.corpora.cine.patient import LIMITS, draw_patient
-from medclip_jax.corpora.cine.planes import short_axis
+from medclip_jax.corpora.cine.planes import Setup, short_axis
 from medclip_jax.corpora.cine.scanner import LATE
 from medclip_jax.corpora.cine.section import Section, heart_window
 from medclip_jax.corpora.cmr import SERIES
@@ -55,7 +55,7 @@ def stack(patient):
     levels = np.arange(0.5 * STEP, 1.25 * patient.heart.length, STEP)
     bases = patient.heart.length * patient.heart.stretch(ENDS)
     before = np.clip((bases - levels[:, None]) / STEP + 0.5, 0, 1)
-    sections = [Section(short_axis(z, PIXEL, 128, 0.3, (-14.0, 2.0)), patient) for z in levels]
+    sections = [Section(short_axis(z, Setup(PIXEL, 128, 0.3, (-14.0, 2.0))), patient) for z in levels]
     return sections, before
 
 
@@ -103,7 +103,7 @@ def test_diameter_and_thickness_are_those_of_the_masks(patient):
     widest = heart.length * heart.stretch(0.0) * (heart.tip + (1 - heart.tip) * 0.62)
     thickest = 0.0
     for level in np.linspace(0.25, 0.88, 12) * heart.length * heart.stretch(0.0):
-        section = Section(short_axis(level, 1.0, 160, 0.0, (0.0, 0.0)), patient)
+        section = Section(short_axis(level, Setup(1.0, 160)), patient)
         outlines = section.outlines(np.zeros(1))
         wall = section.covered(outlines.wall)[0] - section.covered(outlines.cavity)[0]
         sector = np.floor((section.theta + np.pi) / (np.pi / 12)).astype(int)
@@ -114,7 +114,7 @@ def test_diameter_and_thickness_are_those_of_the_masks(patient):
             inner, outer = (np.sqrt(2 * a / (np.pi / 12)) for a in (inside, inside + area))
             thickest = max(thickest, outer - inner)
     assert thickest == pytest.approx(truth["wall_thickness_mm"], rel=0.1)
-    section = Section(short_axis(widest, 1.0, 160, 0.0, (0.0, 0.0)), patient)
+    section = Section(short_axis(widest, Setup(1.0, 160)), patient)
     area = section.covered(section.outlines(np.zeros(1)).cavity).sum()
     assert 2 * np.sqrt(area / np.pi) == pytest.approx(truth["lv_end_diastolic_diameter_mm"], rel=0.03)
 
@@ -179,7 +179,7 @@ def test_no_single_frame_shows_dysfunction():
 
 def _areas(patient):
     """Cavity, wall and right ventricle in the first frame, as an expert would outline them."""
-    section = Section(short_axis(0.5 * patient.heart.length, 4.0, 32, 0.0, (-14.0, 2.0)), patient)
+    section = Section(short_axis(0.5 * patient.heart.length, Setup(4.0, 32, middle=(-14.0, 2.0))), patient)
     outlines = section.outlines(patient.heart.beat.frames(12)[:1])
     areas = [section.covered(getattr(outlines, name)).sum() for name in ("cavity", "wall", "right")]
     logs = np.log(np.diff([0.0, *areas]) + 1)

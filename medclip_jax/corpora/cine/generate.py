@@ -14,9 +14,6 @@ from medclip_jax.corpora.cine.drawing import draw
 from medclip_jax.corpora.cine.patient import LIMITS, Patient, draw_patient
 from medclip_jax.corpora.cine.settings import DIAGNOSES, CineSettings
 
-SLICE_MM = 8.0
-"""Distance that the header of a single slice gives."""
-
 LGE_PHASE = 0.78
 """Late enhancement is taken in diastole, at this share of the cycle."""
 
@@ -122,9 +119,13 @@ def generate(seed: int, index: int, *, settings: CineSettings | None = None) -> 
 
 def _scan(patient: Patient, settings: CineSettings, rng: np.random.Generator) -> dict[str, Picture]:
     heart = patient.heart
-    pixel = float(rng.uniform(*settings.field_mm)) / settings.size
+    setup = planes.Setup(
+        pixel=float(rng.uniform(*settings.field_mm)) / settings.size,
+        size=settings.size,
+        turn=float(rng.normal(0, 0.12)),
+        middle=tuple(rng.uniform(-8, 8, 2).tolist()),
+    )
     pose, apex = planes.draw_pose(rng), rng.uniform(-1, 1, 3) * 15 + (-60.0, 40.0, -20.0)
-    turn, middle = rng.normal(0, 0.12), rng.uniform(-8, 8, 2)
     noise = float(rng.uniform(*settings.noise))
     late = scanner.AMYLOID if patient.diagnosis == "cardiac_amyloidosis" else scanner.LATE
     pictures = {}
@@ -133,7 +134,8 @@ def _scan(patient: Patient, settings: CineSettings, rng: np.random.Generator) ->
         cine = name.startswith("cine")
         signal = scanner.draw_signal(scanner.CINE if cine else late, own)
         frames = heart.beat.frames(settings.phases) if cine else heart.beat.contraction(np.array([LGE_PHASE]))
-        stack, step = _planes(name, patient, settings, pixel, turn, middle, own)
+        slices = settings.slices if cine else settings.lge_slices
+        stack, step = planes.series_planes(name.split("_")[1], heart.length, slices, setup, own)
         scale = float(np.exp(own.uniform(np.log(150), np.log(1500))))
         background = draw_background(stack[0], patient, signal)
         images = []
@@ -148,37 +150,6 @@ def _scan(patient: Patient, settings: CineSettings, rng: np.random.Generator) ->
             voxels if cine else voxels[..., 0], planes.affine(stack, step, apex, pose), seconds
         )
     return pictures
-
-
-_VIEWS = {"lax": "4ch", "2ch": "2ch", "3ch": "3ch"}
-
-
-def _planes(
-    name: str,
-    patient: Patient,
-    settings: CineSettings,
-    pixel: float,
-    turn: float,
-    middle: np.ndarray,
-    rng: np.random.Generator,
-) -> tuple[list[planes.Plane], float]:
-    """The planes of a series, base first, and their distance."""
-    length = patient.heart.length
-    kind = name.split("_")[1]
-    if kind in _VIEWS:
-        tilt = rng.normal(0, 0.06)
-        place = middle + np.array([0.0, rng.normal(0, 2)])
-        center = 0.55 * length if kind != "lax" else 0.62 * length
-        return [planes.long_axis(_VIEWS[kind], center, pixel, settings.size, turn, tilt, place)], SLICE_MM
-    count = settings.slices if name == "cine_sa" else settings.lge_slices
-    top, bottom = 0.84, 0.22
-    step = (top - bottom) * length / max(count - 1, 1)
-    start = top if count > 1 else 0.5
-    # The right ventricle is in the picture, too: its middle lies left of the long axis.
-    shift = middle + np.array([-14.0, 2.0])
-    return [
-        planes.short_axis(start * length - step * n, pixel, settings.size, turn, shift) for n in range(count)
-    ], step if count > 1 else SLICE_MM
 
 
 def _breathe(plane: planes.Plane, rng: np.random.Generator) -> planes.Plane:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -45,54 +45,93 @@ class Plane:
         )
 
 
-def short_axis(level: float, pixel: float, size: int, turn: float, offset: Sequence[float]) -> Plane:
+@dataclass(frozen=True)
+class Setup:
+    """What the series of a study share.
+
+    Attributes:
+        pixel: distance of the pixels, mm.
+        size: rows and columns.
+        turn: of the pictures in their plane, radians.
+        middle: how far the pictures' middle lies from the heart's, to the right and down, mm.
+    """
+
+    pixel: float
+    size: int
+    turn: float = 0.0
+    middle: tuple[float, float] = (0.0, 0.0)
+
+
+def short_axis(level: float, setup: Setup) -> Plane:
     """Across the long axis.
 
     Args:
         level: z, mm.
-        pixel, size: of the picture.
-        turn: of the picture around the long axis, radians.
-        offset: x and y of the picture's center.
+        setup: of the study; the middle counts from the long axis.
     """
-    return Plane(
-        "sa",
-        (float(offset[0]), float(offset[1]), float(level)),
-        (float(np.cos(turn)), float(np.sin(turn)), 0.0),
-        (float(-np.sin(turn)), float(np.cos(turn)), 0.0),
-        pixel,
-        size,
-    )
+    cos, sin = float(np.cos(setup.turn)), float(np.sin(setup.turn))
+    center = (*setup.middle, float(level))
+    return Plane("sa", center, (cos, sin, 0.0), (-sin, cos, 0.0), setup.pixel, setup.size)
 
 
-_LONG = {"4ch": (0.0, -0.22), "2ch": (1.5, 0.0), "3ch": (0.9, 0.0)}
-"""Angle of the plane in the short axis, and how much it tilts towards the aortic root."""
+_LONG = {"lax": ("4ch", 0.0, -0.22, 0.62), "2ch": ("2ch", 1.5, 0.0, 0.55), "3ch": ("3ch", 0.9, 0.0, 0.55)}
+"""By series: kind, the plane's angle in the short axis, how much it leans towards the aortic root, and which
+share of the ventricle's length lies in the middle of the picture."""
+
+_TOP, _BOTTOM, _ALONE = 0.84, 0.22, 0.5
+"""Shares of the ventricle's length between which a stack lies, and where a single slice does."""
+
+SLICE_MM = 8.0
+"""Distance that the header of a single slice gives."""
 
 
-def long_axis(
-    kind: str, middle: float, pixel: float, size: int, turn: float, tilt: float, offset: Sequence[float]
-) -> Plane:
+def long_axis(series: str, length: float, setup: Setup, tilt: float, along: float) -> Plane:
     """Along the long axis: the apex up in the four-chamber view, to the left in the others.
 
     Args:
-        kind: "4ch", "2ch" or "3ch".
-        middle: z of the picture's center, mm.
-        pixel, size: of the picture.
-        turn: of the picture in its plane, radians.
+        series: "lax", "2ch" or "3ch".
+        length: of the left ventricle, mm.
+        setup: of the study.
         tilt: of the plane around the long axis, radians.
-        offset: of the picture's center along and across the axis.
+        along: how much further the picture lies towards the base, mm.
     """
-    angle, lean = _LONG[kind]
+    kind, angle, lean, share = _LONG[series]
     angle += tilt
     side = np.array([np.cos(angle), np.sin(angle), 0.0])
     other = np.array([-np.sin(angle), np.cos(angle), 0.0])
     base = np.cos(lean) * np.array([0.0, 0.0, 1.0]) + np.sin(lean) * other
+    # The leaning plane meets the long axis in the middle of the picture.
+    center = np.array([0.0, 0.0, share * length])
+    center += setup.middle[0] * side + (setup.middle[1] + along) * base
     right, down = (side, base) if kind == "4ch" else (base, side)
-    right, down = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
-    # The tilted plane meets the long axis in the middle of the ventricle.
-    center = np.array([0.0, 0.0, middle]) + offset[0] * side + offset[1] * base
-    return Plane(
-        kind, tuple(map(float, center)), tuple(map(float, right)), tuple(map(float, down)), pixel, size
-    )
+    cos, sin = np.cos(setup.turn), np.sin(setup.turn)
+    right, down = cos * right + sin * down, cos * down - sin * right
+    axes = (tuple(vector.tolist()) for vector in (center, right, down))
+    return Plane(kind, *axes, setup.pixel, setup.size)
+
+
+def series_planes(
+    series: str, length: float, slices: int, setup: Setup, rng: np.random.Generator
+) -> tuple[list[Plane], float]:
+    """The planes of a series, base first, and mm between them.
+
+    Args:
+        series: "sa", "lax", "2ch" or "3ch".
+        length: of the left ventricle, mm.
+        slices: of a short-axis stack.
+        setup: of the study.
+        rng: tilts and moves long-axis planes.
+    """
+    if series in _LONG:
+        return [
+            long_axis(series, length, setup, float(rng.normal(0, 0.06)), float(rng.normal(0, 2)))
+        ], SLICE_MM
+    # The right ventricle is in the picture, too: its middle lies left of the long axis.
+    setup = replace(setup, middle=(setup.middle[0] - 14.0, setup.middle[1] + 2.0))
+    if slices == 1:
+        return [short_axis(_ALONE * length, setup)], SLICE_MM
+    step = (_TOP - _BOTTOM) * length / (slices - 1)
+    return [short_axis(_TOP * length - step * number, setup) for number in range(slices)], step
 
 
 def affine(
