@@ -1,7 +1,8 @@
 """CMR-CLIP with the values of its public code: six series, 64 frames, ViT-B/16, Bio_ClinicalBERT.
 
-Shards:    medclip prepare --corpus cmr --table SERIES --out SHARDS --tokenizer BIOCLINICAL --slices middle
-               (docs/how-to/cardiac-mr.md)
+Shards:    medclip prepare --corpus cmr --table SERIES --out SHARDS --tokenizer BIOCLINICAL \
+               --series cine_lax:middle cine_sa:middle lge_sa lge_lax lge_2ch lge_3ch
+           (docs/how-to/cardiac-mr.md describes the table)
 Command:   medclip train --config configs/cmr_clip/paper.py --workdir runs/cmr_clip \
                --config.data.shards=SHARDS --config.objective.text.folder=BIOCLINICAL \
                --config.data.tokenizer=BIOCLINICAL --config.objective.vision.weights=VIT_B_16

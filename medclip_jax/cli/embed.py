@@ -25,6 +25,7 @@ examples:
   medclip embed runs/clip scan.nii.gz --text "There is cardiomegaly."
   medclip embed runs/clip archive/ "more/**/*.nrrd" --out embeddings.parquet
   medclip embed runs/clip --list scans.csv --out embeddings.parquet
+  medclip embed runs/cmr_clip studies/ --out embeddings.parquet   # folders with cine_sa.nii.gz, lge_sa/, ...
 
 With --out, the same command resumes where an earlier one was stopped, and tries the files again that could
 not be read. Read the result with pandas.read_parquet("embeddings.parquet").
@@ -54,13 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scans",
         nargs="*",
         metavar="FILES",
-        help="NIfTI, NRRD, MHA files, DICOM folders, folders to search for them, patterns in quotes",
+        help="NIfTI, NRRD, MHA files, DICOM folders, folders to search for them, patterns in quotes; for a "
+        "model of frames, folders of studies, whose files or folders are named as series",
     )
     parser.add_argument(
         "--list",
         metavar="FILE",
         help="scans to embed as well: text with one path a line, or CSV with the column volume and, if "
-        "wanted, id and center_x, center_y, center_z",
+        "wanted, id and center_x, center_y, center_z; for a model of frames, a table with a row for each "
+        "series (docs/how-to/cardiac-mr.md)",
     )
     parser.add_argument(
         "--root", metavar="FOLDER", help="where relative paths of --list start (default: the list's folder)"
@@ -110,29 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed; 0 when every scan could be read, 1 when some could not, 2 when none could."""
     from medclip_jax.inference.load import load
-    from medclip_jax.inference.scans import Selection, find_scans
     from medclip_jax.shards.work import available_cores
 
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: it must be 1 or more")
     args.workers = available_cores() if args.workers is None else args.workers
-    left_out: Counter[str] = Counter()
-    rule = None if args.series_rule == "all" else args.series_rule
-    entries = find_scans(
-        args.scans,
-        list_file=args.list,
-        root=args.root,
-        selection=Selection(args.kernel, rule),
-        workers=args.workers,
-        left_out=left_out,
-    )
-    if left_out:
-        told = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        print(f"left out, because it is no volume or was not requested: {told}", file=sys.stderr)
-    if not entries:
+    if not args.scans and args.list is None:
         raise ValueError("no scan was given: name files or folders, or a --list")
-    if not args.out and len(entries) > UNWRITTEN:
-        raise ValueError(f"{len(entries)} scans: write their vectors to a file, --out embeddings.parquet")
     model = load(
         args.model,
         step=args.step,
@@ -140,6 +127,11 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
     )
+    entries = (_studies if model.reads_studies else _scans)(model, args)
+    if not entries:
+        raise ValueError("no scan was given: name files or folders, or a --list")
+    if not args.out and len(entries) > UNWRITTEN:
+        raise ValueError(f"{len(entries)} scans: write their vectors to a file, --out embeddings.parquet")
     model.batch_size = min(model.batch_size, len(entries))
     columns = _Columns(model, args)
     rows, failures = (_to_file if args.out else _in_memory)(model, entries, columns, args)
@@ -153,6 +145,35 @@ def run(args: argparse.Namespace) -> int:
     if not embedded:
         return 2
     return 1 if failures else 0
+
+
+def _scans(model: Model, args: argparse.Namespace) -> list[Entry]:
+    from medclip_jax.inference.scans import Selection, find_scans
+
+    left_out: Counter[str] = Counter()
+    rule = None if args.series_rule == "all" else args.series_rule
+    entries = find_scans(
+        args.scans,
+        list_file=args.list,
+        root=args.root,
+        selection=Selection(args.kernel, rule),
+        workers=args.workers,
+        left_out=left_out,
+    )
+    if left_out:
+        told = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        print(f"left out, because it is no volume or was not requested: {told}", file=sys.stderr)
+    return entries
+
+
+def _studies(model: Model, args: argparse.Namespace) -> list[Entry]:
+    from medclip_jax.inference.studies import find_studies
+
+    for name, given in (("center", args.center), ("kernel", args.kernel)):
+        if given is not None:
+            raise ValueError(f"--{name} is of scans, and this model reads studies of several series")
+    names = [series.name for series in model.preparation.wanted]
+    return find_studies(args.scans, names=names, list_file=args.list, root=args.root)
 
 
 def _allow_any_order(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ def cmr(
     csv_path: str | os.PathLike,
     *,
     root: str | os.PathLike | None = None,
+    reports_elsewhere: bool = False,
     encoding: str | None = None,
     definitions: Findings = BUILT_IN,
 ) -> StudyTable:
@@ -49,7 +50,14 @@ def cmr(
     Raises:
         TableError: as `corpora.folder.folder`; or a row without study or series.
     """
-    table = read_table(csv_path, _SeriesReader, root=root, encoding=encoding, definitions=definitions)
+    table = read_table(
+        csv_path,
+        _SeriesReader,
+        root=root,
+        reports_elsewhere=reports_elsewhere,
+        encoding=encoding,
+        definitions=definitions,
+    )
     return join_series(table)
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import DESCRIBES, TEXT_FIELDS, EmbeddedSplit, embed_split
 from medclip_jax.evaluation.random_init import draw_anew
 from medclip_jax.evaluation.results import NotEvaluable, Result
 from medclip_jax.evaluation.settings import GIVEN, check_evaluators
-from medclip_jax.fields import Layout, held_arrays
+from medclip_jax.fields import Layout, chosen_views, held_arrays
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.reports.definitions import Findings
 
@@ -166,6 +168,25 @@ def evaluate_all(
     return Evaluation(split, len(data.volumes), results, skipped, data, time.monotonic() - began)
 
 
+def _layout(embedder: Embedder, info: Any, held: Sequence[str]) -> Layout:
+    """What is read of the records: of frames, the series that the model looks at, as far as there are any.
+
+    Raises:
+        ValueError: the shards lack what the model embeds.
+    """
+    spec, config = DataSpec.of(info, embedder.tokenizer), embedder.layout.config
+    if looked_at := chosen_views(embedder.layout.spec, config):
+        # It does without the others, as it does with studies that lack one.
+        shared = tuple(name for name in looked_at if name in spec.views)
+        if not shared:
+            raise ValueError(
+                f"'{info.folder}' holds none of the series that the model looks at ({', '.join(looked_at)}); "
+                f"it has {', '.join(spec.views) or 'no series of frames'}: prepare with their names"
+            )
+        spec, config = replace(spec, views=shared), ConfigDict({**config.to_dict(), "views": ()})
+    return Layout(embedder.volume_inputs, spec, config, arrays=held)
+
+
 def open_and_embed(
     shards: str | Path, split: str, embedder: Embedder, *, pooled: bool = False
 ) -> EmbeddedSplit:
@@ -194,8 +215,7 @@ def open_and_embed(
     except ValueError as error:
         raise NotEvaluable(str(error)) from None
     held = held_arrays(info)
-    spec, config = DataSpec.of(info, embedder.tokenizer), embedder.layout.config
-    layout = Layout(embedder.volume_inputs, spec, config, arrays=held)
+    layout = _layout(embedder, info, held)
     wanted = dict.fromkeys((*layout.reads, *DESCRIBES, *TEXT_FIELDS))
     records = open_split(info, split, fields=[name for name in wanted if name in held])
     return embed_split(

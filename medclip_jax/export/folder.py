@@ -112,6 +112,7 @@ def folder_config(model: Model) -> dict[str, Any]:
         "crop": model.crop,
         "modality": model.modality,
         **({} if model.percentiles is None else {"percentiles": list(model.percentiles)}),
+        **({"series": [series.to_json() for series in model.series]} if model.series else {}),
         **exported_data(model.config["data"], model.objective),
         "prompts": _prompts(model) if has_text else {},
         "findings": [

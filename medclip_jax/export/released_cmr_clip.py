@@ -20,6 +20,7 @@ from medclip_jax.models.bert import BertConfig
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.parameters import flatten, merge, split, unflatten
 from medclip_jax.reports.findings import CARDIAC_MR_DIAGNOSES, CARDIAC_MR_FINDINGS
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.weights.names import from_torch
 from medclip_jax.weights.text import assign
 from medclip_jax.weights.vision_checkpoint import read_checkpoint
@@ -91,7 +92,15 @@ def import_release(checkpoint: str | Path, text_encoder: str | Path, out: str | 
     tokenizer = load_tokenizer(folder)
     release = convert_release(read_checkpoint(checkpoint), BertConfig.from_hf(folder), tokenizer)
     config = release.config.to_dict()
-    model = Model(release.objective, release.spec, tokenizer, config, modality="MR", progress=False)
+    model = Model(
+        release.objective,
+        release.spec,
+        tokenizer,
+        config,
+        modality="MR",
+        series=_series(release.spec),
+        progress=False,
+    )
     write_folder(model, out, card=_card(release.spec, config))
     return release
 
@@ -241,6 +250,25 @@ def _config(
     )
     objective.embedding_width = len(state_dict[f"{_PROJECTIONS['vision_projection']}.bias"])
     return config
+
+
+def _series(spec: DataSpec) -> tuple[SeriesSettings, ...]:
+    """How studies are prepared: complete pictures resized, of cines the middle slice, as its code does.
+
+    How its intensities came to 8 bits is not published: they are taken between two percentiles.
+    """
+    return tuple(
+        SeriesSettings(
+            name,
+            (None, *spec.frame_shape),
+            (None, None, None),
+            "MR",
+            (1.0, 99.0),
+            required=False,
+            frames="middle" if name.startswith("cine") else "all",
+        )
+        for name in spec.views
+    )
 
 
 def _card(spec: DataSpec, config: Mapping[str, Any]) -> str:

@@ -14,13 +14,16 @@ import jax
 import numpy as np
 from flax import nnx
 
+from medclip_jax.evaluation.embedder import VolumeInputs
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means
-from medclip_jax.inference.model import Center, Model
+from medclip_jax.inference.arguments import Center
+from medclip_jax.inference.model import Model
 from medclip_jax.inference.preparation import Preparation, Prepared
 from medclip_jax.inference.scans import Entry
+from medclip_jax.inference.studies import PreparedStudy, StudyPreparation
 from medclip_jax.inference.table import Failure, Row
 from medclip_jax.shards.pool import map_in_order
-from medclip_jax.volumes import AIR_HU, VolumeRejected
+from medclip_jax.volumes import VolumeRejected
 
 _FEW = 8
 """So many scans are prepared in this process: starting others would take longer."""
@@ -72,32 +75,32 @@ def embed_scans(
         workers if len(todo) > _FEW else 1,
         _died,
     )
-    waiting: deque[list[tuple[int, Prepared | _Reason]]] = deque()
-    found: list[tuple[int, Prepared | _Reason]] = []
+    waiting: deque[list[tuple[int, _Outcome]]] = deque()
+    found: list[tuple[int, _Outcome]] = []
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[VolumeInputs]:
         nonlocal found
         for _, members in groupby(todo, key=lambda index: index // size):
-            rows = np.full((size, *model.spec.shape), AIR_HU, np.int16)
-            is_empty = True
-            for index in members:
-                outcome = next(outcomes)
-                found.append((index, outcome))
-                if isinstance(outcome, Prepared):
-                    rows[index % size] = outcome.voxels
-                    is_empty = False
-            if not is_empty:  # else what failed goes along with the next batch
+            given = [(index, next(outcomes)) for index in members]
+            found += given
+            rows = {index % size: one.inputs for index, one in given if not isinstance(one, _Reason)}
+            if rows:  # else what failed goes along with the next batch
                 waiting.append(found)
                 found = []
-                yield rows
+                # Rows of nothing repeat one that is there: no row depends on the others.
+                filler = next(iter(rows.values()))
+                yield {
+                    name: np.stack([rows.get(place, filler)[name] for place in range(size)])
+                    for name in filler
+                }
 
     try:
-        for vectors in model.embedder.stream({"volume": rows} for rows in batches()):
+        for vectors in model.embedder.stream(batches()):
             for index, outcome in waiting.popleft():
-                if isinstance(outcome, Prepared):
-                    yield _row(entries[index], vectors[index % size], outcome.notes)
-                else:
+                if isinstance(outcome, _Reason):
                     yield Failure(entries[index], outcome.code, outcome.text)
+                else:
+                    yield _row(entries[index], vectors[index % size], outcome.notes)
         for index, outcome in found:
             yield Failure(entries[index], outcome.code, outcome.text)
     finally:
@@ -131,6 +134,7 @@ def describe_origin(
         "spacing": list(model.spec.spacing),
         "crop": model.crop,
         "modality": model.modality,
+        **_frames_of(model),
         **({} if model.percentiles is None else {"percentiles": list(model.percentiles)}),
         "center": None if center is None else [float(number) for number in center],
         # Not where they are as they always were, so that older files are known again.
@@ -142,13 +146,26 @@ def describe_origin(
 _Task = tuple[Any, Center, str | None, str | None, str]
 """Path, center, series, kernel, rule."""
 
+_Outcome = Prepared | PreparedStudy | _Reason
 
-def _attempt(task: _Task, preparation: Preparation) -> Prepared | _Reason:
+
+def _attempt(task: _Task, preparation: Preparation | StudyPreparation) -> _Outcome:
     path, center, series, kernel, rule = task
     try:
         return preparation.read(path, center, series=series, kernel=kernel, rule=rule)
     except VolumeRejected as rejection:
         return _Reason(rejection.code, str(rejection))
+
+
+def _frames_of(model: Model) -> dict[str, Any]:
+    """What vectors of studies depend on besides; {} for models that read scans."""
+    if not model.reads_studies:
+        return {}
+    data = model.config["data"]
+    return {
+        "series": [series.to_json() for series in model.series],
+        "frames": [data["frames"], list(data["views"])],
+    }
 
 
 def _row(entry: Entry, embedding: Embeddings, notes: tuple[str, ...]) -> Row:

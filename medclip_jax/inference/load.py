@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from medclip_jax.reports.tokenizer import Tokenizer
     from medclip_jax.shards.read import PreparedInfo
+    from medclip_jax.shards.series import SeriesSettings
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class _Trained:
     modality: str
     definitions: Findings
     percentiles: tuple[float, float] | None
+    series: tuple[SeriesSettings, ...]
 
 
 def load(
@@ -107,6 +109,7 @@ def load(
         crop=trained.crop,
         modality=trained.modality,
         percentiles=trained.percentiles,
+        series=trained.series,
         batch_size=batch_size,
         progress=progress,
         source=os.fspath(source),
@@ -162,6 +165,7 @@ def _read_exported(folder: Path, dtype: str | None) -> _Trained:
         modality=exported.modality,
         definitions=exported.definitions,
         percentiles=exported.percentiles,
+        series=exported.series,
     )
 
 
@@ -206,6 +210,7 @@ def _read_workdir(
         crop=kind["crop"],
         modality=kind["modality"],
         percentiles=kind["percentiles"],
+        series=tuple(series for series in info.series if series.frames),
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int16
+from ml_collections import ConfigDict
 
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import encode_prompts
@@ -21,12 +21,27 @@ from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.sentence_maps import SentenceMap, ground_sentences
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, means, similarity
 from medclip_jax.evaluation.zero_shot import pair_scores
+from medclip_jax.fields import Layout
+from medclip_jax.inference.arguments import (
+    Center,
+    Pair,
+    as_centers,
+    as_findings,
+    as_list,
+    as_prompts,
+    as_studies,
+    as_text,
+    as_texts,
+    is_single,
+)
 from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Prepared, Scan
+from medclip_jax.inference.studies import Study, StudyPreparation
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.reports.definitions import BUILT_IN, Findings
-from medclip_jax.reports.prompts import Prompts, prompts_of
+from medclip_jax.reports.prompts import prompts_of
+from medclip_jax.shards.grid import frame_kind
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.work import available_cores
-from medclip_jax.volumes import Volume, is_image
 from medclip_jax.volumes.images import is_array, to_array
 
 if TYPE_CHECKING:
@@ -34,13 +49,6 @@ if TYPE_CHECKING:
 
 _READERS = 8
 """Threads that decode, at most: each holds a whole scan."""
-
-Center = Sequence[float] | None
-"""World RAS mm of the crop's middle; None for the scan's middle."""
-
-
-Pair = tuple[str | Sequence[str], str | Sequence[str]]
-"""A positive and a negative sentence, or several of each."""
 
 
 class Hit(NamedTuple):
@@ -70,6 +78,7 @@ class Model:
         batch_size: volumes for each call of the model, until the first call.
         progress: whether to draw bars.
         source: where it was loaded from, as `repr` shows it.
+        series: what became of the series of frames of its training, for a model that reads studies of them.
         definitions: the findings that it knows by name, with their prompts.
     """
 
@@ -86,6 +95,7 @@ class Model:
         batch_size: int = 4,
         progress: bool = True,
         source: str = "",
+        series: tuple[SeriesSettings, ...] = (),
         definitions: Findings = BUILT_IN,
     ):
         self.objective = objective
@@ -98,18 +108,14 @@ class Model:
         self.batch_size = batch_size
         self.progress = progress
         self.source = source
+        self.series = series
         self.definitions = definitions
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.objective, nnx.Param)))
-        size = " x ".join(map(str, self.spec.shape))
-        grid = "(depth, height, width), to which the complete scan is resized"
-        if None not in self.spec.spacing:
-            spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
-            grid = f"of {spacing} mm (depth, height, width), crop around: {self.crop}"
         lines = [
             f"medclip_jax.Model({self.config['objective']['name']!r}, {count / 1e6:.3g} million parameters)",
-            f"  scans:     {self.modality}, {size} voxels {grid}",
+            self._describe_studies() if self.reads_studies else self._describe_scans(),
         ]
         for tower, what in self.objective.towers().items():
             lines.append(f"  {tower}: {what}")
@@ -120,11 +126,26 @@ class Model:
             lines.append(f"  from:      {self.source}")
         return "\n".join(lines)
 
+    def _describe_scans(self) -> str:
+        size = " x ".join(map(str, self.spec.shape))
+        grid = "(depth, height, width), to which the complete scan is resized"
+        if None not in self.spec.spacing:
+            spacing = " x ".join(f"{step:g}" for step in self.spec.spacing)
+            grid = f"of {spacing} mm (depth, height, width), crop around: {self.crop}"
+        return f"  scans:     {self.modality}, {size} voxels {grid}"
+
+    def _describe_studies(self) -> str:
+        names = ", ".join(series.name for series in self.preparation.wanted)
+        return f"  studies:   {self.config['data']['frames']} frames of {names}: {frame_kind(self.series)}"
+
+    @property
+    def reads_studies(self) -> bool:
+        """Whether it embeds studies of several series of frames, and not volumes."""
+        return bool(self.series) and "volume" not in self.objective.volume_inputs
+
     @cached_property
     def embedder(self) -> Embedder:
         """The compiled embedding functions; the evaluators take it, too."""
-        from ml_collections import ConfigDict
-
         return Embedder(
             self.objective,
             self.spec,
@@ -137,8 +158,12 @@ class Model:
         )
 
     @property
-    def preparation(self) -> Preparation:
-        """What scans go through; it can be handed to other processes."""
+    def preparation(self) -> Preparation | StudyPreparation:
+        """What scans, or studies, go through; it can be handed to other processes."""
+        if self.reads_studies:
+            fields = self.objective.volume_inputs
+            layout = Layout(fields, self.spec, ConfigDict(self.config["data"]))
+            return StudyPreparation(self.series, layout, fields)
         return Preparation(self.spec.shape, self.spec.spacing, self.crop, self.modality, self.percentiles)
 
     @property
@@ -150,6 +175,7 @@ class Model:
             "crop": self.crop,
             "modality": self.modality,
             "percentiles": self.percentiles,
+            "frames": frame_kind(self.series),
         }
 
     @property
@@ -178,7 +204,31 @@ class Model:
         """
         return self._prepared(scan, center).voxels
 
+    def prepare_study(self, study: Study) -> dict[str, np.ndarray]:
+        """Bring a study of several series to the form a model of frames was trained on.
+
+        Args:
+            study: the path of its folder, with files or DICOM folders named as the series are, or with a
+                table `series.csv`, see `inference.studies.series_in`; or a mapping of series to paths.
+
+        Returns:
+            The batch fields that the model embeds, such as `frames` (T, H, W), `view` and `frame_valid` (T,).
+
+        Raises:
+            medclip_jax.volumes.VolumeRejected: the study cannot be used; the message says what to do.
+            ValueError: the model reads scans; or several files for one series.
+            TypeError: nothing that stands for a study.
+        """
+        if not self.reads_studies:
+            raise ValueError("the model reads scans, and no studies of frames: call prepare")
+        return dict(self.preparation(study).inputs)
+
     def _prepared(self, scan: Scan, center: Center) -> Prepared:
+        if self.reads_studies:
+            raise NotEvaluable(
+                "the model reads studies of several series, and no volumes: call prepare_study, "
+                "embed_volumes or zero_shot with study folders, or mappings of series to paths"
+            )
         prepared = self.preparation(scan, center)
         if CENTER_ASSUMED in prepared.notes:
             warnings.warn(
@@ -198,6 +248,7 @@ class Model:
 
         Args:
             volumes: one scan or a list of several, see `prepare`; or an (N, D, H, W) array of prepared ones.
+                Of a model of frames, one study or several, see `prepare_study`.
             center: as in `prepare`, one for every scan, or a list with one (or None) for each.
 
         Returns:
@@ -208,8 +259,13 @@ class Model:
             medclip_jax.volumes.VolumeRejected, ValueError, TypeError: as `prepare`; also without any scan,
                 and for another number of centers than of scans.
         """
-        scans = _as_list(volumes)
-        centers = _centers(center, len(scans))
+        if self.reads_studies:
+            if center is not None:
+                raise ValueError("pictures of a study are cut around their middle: give no center")
+            studies = as_studies(volumes)
+            return self.embedder.volumes(len(studies), lambda index: self.prepare_study(studies[index]))
+        scans = as_list(volumes)
+        centers = as_centers(center, len(scans))
         return self.embedder.volumes(
             len(scans), lambda index: {"volume": self.prepare(scans[index], center=centers[index])}
         )
@@ -228,7 +284,7 @@ class Model:
             ValueError: no text, or an empty one.
             TypeError: something else than texts.
         """
-        return self.embedder.texts(_as_texts(texts))
+        return self.embedder.texts(as_texts(texts))
 
     def zero_shot(
         self,
@@ -262,10 +318,10 @@ class Model:
             ValueError: no finding, a pair that is not one, or two with the same positive sentence.
             medclip_jax.volumes.VolumeRejected: a file cannot be used; the message names it.
         """
-        wanted = _as_findings(findings)
+        wanted = as_findings(findings)
         pairs = {name: self.embed_pair(finding, template) for name, finding in wanted.items()}
         found = self.scores(self.embed_volumes(volumes, center=center), pairs)
-        return found[0] if _is_single(volumes) else found
+        return found[0] if is_single(volumes) else found
 
     def embed_pair(self, finding: str | Pair, template: str = "there_is") -> tuple[Embeddings, Embeddings]:
         """A single vector of the positive prompts, and one of the negative.
@@ -281,7 +337,7 @@ class Model:
         if isinstance(finding, str):
             prompts = prompts_of(finding, template, definitions=self.definitions)
         else:
-            prompts = _as_prompts(finding)
+            prompts = as_prompts(finding)
         return encode_prompts(self.embed_texts, prompts)
 
     def scores(
@@ -325,7 +381,7 @@ class Model:
             TypeError: several texts.
             ValueError: a count below 1, vectors of another length than the model's, or as `embed_volumes`.
         """
-        query = self.embed_texts(_as_text(text))
+        query = self.embed_texts(as_text(text))
         if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"count={count!r}: how many hits, 1 or more")
         if isinstance(volumes, Gaussians):
@@ -368,14 +424,14 @@ class Model:
         """
         from medclip_jax.reports.names import is_finding
 
-        text = _as_text(text)
+        text = as_text(text)
         if is_finding(text, definitions=self.definitions):
             sentences = prompts_of(text, definitions=self.definitions).positive
         else:
             sentences = (text,)
         positive = averaged(self.embed_texts(sentences))
-        negative = None if against is None else self.embed_texts(_as_text(against))[0]
-        if not _is_single(volume):
+        negative = None if against is None else self.embed_texts(as_text(against))[0]
+        if not is_single(volume):
             raise TypeError("explain takes one scan, see `prepare`: call it for each of several")
         prepared = self._prepared(volume, center)
         found = heat_map(self.objective, prepared.voxels, positive, negative, first_layer=first_layer)
@@ -403,92 +459,9 @@ class Model:
         from medclip_jax.reports.sentences import split_sentences
 
         given = split_sentences(sentences) if isinstance(sentences, str) else sentences
-        texts = _as_texts(given)
-        if not _is_single(volume):
+        texts = as_texts(given)
+        if not is_single(volume):
             raise TypeError("ground takes one scan, see `prepare`: call it for each of several")
         prepared = self._prepared(volume, center)
         maps = ground_sentences(self.embedder, prepared.voxels, texts)
         return [replace(found, grid=prepared.grid, source=prepared.source) for found in maps]
-
-
-def _is_single(volumes: Any) -> bool:
-    if isinstance(volumes, str | os.PathLike | Volume) or is_image(volumes):
-        return True
-    return is_array(volumes) and np.ndim(volumes) == 3
-
-
-def _as_list(volumes: Any) -> list[Scan]:
-    if _is_single(volumes):
-        return [volumes]
-    if is_array(volumes):
-        if np.ndim(volumes) != 4:
-            raise ValueError(
-                f"an array of {np.ndim(volumes)} axes: prepared volumes have three, several of them four"
-            )
-        return list(to_array(volumes))
-    if isinstance(volumes, bytes | Mapping | Set) or not isinstance(volumes, Iterable):
-        raise TypeError(f"give a scan or a list of scans, not {type(volumes).__name__}; see Model.prepare")
-    scans = list(volumes)
-    if not scans:
-        raise NotEvaluable("no volumes were given")
-    return scans
-
-
-def _as_text(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"give one text, not {type(text).__name__}: call it for each of several")
-    return text
-
-
-def _as_texts(texts: Any) -> list[str]:
-    if isinstance(texts, bytes | Mapping | Set) or not isinstance(texts, Iterable):
-        raise TypeError(f"give a text or a list of texts, not {type(texts).__name__}")
-    found = [texts] if isinstance(texts, str) else list(texts)
-    if not found:
-        raise ValueError("no text was given")
-    for text in found:
-        if not isinstance(text, str):
-            raise TypeError(f"a text is a string, not {type(text).__name__}: {text!r:.80}")
-        if not text.strip():
-            raise ValueError("a text is empty: its vector would say nothing")
-    return found
-
-
-def _as_prompts(finding: Any) -> Prompts:
-    sides = tuple(finding) if isinstance(finding, Sequence) else ()
-    sides = tuple((side,) if isinstance(side, str) else side for side in sides)
-    lists = all(isinstance(side, list | tuple) and side for side in sides)
-    if len(sides) != 2 or not lists or not all(isinstance(text, str) for side in sides for text in side):
-        raise ValueError(
-            f"{finding!r}: give the name of a finding, or two sentences, (positive, negative), or two lists"
-        )
-    return Prompts(*map(tuple, sides))
-
-
-def _as_findings(findings: Any) -> dict[str, str | Pair]:
-    """What the results call each finding, to its name or its prompts."""
-    if isinstance(findings, Mapping) or not isinstance(findings, Iterable):
-        raise TypeError(f"give a list of findings, not {type(findings).__name__}")
-    given = [findings] if isinstance(findings, str) else list(findings)
-    if not given:
-        raise ValueError("no finding was given")
-    wanted: dict[str, str | Pair] = {}
-    for finding in given:
-        name = finding if isinstance(finding, str) else _as_prompts(finding).positive[0]
-        if wanted.setdefault(name, finding) != finding:
-            raise ValueError(f"{name!r} stands for two different pairs: one of them would be lost")
-    return wanted
-
-
-def _centers(center: Any, count: int) -> list[Center]:
-    """One center for each scan."""
-    if center is not None and (isinstance(center, str) or not hasattr(center, "__len__")):
-        raise ValueError(f"center must be three numbers, RAS mm, not {center!r}")
-    is_one = center is None or (len(center) == 3 and all(np.isscalar(number) for number in center))
-    centers = [center] * count if is_one else list(center)
-    if len(centers) != count:
-        raise ValueError(
-            f"{len(centers)} centers for {count} scans: give one (x, y, z) for all, or a list with one for "
-            "each, None where the scan's middle is meant"
-        )
-    return centers

@@ -53,6 +53,11 @@ class Prepared:
     grid: Grid | None = None
     source: Grid | None = None
 
+    @property
+    def inputs(self) -> dict[str, Int16[np.ndarray, "D H W"]]:
+        """The batch fields that a model embeds, without the batch axis."""
+        return {"volume": self.voxels}
+
 
 @dataclass(frozen=True)
 class Preparation:

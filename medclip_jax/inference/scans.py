@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medclip_jax.corpora.cells import looks_like_scan
 from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES
+from medclip_jax.corpora.study import Series
 from medclip_jax.corpora.tables import open_table, plain_name
 from medclip_jax.progress import track_each
 from medclip_jax.shards.pool import map_in_order
@@ -37,14 +38,14 @@ class Entry:
         scan: its path as it was given or found; what the results call it. Where several series lie in one
             folder, the folder, "#" and a short name of the series. Always text: what is not UTF-8 in a file
             name is written as ``\\xNN``.
-        path: where it lies: a file, a folder, or the files of a DICOM series.
+        path: where it lies: a file, a folder, or the files of a DICOM series; of a study, its series.
         id: carried over from a list.
         center: RAS mm of the crop's middle, from a list.
         series: which DICOM series of the folder, from a list: SeriesInstanceUID or SeriesNumber.
     """
 
     scan: str
-    path: Path | tuple[Path, ...]
+    path: Path | tuple[Path, ...] | tuple[Series, ...]
     id: str | None = None
     center: tuple[float, float, float] | None = None
     series: str | None = None

@@ -7,8 +7,9 @@ from typing import Any
 
 from medclip_jax.shards.read import PreparedInfo
 from medclip_jax.shards.record import VOLUME
+from medclip_jax.shards.series import SeriesSettings
 
-_KEYS = ("shape", "spacing", "crop", "modality", "percentiles")
+_KEYS = ("shape", "spacing", "crop", "modality", "percentiles", "frames")
 
 
 def volume_kind(info: PreparedInfo) -> dict[str, Any]:
@@ -19,17 +20,39 @@ def volume_kind(info: PreparedInfo) -> dict[str, Any]:
 
     Returns:
         shape (D, H, W) in voxels, spacing in mm (None where scans are resized), what they are centered on,
-        the modality, and the percentiles that window its intensities or None. Of records without `volume`,
-        shape and spacing are ().
+        the modality, and the percentiles that window its intensities or None; and of series of frames what
+        their pictures are, in words. Of records without `volume`, shape and spacing are ().
     """
     volume = next((series for series in info.series if series.name == VOLUME), None)
+    first = volume or next(iter(info.series), None)
     return {
         "shape": tuple(info.shape),
         "spacing": tuple(info.spacing),
         "crop": str(info.settings.get("crop", "center")),
-        "modality": "CT" if volume is None else volume.modality,
+        "modality": "CT" if first is None else first.modality,
         "percentiles": None if volume is None else volume.percentiles,
+        "frames": frame_kind(info.series),
     }
+
+
+def frame_kind(series: Sequence[SeriesSettings]) -> str | None:
+    """What the pictures of series of frames have in common; which series there are makes no difference.
+
+    Args:
+        series: of a prepared set, or of a model.
+
+    Returns:
+        Sizes and intensities in words; None where none is of frames.
+    """
+    found = {(one.shape[1:], one.spacing[1:], one.percentiles, one.modality) for one in series if one.frames}
+    told = [
+        f"{shape[0]} x {shape[1]} pixels"
+        + ("" if None in spacing else f" of {spacing[0]:g} x {spacing[1]:g} mm")
+        + ("" if percentiles is None else " within percentiles {:g} to {:g}".format(*percentiles))
+        + f" ({modality})"
+        for shape, spacing, percentiles, modality in found
+    ]
+    return ", ".join(sorted(told)) or None
 
 
 def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -58,19 +81,25 @@ def refuse_other_kind(trained: Mapping[str, Any], given: Mapping[str, Any], what
         ValueError: they differ; the message says in what, and how to prepare them.
     """
     if found := differences(trained, given):
-        more = " --shape " + " ".join(f"{size:g}" for size in trained["shape"])
-        if None in trained["spacing"]:
-            more += " --fit resize"
-        else:
-            more += " --spacing " + " ".join(f"{step:g}" for step in trained["spacing"])
-        more += "" if trained["crop"] == "center" else f" --crop {trained['crop']}"
-        if trained.get("percentiles"):
-            more += " --percentiles {:g} {:g}".format(*trained["percentiles"])
+        more = _options(trained) if trained["shape"] else " the options of frames that it was trained with"
         raise ValueError(
             f"{what} are not of the kind that the model was trained on: {'; '.join(found)}. Prepare them "
             f"with{more}, or score the model on what it was not trained for with --other-grid "
             "(other_grid=True)"
         )
+
+
+def _options(trained: Mapping[str, Any]) -> str:
+    """Of `medclip prepare`, that make volumes of a kind."""
+    more = " --shape " + " ".join(f"{size:g}" for size in trained["shape"])
+    if None in trained["spacing"]:
+        more += " --fit resize"
+    else:
+        more += " --spacing " + " ".join(f"{step:g}" for step in trained["spacing"])
+    more += "" if trained["crop"] == "center" else f" --crop {trained['crop']}"
+    if trained.get("percentiles"):
+        more += " --percentiles {:g} {:g}".format(*trained["percentiles"])
+    return more
 
 
 def _alike(one: Any, other: Any) -> bool:

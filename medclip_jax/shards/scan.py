@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.reports.definitions import Findings
+from medclip_jax.shards.frames import prepare_frames
 from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
 from medclip_jax.shards.plan import Item, report_of, says_nothing
 from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, checksum, encode
 from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.settings import PrepareSettings
 from medclip_jax.volumes import Volume, VolumeRejected, crop_and_resample, mask_center, read_volume
-from medclip_jax.volumes.frames import Frames, fit_frames, read_frames
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
 
@@ -106,18 +106,20 @@ def _make_record(
     notes = list(item.notes)
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
     masks, center = None, None
-    scans: dict[str, Volume | Frames] = {}
+    scans: dict[str, Volume] = {}
+    frames: dict[str, np.ndarray] = {}
     provenance: dict[str, dict[str, object]] = {}
     organs = None
     for series in (one for one in settings.all_series if one.name in {given.name for given in study.series}):
-        scan = _read(study, series, settings)
-        found = list(scan.notes)
-        provenance[series.name] = dict(scan.provenance)
-        if isinstance(scan, Frames):
-            kept = scan.middle() if series.frames == "middle" else scan
-            scans[series.name], more = fit_frames(kept, series.shape[1:], series.spacing[1:])
-            notes += [f"{note}:{series.name}" for note in (*found, *more)]
+        given = next(given for given in study.series if given.name == series.name)
+        if series.frames:
+            prepared = prepare_frames(given, series)
+            frames |= prepared.arrays
+            provenance[series.name] = dict(prepared.provenance)
+            notes += prepared.notes
             continue
+        scan = _read(given, series, settings)
+        found = list(scan.notes)
         if masks is None:  # after the first scan: what is wrong with it is the reason that helps most
             masks = read_masks(study, wanted) if wanted else {}
             center, more = _crop_center(study, settings, masks)
@@ -127,6 +129,7 @@ def _make_record(
         if series.name == VOLUME and schema.organs and masks:
             organs, more = occupancy(masks, schema.organs, scan, scans[VOLUME], schema.cell)
             found += more
+        provenance[series.name] = dict(scan.provenance)
         notes += found if not settings.series else [f"{note}:{series.name}" for note in found]
     if schema.organs and not masks:
         notes.append("organs-missing")
@@ -138,7 +141,13 @@ def _make_record(
         "id": item.id,
         "study": item.study_hash,
         "patient": item.patient_hash,
-        **_scan_arrays(scans, settings),
+        **frames,
+        **{name: scan.voxels for name, scan in scans.items()},
+        **{
+            series.spacing_array: np.array(scans[series.name].spacing, np.float32)
+            for series in settings.all_series
+            if series.spacing_array and series.name in scans
+        },
         "report": report,
         "findings_text": findings_text,
         "impression": impression,
@@ -156,33 +165,9 @@ def _make_record(
     return record, provenance if settings.series else provenance[VOLUME], tuple(dict.fromkeys(notes))
 
 
-def _scan_arrays(scans: dict[str, Volume | Frames], settings: PrepareSettings) -> dict[str, np.ndarray]:
-    """The arrays of a record that its scans become."""
-    arrays: dict[str, np.ndarray] = {}
-    for series in (one for one in settings.all_series if one.name in scans):
-        scan = scans[series.name]
-        arrays[series.name] = scan.voxels
-        if isinstance(scan, Frames):
-            slices, phases, *size = scan.voxels.shape
-            arrays[series.name] = scan.voxels.reshape(slices * phases, *size)
-            arrays[series.frames_array] = np.array([slices, phases], np.int32)
-        if series.spacing_array:
-            arrays[series.spacing_array] = np.array(scan.spacing, np.float32)
-    return arrays
-
-
-def _read(study: Study, settings: SeriesSettings, choice: PrepareSettings) -> Volume | Frames:
+def _read(series: Series, settings: SeriesSettings, choice: PrepareSettings) -> Volume:
     """Read one series of a study."""
-    series = next(given for given in study.series if given.name == settings.name)
     try:
-        if settings.frames:
-            return read_frames(
-                series.path,
-                modality=series.modality,
-                spacing=series.spacing,
-                series=series.uid or None,
-                percentiles=settings.percentiles,
-            )
         return read_volume(
             series.path,
             rescale=series.rescale,

@@ -16,12 +16,14 @@ from medclip_jax import objectives
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, unflatten
 from medclip_jax.reports.definitions import Findings
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.weights.exported_config import (
     check_config,
     check_same,
     is_exported,
     percentiles_of,
     read_json,
+    series_of,
 )
 from medclip_jax.weights.files import read_weights
 from medclip_jax.weights.names import from_torch
@@ -48,6 +50,7 @@ class Exported:
         crop: what prepared volumes are centered on, see `shards.settings.PrepareSettings.crop`.
         modality: "CT" or "MR".
         percentiles: what windows an MR scan's intensities, None where nothing does.
+        series: what studies of series of frames become, () for models of volumes.
         params: nested parameters, float32 host arrays, as `parameters.split` gives them.
         variables: likewise what is no parameter, such as the running statistics of batch norm.
         graphdef: of the objective, see `parameters.split`.
@@ -58,6 +61,7 @@ class Exported:
     crop: str
     modality: str
     percentiles: tuple[float, float] | None
+    series: tuple[SeriesSettings, ...]
     params: Tree
     variables: Tree
     graphdef: nnx.GraphDef
@@ -128,7 +132,15 @@ def read_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Exporte
     found = unflatten(from_torch(weights, shapes, source=f"the weights in {path}"))
     params, variables = (select(found, flatten(tree)) for tree in trees)
     return Exported(
-        config, spec, config["crop"], config["modality"], percentiles_of(config), params, variables, graphdef
+        config,
+        spec,
+        config["crop"],
+        config["modality"],
+        percentiles_of(config),
+        series_of(config),
+        params,
+        variables,
+        graphdef,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from medclip_jax.objectives import OBJECTIVES, complete
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.reports.definitions import Findings
+from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes.modality import MODALITIES, check_percentiles
 
 MODEL_TYPE = "medclip"
@@ -69,8 +70,9 @@ def check_config(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]])
     _check(config.get("modality") in MODALITIES, "modality", config.get("modality"), " or ".join(MODALITIES))
     try:
         check_percentiles(percentiles_of(config), config["modality"])
+        series_of(config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"percentiles: {error}") from None
+        raise ValueError(f"percentiles or series: {error}") from None
     known = objective.get("name")
     names = [*OBJECTIVES, "package.module:Class"]
     is_name = isinstance(known, str) and (known in OBJECTIVES or ":" in known)
@@ -99,6 +101,15 @@ def percentiles_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
     """What windows an MR scan's intensities, by config.json; None where nothing does."""
     found = config.get("percentiles")
     return None if found is None else tuple(found)
+
+
+def series_of(config: Mapping[str, Any]) -> tuple[SeriesSettings, ...]:
+    """What studies of series of frames become, by config.json; () for a model of volumes.
+
+    Raises:
+        TypeError, ValueError: an entry is damaged.
+    """
+    return tuple(SeriesSettings(**series).checked() for series in config.get("series", ()))
 
 
 def check_same(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from medclip_jax.export.released_cmr_clip import SERIES, convert_release, import
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.reports.tokenizer import load_tokenizer, train_wordpiece
 from tests.export.twins import compiled
+from tests.made_frames import beating, write_nifti
 from tests.models.spacetime_twin import SpaceTime
 
 WIDTH, FRAMES, SIDE, PATCH, EMBEDDING = 128, 5, 3, 4, 20
@@ -166,3 +167,16 @@ class TestRefusals:
         given = [*map(str, arguments), "--orientation", "SPL"]
         assert main(["import", "--format", "cmr_clip", *given]) == 2
         assert "--orientation: of --format cardiac_clip; of cmr_clip all is known" in capsys.readouterr().err
+
+
+def test_a_study_as_its_files_lie(twin, text_encoder, tmp_path):
+    """The imported folder embeds studies: complete pictures, of cines the middle slice."""
+    torch.save(twin.state_dict(), tmp_path / "pytorch_model.bin")
+    import_release(tmp_path / "pytorch_model.bin", text_encoder, tmp_path / "out")
+    model = medclip_jax.load(tmp_path / "out", progress=False)
+    (tmp_path / "study").mkdir()
+    write_nifti(tmp_path / "study" / "cine_sa.nii.gz", beating(slices=3, phases=5))
+    prepared = model.prepare_study(tmp_path / "study")
+    assert prepared["frame_valid"].sum() == min(FRAMES, 5)
+    assert set(prepared["view"]) <= {SERIES.index("cine_sa"), -1}
+    assert np.isfinite(model.embed_volumes(tmp_path / "study")).all()
