@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from medclip_jax.corpora.columns import COLUMNS
@@ -110,17 +111,23 @@ class _SeriesReader(TableReader):
 def join_series(table: StudyTable) -> StudyTable:
     """Put studies of one series each together by patient and study.
 
-    What a study says may stand in one row or in several; rows that contradict each other reject it. Of
-    several rows of one series the first counts, the others are counted in a remark and noted.
+    What a study says may stand in one row or in several; rows that contradict each other reject it, and so
+    does a series that stands in several studies. Of several rows of one series of a study the first counts,
+    the others are counted in a remark and noted.
 
     Args:
         table: a study for each row.
     """
     groups: dict[tuple[str, str], list[Study]] = defaultdict(list)
+    claims: dict[tuple[Path, str], set[tuple[str, str]]] = defaultdict(set)
     for study in table.studies:
-        groups[study.patient_id, study.study_id].append(study)
+        owner = (study.patient_id, study.study_id)
+        groups[owner].append(study)
+        if study.has_scan:
+            claims[study.path, study.series[0].uid].add(owner)
+    shared = {place for place, owners in claims.items() if len(owners) > 1}
     repeated: list[int] = []
-    studies = tuple(_join(owner, rows, repeated) for owner, rows in groups.items())
+    studies = tuple(_join(owner, rows, repeated, shared) for owner, rows in groups.items())
     counts = Counter(series.name for study in studies for series in study.series if study.has_scan)
     told = ", ".join(f"{name} {counts[name]}" for name in in_order(counts))
     remarks = [*table.remarks, f"{len(table)} rows are {len(studies)} studies, with these series: {told}"]
@@ -143,7 +150,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (SERIES.index(name) if name in SERIES else len(SERIES), name))
 
 
-def _join(owner: tuple[str, str], rows: Sequence[Study], repeated: list[int]) -> Study:
+def _join(
+    owner: tuple[str, str], rows: Sequence[Study], repeated: list[int], shared: Collection[tuple[Path, str]]
+) -> Study:
+    """One study of its rows; those that repeat a series are added to `repeated`."""
     first = rows[0]
     differing: list[str] = []
 
@@ -182,6 +192,12 @@ def _join(owner: tuple[str, str], rows: Sequence[Study], repeated: list[int]) ->
         split=common("split", lambda row: row.split, None),
         notes=tuple(dict.fromkeys(notes)),
     )
+    if taken := [one.name for one in joined.series if (one.path, one.uid) in shared]:
+        message = (
+            f"The file of {', '.join(taken)} stands in rows of different patients or studies, and nobody can "
+            "tell which is right: correct the table."
+        )
+        return replace(joined, rejection=("volume-in-several-studies", message))
     if not differing:
         return joined
     message = (

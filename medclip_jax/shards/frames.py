@@ -12,6 +12,9 @@ from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes.frames import fit_frames, read_frames
 from medclip_jax.volumes.volume import VolumeRejected
 
+_MOVING = "cine"
+"""How the names of series begin that should show motion."""
+
 
 @dataclass(frozen=True)
 class PreparedFrames:
@@ -56,5 +59,7 @@ def prepare_frames(series: Series, settings: SeriesSettings) -> PreparedFrames:
         settings.frames_array: np.array([slices, phases], np.int32),
         settings.spacing_array: np.array(fitted.spacing, np.float32),
     }
+    if settings.name.startswith(_MOVING) and phases == 1:
+        notes = [*notes, "one-phase"]
     named = tuple(f"{note}:{settings.name}" for note in (*frames.notes, *notes))
     return PreparedFrames(arrays, named, frames.provenance)

@@ -94,6 +94,18 @@ def test_rows_that_contradict_each_other_reject_the_study(tmp_path, column, valu
     assert cmr(write_table(tmp_path, rows)).studies[0].rejection is None
 
 
+def test_a_file_in_several_studies_rejects_them(tmp_path):
+    rows = [row(patient, "1", "cine_sa", f"{patient}.nii", report="R.") for patient in ("P1", "P2", "P3")]
+    rows.append(row("P2", "1", "lge_sa", "P1.nii"))
+    studies = cmr(write_table(tmp_path, rows)).studies
+    assert [study.rejection and study.rejection[0] for study in studies] == [
+        "volume-in-several-studies",
+        "volume-in-several-studies",
+        None,
+    ]
+    assert "The file of lge_sa stands in rows of different patients" in studies[1].rejection[1]
+
+
 def test_studies_numbered_anew_for_each_patient_are_told_apart(tmp_path):
     rows = [row(patient, "1", "cine_sa", f"{patient}.nii", report="R.") for patient in ("P1", "P2")]
     table = cmr(write_table(tmp_path, rows))
@@ -175,6 +187,34 @@ def test_the_command(archive, tmp_path, capsys):
             content = path.read_bytes()
             assert not any(secret in content for secret in (b"DOE", b"ACC0", str(tmp_path).encode()))
     assert main(["inspect", str(out), "--count", "2"]) == 0
+
+
+def test_dicom_series_of_one_folder(tmp_path):
+    from tests.volumes.test_dicom_frames import write_cine
+
+    pictures = beating(2, 4, 24)
+
+    def magnitude(header, place, phase):
+        header.SeriesInstanceUID, header.SeriesNumber = "1.2.3.4.5", 5
+        return True
+
+    def other(header, place, phase):
+        header.SeriesInstanceUID, header.SeriesNumber = "1.2.3.4.6", 6
+        return True
+
+    write_cine(tmp_path / "scan", pictures, magnitude)
+    write_cine(tmp_path / "scan" / "more", pictures[::-1], other)
+    said = {"report": "Normal.", "split": "train"}
+    rows = [row("P1", "S1", "cine_sa", "scan", **said), row("P2", "S2", "cine_sa", "scan", **said)]
+    rows[0]["series_uid"], rows[1]["series_uid"] = "1.2.3.4.5", "6"
+    rows.append(row("P3", "S3", "cine_sa", "scan", **said))
+    words = ("--corpus", "cmr", "--table", write_table(tmp_path, rows), "--out", tmp_path / "set")
+    assert prepare(*words, "--frame-shape", 24, 24, "--frame-spacing", 1.5, 1.25) == 0
+    entries = {entry["row"]: entry for entry in read_manifest(tmp_path / "set")}
+    assert entries[1]["notes"] == entries[2]["notes"] == ["duplicate-report"]
+    # Nobody says which of the two is meant.
+    assert entries[3]["reason"] == "same-place-and-time"
+    assert "`series_uid`" in entries[3]["message"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,13 @@ def test_a_bad_series_is_rejected_by_name(studies, tmp_path):
     assert entry["message"].startswith("Series 'cine_sa': All 8 phases show the same picture")
 
 
+def test_a_single_phase_of_a_cine_is_noted(studies, tmp_path):
+    write_nifti(studies[0].path, beating(phases=1))
+    info = prepare(studies, tmp_path / "set", SETTINGS, **QUIET)
+    notes = {entry["row"]: entry["notes"] for entry in read_manifest(info.folder)}
+    assert (notes[1], notes[2]) == (["one-phase:cine_sa"], [])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
