@@ -112,7 +112,9 @@ class FewShotResult:
             return None
         task, rows = self.group, []
         for place, name in enumerate(task.classes):
-            cells = [_mean_and_spread(task.recall[shots][:, place]) for shots in self.shots]
+            cells = [TOO_FEW] * len(self.shots)
+            if task.scored[place] >= FEWEST:
+                cells = [_mean_and_spread(task.recall[shots][:, place]) for shots in self.shots]
             rows.append((name, str(task.learned[place]), str(task.scored[place]), *cells))
         rows.append(self._means("accuracy", sum(task.learned), sum(task.scored), task.accuracy))
         rows.append(("chance", "", "", *[number(1 / len(task.classes))] * len(self.shots)))

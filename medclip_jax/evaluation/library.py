@@ -15,7 +15,15 @@ from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, Encode
 from medclip_jax.evaluation.metrics import Interval, mean_of_defined, percentile_interval
 from medclip_jax.evaluation.pictures import View, view_arrays, views_of
 from medclip_jax.evaluation.ranking import precision_at_k
-from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, number, with_interval
+from medclip_jax.evaluation.results import (
+    FEWEST,
+    TOO_FEW,
+    NotEvaluable,
+    Table,
+    chosen_findings,
+    number,
+    with_interval,
+)
 from medclip_jax.evaluation.similarity import describe, similarity
 from medclip_jax.evaluation.tasks import GROUP, class_of_each
 
@@ -113,14 +121,18 @@ class LibraryResult:
         """One line for each class or finding."""
         rows = []
         for name, found in self.neighborhoods.items():
-            cells = [with_interval(value, found.intervals.get(k)) for k, value in found.precision.items()]
+            cells = [TOO_FEW] * len(self.ks)
+            if found.queries >= FEWEST:
+                cells = [with_interval(value, found.intervals.get(k)) for k, value in found.precision.items()]
             rows.append((name, str(found.queries), number(found.chance), *cells))
-        if found := self._findings:
+        if found := [one for one in self._findings if one.queries >= FEWEST]:
             means = [mean_of_defined(one.precision[k] for one in found) for k in self.ks]
             chance = number(mean_of_defined(one.chance for one in found))
             rows.append(("mean of the findings", "", chance, *map(number, means)))
         header = ("shared with the query", "queries", "chance", *(f"P@{k}" for k in self.ks))
-        return Table("Library", header, tuple(rows), self.conditions)
+        few = {TOO_FEW: f"fewer than {FEWEST} queries, not in the mean"}
+        shown = any(TOO_FEW in row for row in rows)
+        return Table("Library", header, tuple(rows), {**self.conditions, **(few if shown else {})})
 
     def __str__(self) -> str:
         return str(self.table())
@@ -209,7 +221,7 @@ class _Agreement:
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], group: tuple[str, ...], single: Sequence[str]):
-        self.columns = columns
+        self.columns, self.group = columns, group
         self.classes = class_of_each(columns, group) if group else None
         # Name to (queries, known, the value that both must have).
         self._kinds: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -243,8 +255,9 @@ class _Agreement:
     def agrees(self, query: int, row: int) -> bool | None:
         """Whether a volume has the class of another; without classes, any of its findings."""
         if self.classes is not None:
-            one, other = self.classes[query], self.classes[row]
-            return bool(one == other) if min(one, other) >= 0 else None
+            own = self.classes[query]
+            status = self.columns[self.group[own]][row] if own >= 0 else 0
+            return {1: True, -1: False}.get(int(status))
         return bool(set(self.present(query)) & set(self.present(row)))
 
 

@@ -46,6 +46,7 @@ def classify(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier  # takes a second: not for whoever fits nothing
+    from threadpoolctl import threadpool_limits
 
     known = classes >= 0
     model = MLPClassifier(
@@ -57,7 +58,8 @@ def classify(
         n_iter_no_change=recipe.epochs + 1,  # all epochs, however the loss goes
         random_state=seed,
     )
-    with warnings.catch_warnings():
+    # Products of 16 rows are small: threads would wait for one another.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(inputs[known], classes[known])
     return model.predict_proba(queries).astype(np.float64)

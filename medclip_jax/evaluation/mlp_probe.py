@@ -114,7 +114,9 @@ class MlpProbeResult:
             return None
         task, rows = self.group, []
         for name, learned, scored in zip(task.classes, task.learned, task.scored, strict=True):
-            cells = [task.shown(f"{metric}/{name}") for metric in ("recall", "one_versus_rest")]
+            cells = [TOO_FEW] * 2
+            if scored >= FEWEST:
+                cells = [task.shown(f"{metric}/{name}") for metric in ("recall", "one_versus_rest")]
             rows.append((name, str(learned), str(scored), *cells))
         rows.append(("all", str(sum(task.learned)), str(sum(task.scored)), task.shown("accuracy"), ""))
         most = max(task.scored) / sum(task.scored)

@@ -99,7 +99,7 @@ def test_cases_show_other_patients_and_one_volume_of_a_study():
     split = made_split(studies=np.arange(90) // 2, patients=np.arange(90) // 6)
     result = library(split, pictures=4, neighbors=3, **given(CT))
     assert len(result.cases) == 4
-    texts = [text for text in split.texts["impression"]]
+    texts = list(split.texts["impression"])
     for case in result.cases:
         query = texts.index(case.query.text)
         rows = [texts.index(entry.text) for entry in case.found]
@@ -114,6 +114,29 @@ def test_cases_show_other_patients_and_one_volume_of_a_study():
     first = [next(name for name in CLASSES if name in case.query.present) for case in result.cases]
     assert first[:3] == list(CLASSES)
     assert first[3] == CLASSES[0]
+
+
+def test_agreement_follows_the_class_of_the_query():
+    split = made_split()
+    (case, *_) = library(split, pictures=1, neighbors=60).cases
+    texts = list(split.texts["impression"])
+    column = split.labels[CLASSES[0]]
+    column[texts.index(case.found[0].text)] = 0
+    (case, *_) = library(split, pictures=1, neighbors=60).cases
+    statuses = [column[texts.index(entry.text)] for entry in case.found]
+    assert [entry.agrees for entry in case.found] == [{1: True, -1: False}.get(one) for one in statuses]
+    assert {True, False, None} == {entry.agrees for entry in case.found}
+
+
+def test_few_queries_are_too_few_to_show():
+    split = made_split()
+    split.labels["pericardial_effusion"][np.flatnonzero(split.labels["pericardial_effusion"] == 1)[9:]] = -1
+    result = library(split)
+    rows = {row[0]: row[1:] for row in result.table().rows}
+    assert rows["pericardial_effusion"][0] == "9"
+    assert rows["pericardial_effusion"][2:] == ("too few", "too few")
+    assert "too few: fewer than 10 queries" in str(result)
+    assert 0 <= result.metrics()["P@5/pericardial_effusion"] <= 1
 
 
 def test_pictures_of_a_volume():
