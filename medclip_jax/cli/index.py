@@ -28,6 +28,7 @@ examples:
   medclip index PACS/ --out studies.csv
   medclip index PACS/ --out studies.csv --reports reports.csv --series-rule best
   medclip prepare --table studies.csv --out shards
+  medclip index PACS/ --frames --out series.csv     # cardiac MR: docs/how-to/cardiac-mr.md
 
 --reports is a CSV with a column accession (or accession_number, study, ...) and report (or findings,
 impression); its other columns go along. Series without a report, reports without a series, and series that
@@ -48,7 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reports", type=Path, metavar="CSV", help="reports, joined by accession number")
     parser.add_argument("--reports-key", metavar="COLUMN", help="of accession numbers in --reports")
     parser.add_argument("--encoding", help="of --reports (default: UTF-8, or what its first bytes say)")
-    parser.add_argument("--modality", choices=("CT", "MR"), default="CT", help="others are left out (CT)")
+    parser.add_argument(
+        "--modality", choices=("CT", "MR"), help="others are left out (CT; with --frames, MR)"
+    )
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="a row for each series of slices with any number of phases, for prepare --corpus cmr; the "
+        "column series is for you to fill in, by the description",
+    )
     parser.add_argument(
         "--kernel", metavar="NAME", help="one series an examination: soft, medium, sharp, or a name as 'B3*'"
     )
@@ -65,12 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Index; 0 when there is at least one row."""
-    from medclip_jax.corpora.dicom_index import join_reports, make_index, write_index
+    from medclip_jax.corpora.dicom_index import join_reports, make_frame_index, make_index, write_index
     from medclip_jax.shards.work import available_cores
     from medclip_jax.volumes.dicom_survey import join_folders, take_one_of_each_study
 
     if args.out.suffix != ".csv":
         raise ValueError(f"--out {args.out}: the table is a CSV file, name it .csv")
+    if args.frames and (args.kernel is not None or args.series_rule != "all"):
+        raise ValueError("--frames lists all series: leave --kernel and --series-rule out")
+    modality = args.modality or ("MR" if args.frames else "CT")
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: it must be 1 or more")
     for folder in args.folders:
@@ -85,10 +97,8 @@ def run(args: argparse.Namespace) -> int:
     dropped: Sequence[FoundSeries] = ()
     if args.kernel is not None or args.series_rule != "all":
         rule = "best" if args.series_rule == "all" else args.series_rule
-        series, dropped = take_one_of_each_study(
-            series, kernel=args.kernel, rule=rule, modality=args.modality
-        )
-    index = make_index(series, args.modality)
+        series, dropped = take_one_of_each_study(series, kernel=args.kernel, rule=rule, modality=modality)
+    index = (make_frame_index if args.frames else make_index)(series, modality)
     for found in dropped:
         accession = found.values["AccessionNumber"]
         text = "Another series of the examination was taken: see --series-rule and --kernel."
@@ -114,7 +124,10 @@ def run(args: argparse.Namespace) -> int:
     if not index.rows:
         why = f": {left_out} says why" if index.left_out else ": no DICOM slices were found"
         raise ValueError(f"no series can be prepared{why}")
-    if args.reports is not None:
+    if args.frames:
+        print("fill in the column series (cine_sa, lge_sa, ...; rows without are passed over), then:")
+        print(f"medclip prepare --corpus cmr --table {args.out} --out shards")
+    elif args.reports is not None:
         print(f"next: medclip prepare --table {args.out} --out shards")
     return 0
 

@@ -49,7 +49,7 @@ def cmr(
         One study for each patient and study id, in the order of their first rows.
 
     Raises:
-        TableError: as `corpora.folder.folder`; or a row without study or series.
+        TableError: as `corpora.folder.folder`; or a row without study, or none with a series.
     """
     table = read_table(
         csv_path,
@@ -76,7 +76,15 @@ class _SeriesReader(TableReader):
                     f"'{self._table.path}' lacks the column {_CMR_COLUMNS[column][0]!r}, which says {what}: "
                     "see docs/how-to/cardiac-mr.md"
                 )
-        rows = super()._rows()
+        given = super()._rows()
+        rows = [row for row in given if self._cell(row, "name")]
+        if unnamed := len(given) - len(rows):
+            if not rows:
+                raise TableError(
+                    f"'{self._table.path}' names no series: fill in the column "
+                    f"'{self._columns.names['name']}', such as {', '.join(SERIES)}"
+                )
+            self._remark(f"{unnamed} rows name no series, and are passed over")
         for row in rows:
             if not self._cell(row, "study"):
                 raise self._fail(row, "study", "empty; every row needs the id of its study")
@@ -98,8 +106,6 @@ class _SeriesReader(TableReader):
 
     def _series_name(self, row: Row) -> str:
         name = plain_name(self._cell(row, "name"))
-        if not name:
-            raise self._fail(row, "name", f"empty; say which series it is, such as {', '.join(SERIES)}")
         if not name.isidentifier():
             raise self._fail(row, "name", "must be a name of letters, digits and _, such as cine_sa")
         return name

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from medclip_jax.corpora.columns import COLUMNS
 from medclip_jax.corpora.tables import TableError, open_table, plain_name
 from medclip_jax.volumes.dicom_survey import FoundSeries
@@ -29,6 +31,9 @@ _REPORT_KEYS = (
     "study_instance_uid",
     "studyinstanceuid",
 )
+
+_NO_VOLUMES = ("several-phases", "single-slice", "missing-slices", "uneven-gaps", "sheared-grid")
+"""Why series of frames are no volumes, and are none the worse for it."""
 
 
 @dataclass
@@ -77,6 +82,48 @@ def make_index(series: Iterable[FoundSeries], modality: str = "CT") -> Index:
     return index
 
 
+def make_frame_index(series: Iterable[FoundSeries], modality: str = "MR") -> Index:
+    """One row for each series of slices with any number of phases, for `corpora.cmr`; its name is left open.
+
+    Args:
+        series: of the archive, with `KEYWORDS` among their values.
+        modality: of the series.
+    """
+    index = Index()
+    for found in series:
+        path, accession = _place(found), found.values["AccessionNumber"]
+        where = (path, found.uid or found.key, accession)
+        if found.modality != modality:
+            index.leave_out(*where, "wrong-modality", f"It is no {modality}: see --modality.")
+        elif found.facts is None and found.code not in _NO_VOLUMES:
+            index.leave_out(*where, found.code, found.message)
+        elif not _is_utf8(path):
+            index.leave_out(*where, "name-not-utf8", "Rename the folder: a table cannot hold its name.")
+        else:
+            index.rows.append(_frame_row(found, path))
+    return index
+
+
+def _frame_row(found: FoundSeries, path: str) -> dict[str, str]:
+    values = found.values
+    slices = len(np.unique(np.round(found.positions, 1), axis=0))
+    return {
+        "patient": values["PatientID"] or f"unknown-{values['StudyInstanceUID'] or found.key}",
+        "study": values["AccessionNumber"] or values["StudyInstanceUID"] or found.key,
+        "series": "",
+        "path": path,
+        "series_uid": found.uid or found.key,
+        "modality": found.modality,
+        "description": values["SeriesDescription"],
+        "slices": str(slices),
+        "phases": f"{len(found.positions) / slices:.3g}",
+        "number": values["SeriesNumber"],
+        "study_instance_uid": values["StudyInstanceUID"],
+        "study_date": values["StudyDate"],
+        "image_type": values["ImageType"].strip("[]").replace("'", "").replace(", ", "\\"),
+    }
+
+
 def join_reports(index: Index, table: Path, *, key: str | None = None, encoding: str | None = None) -> Index:
     """Give rows the cells of a table of reports, by accession number, else by StudyInstanceUID.
 
@@ -103,7 +150,7 @@ def join_reports(index: Index, table: Path, *, key: str | None = None, encoding:
     used: set[str] = set()
     for row in index.rows:
         number = next((number for number in _numbers(row) if number in reports), None)
-        where = (row["volume"], row["series"], row["study"])
+        where = (row.get("volume") or row["path"], row.get("series_uid") or row["series"], row["study"])
         if number is None:
             joined.leave_out(*where, "no-report", "The table of reports has no row of this examination.")
             continue

@@ -71,7 +71,8 @@ def read_corpus(name: str, place: Place) -> StudyTable:
     corpus = CORPORA[name]
     needed = corpus.options[0]
     if getattr(place, needed) is None:
-        what = {"table": "a CSV, see docs/how-to/data.md", "root": "the folder that it lies in"}[needed]
+        page = "cardiac-mr" if corpus.has_frames else "data"
+        what = {"table": f"a CSV, see docs/how-to/{page}.md", "root": "the folder that it lies in"}[needed]
         raise TableError(f"--corpus {name} needs --{needed}: {what}")
     for option in ("table", "root", "encoding", "sentences"):
         if option not in corpus.options and getattr(place, option) is not None:

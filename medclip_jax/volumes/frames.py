@@ -30,6 +30,8 @@ _DOWN_ON_SCREEN = np.array([0.0, -0.5, -1.0])
 One weighted sum for all planes: a short axis lies between them, and two patients whose hearts lean a little
 differently must not be shown in two ways."""
 
+_NIFTI = tuple(ending + z for ending in (".nii", ".hdr", ".img") for z in ("", ".gz"))
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -133,12 +135,13 @@ def fit_frames(
 def _read(path: Path, modality: str, series: str | None) -> Scan:
     """A series as the file has it; voxels (I, J, K) or (I, J, K, phase)."""
     try:
-        if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")) and path.stat().st_size:
-            return read_nifti(path, frames=True)
-        if path.is_file() and path.name.lower().endswith(".npy"):
-            return _read_array(path)
+        name = path.name.lower()
         if path.is_dir() or is_dicom(path):
             return read_dicom_frames(path, Wanted(series, modality=modality))
+        if path.is_file() and name.endswith(_NIFTI) and path.stat().st_size:
+            return read_nifti(path, frames=True)
+        if path.is_file() and name.endswith(".npy"):
+            return _read_array(path)
     except OSError as error:
         raise VolumeRejected(
             "unreadable",

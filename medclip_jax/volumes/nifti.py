@@ -215,7 +215,8 @@ def _spatial_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int
     if any(n > 1 for n in shape[3:]):
         raise VolumeRejected(
             "several-frames",
-            f"The file holds {int(np.prod(shape[3:]))} volumes in one array: write each to its own file."
+            f"The file holds {int(np.prod(shape[3:]))} volumes in one array: write each to its own file, "
+            "or prepare a moving MR series with --corpus cmr."
             if min(shape[:3]) > 1
             else "The file holds flat images along a fourth axis: stack them along the third one.",
         )

@@ -146,3 +146,52 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
 
 def test_help_says_that_it_is_private():
     assert "PRIVATE" in index.HELP
+
+
+def test_series_of_frames_go_into_prepare(tmp_path, capsys):
+    from tests.made_frames import beating
+    from tests.volumes.test_dicom_frames import write_cine
+
+    (tmp_path / "PACS").mkdir()
+    for study in range(2):
+        for number, (name, pictures) in enumerate(
+            {
+                "cine_sax": beating(3, 4, 24),
+                "lge": beating(2, 1, 24, seed=study),
+                "loc": beating(1, 1, 24),
+            }.items()
+        ):
+
+            def tags(header, place, phase, study=study, number=number, name=name):
+                header.PatientID, header.AccessionNumber = f"MRN{study}", f"ACC{study}"
+                header.StudyInstanceUID, header.SeriesInstanceUID = f"1.2.{study}", f"1.3.{study}.{number}"
+                header.SeriesNumber, header.SeriesDescription = number, name
+                return True
+
+            write_cine(tmp_path / "PACS" / f"{study}_{name}", pictures, tags)
+    with open(tmp_path / "reports.csv", "w") as file:
+        file.write("accession,impression\nACC0,Normal study.\nACC1,Pericardial effusion.\n")
+    out = tmp_path / "series.csv"
+    words = ["index", str(tmp_path / "PACS"), "--frames", "--out", str(out), "--workers", "1"]
+    assert main([*words, "--reports", str(tmp_path / "reports.csv")]) == 0
+    rows = read(out)
+    assert [(row["description"], row["slices"], row["phases"], row["patient"]) for row in rows[:3]] == [
+        ("cine_sax", "3", "4", "MRN0"),
+        ("lge", "2", "1", "MRN0"),
+        ("loc", "1", "1", "MRN0"),
+    ]
+    assert rows[5]["impression"] == "Pericardial effusion."
+    assert {row["series"] for row in rows} == {""}
+    names = {"cine_sax": "cine_sa", "lge": "lge_sa"}
+    with open(out, "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows({**row, "series": names.get(row["description"], "")} for row in rows)
+    size = ["--frame-shape", "24", "24", "--frame-spacing", "1.5", "1.5", "--workers", "1"]
+    shards = tmp_path / "shards"
+    assert main(["prepare", "--corpus", "cmr", "--table", str(out), "--out", str(shards), *size]) == 0
+    assert "table: 2 rows name no series, and are passed over" in capsys.readouterr().err
+    info = open_shards(shards)
+    assert (sum(info.splits.values()), [one.name for one in info.series]) == (2, ["cine_sa", "lge_sa"])
+    assert main([*words, "--kernel", "soft"]) == 2
+    assert "--frames lists all series" in capsys.readouterr().err

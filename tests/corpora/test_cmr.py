@@ -94,6 +94,13 @@ def test_rows_that_contradict_each_other_reject_the_study(tmp_path, column, valu
     assert cmr(write_table(tmp_path, rows)).studies[0].rejection is None
 
 
+def test_rows_without_a_series_are_passed_over(tmp_path):
+    rows = [row("P1", "S1", "cine_sa", "a.nii", report="Normal."), row("", "", "", "localizer.nii")]
+    table = cmr(write_table(tmp_path, rows))
+    assert [len(study.series) for study in table.studies] == [1]
+    assert "1 rows name no series, and are passed over" in table.remarks
+
+
 def test_a_file_in_several_studies_rejects_them(tmp_path):
     rows = [row(patient, "1", "cine_sa", f"{patient}.nii", report="R.") for patient in ("P1", "P2", "P3")]
     rows.append(row("P2", "1", "lge_sa", "P1.nii"))
@@ -120,7 +127,7 @@ def test_studies_numbered_anew_for_each_patient_are_told_apart(tmp_path):
     ("change", "message"),
     [
         ({"study_id": ""}, r"'study_id': empty; every row needs the id"),
-        ({"series": ""}, r"'series': empty; say which series it is, such as cine_lax"),
+        ({"series": ""}, r"names no series: fill in the column 'series', such as cine_lax"),
         ({"series": "4 ch"}, r"'series': must be a name of letters"),
     ],
 )

@@ -54,6 +54,14 @@ def test_a_stack_and_a_single_slice_have_one_phase(tmp_path):
     assert single.spacing == (1.0, 1.5, 1.5)
 
 
+def test_a_pair_of_files(tmp_path):
+    pictures = beating()
+    order = pictures.transpose(3, 2, 0, 1)
+    nibabel.save(nibabel.Nifti1Pair(order, affine_of(SHORT_AXIS, SPACING)), tmp_path / "cine.img")
+    for name in ("cine.hdr", "cine.img"):
+        np.testing.assert_array_equal(read_frames(tmp_path / name).voxels, pictures)
+
+
 def test_the_window_is_of_the_complete_series(tmp_path):
     path = write_nifti(tmp_path / "cine.nii", beating())
     frames = read_frames(path, percentiles=(1, 99))
