@@ -29,6 +29,19 @@ PHANTOM_MEASUREMENTS = {
 }
 """What `corpora.phantom` measures of its phantoms under names that no table of patients is likely to use."""
 
+CINE_MEASUREMENTS = {
+    "aortic_root_mm",
+    "lv_ejection_fraction",
+    "lv_end_diastolic_diameter_mm",
+    "lv_end_diastolic_volume_ml",
+    "pericardial_effusion_mm",
+    "rv_ejection_fraction",
+    "rv_end_diastolic_volume_ml",
+    "scar_percent",
+    "wall_thickness_mm",
+}
+"""All that `corpora.cine` measures of its beating hearts; no more and no less tells them from patients."""
+
 _TORCH = """\
 ```python
 from transformers import AutoModel
@@ -44,8 +57,9 @@ _SCAN = """\
 `voxels` are Hounsfield units and `affine` leads from array index to RAS mm, both as nibabel gives them."""
 
 _STUDY = """\
-`study` is a mapping of the names of its series to their pictures, prepared as below, (N, {height}, {width}):
-all phases of the first slice, then those of the second, and so on. Any series may be missing."""
+A series is an image of nibabel or SimpleITK, or a tuple of its voxels (i, j, slice, phase) and the affine
+from array index to RAS mm; or pictures prepared as below, (N, {height}, {width}): all phases of the first
+slice, then those of the second, and so on. Any series may be missing."""
 
 _JAX = """\
 ```python
@@ -79,7 +93,7 @@ def model_card(
         Markdown with the hub's YAML front matter.
     """
     has_text = model.objective.has_text
-    phantoms = info is not None and set(info.measurements) >= PHANTOM_MEASUREMENTS
+    phantoms = _phantoms(info)
     sections = [
         _front_matter(has_text),
         f"# {name}",
@@ -87,7 +101,8 @@ def model_card(
         "**Not a medical device.**",
         "## Use\n\nIn PyTorch:\n\n" + _TORCH.format(call=_torch_call(model, has_text), given=_given(model)),
         *_parts(model),
-        *_in_jax(model, has_text),
+        "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n"
+        + _JAX.format(call=_jax_call(model, has_text)),
         _input(model),
         _output(model, has_text),
         _data(info, manifest, phantoms),
@@ -143,10 +158,15 @@ def _front_matter(has_text: bool) -> str:
 
 
 def _torch_call(model: Model, has_text: bool) -> str:
-    given = "study" if model.spec.frame_shape else "(voxels, affine)"
-    if not has_text:
-        return f"model.embed_volumes({given}).mean"
-    return f"model.zero_shot({given})  # probability of each finding that it was trained for"
+    lines, given = [], "(voxels, affine)"
+    if shown := _shown_series(model):
+        images = (f'"{name}": nibabel.load("{name}.nii.gz")' for name in shown[:2])
+        lines, given = [f"study = {{{', '.join(images)}}}  # and others"], "study"
+    if has_text:
+        call = f"model.zero_shot({given})  # probability of each finding that it was trained for"
+    else:
+        call = f"model.embed_volumes({given}).mean"
+    return "\n".join([*lines, call])
 
 
 def _given(model: Model) -> str:
@@ -156,15 +176,17 @@ def _given(model: Model) -> str:
     return _STUDY.format(height=height, width=width)
 
 
-def _in_jax(model: Model, has_text: bool) -> list[str]:
-    if model.spec.frame_shape:
-        return []
-    call = 'model.embed_volumes("scan.nii.gz")'
-    if has_text:
-        call = f'model.zero_shot("scan.nii.gz", {json.dumps(list(model.spec.findings[:2]))})'
-    return [
-        "With medclip_jax, which also reads NIfTI, DICOM, NRRD and MHA files:\n\n" + _JAX.format(call=call)
-    ]
+def _shown_series(model: Model) -> list[str]:
+    """The series of frames that it looks at, [] where it reads volumes."""
+    chosen = model.config["data"].get("views")
+    return [name for name in model.spec.views if not chosen or name in chosen]
+
+
+def _jax_call(model: Model, has_text: bool) -> str:
+    given = "STUDY_FOLDER" if model.spec.frame_shape else "scan.nii.gz"
+    if not has_text:
+        return f'model.embed_volumes("{given}")'
+    return f'model.zero_shot("{given}", {json.dumps(list(model.spec.findings[:2]))})'
 
 
 def _parts(model: Model) -> list[str]:
@@ -231,13 +253,12 @@ def _input(model: Model) -> str:
 
 def _frame_input(model: Model) -> str:
     data = model.config["data"]
-    shown = [name for name in model.spec.views if not data["views"] or name in data["views"]]
     lines = [
         "## Input",
         "",
-        f"* Pictures of {_times(model.spec.frame_shape)} pixels of the series {_listed(shown)}, one series "
-        f"after the other in this order: of more than {data['frames']}, one of each equal interval. The "
-        "model's own `prepare` picks them.",
+        f"* Pictures of {_times(model.spec.frame_shape)} pixels of the series "
+        f"{_listed(_shown_series(model))}, one series after the other in this order: of more than "
+        f"{data['frames']}, one of each equal interval. The model's own `prepare` does it.",
         "* Intensities of 0 to 4095, between two percentiles of their series; slices in the plane that they "
         "were taken in, columns to the patient's left and rows to the feet (in a sagittal or axial plane: to "
         "the back), resampled and cut in that plane as `medclip prepare` does.",
@@ -268,16 +289,22 @@ def _output(model: Model, has_text: bool) -> str:
     return "\n".join(lines)
 
 
-def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phantoms: bool) -> str:
+def _phantoms(info: PreparedInfo | None) -> str:
+    """What phantoms a model was trained on, "" where it was on patients."""
+    measured = set() if info is None else set(info.measurements)
+    if measured == CINE_MEASUREMENTS:
+        return "beating hearts in cardiac MR with impressions written for them (`medclip_jax.corpora.cine`)"
+    if measured >= PHANTOM_MEASUREMENTS:
+        return "procedural chest CTs with reports written for them (`medclip_jax.corpora.phantom`)"
+    return ""
+
+
+def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phantoms: str) -> str:
     if info is None:
         return "## Training data\n\nNothing is recorded."
     lines = ["## Training data", ""]
     if phantoms:
-        lines += [
-            "**Generated phantoms, no patients**: procedural chest CTs with reports written for them "
-            "(`medclip_jax.corpora.phantom`).",
-            "",
-        ]
+        lines += [f"**Generated phantoms, no patients**: {phantoms}.", ""]
     if manifest:
         counts = Counter((entry.get("split", ""), entry["class"]) for entry in manifest)
         classes = sorted({key[1] for key in counts if key[0]})
@@ -377,7 +404,7 @@ def _counts(name: str, numbers: Mapping[str, float]) -> tuple[float, float] | No
     return None if None in counts else counts
 
 
-def _limits(model: Model, has_text: bool, phantoms: bool) -> str:
+def _limits(model: Model, has_text: bool, phantoms: str) -> str:
     lines = [
         "## Intended use",
         "",

@@ -288,7 +288,7 @@ import`. License and terms of use are those of https://github.com/Makiya11/CMRCL
 
 ```python
 model = AutoModel.from_pretrained("THIS_FOLDER", trust_remote_code=True)
-study = {{"cine_sa": pictures, "lge_sa": others}}  # each (N, {height}, {width}), intensities of 0 to 4095
+study = {{"cine_sa": nibabel.load("cine_sa.nii.gz"), "lge_sa": nibabel.load("lge_sa.nii.gz")}}
 model.embed_volumes(study).mean
 model.embed_texts(["Left ventricle with systolic dysfunction"]).mean
 ```

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from medclip_jax.export.model_card import PHANTOM_MEASUREMENTS, last_evaluation, model_card
+from medclip_jax.export.model_card import (
+    CINE_MEASUREMENTS,
+    PHANTOM_MEASUREMENTS,
+    last_evaluation,
+    model_card,
+)
 from medclip_jax.shards.read import PreparedInfo
 from tests.export.twins import NAMES, SHAPE, make_model, small, spec_of
 
@@ -76,6 +81,16 @@ def test_phantoms_are_called_phantoms(model):
     assert "phantom" not in real
     assert "Generated phantoms, no patients" in made_up
     assert "what it says of a real scan means nothing" in made_up
+
+
+def test_beating_hearts_are_called_phantoms(model):
+    from medclip_jax.corpora.cine import PRESETS, generate
+
+    assert set(generate(0, 0, settings=PRESETS["demo"]).measurements) == CINE_MEASUREMENTS
+    made_up = model_card(model, name="m", info=info_of(CINE_MEASUREMENTS))
+    assert "**Generated phantoms, no patients**: beating hearts in cardiac MR" in made_up
+    patients = model_card(model, name="m", info=info_of(CINE_MEASUREMENTS - {"scar_percent"}))
+    assert "phantom" not in patients
 
 
 def test_a_masked_autoencoder_reads_no_text():

@@ -99,7 +99,7 @@ def test_what_is_no_study_is_refused():
     _, twin = twins("cmr_clip", SPEC)
     with pytest.raises(ValueError, match="series other: the model knows cine_lax, cine_sa, lge_sa"):
         twin.embed_volumes(pictures(other=2))
-    with pytest.raises(ValueError, match=r"cine_sa is \(2, 15, 13\): give pictures \(N, 15, 12\)"):
+    with pytest.raises(ValueError, match=r"cine_sa is \[2, 15, 13\]: give prepared pictures \(N, 15, 12\)"):
         twin.embed_volumes({"cine_sa": np.zeros((2, 15, 13), np.int16)})
     with pytest.raises(ValueError, match="no studies were given"):
         twin.embed_volumes([])

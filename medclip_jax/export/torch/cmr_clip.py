@@ -10,17 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medclip_jax.export.torch.contrastive import ContrastiveModel
+from medclip_jax.export.torch.frames import prepared_pictures
 from medclip_jax.export.torch.loading import MedclipConfig
 from medclip_jax.export.torch.model import Embedding, normalized
+from medclip_jax.export.torch.prepare import array_and_affine, is_image
 from medclip_jax.export.torch.spacetime import Frames, FrameTower
 
 
 class CmrClipModel(ContrastiveModel):
     """A frame tower and a text tower, each with a projection: ReLU, then linear.
 
-    Wherever a method takes `volumes`: one study as a mapping of series to prepared pictures (N, H, W), all
-    phases of the first slice, then those of the second, and so on; a list of such studies; or `Frames`.
-    Series that the model was not trained on are left out; any of the others may be missing.
+    Wherever a method takes `volumes`: one study, a mapping of series' names to series; a list of studies; or
+    `Frames`. A series is an image of nibabel or SimpleITK, or a tuple (voxels, affine), of axes i, j, slice
+    and phase; or prepared pictures (N, H, W), all phases of the first slice, then those of the second, and
+    so on. Series that the model was not trained on are left out; any of the others may be missing.
     """
 
     def add_tower(self, config: MedclipConfig) -> None:
@@ -49,12 +52,11 @@ class CmrClipModel(ContrastiveModel):
         """Ids (B, L) to points."""
         return normalized(Embedding(self.text_projection["linear"](F.relu(self.text(tokens)))))
 
-    def prepare(self, series: Mapping[str, Tensor]) -> Frames:
+    def prepare(self, study: Mapping) -> Frames:
         """The frames that the model sees of a study: one of each equal interval of all its pictures.
 
         Args:
-            series: name to prepared pictures (N, H, W), intensities of 0 to 4095 between two percentiles of
-                their series, resampled and cut to `config.data["frame_shape"]`.
+            study: name of a series to the series, see the class.
 
         Returns:
             A batch of one, without padding.
@@ -62,29 +64,43 @@ class CmrClipModel(ContrastiveModel):
         Raises:
             ValueError: no series that the model knows, or pictures of another size.
         """
-        height, width = self.config.data["frame_shape"]
         views = self.config.data["views"]
         shown = [name for name in views if not self.config.views or name in self.config.views]
-        known = [name for name in shown if name in series]
+        known = [name for name in shown if name in study]
         if not known:
-            raise ValueError(f"series {', '.join(series)}: the model knows {', '.join(shown)}")
-        pictures, view = [], []
-        for name in known:
-            one = torch.as_tensor(series[name])
-            if one.ndim != 3 or tuple(one.shape[1:]) != (height, width) or not len(one):
-                raise ValueError(
-                    f"{name} is {tuple(one.shape)}: give pictures (N, {height}, {width}), resampled and cut "
-                    "as `medclip prepare` does"
-                )
-            pictures.append(one)
-            view += [views.index(name)] * len(one)
-        total = len(view)
-        count = min(total, self.config.frames)
+            raise ValueError(f"series {', '.join(study)}: the model knows {', '.join(shown)}")
+        pictures = [self.pictures(name, study[name]) for name in known]
+        view = [views.index(name) for name, one in zip(known, pictures, strict=True) for _ in one]
+        total, count = len(view), min(len(view), self.config.frames)
         edges = [place * total // count for place in range(count + 1)]
         chosen = [(first + last - 1) // 2 for first, last in pairwise(edges)]
-        frames = torch.cat([one.to(torch.int16) for one in pictures])[chosen]
-        view = torch.tensor(view)[chosen]
+        frames, view = torch.cat(pictures)[chosen], torch.tensor(view)[chosen]
         return Frames(frames[None], view[None], torch.ones(1, count, dtype=torch.bool))
+
+    def pictures(self, name: str, series) -> Tensor:
+        """One series of a study as prepared pictures (N, H, W) int16.
+
+        Args:
+            name: of the series.
+            series: see the class.
+
+        Raises:
+            ValueError: pictures of another size, or a series that cannot be prepared.
+        """
+        if is_image(series):
+            series = array_and_affine(series)
+        if isinstance(series, tuple):
+            settings = [one for one in getattr(self.config, "series", []) if one["name"] == name]
+            if not settings:
+                raise ValueError(f"config.json does not say how {name} is prepared: give prepared pictures")
+            return prepared_pictures(*series, settings[0])
+        pictures, size = torch.as_tensor(series), list(self.config.data["frame_shape"])
+        if pictures.ndim != 3 or list(pictures.shape[1:]) != size or not len(pictures):
+            raise ValueError(
+                f"{name} is {list(pictures.shape)}: give prepared pictures (N, {size[0]}, {size[1]}), or "
+                "an image or (voxels, affine) to be prepared"
+            )
+        return pictures.cpu().to(torch.int16)
 
     def prepared(self, volumes) -> Frames:
         """A batch on the model's device, from what the public methods take."""

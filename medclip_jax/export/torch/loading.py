@@ -39,7 +39,8 @@ HUB_OPTIONS = "cache_dir", "force_download", "local_files_only", "proxies", "rev
 class MedclipConfig(PretrainedConfig):
     """config.json: `objective`, `data`, `crop`, `modality`, `text_length`, `prompts`.
 
-    Maybe `percentiles`; for systems that read frames `frames`, how many, and `views`, of which series.
+    Maybe `percentiles`; for systems that read frames `frames`, how many, `views`, of which series,
+    and `series`, how each is prepared.
     """
 
     model_type = "medclip"
