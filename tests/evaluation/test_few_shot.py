@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sklearn import metrics as reference
 from medclip_jax.evaluation.embeddings import EmbeddedSplit
 from medclip_jax.evaluation.few_shot import draw_examples, evaluate_few_shot, prototype_distances
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.settings import check_evaluators
+from medclip_jax.evaluation.settings import check_evaluators, check_shards
+from medclip_jax.reports.definitions import BUILT_IN
 
 CLASSES = ("hypertrophic_cardiomyopathy", "ischemic_cardiomyopathy", "cardiac_amyloidosis")
 SIZES = {"train": 120, "test": 90}
@@ -186,3 +188,13 @@ def test_tables_print_their_conditions():
     text = str(few_shot(made_splits()))
     for part in ("1 shot", "4 shots", "chance", "L3 norm", "20 draws", "hypertrophic_cardiomyopathy", " ± "):
         assert part in text
+
+
+def test_shards_without_a_training_split_are_cut_in_two():
+    info = SimpleNamespace(folder="acdc", splits={"test": 30}, findings=CLASSES, definitions=BUILT_IN)
+    for kind in ("few_shot", "mlp_probe"):
+        with pytest.raises(ValueError, match=rf"{kind}.train: no split .train."):
+            check_shards({kind: {}}, info, "test")
+        check_shards({kind: {"holdout": 0.3, "classes": CLASSES}}, info, "test")
+        with pytest.raises(ValueError, match=f"{kind}.classes: no column for emphysema"):
+            check_shards({kind: {"holdout": 0.3, "classes": ("emphysema",)}}, info, "test")
