@@ -171,3 +171,26 @@ def test_what_does_not_fit_names_the_setting(timm):
     given.weights["pre_norm/weight"] = np.ones(WIDTH, np.float32)
     with pytest.raises(ValueError, match="LayerNorm before its blocks, which a frame tower has not"):
         convert_frames(given, config, SHAPE, params_of(model))
+
+
+def test_a_run_starts_from_them(vit, tmp_path):
+    """Through `config.objective.vision.weights`, a folder as transformers saves it."""
+    from medclip_jax import objectives
+    from medclip_jax.objectives import cmr_clip
+    from medclip_jax.objectives.base import DataSpec
+    from medclip_jax.parameters import split
+    from medclip_jax.weights.pretrained import load_pretrained
+
+    vit.save_pretrained(tmp_path)
+    config = cmr_clip.default_config()
+    config.vision.update(width=WIDTH, depth=DEPTH, heads=HEADS, mlp_ratio=2.0, patch=(PATCH, PATCH), frames=4)
+    config.vision.update(weights=str(tmp_path), channels=IMAGENET)
+    config.text.update(width=12, depth=1, heads=2)
+    spec = DataSpec((), (), vocabulary_size=20, views=("cine_sa",), frame_shape=SHAPE)
+    shapes = split(nnx.eval_shape(lambda: objectives.create(config, spec, rngs=nnx.Rngs(0))))[1]
+    loaded = flatten(load_pretrained(config, shapes, spec))
+    given = vit.state_dict()["layernorm.weight"].numpy()
+    np.testing.assert_array_equal(loaded["vision/video/norm/scale"], given)
+    changed = {name for name, value in loaded.items() if isinstance(value, np.ndarray)}
+    assert len(changed) == 12 * DEPTH + 2 + 2 + 2  # blocks, norm, patches, class token and positions
+    assert all(name.startswith("vision/video/") and "time_" not in name for name in changed)
