@@ -7,8 +7,11 @@ lung_upper_lobe_right,lung_middle_lobe_right,lung_lower_lobe_right,esophagus,tra
            (PHANTOMS: medclip-demo/phantoms after `medclip demo`, which writes 1450)
 Command:   medclip train --config configs/asap/demo.py --workdir runs/asap_demo --config.data.shards=SHARDS
 Hardware:  2 CPU cores.
-Time:      about 4 s for a step of 16 volumes, with other programs on both cores (measured).
-Expected:  not measured yet; loss 20.6 at the start, 11.7 after 30 steps on 40 phantoms (measured).
+Time:      1.5 s for a step of 16 volumes (measured).
+Expected:  loss 20.7 at the start, 6.4 at the end. 230 unseen phantoms, three seeds (measured): linear probe
+           with 10 % and 100 % of the labels 0.621 and 0.679 (random weights 0.604 and 0.665; the demo's
+           masked autoencoder 0.618 and 0.713); sentences select patches where they point as often as chance
+           (ratio 0.99). docs/reference/asap.md says why.
 """
 
 from medclip_jax.objectives import asap
