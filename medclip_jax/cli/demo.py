@@ -3,64 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import importlib
 import os
-import platform
-import resource
 import shutil
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from medclip_jax.cli.demo_stages import Stages
 
 HELP = """\
-Run the whole job on generated scans: invent chest CTs with reports, prepare them, train a masked
-autoencoder and then Cardiac-CLIP, test on unseen scans, and write OUT/report.html and OUT/summary.json.
-About ten minutes and 2 GB on two CPU cores. Run again to resume after an interruption."""
+Run the whole job on generated scans, and write OUT/report.html and OUT/summary.json. By default: invent
+chest CTs with reports, prepare them, train a masked autoencoder and then Cardiac-CLIP, test on unseen scans.
+With --system cmr_clip: invent cardiac MR studies with impressions, train CMR-CLIP, test it, and show beating
+hearts with what the model looks at. About ten minutes and 2 GB on two CPU cores. Run again to resume after
+an interruption."""
 
 EPILOG = """\
 examples:
   medclip demo
+  medclip demo --system cmr_clip               cardiac MR that beats
   medclip demo --scan my_chest_ct.nii.gz       show what the model makes of a real scan, too
   medclip demo --short                         two minutes: everything runs, little is learned
 """
 
-KEYWORD_FINDINGS = {
-    "cardiomegaly": "SOFT_TISSUE_HU",
-    "coronary_calcification": "SOFT_TISSUE_HU",
-    "pericardial_effusion": "SOFT_TISSUE_HU",
-    "pleural_effusion": "SOFT_TISSUE_HU",
-    "consolidation": "LUNG_HU",
-}
-"""Findings whose prompts are explained by heat maps, and the window of `pages.figures` that shows them."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything; the trainings themselves stand in `configs/demo`."""
-
-    phantoms: int
-    overrides: tuple[str, ...] = ()
-
-
-FULL = Size(phantoms=1450)
-SHORT = Size(
-    phantoms=120,
-    overrides=("--config.steps=12", "--config.batch_size=16", "--config.optimizer.warmup_steps=2"),
-)
+SYSTEMS = {"cardiac_clip": "medclip_jax.cli.demo_chest", "cmr_clip": "medclip_jax.cli.demo_heart"}
+"""System to the module that demonstrates it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = EPILOG
+    parser.add_argument("--system", choices=SYSTEMS, default="cardiac_clip", help="(default: %(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("medclip-demo"), help="folder to write (%(default)s)"
+        "--out", type=Path, help="folder to write (medclip-demo; with --system cmr_clip medclip-demo-cmr)"
     )
-    parser.add_argument("--scan", type=Path, help="a real scan to embed: NIfTI, NRRD, MHA or a DICOM folder")
+    parser.add_argument(
+        "--scan", type=Path, help="a real chest CT to embed: NIfTI, NRRD, MHA or a DICOM folder"
+    )
     parser.add_argument("--short", action="store_true", help="a few steps on a few scans")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of the scans (%(default)s)")
@@ -69,268 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo. Returns 0, also where it was told to stop, or raises an error that says what to do."""
-    size = SHORT if args.short else FULL
+    if args.scan and args.system != "cardiac_clip":
+        raise ValueError("--scan shows a chest CT: leave it out, or take --system cardiac_clip")
+    if args.out is None:
+        args.out = Path("medclip-demo" if args.system == "cardiac_clip" else "medclip-demo-cmr")
     if args.restart:
         shutil.rmtree(args.out, ignore_errors=True)
-    clock = _Stages(args.out / "seconds.json", args.workers)
-    shards = _make_shards(args, size, clock)
-    for stage in ("mae", "contrastive"):
-        with clock.stage(f"train {stage}"):
-            finished = _train(stage, args.out, shards, size)
-        if not finished:
-            return 0
-    with clock.stage("evaluate"):
-        results = _evaluate(args.out, shards)
-    with clock.stage("pictures"):
-        pictures = _pictures(args, shards, results)
-    page, summary = _write(args, size, clock, results, pictures)
-    scores = summary["zero_shot"]
-    print(f"\nmean zero-shot AUROC on {results.count} unseen scans: {scores['auroc_mean']:.3f}")
-    for name, value in scores["auroc"].items():
-        print(f"  {name:34s} {value:.3f}")
-    print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB\nopen {page}")
-    return 0
-
-
-def _make_shards(args: argparse.Namespace, size: Size, clock: _Stages) -> Path:
-    from medclip_jax.corpora import phantom
-    from medclip_jax.corpora.folder import folder
-    from medclip_jax.shards.prepare import default_key, prepare
-    from medclip_jax.training.config import shipped_configs
-    from medclip_jax.training.config_module import config_module
-
-    with config_module(shipped_configs() / "demo" / "data.py") as recipe:
-        scans, settings = recipe.PHANTOMS, recipe.SETTINGS
-    out = args.out / "shards"
-    table = args.out / "phantoms" / "studies.csv"
-    if not table.exists():  # written last
-        with clock.stage("phantoms"):
-            phantom.write(
-                table.parent,
-                size.phantoms,
-                seed=args.seed,
-                settings=scans,
-                workers=args.workers,
-            )
-    with clock.stage("prepare"):
-        prepare(
-            folder(table),
-            out,
-            settings,
-            workers=args.workers,
-            key=default_key(out),
-        )
-    return out
-
-
-def _train(stage: str, out: Path, shards: Path, size: Size) -> bool:
-    """Whether the stage was trained to its end: Ctrl-C and SIGTERM stop it at a checkpoint."""
-    from medclip_jax.training.config import load_config, shipped_configs
-    from medclip_jax.training.loop import train
-    from medclip_jax.training.status import read_status
-
-    overrides = [f"--config.data.shards={shards}", *size.overrides]
-    if stage == "contrastive":
-        overrides.append(f"--config.initial_weights.workdir={out / 'mae'}")
-    train(load_config(shipped_configs() / "demo" / f"{stage}.py", overrides), out / stage)
-    return read_status(out / stage).state == "finished"
-
-
-def _evaluate(out: Path, shards: Path) -> Any:
-    import medclip_jax
-    from medclip_jax.evaluation.run import evaluate_all
-
-    model = medclip_jax.load(out / "contrastive", batch_size=32)
-    evaluation = evaluate_all(
-        model.embedder,
-        {"zero_shot": {}, "retrieval": {"text": "impression"}, "ordinal": {}},
-        shards=shards,
-        split="test",
-    )
-    print(evaluation)
-    return evaluation
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    reconstructions: list
-    heat_maps: list
-    gallery: list
-    baseline: Mapping[str, float]
-    real_scan: Any
-
-
-def _pictures(args: argparse.Namespace, shards: Path, evaluation: Any) -> _Pictures:
-    import jax
-    import numpy as np
-
-    import medclip_jax
-    from medclip_jax.evaluation.baselines import statistics_baseline
-    from medclip_jax.pages import demo as page
-    from medclip_jax.pages import figures
-    from medclip_jax.reports.prompts import pair
-    from medclip_jax.shards.read import open_shards, open_split
-
-    info = open_shards(shards)
-    fields = ["volume", "labels", "report"]
-    test, train = (open_split(info, split, fields=fields) for split in ("test", "train"))
-    model = medclip_jax.load(args.out / "contrastive", batch_size=8)
-    encode_texts = model.embedder.texts
-
-    mae = medclip_jax.load(args.out / "mae").objective
-    few = np.stack([test[index]["volume"] for index in range(min(2, len(test)))])
-    rebuilt = jax.jit(mae.reconstruct)(few, jax.random.key(0))
-    reconstructions = [
-        page.ReconstructionView(
-            *(np.asarray(part[index, ..., channel]) for part in rebuilt), f"{low:g} to {high:g} HU"
-        )
-        for index in range(len(few))
-        for channel, (low, high) in enumerate(mae.decoder_windows)
-    ]
-
-    heat_maps = []
-    for name, window in KEYWORD_FINDINGS.items():
-        column = info.findings.index(name)
-        positives = [index for index in range(len(test)) if test[index]["labels"][column] == 1]
-        if not positives:
-            continue
-        volume = test[positives[0]]["volume"]
-        prompt = pair(name)[0]
-        heat = model.explain(volume, name)
-        caption = f"A scan with {name.replace('_', ' ')}."
-        heat_maps.append(
-            page.HeatMapView(prompt, volume, heat.voxels, heat.score, caption, getattr(figures, window))
-        )
-
-    gallery = [
-        page.gallery_query(evaluation.data, encode_texts, test, index, text="impression")
-        for index in range(0, len(test), max(1, len(test) // 3))
-    ][:3]
-    baseline = statistics_baseline(
-        (train[index] for index in range(len(train))), (test[i] for i in range(len(test))), info.findings
-    )
-    real = _real_scan(model, args.scan) if args.scan else None
-    return _Pictures(reconstructions, heat_maps, gallery, baseline, real)
-
-
-def _real_scan(model: Any, path: Path) -> Any:
-    from medclip_jax.pages.demo import RealScan
-    from medclip_jax.reports.prompts import pair
-    from medclip_jax.volumes import read_volume
-
-    began = time.perf_counter()
-    scan = read_volume(path)
-    volume = model.prepare(scan)
-    findings = list(model.spec.findings)
-    probabilities = model.zero_shot(volume, findings)
-    seconds = time.perf_counter() - began
-    first = max(probabilities, key=probabilities.get)
-    heat = model.explain(volume, first)
-    return RealScan(
-        "the scan given by --scan", volume, probabilities, scan.notes, seconds, heat.voxels, pair(first)[0]
-    )
-
-
-def _write(
-    args: argparse.Namespace, size: Size, clock: _Stages, evaluation: Any, pictures: _Pictures
-) -> tuple[Path, dict[str, Any]]:
-    import jax
-
-    from medclip_jax.pages import demo as page
-    from medclip_jax.pages.figures import read_metrics
-    from medclip_jax.shards.read import open_shards
-
-    info = open_shards(args.out / "shards")
-    metrics = evaluation.metrics()
-    seconds = clock.seconds()
-    summary = {
-        **nested(metrics),
-        "seconds": sum(seconds.values()),
-        "stages": seconds,
-        "peak_memory_gb": clock.peak_memory_gb(),
-        "phantoms": dict(info.splits),
-        "short": args.short,
-        "baseline_auroc": dict(pictures.baseline),
-    }
-    (args.out / "summary.json").write_text(json.dumps(_defined(summary), indent=2, allow_nan=False))
-    curves = [
-        page.Curves(title, read_metrics(args.out / stage / "metrics.jsonl"), ("loss",))
-        for stage, title in (("mae", "Stage 1: masked autoencoder"), ("contrastive", "Stage 2: Cardiac-CLIP"))
-    ]
-    path = page.write_demo_page(
-        args.out / "report.html",
-        page.DemoResults(
-            spacing=info.spacing,
-            evaluation=evaluation,
-            seconds=seconds,
-            peak_memory_gb=summary["peak_memory_gb"],
-            summary={
-                "phantoms": ", ".join(f"{count} {split}" for split, count in info.splits.items()),
-                "volumes": f"{' x '.join(map(str, info.shape))} voxels of "
-                f"{' x '.join(f'{s:g}' for s in info.spacing)} mm (depth, height, width)",
-                "configs": "configs/demo/mae.py, configs/demo/contrastive.py",
-                "machine": f"{os.cpu_count()} cores, JAX {jax.__version__} on {jax.default_backend()}, "
-                f"Python {platform.python_version()}",
-            },
-            curves=curves,
-            reconstructions=pictures.reconstructions,
-            heat_maps=pictures.heat_maps,
-            gallery=pictures.gallery,
-            baseline=pictures.baseline,
-            baseline_name="ten intensity statistics, logistic regression",
-            real_scan=pictures.real_scan,
-            commands=f"medclip inspect {args.out / 'shards'} --out sheet.html\n"
-            f"medclip evaluate --workdir {args.out / 'contrastive'} --split validation\n"
-            f'medclip embed {args.out / "contrastive"} SCAN --text "There is cardiomegaly."',
-        ),
-    )
-    return path, summary
-
-
-def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """``{"a/b": 1}`` to ``{"a": {"b": 1}}``."""
-    tree: dict[str, Any] = {}
-    for path, value in metrics.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
-
-
-def _defined(tree: Any) -> Any:
-    """The same with None for NaN, which JSON does not know."""
-    if isinstance(tree, Mapping):
-        return {name: _defined(value) for name, value in tree.items()}
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
-
-
-class _Stages:
-    """Wall time of each stage, kept on disk so that an interrupted demo adds up, and peak memory."""
-
-    def __init__(self, path: Path, workers: int):
-        self.path = path
-        self.workers = workers
-
-    def seconds(self) -> dict[str, float]:
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        print(f"\n== {name}", file=sys.stderr, flush=True)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = self.seconds()
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(seconds))
-
-    def peak_memory_gb(self) -> float:
-        """The larger of this process's peak and of its workers' (the largest one, times their number)."""
-        unit = 1024**3 if sys.platform == "darwin" else 1024**2
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
-        return max(own, worker * self.workers)
+    demo = importlib.import_module(SYSTEMS[args.system])
+    return demo.run(args, Stages(args.out / "seconds.json", args.workers))

@@ -138,7 +138,7 @@ class Page:
         """A picture.
 
         Args:
-            figure: a matplotlib figure, or the bytes of a PNG or SVG file.
+            figure: a matplotlib figure, or the bytes of a PNG, GIF or SVG file.
             description: what it shows, for those who cannot see it.
             caption: below it.
             dpi: of a matplotlib figure.
@@ -226,12 +226,13 @@ class Page:
 
 
 def data_uri(picture: bytes) -> str:
-    """A PNG or SVG file as a URI that holds it.
+    """A PNG, GIF or SVG file as a URI that holds it.
 
     Args:
         picture: content of the file.
     """
-    kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
+    kinds = {b"\x89PNG": "png", b"GIF8": "gif"}
+    kind = kinds.get(picture[:4], "svg+xml")
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 

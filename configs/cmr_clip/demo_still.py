@@ -1,0 +1,18 @@
+"""The demo's control: one frame of the short-axis cine, in which nothing moves.
+
+Command:   medclip demo --system cmr_clip, which trains it beside the demo
+           or: medclip train --config configs/cmr_clip/demo_still.py --workdir W --config.data.shards=SHARDS
+Hardware:  2 CPU cores.
+Time:      1.2 minutes for 500 steps (measured).
+Expected:  accuracy of four diagnoses by 32 examples of each 0.53, with all frames 0.61 (measured).
+"""
+
+from . import demo
+
+
+def get_config():
+    config = demo.get_config()
+    config.data.views = ("cine_sa",)
+    # Drawn in training; in evaluation the middle one, which may be any part of the beat.
+    config.data.frames = config.objective.vision.frames = 1
+    return config
