@@ -57,11 +57,9 @@ _SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = _number("from 0 to below 1", lambda value: 0 <= value < 1)
 _THREE_OR_NONE = _listed("three whole numbers above 0, or ()", _whole(1).allows, 3, empty=True)
 _THREE_FROM_1 = _listed("three whole numbers above 0, such as (8, 8, 8)", _whole(1).allows, 3)
-_TWO_FROM_1 = _listed("two whole numbers above 0, such as (16, 16)", _whole(1).allows, 2)
 _PATCH = _Rule(
-    "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes; of towers "
-    "for frames two, such as (16, 16)",
-    lambda value: value in ((), []) or _THREE_FROM_1.allows(value) or _TWO_FROM_1.allows(value),
+    "three whole numbers above 0, such as (8, 8, 8), or () for one that follows from the volumes",
+    lambda value: value in ((), []) or _THREE_FROM_1.allows(value),
 )
 _WINDOWS = _listed(
     "(low, high) HU for each channel, low below high, such as ((-1000.0, 1000.0),)",
@@ -153,6 +151,11 @@ _RULES: dict[str, _Rule] = {
 }
 """Pattern of a field's whole name to what it can be. Texts and switches are checked where they are used."""
 
+_RULES_OF_FRAMES = _RULES | {
+    r"objective\.vision\.patch": _listed("two whole numbers above 0, such as (16, 16)", _whole(1).allows, 2),
+}
+"""The same where the tower reads frames: their patches have no depth."""
+
 
 def check_values(config: ConfigDict | Mapping[str, Any]) -> None:
     """Check that every number of a config is one that can be meant.
@@ -163,10 +166,12 @@ def check_values(config: ConfigDict | Mapping[str, Any]) -> None:
     Raises:
         ValueError: a number outside of its range, one that is not finite, or None; all of them are listed.
     """
+    reads_frames = "frames" in config.get("objective", {}).get("vision", {})
+    rules = _RULES_OF_FRAMES if reads_frames else _RULES
     wrong = [
         f"config.{name}={value!r}: it must be {rule.words}"
         for name, value in _leaves(config)
-        for pattern, rule in _RULES.items()
+        for pattern, rule in rules.items()
         if re.fullmatch(pattern, name) and not rule.allows(value)
     ]
     optimizer = config.get("optimizer", {})

@@ -1,6 +1,6 @@
 import pytest
 
-from medclip_jax.objectives import clip
+from medclip_jax.objectives import clip, cmr_clip
 from medclip_jax.training.config import apply_override, base_config
 from medclip_jax.training.ranges import check_values
 
@@ -49,6 +49,31 @@ def test_defaults_are_in_range(config):
     ],
 )
 def test_a_number_out_of_range_says_what_it_must_be(config, override, message):
+    apply_override(config, override)
+    with pytest.raises(ValueError, match=message):
+        check_values(config)
+
+
+def test_patches_of_frames_have_two_sizes(config):
+    config.objective = cmr_clip.default_config()
+    check_values(config)
+    apply_override(config, "objective.vision.patch=(8,8,8)")
+    with pytest.raises(ValueError, match="two whole numbers"):
+        check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.frames=0", "from 1"),
+        ("data.views=(1,)", "names of series"),
+        ("data.prepare.frame_shape=(8,)", "two whole numbers"),
+        ("objective.vision.channels=((0.5,0.0),)", "standard deviation above 0"),
+        ("objective.vision.augment.crop_area=(0.0,1.0)", "shares of the frame"),
+    ],
+)
+def test_fields_of_frames(config, override, message):
+    config.objective = cmr_clip.default_config()
     apply_override(config, override)
     with pytest.raises(ValueError, match=message):
         check_values(config)
