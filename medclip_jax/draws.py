@@ -134,6 +134,25 @@ def choose_organ(record: Record, organs: Sequence[str], rng: np.random.Generator
     return shown[int(rng.integers(len(shown)))] if shown else -1
 
 
+def choose_frames(
+    lengths: Sequence[int], count: int, rng: np.random.Generator | None
+) -> list[Int[np.ndarray, " kept"]]:
+    """Choose frames of a study's series, taken as one sequence, one series after the other.
+
+    Args:
+        lengths: frames of each series.
+        count: frames that are wanted of all together.
+        rng: draws one of each equal interval; None takes the middle ones.
+
+    Returns:
+        Places in each series, rising.
+    """
+    total, ends = sum(lengths), np.cumsum(lengths)
+    chosen = midpoints(total, count) if rng is None else one_per_interval(total, count, rng)
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return [part - start for part, start in zip(parts, ends - lengths, strict=True)]
+
+
 def midpoints(total: int, count: int) -> Int[np.ndarray, " kept"]:
     """The middle of each of `count` equal intervals of `total` frames; every frame where there are no more.
 

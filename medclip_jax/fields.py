@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Int32
 
-from medclip_jax.draws import SOME_STATEMENTS, TEXT_FALLBACK, Draw, Record, midpoints, one_per_interval
+from medclip_jax.draws import SOME_STATEMENTS, TEXT_FALLBACK, Draw, Record, choose_frames
 from medclip_jax.reports.sentences import sentence_ends
 
 if TYPE_CHECKING:
@@ -292,19 +292,11 @@ def shown_frames(draw: Draw) -> list[tuple[str, np.ndarray]]:
     Args:
         draw: of the sample; its fields all get the same answer.
     """
-    layout = draw.layout
-    names = chosen_views(layout.spec, layout.config)
+    names, count = chosen_views(draw.layout.spec, draw.layout.config), draw.layout.config.frames
     # A study may lack a series that is not required.
     lengths = [len(draw.record.get(name, ())) for name in names]
-    total, count = sum(lengths), layout.config.frames
-
-    def choose(rng):
-        return one_per_interval(total, count, rng) if draw.training else midpoints(total, count)
-
-    chosen, ends = draw.once("frames", choose), np.cumsum(lengths)
-    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    starts = ends - lengths
-    return [(name, part - start) for name, part, start in zip(names, parts, starts, strict=True) if len(part)]
+    chosen = draw.once("frames", lambda rng: choose_frames(lengths, count, rng if draw.training else None))
+    return [(name, places) for name, places in zip(names, chosen, strict=True) if len(places)]
 
 
 class Organs(Field):
