@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medclip_jax.cli.demo_stages import Size, Stages, defined, machine, nested, train_config
+from medclip_jax.cli.demo_stages import Size, Stages, defined, machine, make_shards, nested, train_config
 
 KEYWORD_FINDINGS = {
     "cardiomegaly": "SOFT_TISSUE_HU",
@@ -31,8 +31,11 @@ SHORT = Size(
 
 def run(args: argparse.Namespace, clock: Stages) -> int:
     """Run the demo, see `cli.demo.run`."""
+    from medclip_jax.corpora import phantom
+    from medclip_jax.corpora.folder import folder
+
     size = SHORT if args.short else FULL
-    shards = _make_shards(args, size, clock)
+    shards = make_shards("demo/data.py", phantom.write, folder, args, size.phantoms, clock)
     for stage in ("mae", "contrastive"):
         with clock.stage(f"train {stage}"):
             finished = _train(stage, args.out, shards, size)
@@ -49,37 +52,6 @@ def run(args: argparse.Namespace, clock: Stages) -> int:
         print(f"  {name:34s} {value:.3f}")
     print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB\nopen {page}")
     return 0
-
-
-def _make_shards(args: argparse.Namespace, size: Size, clock: Stages) -> Path:
-    from medclip_jax.corpora import phantom
-    from medclip_jax.corpora.folder import folder
-    from medclip_jax.shards.prepare import default_key, prepare
-    from medclip_jax.training.config import shipped_configs
-    from medclip_jax.training.config_module import config_module
-
-    with config_module(shipped_configs() / "demo" / "data.py") as recipe:
-        scans, settings = recipe.PHANTOMS, recipe.SETTINGS
-    out = args.out / "shards"
-    table = args.out / "phantoms" / "studies.csv"
-    if not table.exists():  # written last
-        with clock.stage("phantoms"):
-            phantom.write(
-                table.parent,
-                size.phantoms,
-                seed=args.seed,
-                settings=scans,
-                workers=args.workers,
-            )
-    with clock.stage("prepare"):
-        prepare(
-            folder(table),
-            out,
-            settings,
-            workers=args.workers,
-            key=default_key(out),
-        )
-    return out
 
 
 def _train(stage: str, out: Path, shards: Path, size: Size) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medclip_jax.cli.demo_stages import Size, Stages, defined, machine, nested, train_config
+from medclip_jax.cli.demo_stages import Size, Stages, defined, machine, make_shards, nested, train_config
 from medclip_jax.reports.findings import CARDIAC_MR_DIAGNOSES
 
 FULL = Size(phantoms=1500)
@@ -35,8 +35,11 @@ GROUP = {"classes": CARDIAC_MR_DIAGNOSES, "findings": MOTION[:1]}
 
 def run(args: argparse.Namespace, clock: Stages) -> int:
     """Run the demo, see `cli.demo.run`."""
+    from medclip_jax.corpora import cine
+    from medclip_jax.corpora.cmr import cmr
+
     size = SHORT if args.short else FULL
-    shards = _make_shards(args, size, clock)
+    shards = make_shards("cmr_clip/demo_data.py", cine.write, cmr, args, size.phantoms, clock)
     overrides = [f"--config.data.shards={shards}", *size.overrides]
     for name, config in STAGES.items():
         with clock.stage(f"train {name}"):
@@ -61,25 +64,6 @@ def run(args: argparse.Namespace, clock: Stages) -> int:
         print(f"  {shots:<34d} {moving:.3f} {still:.3f}")
     print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB\nopen {page}")
     return 0
-
-
-def _make_shards(args: argparse.Namespace, size: Size, clock: Stages) -> Path:
-    from medclip_jax.corpora import cine
-    from medclip_jax.corpora.cmr import cmr
-    from medclip_jax.shards.prepare import default_key, prepare
-    from medclip_jax.training.config import shipped_configs
-    from medclip_jax.training.config_module import config_module
-
-    with config_module(shipped_configs() / "cmr_clip" / "demo_data.py") as recipe:
-        hearts, settings = recipe.PHANTOMS, recipe.SETTINGS
-    out = args.out / "shards"
-    table = args.out / "phantoms" / "studies.csv"
-    if not table.exists():  # written last
-        with clock.stage("phantoms"):
-            cine.write(table.parent, size.phantoms, seed=args.seed, settings=hearts, workers=args.workers)
-    with clock.stage("prepare"):
-        prepare(cmr(table), out, settings, workers=args.workers, key=default_key(out))
-    return out
 
 
 def _evaluate(out: Path, shards: Path) -> Any:

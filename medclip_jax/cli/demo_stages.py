@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -9,11 +10,14 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medclip_jax.corpora.folder import StudyTable
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,44 @@ class Size:
 
     phantoms: int
     overrides: tuple[str, ...] = ()
+
+
+def make_shards(
+    recipe: str,
+    write: Callable[..., Path],
+    read: Callable[[Path], StudyTable],
+    args: argparse.Namespace,
+    count: int,
+    clock: Stages,
+) -> Path:
+    """Generate studies and prepare them, or go on with it.
+
+    Args:
+        recipe: "demo/data.py", of the configs that came with the package: `PHANTOMS`, how studies are drawn,
+            and `SETTINGS`, how they are prepared.
+        write: generates studies, see `corpora.phantom.write`.
+        read: the table that it writes.
+        args: of the command.
+        count: studies.
+        clock: of the demo's stages.
+
+    Returns:
+        The prepared folder.
+    """
+    from medclip_jax.shards.prepare import default_key, prepare
+    from medclip_jax.training.config import shipped_configs
+    from medclip_jax.training.config_module import config_module
+
+    with config_module(shipped_configs() / recipe) as module:
+        drawn, settings = module.PHANTOMS, module.SETTINGS
+    out = args.out / "shards"
+    table = args.out / "phantoms" / "studies.csv"
+    if not table.exists():  # written last
+        with clock.stage("phantoms"):
+            write(table.parent, count, seed=args.seed, settings=drawn, workers=args.workers)
+    with clock.stage("prepare"):
+        prepare(read(table), out, settings, workers=args.workers, key=default_key(out))
+    return out
 
 
 def train_config(config: str, workdir: Path, overrides: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ def test_a_stage_that_was_told_to_stop_ends_the_demo(finished, tmp_path, monkeyp
     def unreached(*_):
         raise AssertionError("evaluated what was not trained to its end")
 
-    monkeypatch.setattr(demo_chest, "_make_shards", lambda *_: tmp_path / "shards")
+    monkeypatch.setattr(demo_chest, "make_shards", lambda *_: tmp_path / "shards")
     monkeypatch.setattr(demo_chest, "_train", train)
     monkeypatch.setattr(demo_chest, "_evaluate", unreached)
     assert main(["demo", "--out", str(tmp_path / "out")]) == 0
@@ -35,7 +35,7 @@ def test_whether_a_stage_finished_stands_in_its_workdir(state, tmp_path, monkeyp
 
 
 def test_the_heart_demo_stops_where_a_stage_was_told_to_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_heart, "_make_shards", lambda *_: tmp_path / "shards")
+    monkeypatch.setattr(demo_heart, "make_shards", lambda *_: tmp_path / "shards")
     monkeypatch.setattr(demo_heart, "train_config", lambda *_: False)
     out = tmp_path / "out"
     assert main(["demo", "--system", "cmr_clip", "--out", str(out)]) == 0
