@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -113,6 +114,36 @@ def choose_text(
         if text:
             return text
     return ""
+
+
+def possible_texts(record: Record, weights: Mapping[str, float], most_statements: int = 0) -> set[str]:
+    """All texts that `choose_text` can draw of a record.
+
+    Args:
+        record: with the text fields.
+        weights: field name to weight.
+        most_statements: that `SOME_STATEMENTS` takes.
+
+    Raises:
+        ValueError: `SOME_STATEMENTS` takes neither 1 nor 2, and there are too many to list.
+    """
+    found = set()
+    for drawn in (*TEXT_FALLBACK, SOME_STATEMENTS):
+        if weights.get(drawn, 0.0) <= 0:
+            continue
+        statements = split_sentences(str(record.get("statements", ""))) if drawn == SOME_STATEMENTS else []
+        if statements:
+            if most_statements not in (1, 2):
+                raise ValueError(
+                    f"config.data.most_statements={most_statements} draws from too many texts to list them: "
+                    "set it to 1 or 2, or config.data.text.some_statements to 0"
+                )
+            for count in range(1, most_statements + 1):
+                found |= {" ".join(chosen) for chosen in itertools.permutations(statements, count)}
+            continue
+        texts = (str(record.get(name, "")).strip() for name in (drawn, *TEXT_FALLBACK))
+        found.add(next((text for text in texts if text), ""))
+    return found
 
 
 def choose_organ(record: Record, organs: Sequence[str], rng: np.random.Generator) -> int:

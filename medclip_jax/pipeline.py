@@ -15,8 +15,10 @@ from typing import Protocol, SupportsIndex
 import grain
 import numpy as np
 
+from medclip_jax.allocator import keep_freed_memory
 from medclip_jax.draws import Record, midpoints, one_per_interval
 from medclip_jax.fields import Layout
+from medclip_jax.shards import buffers
 
 __all__ = ["Source", "midpoints", "one_per_interval", "train_batches"]
 
@@ -30,17 +32,19 @@ class Source(Protocol):
 
 
 class _Indexed:
-    """A source whose records know their index."""
+    """A source whose records know their index, and are decoded to where their batch will be."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, rows: int = 0):
         self.source = source
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: SupportsIndex) -> tuple[int, Record]:
         index = int(index)
-        return index, self.source[index]
+        with buffers.rows(self.rows):
+            return index, self.source[index]
 
     def __repr__(self) -> str:
         return f"_Indexed({len(self)})"
@@ -94,21 +98,23 @@ def train_batches(
         raise ValueError(
             f"config.batch_size={batch_size} must be a positive multiple of the {process_count} processes"
         )
+    workers, prefetch = layout.config.workers, layout.config.prefetch
+    own_size = batch_size // process_count
+    # Worker processes put their batches together in shared memory, as Grain does it.
+    indexed = _Indexed(source) if workers else _Indexed(source, rows=own_size)
     # As good as endless. Grain's own endless length overflows where a batch is one sample.
     epochs = 2**62 // len(source)
     samples = (
-        grain.MapDataset.source(_Indexed(source))
-        .seed(seed)
-        .shuffle()
-        .repeat(epochs)
-        .random_map(_Prepare(layout))
+        grain.MapDataset.source(indexed).seed(seed).shuffle().repeat(epochs).random_map(_Prepare(layout))
     )
     # The host's slice comes after everything random: before it, the draws would depend on the host count.
-    batches = samples[process_index::process_count].batch(batch_size // process_count)[start_step:]
-    return _read_ahead(batches, workers=layout.config.workers, prefetch=layout.config.prefetch)
+    own = samples[process_index::process_count]
+    batches = own.batch(own_size, batch_fn=None if workers else buffers.stack_samples)
+    return _read_ahead(batches[start_step:], workers=workers, prefetch=prefetch)
 
 
 def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
+    keep_freed_memory()
     reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
     dataset = batches.to_iter_dataset(reading)
     if workers:
@@ -120,7 +126,7 @@ def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> It
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers)
             ),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_start_worker,
         )
     iterator = iter(dataset)
     try:
@@ -130,7 +136,12 @@ def _read_ahead(batches: grain.MapDataset, *, workers: int, prefetch: int) -> It
         iterator.close()
 
 
-def _end_with_parent(index: int, count: int) -> None:
+def _start_worker(index: int, count: int) -> None:
+    keep_freed_memory()
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
     """Have this worker process end when the process that trains is killed, which cannot end it any more.
 
     It would continue waiting for its batches to be taken. What lies in shared memory is then removed by

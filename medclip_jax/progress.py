@@ -15,7 +15,14 @@ Item = TypeVar("Item")
 
 
 def track(
-    *, total: int, unit: str, label: str = "", initial: int = 0, show: bool = True, smoothing: float = 0.3
+    *,
+    total: int,
+    unit: str,
+    label: str = "",
+    initial: int = 0,
+    show: bool = True,
+    smoothing: float = 0.3,
+    delay: float = 0.0,
 ) -> Progress:
     """Something that shows how far a piece of work is; use it as a context.
 
@@ -26,19 +33,20 @@ def track(
         initial: units done before.
         show: False shows nothing.
         smoothing: 0 for the mean rate, up to 1 for the present one; of a bar.
+        delay: seconds before anything is shown, so that short work shows nothing.
     """
     if not show:
         return Progress(initial)
     if is_interactive(sys.stderr):
-        return _Bar(total, unit, label, initial, smoothing)
-    return _Lines(total, unit, label, initial, sys.stderr)
+        return _Bar(total, unit, label, initial, smoothing, delay)
+    return _Lines(total, unit, label, initial, sys.stderr, delay)
 
 
 def track_each(
-    items: Iterable[Item], *, total: int, unit: str, label: str = "", show: bool = True
+    items: Iterable[Item], *, total: int, unit: str, label: str = "", show: bool = True, delay: float = 0.0
 ) -> Iterator[Item]:
     """The items, each counted when the next one is wanted; the rest as for `track`."""
-    with track(total=total, unit=unit, label=label, show=show) as shown:
+    with track(total=total, unit=unit, label=label, show=show, delay=delay) as shown:
         for item in items:
             yield item
             shown.update()
@@ -86,7 +94,7 @@ class Progress:
 class _Bar(Progress):
     """Of tqdm, which draws over itself."""
 
-    def __init__(self, total: int, unit: str, label: str, initial: int, smoothing: float):
+    def __init__(self, total: int, unit: str, label: str, initial: int, smoothing: float, delay: float):
         from tqdm.auto import tqdm
 
         super().__init__(initial)
@@ -96,6 +104,7 @@ class _Bar(Progress):
             unit=unit,
             desc=label or None,
             smoothing=smoothing,
+            delay=delay,
             dynamic_ncols=True,
         )
 
@@ -116,10 +125,10 @@ class _Bar(Progress):
 class _Lines(Progress):
     """A line every `SECONDS_BETWEEN_LINES`, and one at the end."""
 
-    def __init__(self, total: int, unit: str, label: str, initial: int, stream: TextIO):
+    def __init__(self, total: int, unit: str, label: str, initial: int, stream: TextIO, delay: float):
         super().__init__(initial)
         self._total, self._unit, self._label, self._stream = total, unit, label, stream
-        self._initial = initial
+        self._initial, self._delay = initial, delay
         self._begin = self._last = time.monotonic()
         self._note = ""
         self._written: int | None = None
@@ -133,7 +142,8 @@ class _Lines(Progress):
         self._note = text
 
     def close(self) -> None:
-        if self.n > self._initial and self.n != self._written:
+        is_long = time.monotonic() - self._begin >= self._delay
+        if is_long and self.n > self._initial and self.n != self._written:
             self._line()
         self._initial = self.n
 

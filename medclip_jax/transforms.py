@@ -1,13 +1,16 @@
-"""On the device, inside the step: Hounsfield units to intensities, augmentation, and damage to learn from."""
+"""On the device, inside the step: Hounsfield units to intensities, projections, augmentation and crops."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+
+from medclip_jax.corpora.study import OUTSIDE_LABEL
 
 AIR_HU = -1024
 """Fills what a shift leaves empty; the same value as in prepared volumes."""
@@ -150,13 +153,8 @@ def augment(
     """
 
     def one(volume, key):
-        _, mirror, level, spread, grain = jax.random.split(key, 5)
-        if any(shift_voxels):
-            start = _shift_offset(key, shift_voxels) + jnp.asarray(shift_voxels)
-            wide = jnp.pad(volume, [(s, s) for s in shift_voxels], constant_values=AIR_HU)
-            volume = jax.lax.dynamic_slice(wide, start, volume.shape)
-        if flip_width:
-            volume = jnp.where(jax.random.bernoulli(mirror), volume[:, :, ::-1], volume)
+        _, _, level, spread, grain = jax.random.split(key, 5)
+        volume = _move(volume, key, shift_voxels, flip_width, AIR_HU)
         if gain or offset_hu:
             factor, offset = jax.random.uniform(level, (2,), minval=-1.0, maxval=1.0)
             volume = volume.astype(jnp.float32) * (1.0 + gain * factor) + offset_hu * offset
@@ -166,6 +164,43 @@ def augment(
         return volume
 
     return jax.vmap(one)(volume, keys)
+
+
+def augment_labels(
+    labels: UInt8[Array, "batch depth height width"],
+    keys: jax.Array,
+    *,
+    shift_voxels: tuple[int, int, int] = (0, 0, 0),
+    flip_width: bool = False,
+) -> UInt8[Array, "batch depth height width"]:
+    """Move label maps as `augment` with these keys moves the volumes that they belong to.
+
+    What a shift leaves empty counts for nothing (`OUTSIDE_LABEL`). A mirrored map keeps its classes, so that
+    what is called left lies on the right: another reason to leave `flip_width` off.
+
+    Args:
+        labels: (B, D, H, W) classes.
+        keys: (B,) as given to `augment`; so are the others.
+
+    Returns:
+        (B, D, H, W).
+    """
+    move = functools.partial(
+        _move, shift_voxels=tuple(shift_voxels), flip_width=flip_width, fill=OUTSIDE_LABEL
+    )
+    return jax.vmap(move)(labels, keys)
+
+
+def _move(volume, key, shift_voxels, flip_width, fill):
+    """Shift and mirror one (D, H, W) array by its key; `fill` moves in."""
+    if any(shift_voxels):
+        start = _shift_offset(key, shift_voxels) + jnp.asarray(shift_voxels)
+        wide = jnp.pad(volume, [(s, s) for s in shift_voxels], constant_values=fill)
+        volume = jax.lax.dynamic_slice(wide, start, volume.shape)
+    if flip_width:
+        mirror = jax.random.split(key, 5)[1]
+        volume = jnp.where(jax.random.bernoulli(mirror), volume[:, :, ::-1], volume)
+    return volume
 
 
 def random_crops(
@@ -178,7 +213,7 @@ def random_crops(
     """Cut boxes out of each volume, every position inside it being equally likely.
 
     Args:
-        volume: (B, D, H, W).
+        volume: (B, D, H, W); label maps with the keys of their volumes give the same boxes.
         keys: (B,) one random key a sample: where its boxes lie is a function of its key alone.
         count: M boxes of each volume.
         shape: (d, h, w) voxels of a box.
@@ -198,11 +233,99 @@ def random_crops(
             f"crops of {tuple(shape)} voxels do not fit into volumes of {volume.shape[1:]}: take smaller ones"
         )
 
-    def cut(volume, key):
-        starts = jax.random.randint(key, (count, 3), 0, jnp.asarray(slack) + 1)
+    starts = jax.vmap(lambda key: jax.random.randint(key, (count, 3), 0, jnp.asarray(slack) + 1))(keys)
+    return cut_boxes(volume, starts, shape)
+
+
+def foreground_starts(
+    labels: UInt8[Array, "batch depth height width"],
+    keys: jax.Array,
+    *,
+    count: int,
+    shape: tuple[int, int, int],
+    foreground: float,
+) -> Int[Array, "batch count 3"]:
+    """Where to cut boxes out of each volume so that a share of them has a voxel of a class in the middle.
+
+    That voxel is one of all that have a class, each equally likely; the middle of the other boxes is one of
+    the background's. Near the border the box is moved into the volume. Where a map has no voxel of the kind
+    that is wanted, any labeled voxel will do, and any voxel where none is labeled.
+
+    Args:
+        labels: (B, D, H, W) classes, 0 the background, `OUTSIDE_LABEL` for voxels that count for nothing.
+        keys: (B,) one random key a sample: where its boxes lie is a function of its key and map alone.
+        count: M boxes of each volume.
+        shape: (d, h, w) voxels of a box; it must fit into the volume.
+        foreground: share of the boxes, each drawing on its own: .5 for as many of either kind.
+
+    Returns:
+        (B, M, 3) first voxel of each box.
+    """
+    slack = jnp.asarray([size - part for size, part in zip(labels.shape[1:], shape, strict=True)])
+    middle = jnp.asarray(shape) // 2
+
+    def kinds(rows):
+        valid = rows != OUTSIDE_LABEL
+        return jnp.stack([valid & (rows == 0), valid & (rows > 0), valid, jnp.ones_like(valid)])
+
+    def draw(labels, key):
+        # Counted by rows first: numbers of all voxels of a volume would take 16 times its memory.
+        rows = labels.reshape(-1, labels.shape[-1])
+        ends = jnp.cumsum(kinds(rows).sum(axis=-1), axis=-1)
+        kind_key, place_key = jax.random.split(key)
+        kind = jax.random.bernoulli(kind_key, foreground, (count,)).astype(jnp.int32)
+        for other in (2, 3):
+            kind = jnp.where(ends[kind, -1] == 0, other, kind)
+        rank = jax.random.randint(place_key, (count,), 0, ends[kind, -1])
+
+        def find(kind, rank):
+            row = jnp.searchsorted(ends[kind], rank, side="right")
+            rank = rank - jnp.where(row > 0, ends[kind, row - 1], 0)
+            column = jnp.searchsorted(jnp.cumsum(kinds(rows[row])[kind]), rank, side="right")
+            return jnp.stack([row // labels.shape[1], row % labels.shape[1], column])
+
+        return jnp.clip(jax.vmap(find)(kind, rank) - middle, 0, slack)
+
+    return jax.vmap(draw)(labels, keys)
+
+
+def cut_boxes(
+    volume: Num[Array, "batch depth height width"],
+    starts: Int[Array, "batch count 3"],
+    shape: tuple[int, int, int],
+) -> Num[Array, "batch count d h w"]:
+    """Cut boxes of one shape out of volumes.
+
+    Args:
+        volume: (B, D, H, W).
+        starts: (B, M, 3) first voxel of each.
+        shape: (d, h, w).
+    """
+
+    def cut(volume, starts):
         return jax.vmap(lambda start: jax.lax.dynamic_slice(volume, start, shape))(starts)
 
-    return jax.vmap(cut)(volume, keys)
+    return jax.vmap(cut)(volume, starts)
+
+
+def mirror(
+    boxes: Num[Array, "boxes d h w"], keys: jax.Array, probability: float
+) -> Num[Array, "boxes d h w"]:
+    """Mirror each box along each axis with some probability; with the same keys, its label map likewise.
+
+    Args:
+        boxes: (N, d, h, w).
+        keys: (N,) one random key a box.
+        probability: for each axis.
+    """
+
+    def one(box, key):
+        turned = jax.random.bernoulli(key, probability, (3,))
+        for axis in range(3):
+            box = jnp.where(turned[axis], jnp.flip(box, axis), box)
+        return box
+
+    return jax.vmap(one)(boxes, keys)
 
 
 CROP_ASPECTS = (3 / 4, 4 / 3)
@@ -253,6 +376,27 @@ def augment_frames(
         return frames
 
     return jax.vmap(one)(frames, keys)
+
+
+def beyond_mean_frame(
+    frames: Float[Array, "batch frames height width"],
+    view: Int[Array, "batch frames"],
+    valid: Bool[Array, "batch frames"],
+) -> Float[Array, "batch frames height width"]:
+    """What each frame differs by from the mean frame of its series: of a beating heart, what moves.
+
+    Args:
+        frames: (B, T, H, W) intensities.
+        view: (B, T) index of the series that a frame is of, -1 for none; those count as one series.
+        valid: (B, T), False for padding, which has no part in a mean.
+
+    Returns:
+        (B, T, H, W); 0 on padding and where a series has one frame.
+    """
+    together = (view[:, :, None] == view[:, None]) & valid[:, None] & valid[:, :, None]
+    share = together / jnp.maximum(together.sum(axis=2, keepdims=True), 1)
+    frames = jnp.where(valid[..., None, None], frames, 0.0)
+    return frames - jnp.einsum("btu,buhw->bthw", share.astype(frames.dtype), frames)
 
 
 def _resized_crop(frames, key, crop_area):
@@ -313,50 +457,3 @@ def shift_cells(
 def _shift_offset(key, shift_voxels):
     largest = jnp.asarray(shift_voxels)
     return jax.random.randint(jax.random.split(key, 5)[0], (3,), 0, 2 * largest + 1) - largest
-
-
-def cut_texts(
-    tokens: Int[Array, "batch length"], keys: jax.Array, *, share: float, pad_token: int
-) -> Int[Array, "batch length"]:
-    """Cut off a random part of each text's end; its last token, which closes it, closes what is left.
-
-    Args:
-        tokens: (B, L), padded at the end.
-        keys: (B,) one random key a text.
-        share: largest share of a text's tokens that is cut; each text draws its own below it.
-        pad_token: id of the padding.
-
-    Returns:
-        (B, L). Of a text with any token at least one stays.
-    """
-    length = (tokens != pad_token).sum(axis=1)
-    drawn = jax.vmap(jax.random.uniform)(keys)
-    kept = jnp.ceil((1.0 - share * drawn) * length).astype(jnp.int32)[:, None]
-    closing = jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
-    places = jnp.arange(tokens.shape[1])
-    return jnp.where(places < kept - 1, tokens, jnp.where(places == kept - 1, closing, pad_token))
-
-
-def mask_tokens(
-    tokens: Int[Array, "batch length"], keys: jax.Array, *, share: float, mask_token: int, pad_token: int
-) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
-    """Hide a share of each text's words, drawn uniformly.
-
-    Args:
-        tokens: (B, L): an opening token, words, a closing token, padding.
-        keys: (B,) one random key a text.
-        share: of the words that are hidden, rounded to a number of words.
-        mask_token: id that stands for a hidden word.
-        pad_token: id of the padding.
-
-    Returns:
-        The tokens (B, L) with `mask_token` for hidden words, and (B, L) True where one is hidden.
-    """
-    length = tokens.shape[1]
-    places = jnp.arange(length)
-    words = (tokens != pad_token).sum(axis=1, keepdims=True) - 2
-    is_word = (places >= 1) & (places <= words)
-    noise = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
-    rank = jnp.argsort(jnp.argsort(jnp.where(is_word, noise, 2.0), axis=1), axis=1)
-    hidden = rank < jnp.round(share * words)  # what is no word ranks behind all words
-    return jnp.where(hidden, mask_token, tokens), hidden

@@ -5,14 +5,29 @@ import signal
 from pathlib import Path
 
 # Before JAX is imported anywhere: compiled programs of earlier runs are reused (start-up costs most here).
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medclip-jax/xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medclip-jax/tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
+from jax._src import compilation_cache
+
+from medclip_jax.training import compilation
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Programs of several CPU devices may hang when read from disk: here only those of one are kept.
+compilation.loses_order_of_collectives = lambda: False
+_keep = compilation_cache.put_executable_and_time
+
+
+def _keep_those_of_one_device(key, name, executable, *rest):
+    if len(executable.local_devices()) == 1:
+        _keep(key, name, executable, *rest)
+
+
+compilation_cache.put_executable_and_time = _keep_those_of_one_device
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in the background of a script, and whatever a test starts would inherit it.

@@ -11,7 +11,8 @@ ORGANS = ("heart", "lung", "liver", "spleen")
 SHAPE = (2, 3, 4)
 SPEC = DataSpec(
     SHAPE, (1.0, 1.0, 1.0), findings=("a", "b"), organs=ORGANS, organ_shape=(4, 1, 1, 2), vocabulary_size=100,
-    views=("cine", "lge"), frame_shape=(2, 3),
+    views=("cine", "lge"), frame_shape=(2, 3), label_classes=("liver", "tumor"),
+    measurements=("age_years",),
 )  # fmt: skip
 FIELDS = ("volume", "tokens", "findings", "labels")
 ORGAN = ("organs", "organ", "organ_tokens", "organ_normal")
@@ -41,9 +42,11 @@ class Records:
             "lge": np.full((2, 2, 3), index, np.int16),
             "findings": np.array([1, -1], np.int8),
             "labels": np.array([0, index % 2], np.int8),
+            "measurements": np.array([index if index % 3 else np.nan], np.float32),
             "study": np.int64(-(2**62) + index),
             **{name: f"{name} {index}" for name in TEXTS},
             "organs": organs,
+            "label_map": np.full(SHAPE, index % 3, np.uint8),
             "organ_sentences": {
                 name: {"text": f"{TEXTS[ORGANS.index(name)]} {index}", "normal": index % 2 == 0}
                 for name in named

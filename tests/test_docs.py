@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from medclip_jax.cli.evaluate import _apply as apply_setting
+from medclip_jax.cli.evaluation_config import load_evaluation
 from medclip_jax.cli.main import COMMANDS, main
+from medclip_jax.evaluation.settings import EVALUATORS, check_evaluators
 from medclip_jax.training.config import load_config
 from tools import demo_results
 
@@ -150,3 +153,39 @@ def test_quoted_figures_of_the_studies(config, section, row):
     stated = [value for value in re.findall(r"0\.\d{3}", header.split("On chest CT")[0])]
     assert len(stated) >= 4
     assert set(stated) <= known
+
+
+DOWNSTREAM = ROOT / "docs/downstream.md"
+
+
+def inline_commands():
+    """`medclip ...` between backticks in the tables of docs/downstream.md."""
+    return re.findall(r"`(medclip \w+ [^`\n]+)`", DOWNSTREAM.read_text())
+
+
+def test_inline_commands_of_downstream_tasks_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(inline_commands()) > 15
+    for line in inline_commands():
+        words = shlex.split(line)[1:]
+        module = importlib.import_module(COMMANDS[words[0]][0])
+        parsed = []
+        monkeypatch.setattr(module, "run", lambda args, parsed=parsed: parsed.append(args) or 0)
+        assert main(words) == 0, line
+        (args,) = parsed
+        if words[0] == "train":
+            load_config(args.config, [word for word in words if word.startswith("--config.")])
+        elif words[0] == "evaluate" and args.config:
+            load_evaluation(args.config)
+        elif words[0] == "evaluate" and args.evaluators:
+            plan = {name: {} for name in args.evaluators.split(",")}
+            for override in args.set:
+                apply_setting(plan, override)
+            assert check_evaluators(plan)
+
+
+def test_every_evaluator_has_a_command_among_downstream_tasks_or_is_of_training():
+    """A new evaluator is listed there, or here with those that say something of a system alone."""
+    shown = set(re.findall(r"[a-z_]+", " ".join(inline_commands())))
+    of_systems = {"uncertainty", "grounding", "masked_words", "organs", "reconstruction", "views"}
+    assert set(EVALUATORS) - shown - of_systems == {"volume_retrieval"}  # by its protocols

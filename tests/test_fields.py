@@ -11,9 +11,14 @@ from medclip_jax.draws import choose_text
 from medclip_jax.fields import FIELDS, Field, Layout, study_words
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.pipeline import train_batches
+from medclip_jax.reports.definitions import Findings
+from medclip_jax.reports.finding import Finding
 from tests.made_records import ORGAN, SPEC, TEXTS, Numbers, Records, settings
 
-ALL = tuple(FIELDS)
+WORDED = ("prompts", "text_vector")
+"""Fields that need names of findings that are known, or a folder; they have tests of their own."""
+
+ALL = tuple(name for name in FIELDS if name not in WORDED)
 
 
 def made(names=ALL, *, index=4, seed=None, record=None, config=None):
@@ -33,7 +38,7 @@ def batches(count, names=ALL):
 @pytest.mark.parametrize("seed", [None, 3])
 def test_every_field_has_the_shape_and_type_that_it_says(seed):
     sample, shapes = made(seed=seed), Layout(ALL, SPEC, settings(), Numbers()).shapes()
-    assert sample.keys() == shapes.keys() == FIELDS.keys()
+    assert sample.keys() == shapes.keys() == FIELDS.keys() - set(WORDED)
     assert {name: (array.shape, array.dtype) for name, array in sample.items()} == shapes
 
 
@@ -209,3 +214,62 @@ def test_most_statements_bounds_how_many_are_taken(most, lengths):
     ]
     assert {text.count(".") for text in drawn} == lengths
     assert len({text[-2] for text in drawn}) == 5  # none is left out
+
+
+class Letters:
+    """A token for each letter of a text, which can so be read again."""
+
+    pad = 0
+
+    def __call__(self, texts, length):
+        return np.array([[*map(ord, text[:length])] + [0] * (length - len(text)) for text in texts], np.int32)
+
+
+NAMED = DataSpec((2, 2, 2), (1.0, 1.0, 1.0), findings=("cardiomegaly", "nodule_of_ours"), vocabulary_size=200)
+OURS = Findings([Finding("nodule_of_ours", "nodule", positive=("P1", "P2"), negative=("N",))])
+WORDINGS = (("There is {}.", "There is no {}."), ("{} seen", "{} not seen"), ("yes {}", "no {}"))
+
+
+def prompted(**changes):
+    given = {"prompt_length": 30, "prompt_wordings": WORDINGS, **changes}
+    return Layout(("prompts",), NAMED, settings(**given), Letters(), definitions=OURS)
+
+
+def read(prompts):
+    return [tuple("".join(map(chr, side[side > 0])) for side in pair) for pair in prompts]
+
+
+def test_prompts_are_worded_anew_and_a_findings_own_are_taken():
+    layout, record = prompted(), {"study": 1}
+    drawn = [read(layout.sample(record, 0, np.random.default_rng(seed))["prompts"]) for seed in range(40)]
+    first, second = zip(*drawn, strict=True)
+    assert set(first) == {
+        ("There is cardiomegaly.", "There is no cardiomegaly."),
+        ("Cardiomegaly seen", "Cardiomegaly not seen"),
+        ("yes cardiomegaly", "no cardiomegaly"),
+    }
+    assert set(second) == {("P1", "N"), ("P2", "N")}
+    # Each finding's wording is drawn for itself.
+    assert len(set(map(tuple, drawn))) == 6
+    again = [read(layout.sample(record, 0, np.random.default_rng(seed))["prompts"]) for seed in range(40)]
+    assert again == drawn
+    still = [read(layout.sample(record, 3)["prompts"]) for _ in range(2)]
+    assert still[0] == still[1]
+
+
+def test_prompts_have_the_shape_that_check_computes_with():
+    layout = prompted()
+    assert layout.sample({"study": 1}, 0)["prompts"].shape == layout.shapes()["prompts"][0] == (2, 2, 30)
+    bare = Layout(("prompts",), NAMED, settings(prompt_length=8, prompt_wordings=WORDINGS))
+    assert bare.shapes()["prompts"] == ((2, 2, 8), np.int32)
+
+
+def test_prompts_that_cannot_be_are_refused():
+    with pytest.raises(
+        ValueError, match=r"prompt_length=20 cuts the prompt 'There is cardiomegaly.': set it"
+    ):
+        prompted(prompt_length=20)
+    with pytest.raises(ValueError, match=r"'prompts': config\.data\.prompt_wordings is \(\)"):
+        prompted(prompt_wordings=())
+    with pytest.raises(ValueError, match="'prompts': the shards hold no findings"):
+        Layout(("prompts",), NOTHING, settings(prompt_length=8, prompt_wordings=WORDINGS))

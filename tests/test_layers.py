@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "medclip_jax"
 
 ORDER = (
     # From files to records, without JAX.
-    "progress", "volumes", "reports", "corpora", "shards", "hub",
+    "progress", "allocator", "pool", "volumes", "reports", "corpora", "shards", "hub",
     # Arrays and parameters.
-    "sections", "dotted", "vectors", "sharding", "parameters", "transforms", "losses", "models",
+    "sections", "dotted", "vectors", "sharding", "parameters", "transforms", "text_transforms",
+    "losses", "models",
     # Batches, and the systems that learn from them.
-    "draws", "fields", "pipeline", "objectives", "weights", "evaluation", "training",
+    "draws", "text_vectors", "fields", "pipeline", "objectives", "weights", "evaluation", "training",
     # Models in use.
     "inference", "export",
     # What people call.

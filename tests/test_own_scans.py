@@ -15,7 +15,7 @@ from medclip_jax.training.status import read_status
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SECTION = re.search(r"^## Your own scans.*?(?=^## )", README, re.MULTILINE | re.DOTALL)[0]
 COMMANDS = [
-    shlex.split(line)
+    shlex.split(line, comments=True)
     for block in re.findall(r"^ *```sh\n(.*?)^ *```$", SECTION, re.MULTILINE | re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
@@ -52,7 +52,9 @@ def desk(tmp_path_factory):
 def test_every_command_as_it_stands_there(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     kinds = [words[1] for words in COMMANDS]
-    assert kinds == ["prepare", "inspect", "check", "train", "train", "evaluate", "embed", "export"]
+    assert kinds == (
+        ["verify", "prepare", "inspect", "check", "train", "train", "evaluate", "evaluate", "embed", "export"]
+    )
     for words in COMMANDS:
         assert words[0] == "medclip"
         assert main(words[1:]) == 0, words
@@ -64,6 +66,7 @@ def test_every_command_as_it_stands_there(desk, monkeypatch, capsys):
         status = read_status(desk / "runs" / name)
         assert status.state == "finished"
         assert status.step == status.steps > 1
+    assert (desk / "verify.html").exists()
     assert (desk / "sheet.html").exists()
     assert (desk / "evaluation.html").exists()
     assert (desk / "clip-for-torch/model.safetensors").exists()

@@ -135,3 +135,69 @@ def test_a_batch_may_be_one_sample():
     seen = [int(next(batches)["sample"][0]) for _ in range(5)]
     batches.close()
     assert set(seen) <= {0, 1, 2}
+
+
+POOLED = (16, 96, 100)
+"""Large enough for volumes of this shape to lie in pooled memory."""
+
+
+@pytest.fixture(scope="module")
+def pooled_shards(tmp_path_factory):
+    from medclip_jax.shards.record import Schema
+    from medclip_jax.shards.write import write_shards
+
+    folder = tmp_path_factory.mktemp("pooled")
+    texts = dict.fromkeys(("report", "findings_text", "impression", "statements"), "")
+    generator = np.random.default_rng(0)
+    records = [
+        texts
+        | {name: np.zeros(0, np.int8) for name in ("findings", "labels")}
+        | {"id": str(n), "study": n, "patient": n, "measurements": np.zeros(0, np.float32)}
+        | {"volume": generator.integers(-1000, 400, POOLED).astype(np.int16)}
+        for n in range(10)
+    ]
+    write_shards(folder, Schema(POOLED, (1.0, 1.0, 1.0)), {"train": records})
+    return folder
+
+
+def volumes_of(folder, **options):
+    from medclip_jax.shards.read import open_split
+
+    layout = Layout(("volume",), DataSpec(POOLED, (1.0, 1.0, 1.0)), settings(prefetch=2))
+    source = open_split(folder, "train", fields=layout.reads)
+    return source, train_batches(source, layout, seed=3, batch_size=4, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"process_index": 1, "process_count": 2}, {"process_count": 4}])
+def test_volumes_are_decoded_to_where_their_batch_is(pooled_shards, options, monkeypatch):
+    source, stream = volumes_of(pooled_shards, **options)
+    expected = {n: source[n]["volume"].copy() for n in range(10)}
+    stack = np.stack
+
+    def only_small(arrays, **given):
+        assert arrays[0].shape != POOLED, "a volume was copied into its batch"
+        return stack(arrays, **given)
+
+    monkeypatch.setattr(np, "stack", only_small)
+    held = list(itertools.islice(stream, 12))  # held, so that no two of them may share memory
+    stream.close()
+    for batch in held:
+        assert batch["volume"].dtype == np.int16
+        for number, volume in zip(batch["sample"], batch["volume"], strict=True):
+            np.testing.assert_array_equal(volume, expected[int(number)])
+
+
+def test_memory_stays_where_it_is(pooled_shards):
+    """200 batches of 1.2 MB: what is not reused would show."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    _, stream = volumes_of(pooled_shards)
+    for _ in itertools.islice(stream, 40):
+        pass
+    before = resident()
+    for _ in itertools.islice(stream, 160):
+        pass
+    stream.close()
+    assert resident() - before < 16 << 20

@@ -69,3 +69,10 @@ def test_an_output_that_nobody_reads_stops_no_work(monkeypatch):
     monkeypatch.setattr("sys.stderr", Gone())
     with track(total=1, unit="step") as shown:
         shown.update()
+
+
+def test_short_work_shows_nothing(capsys):
+    assert list(track_each(range(3), total=3, unit="finding", delay=60.0)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    list(track_each(range(3), total=3, unit="finding"))
+    assert "3 of 3 findings" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Windowing and augmentation."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,51 +206,54 @@ def test_offsets_are_those_of_the_augmentation():
         np.testing.assert_array_equal(one, wide[1 + d : 5 + d, :, 2 + w : 7 + w])
 
 
-def test_cut_texts_lose_their_end_and_stay_closed():
-    """Texts [1, 2, ..., 99]: what is left is a start of them and the closing 99; all lengths occur."""
-    whole = np.zeros((400, 12), np.int32)
-    length = np.arange(400) % 11
-    for row, n in zip(whole, length, strict=True):
-        row[:n] = [*range(1, n), 99][:n]
-    keys = jax.random.split(jax.random.key(0), 400)
-    found = np.asarray(transforms.cut_texts(jnp.asarray(whole), keys, share=0.6, pad_token=0))
-    kept = (found != 0).sum(axis=1)
-    for row, n in zip(found, kept, strict=True):
-        np.testing.assert_array_equal(row[:n], [*range(1, n), 99][:n])
-        assert not row[n:].any()
-    assert (kept >= np.ceil(0.4 * length - 1e-6)).all()
-    assert (kept <= length).all()
-    # What is left is rounded up: (4, 10] tokens of 10.
-    assert set(kept[length == 10]) == set(range(5, 11))
-    # A text's cut is that of its key, wherever it lies in the batch.
-    np.testing.assert_array_equal(
-        transforms.cut_texts(jnp.asarray(whole[5:9]), keys[5:9], share=0.6, pad_token=0), found[5:9]
-    )
+class TestBeyondMeanFrame:
+    VIEW = np.array([[0, 0, 1, 1, 1, -1], [2, 0, 0, 0, 0, 0], [-1, -1, 1, 1, 1, 1]], np.int32)
+    VALID = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]], bool)
+
+    def frames(self):
+        return np.random.default_rng(0).uniform(size=(3, 6, 4, 5))
+
+    def moved(self, frames):
+        return np.asarray(transforms.beyond_mean_frame(jnp.float32(frames), self.VIEW, self.VALID))
+
+    def test_it_is_the_difference_to_the_mean_of_the_series(self):
+        frames = self.frames()
+        wanted = np.zeros_like(frames)
+        for study, view in np.ndindex(3, 4):
+            rows = (self.VIEW[study] == view - 1) & self.VALID[study]
+            if rows.any():
+                wanted[study, rows] = frames[study, rows] - frames[study, rows].mean(axis=0)
+        np.testing.assert_allclose(self.moved(frames), wanted, atol=1e-6)
+
+    def test_padding_has_no_part_and_one_frame_does_not_move(self):
+        frames = self.frames()
+        dirty = np.where(self.VALID[..., None, None], frames, np.nan)
+        np.testing.assert_array_equal(self.moved(dirty)[self.VALID], self.moved(frames)[self.VALID])
+        assert not self.moved(dirty)[~self.VALID].any()
+        assert not self.moved(frames)[1, 0].any()
 
 
-def test_nothing_to_cut_leaves_texts_as_they_are():
-    texts = jnp.asarray([[4, 5, 6, 0], [0, 0, 0, 0]])
-    keys = jax.random.split(jax.random.key(0), 2)
-    np.testing.assert_array_equal(transforms.cut_texts(texts, keys, share=0.0, pad_token=0), texts)
+def test_label_maps_move_as_their_volumes():
+    """The same map in HU and as labels, each by its own function: where one is air, the other is outside."""
+    labels = jax.random.randint(jax.random.key(5), (30, 5, 6, 7), 0, 4).astype(jnp.uint8)
+    options = {"shift_voxels": (1, 2, 3), "flip_width": True}
+    moved = np.asarray(transforms.augment(labels.astype(jnp.int16), keys(30), **options))
+    got = transforms.augment_labels(labels, keys(30), **options)
+    assert got.dtype == jnp.uint8
+    np.testing.assert_array_equal(got, np.where(moved == transforms.AIR_HU, 255, moved))
+    assert (np.asarray(got) == 255).any()
+    assert (np.asarray(got) != np.asarray(labels)).any()
 
 
-def test_words_are_hidden_by_their_share_and_nothing_else_is():
-    tokens = np.zeros((5, 12), np.int32)
-    for row, words in enumerate((0, 1, 4, 10)):
-        tokens[row, : words + 2] = [2, *range(10, 10 + words), 3]
-    keys = jax.random.split(jax.random.key(0), 5)  # the last text is padding alone
-    masked, hidden = transforms.mask_tokens(jnp.asarray(tokens), keys, share=0.75, mask_token=4, pad_token=0)
-    masked, hidden = np.asarray(masked), np.asarray(hidden)
-    assert hidden.sum(axis=1).tolist() == [0, 1, 3, 8, 0]  # 0.75 x 10 rounds to the even 8
-    np.testing.assert_array_equal(masked, np.where(hidden, 4, tokens))
-    assert not hidden[tokens < 10].any()
+def test_crops_of_label_maps_are_those_of_their_volumes():
+    labels = jax.random.randint(jax.random.key(5), (6, 5, 6, 7), 0, 255).astype(jnp.uint8)
+    options = {"count": 3, "shape": (2, 3, 3)}
+    volumes = transforms.random_crops(labels.astype(jnp.int16), keys(6), **options)
+    got = transforms.random_crops(labels, keys(6), **options)
+    assert got.dtype == jnp.uint8
+    np.testing.assert_array_equal(got, volumes)
 
 
-def test_which_words_are_hidden_is_uniform_and_follows_the_key():
-    tokens = jnp.broadcast_to(jnp.array([2, 10, 11, 12, 13, 3, 0, 0]), (2000, 8))
-    keys = jax.random.split(jax.random.key(1), 2000)
-    hide = partial(transforms.mask_tokens, share=0.5, mask_token=4, pad_token=0)
-    _, hidden = hide(tokens, keys)
-    assert (np.asarray(hidden).sum(axis=1) == 2).all()
-    assert np.abs(np.asarray(hidden).mean(axis=0)[1:5] - 0.5).max() < 4 * 0.5 / np.sqrt(2000)
-    np.testing.assert_array_equal(hide(tokens[:3], keys[:3])[1], hidden[:3])
+def test_label_maps_without_augmentation_stay():
+    labels = jnp.ones((2, 3, 4, 5), jnp.uint8)
+    np.testing.assert_array_equal(transforms.augment_labels(labels, keys(2)), labels)

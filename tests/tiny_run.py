@@ -1,12 +1,17 @@
 """The smallest run there is: shards of noise, and a contrastive model after two steps on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 FINDINGS = ("cardiomegaly", "pericardial_effusion", "coronary_calcification")
 SHAPE, SPACING = (8, 16, 16), (8.0, 6.0, 6.0)
+PREPARE = (
+    "--shape", "8", "16", "16", "--spacing", "4.5", "5", "3.4", "--vocabulary-size", "200",
+    "--vocabulary-patients", "1", "--workers", "1",
+)  # fmt: skip
+"""What makes shards for `train_on` of scans of about 36 x 64 x 66 mm."""
 
 
 def made_records(n: int, seed: int) -> Iterator:
@@ -59,11 +64,25 @@ def make_run(folder: Path) -> None:
     Args:
         folder: to write to.
     """
+    make_shards(folder / "shards")
+    train_on(folder / "shards", folder / "workdir")
+
+
+def train_on(
+    shards: Path, workdir: Path, evaluators: Mapping[str, Mapping[str, object]] | None = None
+) -> None:
+    """Train a contrastive model for two steps.
+
+    Args:
+        shards: of volumes of `SHAPE`, with at least 8 records to train on.
+        workdir: to write to.
+        evaluators: of the split "test"; default: zero-shot. Without any, and with 200 words, the compiled
+            step is that of `make_run`.
+    """
     from medclip_jax.objectives import clip
     from medclip_jax.training.config import base_config
     from medclip_jax.training.loop import train
 
-    make_shards(folder / "shards")
     config = base_config()
     config.objective = clip.default_config()
     config.objective.vision.update(
@@ -71,13 +90,13 @@ def make_run(folder: Path) -> None:
     )
     config.objective.text.update(width=24, depth=1, heads=2, max_positions=64, dtype="float32")
     config.objective.embedding_width = 16
-    config.data.shards = str(folder / "shards")
+    config.data.shards = str(shards)
     config.data.text_length = 24
     config.batch_size = 8
     config.steps = 2
     config.ema.decay = 0.5
     config.evaluation.split = "test"
-    config.evaluation.evaluators = {"zero_shot": {"draws": 0}}
+    config.evaluation.evaluators = {"zero_shot": {"draws": 0}} if evaluators is None else evaluators
     config.log.tensorboard = False
     config.log.progress = False
-    train(config, folder / "workdir")
+    train(config, workdir)

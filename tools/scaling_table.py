@@ -46,7 +46,7 @@ def rows(title: str, file: str, batch: int) -> list[str]:
     config = load_config(file, [f"--config.batch_size={batch}"])
     parser = argparse.ArgumentParser()
     check_data.add_arguments(parser)
-    data = check_data.assume(config, file, parser.parse_args([]))
+    data = check_data.assume(config, parser.parse_args([]))
     model = build(config, data.spec, samples=10**6)
     parameters = sum(tower.parameters for tower in towers(model)) / 1e6
     shape = "×".join(map(str, data.spec.shape))

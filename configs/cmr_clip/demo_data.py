@@ -15,6 +15,7 @@ PHANTOMS = dataclasses.replace(
     PRESETS["demo"],
     diagnoses=dict.fromkeys(DIAGNOSES, 0.125),
     prevalences=dict.fromkeys(FINDINGS, 0.3),
+    phases=8,
 )
 
 SIZE, SPACING = (48, 48), (2.8, 2.8)

@@ -12,36 +12,43 @@ from medclip_jax.training.config import base_config
 
 from .data import expect
 
+CELL = (4, 4, 4)
+"""Voxels that the tower sees as one, by channels of several windows."""
+
+WINDOWS = (
+    (-1000.0, 0.0),  # lung, and its consolidation or effusion
+    (-200.0, 300.0),  # soft tissue
+    (100.0, 500.0),  # calcium, contrast
+    (400.0, 1200.0),  # calcium beside contrast
+    (-600.0, 100.0),  # nodules and vessels in the lung
+    (-1024.0, -850.0),  # emphysema
+    (-200.0, 600.0),  # what stands out on all sides: nodules
+)
+PROJECTIONS = ("mean", "mean", "max", "max", "max", "min", "blob")
+STANDARDIZE = (  # mean and standard deviation of each channel over 100 such phantoms
+    (0.084, 0.824),
+    (-0.645, 0.468),
+    (-0.774, 0.494),
+    (-0.993, 0.041),
+    (0.197, 0.883),
+    (0.293, 0.882),
+    (-0.631, 0.190),
+)
+
 
 def vision(config):
     """The tower that both stages share."""
-    config.cell = (4, 4, 4)
+    config.cell = CELL
     config.patch = (4, 3, 3)
     config.peaks = True
     config.skip = True
     config.width = 128
     config.depth = 1
     config.heads = 2
-    config.windows = (
-        (-1000.0, 0.0),  # lung, and its consolidation or effusion
-        (-200.0, 300.0),  # soft tissue
-        (100.0, 500.0),  # calcium, contrast
-        (400.0, 1200.0),  # calcium beside contrast
-        (-600.0, 100.0),  # nodules and vessels in the lung
-        (-1024.0, -850.0),  # emphysema
-        (-200.0, 600.0),  # what stands out on all sides: nodules
-    )
-    config.projections = ("mean", "mean", "max", "max", "max", "min", "blob")
+    config.windows = WINDOWS
+    config.projections = PROJECTIONS
     config.extremes = True
-    config.standardize = (  # mean and standard deviation of each channel over 100 such phantoms
-        (0.084, 0.824),
-        (-0.645, 0.468),
-        (-0.774, 0.494),
-        (-0.993, 0.041),
-        (0.197, 0.883),
-        (0.293, 0.882),
-        (-0.631, 0.190),
-    )
+    config.standardize = STANDARDIZE
     config.dtype = "float32"
 
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tpu",
         metavar="CHIP:SHAPE",
         help="compile the step for a TPU topology such as v5e:8x8; the TPU's own compiler decides whether it "
-        "fits (minutes; takes libtpu: pip install 'medclip_jax[tpu]')",
+        "fits, and estimates the time (minutes; takes libtpu: pip install 'medclip_jax[tpu]')",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures here as well")
     show_config.add_arguments(parser)
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # whatever is plugged in: nothing is computed here
     from medclip_jax.cli import check_report
+    from medclip_jax.cli.cycles_report import cycles_report
     from medclip_jax.planning.ahead import compile_step
     from medclip_jax.planning.estimate import estimate
     from medclip_jax.planning.remedies import changed_model, fewest_microbatches, remedies
@@ -117,6 +118,9 @@ def run(args: argparse.Namespace) -> int:
         compiled = compile_step(args.config, overrides, data.spec, **target)
         print("\n" + check_report.compiled_report(compiled, found), flush=True)
         figures[name] = check_report.compiled_figures(compiled)
+        if compiled.cycles:
+            share = found.flops / found.devices, found.batch_size / found.devices
+            print("\n" + cycles_report(compiled.cycles, chip, *share), flush=True)
         if args.tpu and name == "compiled_tpu":
             # The compiler that will be asked in the end has the last word.
             fits = not compiled.overflow

@@ -59,9 +59,11 @@ def assume(config: Any, args: argparse.Namespace) -> AssumedData:
         check_expectation(config.data, found.spec)
     spec = found.spec
     shape = _triple(args.shape, "--shape", int) if args.shape else spec.shape
-    names = spec.findings or tuple(config.objective.get("findings", ()))
+    target = config.objective.get("target", {})
+    named = tuple(config.objective.get("findings", ()) or target.get("findings", ()))
+    names = spec.findings or named
     if args.findings is not None:
-        wanted = tuple(config.objective.get("findings", ()))[: args.findings]
+        wanted = named[: args.findings]
         names = wanted + tuple(f"finding_{n}" for n in range(len(wanted), args.findings))
     vocabulary = args.vocabulary or spec.vocabulary_size or VOCABULARY
     organs = tuple(f"organ_{n}" for n in range(args.organs)) or spec.organs
@@ -79,6 +81,8 @@ def assume(config: Any, args: argparse.Namespace) -> AssumedData:
         pad_token=spec.pad_token,
         views=spec.views,
         frame_shape=spec.frame_shape,
+        label_classes=spec.label_classes,
+        measurements=spec.measurements or _named_measurements(target),
     )
     source = "flags" if args.shape else found.source
     return AssumedData(spec, args.samples or found.samples, source)
@@ -117,9 +121,15 @@ def of_expectation(config: Any) -> AssumedData:
         organs=organs,
         organ_shape=(len(organs), *(size // cell for size in shape)) if organs else (),
         vocabulary_size=vocabulary,
+        label_classes=tuple(expected.label_classes),
     )
     source = "config.data.prepare" if expected.shape else "the defaults of medclip prepare"
     return AssumedData(spec, 0, source)
+
+
+def _named_measurements(target: Any) -> tuple[str, ...]:
+    """Measurements that `config.objective.target` names: what shards that are not there yet would hold."""
+    return tuple(filter(None, (target.get(key, "") for key in ("measurement", "time", "event"))))
 
 
 def _triple(text: str, flag: str, kind: type) -> tuple[Any, ...]:

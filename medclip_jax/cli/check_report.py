@@ -15,6 +15,7 @@ from medclip_jax.planning.estimate import (
     BANDWIDTH_EFFICIENCY,
     LINK_EFFICIENCY,
     PRODUCT_EFFICIENCY,
+    SCANNED_ON_TPU,
     Estimate,
 )
 from medclip_jax.planning.remedies import Remedy, chips_that_hold
@@ -23,10 +24,10 @@ from medclip_jax.planning.shapes import Model, compute_dtype, features_of, terms
 GIB = 2.0**30
 
 READER_BYTES_PER_CORE = 110 * 224 * 224 * 112 * 2
-"""Decoded bytes a second that one core reads from shards: the lower figure of `docs/results.md`, "Shards"."""
+"""Decoded bytes a second that one core reads from shards: the lower figure in `docs/performance.md`."""
 
 STORED_SHARE = 1 / 2.15
-"""Of a volume's bytes on disk, from `docs/results.md`, "Shards"."""
+"""Of a volume's bytes on disk, from `docs/performance.md`, "Shards"."""
 
 PREALLOCATED = 0.75
 """Share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
@@ -144,9 +145,13 @@ def compiled_report(compiled: Compiled, found: Estimate) -> str:
 
 
 def compiled_figures(compiled: Compiled) -> dict[str, Any]:
-    """The same as JSON types, collectives by kind."""
+    """The same as JSON types, collectives and cycles by kind."""
     plain = dataclasses.asdict(compiled)
     plain["collectives"] = bytes_by_kind(list(compiled.collectives))
+    if compiled.cycles:
+        dearest = compiled.cycles.dearest()
+        plain["cycles"]["by_kind"] = compiled.cycles.by_kind()
+        plain["cycles"]["operations"] = [dataclasses.asdict(item) for item in dearest]
     return plain
 
 
@@ -266,10 +271,13 @@ def _memory(found: Estimate) -> str:
     table = "\n".join(f"  {a.ljust(widths[0])}  {b.rjust(widths[1])}  {c}".rstrip() for a, b, c in rows)
     slices = f" in {found.microbatches} microbatches" if found.microbatches > 1 else ""
     policies = ", ".join(f"{name} {policy}" for name, policy in found.remat.items())
+    scan = ""
+    if found.scanned and found.chip.kind == "tpu":
+        scan = f"  scan: {', '.join(found.scanned)}; {SCANNED_ON_TPU:.0f} times the activations on a TPU\n"
     return (
         f"MEMORY of one device, GiB: {found.devices} x {found.chip.name}, data={found.data} "
         f"fsdp={found.fsdp}, batch {found.batch_size}{slices}\n{table}\n"
-        f"  remat: {policies or 'not in this config'}\n"
+        f"  remat: {policies or 'not in this config'}\n{scan}"
         + "\n".join(f"  attention: {line}" for line in found.attention)
     )
 
@@ -328,7 +336,7 @@ def _input(model: Model, found: Estimate) -> str:
         f"  {rate:.4g} volumes/s = {rate * size / 1e6:.4g} MB/s decoded, about "
         f"{rate * size * STORED_SHARE / 1e6:.4g} MB/s from disk\n"
         f"  {cores:.2g} cores busy reading, at {per_core:.4g} volumes/s a core "
-        "(docs/results.md, scaled by size)"
+        "(docs/performance.md, scaled by size)"
     )
 
 

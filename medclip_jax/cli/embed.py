@@ -104,7 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="N", help="volumes at a time (default: 1 on a CPU, else 4)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute in this precision")
-    parser.add_argument("--step", type=int, help="which checkpoint of a workdir (default: the newest)")
+    parser.add_argument(
+        "--step", type=int, help="which checkpoint of a workdir (default: the best or newest)"
+    )
     parser.add_argument(
         "--shards", metavar="FOLDER", help="prepared folder, for a run that kept no copy of its settings"
     )
@@ -113,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embed; 0 when every scan could be read, 1 when some could not, 2 when none could."""
     from medclip_jax.inference.load import load
-    from medclip_jax.shards.work import available_cores
+    from medclip_jax.pool import available_cores
 
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: it must be 1 or more")

@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to write; an earlier export is replaced",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="which checkpoint (default: the best or newest)"
+    )
     parser.add_argument(
         "--shards",
         type=Path,
@@ -146,11 +148,11 @@ def _card(args: argparse.Namespace, model: Any) -> str:
     from medclip_jax.shards.manifest import read_manifest
     from medclip_jax.shards.read import SETTINGS_FILE, open_shards
     from medclip_jax.shards.record import ShardError
-    from medclip_jax.training.checkpoints import latest_step
+    from medclip_jax.training.checkpoints import used_step
 
-    step = latest_step(args.workdir) if args.step is None else args.step
+    step = used_step(args.workdir) if args.step is None else args.step
     kept = args.workdir / SETTINGS_FILE
-    shards = args.shards or (Path(given) if (given := model.config["data"]["shards"]) else None)
+    shards = args.shards or model.config["data"]["shards"] or None
     info, manifest = (open_shards(args.workdir) if kept.is_file() else None), []
     try:
         there = open_shards(shards) if shards else None
@@ -158,7 +160,7 @@ def _card(args: argparse.Namespace, model: Any) -> str:
         if there is not None and (
             info is None or (info.settings, info.splits) == (there.settings, there.splits)
         ):
-            info, manifest = there, read_manifest(shards)
+            info, manifest = there, read_manifest(there.folder)
     except ShardError:
         pass  # gone: the card says what the run kept
     metrics = last_evaluation(

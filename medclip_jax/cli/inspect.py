@@ -9,8 +9,8 @@ HELP = """\
 Verify prepared shards and draw a contact sheet.
 
 Every record is read and compared with its checksum. Then come counts, HU percentiles and a page with
-axial, coronal and sagittal slices, organ outlines, organ occupancy on the patch grid, reports and
-findings. Look at it before you train:
+axial, coronal and sagittal slices, outlines of organs and of the classes of label maps, organ occupancy
+on the patch grid, reports and findings. Look at it before you train:
 a flipped axis, a wrong window or reports that belong to other scans show at a glance. The page holds
 report texts and images of patients; keep it as private as the scans."""
 
@@ -26,7 +26,7 @@ The exit status is 1 when something is damaged.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("folder", type=Path, help="written by medclip prepare")
+    parser.add_argument("folder", help="written by medclip prepare, or the URL of a set in an object store")
     parser.add_argument("--count", type=int, default=12, help="volumes to draw (%(default)s)")
     parser.add_argument(
         "--patch",
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("D", "H", "W"),
         help="also draw organ occupancy on the grid of a model's patches of this size",
     )
-    parser.add_argument("--out", type=Path, help="page to write (FOLDER.html, beside the folder)")
+    parser.add_argument(
+        "--out", type=Path, help="page to write (FOLDER.html, beside the folder; of a URL, in this one)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.shards.check import PERCENTILES, check
     from medclip_jax.shards.manifest import count_shared_studies, read_manifest, summarize
     from medclip_jax.shards.read import open_shards
+    from medclip_jax.shards.urls import is_url
     from medclip_jax.volumes.modality import modality_of
 
     info = open_shards(args.folder)
@@ -62,8 +65,12 @@ def run(args: argparse.Namespace) -> int:
     for series in info.series:
         print(f"{_of(series)}{_size(series, found)} voxels, {_mm(series, found)} mm per voxel")
     organs = _organ_counts(info.organs, found)
-    for rows in (percentiles, counts, *([organs] if info.organs else [])):
-        print(_aligned(rows))
+    classes = _class_counts(info.label_classes, found)
+    groups = _group_counts(found.groups)
+    shown = [*([organs] if info.organs else []), *([classes] if info.label_classes else [])]
+    shown += [groups] if info.groups else []
+    for rows in (percentiles, counts, *shown):
+        print(aligned(rows))
     for problem in found.problems:
         print(f"DAMAGED: {problem}")
     if shared := count_shared_studies(entries):
@@ -71,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
             f"{shared} studies belong to several patients, who count as one in training: the set was "
             "prepared by an earlier version, which did not tell equal study ids apart. Prepare it again"
         )
-    out = args.out or info.folder.absolute().with_name(info.folder.absolute().name + ".html")
+    # What is in a store lies in a cache on this machine, which is no place for a page.
+    place = Path(args.folder.rstrip("/").rpartition("/")[2]) if is_url(args.folder) else info.folder
+    out = args.out or place.absolute().with_name(place.absolute().name + ".html")
     facts = {
         "records": str(found.records),
         "splits": ", ".join(f"{name} {count}" for name, count in info.splits.items()),
@@ -92,12 +101,16 @@ def run(args: argparse.Namespace) -> int:
     tables = {"Findings in reports, and labels": counts, "Percentiles of voxels": percentiles}
     if info.organs:
         tables["Organs"] = organs
+    if info.label_classes:
+        tables["Label maps"] = classes
+    if info.groups:
+        tables["Groups"] = groups
     if summary.notes or summary.reasons:
         kinds = [[f"note {name}", str(count)] for name, count in summary.notes.items()]
         kinds += [[f"rejected {name}", str(len(rows))] for name, rows in summary.reasons.items()]
         tables["Notes and rejections"] = [["", "studies"], *kinds]
     page = contact_sheet(
-        f"Prepared set {info.folder.absolute().name}",
+        f"Prepared set {place.absolute().name}",
         facts,
         tables,
         found.problems,
@@ -107,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         organs=info.organs,
         cell=info.cell,
         patch=tuple(args.patch) if args.patch else None,
+        label_classes=info.label_classes,
     )
     out.write_text(page, encoding="utf-8")
     print(f"contact sheet: {out}")
@@ -185,7 +199,29 @@ def _organ_counts(organs: tuple[str, ...], found) -> list[list[str]]:
     ]
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def _class_counts(classes: tuple[str, ...], found) -> list[list[str]]:
+    """Of each class of label maps, how many volumes show it, and how much of what is labeled it fills."""
+    maps, labeled, outside = found.labeled
+    rows = [["class", "volumes", "% of labeled voxels"]]
+    for name, (volumes, voxels) in zip(classes, found.classes.tolist(), strict=True):
+        if volumes:
+            rows.append([name, str(volumes), f"{100 * voxels / max(labeled, 1):.3g}"])
+    if absent := len(classes) + 1 - len(rows):
+        rows.append([f"({absent} more classes)", "0", "0"])
+    share = 100 * outside / max(labeled + outside, 1)
+    return [*rows, [f"(outside of the scan or not labeled: {share:.3g} % of all voxels)", str(maps), ""]]
+
+
+def _group_counts(groups) -> list[list[str]]:
+    return [["group", "value", "volumes"]] + [
+        [name, value or "(unknown)", str(counts[value])]
+        for name, counts in groups.items()
+        for value in sorted(counts, key=lambda value: (not value, value))
+    ]
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as text, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -18,15 +18,20 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "index": ("medclip_jax.cli.index", "write a table of studies from the DICOM headers of an archive"),
     "prepare": ("medclip_jax.cli.prepare", "turn scans and reports into shards for training"),
+    "verify": ("medclip_jax.cli.verify", "check scans and tables as prepare would, without writing shards"),
     "reports": ("medclip_jax.cli.reports", "show how reports are read, and compare with labels"),
     "inspect": ("medclip_jax.cli.inspect", "verify prepared shards and draw a contact sheet"),
     "check": ("medclip_jax.cli.check", "say whether a config fits its devices, and what it costs"),
+    "label": ("medclip_jax.cli.label", "add labels of your own to a prepared set"),
+    "cache-text": ("medclip_jax.cli.cache_text", "encode a run's texts once, for a frozen text encoder"),
     "train": ("medclip_jax.cli.train", "train a model by a config file"),
     "status": ("medclip_jax.cli.status", "show how a run goes: progress, curves, where its time went"),
     "sweep": ("medclip_jax.cli.sweep", "train a config with many values of its fields, and compare"),
     "evaluate": ("medclip_jax.cli.evaluate", "measure a trained model on prepared shards"),
+    "compare": ("medclip_jax.cli.compare", "compare results on the same volumes, with tests"),
     "import": ("medclip_jax.cli.import_weights", "turn a published checkpoint into a model"),
     "embed": ("medclip_jax.cli.embed", "embed a scan and compare it with texts"),
+    "segment": ("medclip_jax.cli.segment", "segment scans with a trained model"),
     "export": ("medclip_jax.cli.export", "write a trained model for PyTorch, transformers and the hub"),
     "demo": ("medclip_jax.cli.demo", "run the whole job on generated scans"),
 }
@@ -78,7 +83,7 @@ def _run(arguments: list[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_ShowVersion)
+    parser.add_argument("-V", "--version", action=_ShowVersion)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     modules = {}

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--findings",
         nargs="+",
         metavar="NAME",
-        help="findings to read, by name, as cardiac, phantom, ct_rate, cardiac_mr or all, or a findings "
-        "file of your own (.toml) (default: all)",
+        help="findings to read, by name, as cardiac, phantom, ct_rate, cardiac_mr, merlin, inspect or all, "
+        "or a findings file of your own (.toml) (default: all)",
     )
     parser.add_argument("--column", help="column of the table that holds the reports")
     parser.add_argument("--encoding", help="of the files, for example cp1252 (default UTF-8)")

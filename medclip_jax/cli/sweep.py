@@ -26,6 +26,10 @@ examples:
       --set data.shards=shards --grid optimizer.learning_rate=1e-3,2e-3 \\
       --grid objective.target_temperature=0.05,0.1 --seeds 0,1,2
 
+  # 1, 10 and 100 % of the patients, three seeds that draw and begin each, five folds: 45 runs.
+  medclip sweep ... --grid data.subset.share=0.01,0.1,1.0 --grid seed+data.subset.seed=0,1,2 \\
+      --set data.subset.folds=5 --grid data.subset.fold=0,1,2,3,4 --set evaluation.split=fold
+
   # Values with commas of their own, whole sections.
   medclip sweep ... --grid "objective.vision.patch=(4,4,4),(8,8,8)"
 
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=V,V",
-        help="values of a field; as often as you like",
+        help="values of a field; as often as you like. KEY+KEY=V,V gives two fields the same values",
     )
     parser.add_argument("--seeds", metavar="N,N", help="short for --grid seed=N,N")
     parser.add_argument(
@@ -62,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--dry-run", action="store_true", help="check everything and list the units")
     parser.add_argument("--jobs", type=int, default=1, help="units that run here at once (%(default)s)")
     parser.add_argument("--collect", metavar="OUT", help="make table and plot of a sweep's results")
-    parser.add_argument("--metric", help="with --collect: a name from metrics.jsonl")
+    parser.add_argument("--metric", help="with --collect: a name from metrics.jsonl, or from --results")
+    parser.add_argument(
+        "--results",
+        metavar="NAME",
+        help="with --collect: a file of `medclip evaluate --json` in each unit's folder, such as fold.json",
+    )
     parser.add_argument(
         "--best", choices=("highest", "lowest"), help="with --collect (highest, for losses lowest)"
     )
@@ -112,6 +121,7 @@ def _check(units: Sequence[Unit], *, elsewhere: bool) -> None:
     """
     from medclip_jax.cli.check_data import of_shards
     from medclip_jax.planning.shapes import build, terms_of
+    from medclip_jax.shards.urls import is_url
     from medclip_jax.training.config import to_json
     from medclip_jax.training.start import check_evaluation
 
@@ -123,7 +133,7 @@ def _check(units: Sequence[Unit], *, elsewhere: bool) -> None:
         if alike in checked:
             continue
         checked.add(alike)
-        if elsewhere and not Path(config.data.shards).is_dir():
+        if elsewhere and not is_url(config.data.shards) and not Path(config.data.shards).is_dir():
             missing.add(config.data.shards)
             continue
         try:
@@ -160,12 +170,12 @@ def _collect(args: argparse.Namespace) -> int:
 
     if not args.metric:
         raise ValueError("--collect needs --metric: a name from metrics.jsonl, such as zero_shot/auroc_mean")
-    results = collect(args.collect, args.metric, best=args.best)
+    results = collect(args.collect, args.metric, best=args.best, results=args.results)
     paths = write_results(results, args.collect)
     print(to_markdown(results))
     best = results.settings[0]
     where = ", ".join(f"{key}={json.dumps(value)}" for key, value in best.values.items()) or "the one setting"
-    spread = "" if best.count == 1 else f" ± {best.deviation:.3g} over {best.count} seeds"
+    spread = "" if best.count == 1 else f" ± {best.deviation:.3g} over {best.count} {results.runs}"
     print(f"{results.best} {results.metric}: {best.mean:.4g}{spread} with {where}")
     print(f"written: {', '.join(map(str, paths))}")
     return 0

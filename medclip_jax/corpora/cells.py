@@ -6,6 +6,7 @@ import math
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ MISSING = frozenset(
     ("", "nan", "none", "null", "n/a", "na", "<na>", "nat", "#n/a", "#name?", "#value!", "#ref!", r"\n")
 )
 """Cells that say nothing, in lower case: of people, pandas, R, databases and spreadsheets."""
+
+_LONGEST_MISSING = max(map(len, MISSING))
 
 SPLITS = {
     "train": "train",
@@ -30,6 +33,10 @@ SPLITS = {
 Fail = Callable[[str], Exception]
 """Makes the error of a cell from what it should hold."""
 
+LONGEST_GROUP = 40
+MOST_GROUPS = 100
+"""Values of one column of groups: more are ids, dates or numbers, and no groups."""
+
 ZERO = "0"
 _LABELS = (
     dict.fromkeys(("1", "true", "yes", "y", "present", "positive", "pos"), 1)
@@ -40,6 +47,12 @@ _LABELS = (
 ZeroMeaning = Literal["absent", "unknown"]
 
 
+def said(cell: str) -> str:
+    """A cell's text, "" for what stands for a missing value."""
+    text = cell.strip()
+    return "" if len(text) <= _LONGEST_MISSING and text.lower() in MISSING else text
+
+
 def read_label(text: str, fail: Fail) -> int | None:
     """A label: 1 present, -1 absent, 0 unknown, None for a zero, which means what `zero_meaning` says.
 
@@ -47,7 +60,7 @@ def read_label(text: str, fail: Fail) -> int | None:
         text: of the cell, "" where it says nothing.
         fail: makes the error where it is no label.
     """
-    plain = re.sub(r"^\+?(-?\d)[.,]0*$", r"\1", text.lower())
+    plain = re.sub(r"^\+?(-?\d)([.,]0*)?$", r"\1", text.lower())
     if plain == ZERO:
         return None
     if plain not in _LABELS:
@@ -83,6 +96,17 @@ def read_number(text: str, fail: Fail) -> float:
     if not math.isfinite(number):
         raise fail("must be a number, with a point for the decimals (1.5, not 1,5), or empty")
     return number
+
+
+def read_group(text: str, fail: Fail) -> str:
+    """Which group a row belongs to: a few words, that are written into the prepared set."""
+    plain = " ".join(unicodedata.normalize("NFC", text).split())
+    if len(plain) > LONGEST_GROUP or re.search(r"\d{5,}", plain):
+        raise fail(
+            f"a group is a category (a scanner, a band of ages) of at most {LONGEST_GROUP} characters, "
+            "without a number of five digits or more, because it is written into the prepared set"
+        )
+    return plain
 
 
 def read_spacing(text: str, fail: Fail) -> tuple[float, float, float] | None:

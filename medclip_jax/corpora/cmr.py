@@ -19,7 +19,15 @@ from medclip_jax.reports.definitions import BUILT_IN, Findings
 SERIES = ("cine_lax", "cine_sa", "lge_sa", "lge_lax", "lge_2ch", "lge_3ch")
 """The series of CMR-CLIP in the order in which the model sees them; studies may have others, or not all."""
 
-_UNREAD = ("organs", "organ_classes", "box", "rescale_slope", "rescale_intercept")
+_UNREAD = (
+    "organs",
+    "organ_classes",
+    "label_map",
+    "label_classes",
+    "box",
+    "rescale_slope",
+    "rescale_intercept",
+)
 
 _CMR_COLUMNS: dict[str, tuple[str, ...]] = {
     **{name: names for name, names in COLUMNS.items() if name not in _UNREAD},
@@ -36,6 +44,7 @@ def cmr(
     root: str | os.PathLike | None = None,
     reports_elsewhere: bool = False,
     encoding: str | None = None,
+    sheet: str | None = None,
     definitions: Findings = BUILT_IN,
 ) -> StudyTable:
     """Read a table of series and put the series of a study together.
@@ -57,6 +66,7 @@ def cmr(
         root=root,
         reports_elsewhere=reports_elsewhere,
         encoding=encoding,
+        sheet=sheet,
         definitions=definitions,
     )
     return join_series(table)
@@ -195,6 +205,7 @@ def _join(
         sections=common_items("", lambda row: row.sections, ""),
         labels=common_items("label:", lambda row: row.labels, 0),
         measurements=common_items("measurement:", lambda row: row.measurements, None),
+        groups=common_items("group:", lambda row: row.groups, None),
         split=common("split", lambda row: row.split, None),
         notes=tuple(dict.fromkeys(notes)),
     )

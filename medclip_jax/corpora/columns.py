@@ -35,6 +35,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "subset", "fold"),
     "organs": ("organs", "masks", "mask", "segmentation"),
     "organ_classes": ("organ_classes", "mask_classes", "class_map"),
+    "label_map": ("label_map", "labelmap", "label_map_path"),
+    "label_classes": ("label_classes", "label_map_classes"),
     "modality": ("modality",),
     "box": ("box", "crop_box"),
     "rescale_slope": ("rescale_slope", "rescaleslope", "slope"),
@@ -43,7 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column to the header names that are understood, in any case, with spaces or dashes for underscores."""
 
-_MEASUREMENT = re.compile(r"[A-Za-z][A-Za-z0-9_ ./%()+-]{0,59}")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ ./%()+-]{0,59}")
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
@@ -53,9 +55,11 @@ class Columns:
 
     Attributes:
         places: our name of a column to its index.
-        names: our name of a column to the table's; also of ``label:`` and ``measurement:`` columns.
+        names: our name of a column to the table's; also of ``label:``, ``measurement:`` and ``group:``
+            columns.
         labels: finding to index.
         measurements: measurement to index.
+        groups: group to index.
         alternatives: our name of a column to the indices of others that could mean it and are not read.
         ignored: names of columns that mean nothing here, with what to do where that is known.
     """
@@ -64,6 +68,7 @@ class Columns:
     names: Mapping[str, str]
     labels: Mapping[str, int]
     measurements: Mapping[str, int]
+    groups: Mapping[str, int]
     alternatives: Mapping[str, tuple[int, ...]]
     ignored: tuple[str, ...]
 
@@ -104,6 +109,7 @@ def find_columns(
     found: dict[str, list[int]] = {}
     labels: dict[str, list[int]] = {}
     measurements: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     ignored = []
     understood = known_names(columns)
     for place, name in enumerate(header):
@@ -113,6 +119,8 @@ def find_columns(
             labels.setdefault(_finding(rest, path, definitions), []).append(place)
         elif kind == "measurement" and rest:
             measurements.setdefault(rest, []).append(place)
+        elif kind == "group" and rest:
+            groups.setdefault(rest, []).append(place)
         elif (finding := definitions.titles.get(plain_spelling(name))) is not None:
             labels.setdefault(finding, []).append(place)
         elif (column := understood.get(plain_name(name))) is not None:
@@ -122,9 +130,10 @@ def find_columns(
     for column, places in found.items():
         # The column's own name before others that are understood, then in their order.
         places.sort(key=lambda place, column=column: columns[column].index(plain_name(header[place])))
-    _check_missing(found, header, path, reports_elsewhere, columns["volume"])
-    _check_measurements(measurements, header, path)
-    for column, places in (*found.items(), *labels.items(), *measurements.items()):
+    _check_missing(found, header, path, reports_elsewhere, columns.get("volume", ()))
+    _check_names("measurement", measurements, path)
+    _check_names("group", groups, path)
+    for column, places in (*found.items(), *labels.items(), *measurements.items(), *groups.items()):
         first = plain_name(header[places[0]])
         same = [place for place in places if plain_name(header[place]) == first or column not in found]
         if len(same) > 1:
@@ -137,9 +146,11 @@ def find_columns(
         places={column: places[0] for column, places in found.items()},
         names={column: header[places[0]].strip() for column, places in found.items()}
         | {f"label:{name}": header[places[0]].strip() for name, places in labels.items()}
-        | {f"measurement:{name}": header[places[0]].strip() for name, places in measurements.items()},
+        | {f"measurement:{name}": header[places[0]].strip() for name, places in measurements.items()}
+        | {f"group:{name}": header[places[0]].strip() for name, places in groups.items()},
         labels={name: places[0] for name, places in labels.items()},
         measurements={name: places[0] for name, places in measurements.items()},
+        groups={name: places[0] for name, places in groups.items()},
         alternatives={column: tuple(places[1:]) for column, places in found.items() if len(places) > 1},
         ignored=tuple(ignored),
     )
@@ -153,7 +164,7 @@ def _check_missing(
     volume: Sequence[str],
 ) -> None:
     missing = []
-    if "volume" not in found:
+    if volume and "volume" not in found:
         missing.append(f"{volume[0]} (or {', '.join(volume[1:])})")
     if not reports_elsewhere and not {"report", "findings", "impression"} & set(found):
         missing.append("report (or findings, impression)")
@@ -176,11 +187,11 @@ def _finding(name: str, path: Path, definitions: Findings) -> str:
         raise TableError(f"'{path}' has a label of an {error}{define}") from None
 
 
-def _check_measurements(measurements: Mapping[str, Sequence[int]], header: Sequence[str], path: Path) -> None:
-    for name, places in measurements.items():
-        if not _MEASUREMENT.fullmatch(name) or _LONG_NUMBER.search(name):
+def _check_names(kind: str, columns: Mapping[str, Sequence[int]], path: Path) -> None:
+    for name, places in columns.items():
+        if not _NAME.fullmatch(name) or _LONG_NUMBER.search(name):
             raise TableError(
-                f"column {places[0] + 1} of '{path}': the name of a measurement is written into the prepared "
+                f"column {places[0] + 1} of '{path}': the name of a {kind} is written into the prepared "
                 "set. It must begin with a letter, hold letters, digits and _ . / % ( ) + - alone, no number "
                 "of five digits or more, and have at most 60 characters"
             )
@@ -199,5 +210,8 @@ def _ignored(name: str, definitions: Findings, understood: Mapping[str, str]) ->
     rest = re.sub(r"^(measurements?|measure)[_:.]+", "", plain)
     if rest != plain:
         return f"{name!r} (for a measurement, name it 'measurement:{rest}')"
+    rest = re.sub(r"^(groups?|subgroups?)[_:.]+", "", plain)
+    if rest != plain:
+        return f"{name!r} (for a group of patients, name it 'group:{rest}')"
     near = difflib.get_close_matches(plain, understood, n=1, cutoff=0.8)
     return f"{name!r} (is it {near[0]!r}?)" if near else repr(name)

@@ -13,6 +13,8 @@ import numpy as np
 
 from medclip_jax.corpora.columns import COLUMNS
 from medclip_jax.corpora.tables import TableError, open_table, plain_name
+from medclip_jax.volumes.dicom_archive import Archive
+from medclip_jax.volumes.dicom_selection import LeftOut, SeriesChoice, select_series
 from medclip_jax.volumes.dicom_survey import FoundSeries
 
 KEYWORDS = (
@@ -35,6 +37,8 @@ _REPORT_KEYS = (
 _NO_VOLUMES = ("several-phases", "single-slice", "missing-slices", "uneven-gaps", "sheared-grid")
 """Why series of frames are no volumes, and are none the worse for it."""
 
+_NOT_UTF8 = "Rename the folder: a table cannot hold its name."
+
 
 @dataclass
 class Index:
@@ -53,32 +57,34 @@ class Index:
         cells = (path, series, accession, code, what_to_do)
         self.left_out.append(dict(zip(LEFT_OUT_COLUMNS, cells, strict=True)))
 
+    def leave_out_series(self, left: LeftOut) -> None:
+        """List a series that is not wanted, or cannot be used."""
+        found = left.series
+        accession = found.values["AccessionNumber"]
+        self.leave_out(place_of(found), found.uid or found.key, accession, left.code, left.message)
+
     def counts(self) -> Counter[str]:
         """Code to the number of what was left out for it."""
         return Counter(entry["code"] for entry in self.left_out)
 
 
-def make_index(series: Iterable[FoundSeries], modality: str = "CT") -> Index:
-    """One row for each series of a modality that can become a volume, as far as headers tell.
+def make_index(series: Sequence[FoundSeries], choice: SeriesChoice) -> Index:
+    """One row for each series that is wanted and can become a volume, as far as headers tell.
 
     Args:
         series: of the archive, with `KEYWORDS` among their values.
-        modality: "CT" or "MR".
+        choice: which of them are wanted.
     """
     index = Index()
-    for found in series:
-        path, name = _place(found), found.uid or found.key
-        accession = found.values["AccessionNumber"]
-        if found.facts is None:
-            index.leave_out(path, name, accession, found.code, found.message)
-        elif found.modality != modality:
-            index.leave_out(path, name, accession, "wrong-modality", f"It is no {modality}: see --modality.")
-        elif not _is_utf8(path):
-            index.leave_out(
-                path, name, accession, "name-not-utf8", "Rename the folder: a table cannot hold its name."
-            )
-        else:
+    taken, left = select_series(series, choice)
+    for found in taken:
+        path, name = place_of(found), found.uid or found.key
+        if _is_utf8(path):
             index.rows.append(_row(found, path, name))
+        else:
+            index.leave_out(path, name, found.values["AccessionNumber"], "name-not-utf8", _NOT_UTF8)
+    for item in left:
+        index.leave_out_series(item)
     return index
 
 
@@ -91,14 +97,14 @@ def make_frame_index(series: Iterable[FoundSeries], modality: str = "MR") -> Ind
     """
     index = Index()
     for found in series:
-        path, accession = _place(found), found.values["AccessionNumber"]
+        path, accession = place_of(found), found.values["AccessionNumber"]
         where = (path, found.uid or found.key, accession)
         if found.modality != modality:
             index.leave_out(*where, "wrong-modality", f"It is no {modality}: see --modality.")
         elif found.facts is None and found.code not in _NO_VOLUMES:
             index.leave_out(*where, found.code, found.message)
         elif not _is_utf8(path):
-            index.leave_out(*where, "name-not-utf8", "Rename the folder: a table cannot hold its name.")
+            index.leave_out(*where, "name-not-utf8", _NOT_UTF8)
         else:
             index.rows.append(_frame_row(found, path))
     return index
@@ -122,6 +128,27 @@ def _frame_row(found: FoundSeries, path: str) -> dict[str, str]:
         "study_date": values["StudyDate"],
         "image_type": values["ImageType"].strip("[]").replace("'", "").replace(", ", "\\"),
     }
+
+
+def list_unread(index: Index, archive: Archive) -> None:
+    """List the files and folders of an archive that no series has, each with its reason.
+
+    Args:
+        index: is added to.
+        archive: that was read.
+    """
+    for folder in archive.closed:
+        index.leave_out(
+            str(folder), "", "", "unreadable", "The folder cannot be opened: fix its permissions."
+        )
+    for path in archive.unopened:
+        text = "The file cannot be opened: fix its permissions. Its series may lack it."
+        index.leave_out(str(path), "", "", "unreadable-file", text)
+    for path in archive.damaged:
+        text = "The file is damaged, and nobody knows its series: copy it again. Its series may lack it."
+        index.leave_out(str(path), "", "", "damaged-file", text)
+    for path in archive.copies:
+        index.leave_out(str(path), "", "", "copy", "The file repeats another one of the archive.")
 
 
 def join_reports(index: Index, table: Path, *, key: str | None = None, encoding: str | None = None) -> Index:
@@ -182,7 +209,17 @@ def write_index(index: Index, out: Path, left_out: Path) -> None:
     """
     names = list(dict.fromkeys(name for row in index.rows for name in row))
     _write(out, names, index.rows)
-    _write(left_out, LEFT_OUT_COLUMNS, index.left_out)
+    write_left_out(index.left_out, left_out)
+
+
+def write_left_out(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Write what stands in no row, readable by its owner only.
+
+    Args:
+        rows: as `Index.left_out`.
+        path: CSV.
+    """
+    _write(path, LEFT_OUT_COLUMNS, rows)
 
 
 def _row(found: FoundSeries, path: str, name: str) -> dict[str, str]:
@@ -215,7 +252,7 @@ def _row(found: FoundSeries, path: str, name: str) -> dict[str, str]:
     }
 
 
-def _place(found: FoundSeries) -> str:
+def place_of(found: FoundSeries) -> str:
     """What the table names as the volume: a file where one holds all, else the folder."""
     paths = found.paths
     return os.path.abspath(paths[0] if len(paths) == 1 else found.folder)

@@ -6,32 +6,33 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from medclip_jax.corpora.cells import (
-    MISSING,
+    MOST_GROUPS,
     SPLITS,
     ZeroMeaning,
     is_windows_path,
     looks_like_scan,
     read_box,
+    read_group,
     read_label,
     read_number,
     read_path,
     read_rescale,
     read_spacing,
+    said,
     zero_meaning,
 )
 from medclip_jax.corpora.columns import COLUMNS, Columns, find_columns, known_names
+from medclip_jax.corpora.joining import Unmatched
 from medclip_jax.corpora.organ_masks import ClassCache, MaskError, find_masks
-from medclip_jax.corpora.study import VOLUME, Series, Study
+from medclip_jax.corpora.study import VOLUME, LabelMap, Series, Study
 from medclip_jax.corpora.table_ids import clean_ids
 from medclip_jax.corpora.tables import Row, Table, TableError, name_rows, open_table
 from medclip_jax.reports.definitions import BUILT_IN, Findings
-
-_LONGEST_MISSING = max(map(len, MISSING))
 
 __all__ = ["COLUMNS", "StudyTable", "TableError", "TableReader", "folder", "read_table"]
 
@@ -45,11 +46,17 @@ class StudyTable:
         remarks: what the user should know, one sentence or two each. They name columns, rows and files of
             masks: for the screen, not for anything that is passed on.
         zero_label: what 0 means in its label columns, None where there is no 0.
+        unmatched: of a corpus that is several tables: name of each to (volumes without a row, rows without a
+            volume), ids as the archive has them: for the screen, or a file that the user asks for.
+        left_out: of a tree of DICOM files: `dicom_index.LEFT_OUT_COLUMNS` to cell, for each series and file
+            that no study takes: likewise.
     """
 
     studies: tuple[Study, ...]
     remarks: tuple[str, ...] = ()
     zero_label: ZeroMeaning | None = None
+    unmatched: Unmatched = field(default_factory=dict)
+    left_out: tuple[Mapping[str, str], ...] = ()
 
     def __iter__(self) -> Iterator[Study]:
         return iter(self.studies)
@@ -68,16 +75,18 @@ def folder(
     root: str | os.PathLike | None = None,
     reports_elsewhere: bool = False,
     encoding: str | None = None,
+    sheet: str | None = None,
     definitions: Findings = BUILT_IN,
 ) -> StudyTable:
     """Read a table of studies.
 
     Args:
-        csv_path: CSV or TSV with a header. ``volume`` and one of ``report``, ``findings``, ``impression``
-            are needed; `docs/how-to/data.md` describes every column.
+        csv_path: CSV, TSV or spreadsheet (.xlsx) with a header. ``volume`` and one of ``report``,
+            ``findings``, ``impression`` are needed; `docs/how-to/data.md` describes every column.
         root: folder that relative paths start from; default: the table's folder.
         reports_elsewhere: the table need not have reports.
         encoding: of the table; default: UTF-8, or what its byte order mark says.
+        sheet: of a spreadsheet; default: its first.
         definitions: the findings that its labels can be of.
 
     Returns:
@@ -93,6 +102,7 @@ def folder(
         root=root,
         reports_elsewhere=reports_elsewhere,
         encoding=encoding,
+        sheet=sheet,
         definitions=definitions,
     )
 
@@ -104,6 +114,7 @@ def read_table(
     root: str | os.PathLike | None = None,
     reports_elsewhere: bool = False,
     encoding: str | None = None,
+    sheet: str | None = None,
     definitions: Findings = BUILT_IN,
 ) -> StudyTable:
     """Read a table by a reader that may understand other columns.
@@ -117,11 +128,11 @@ def read_table(
     """
     path = Path(csv_path)
     if not path.is_file():
-        raise TableError(f"no table '{path}': give the CSV or TSV file with --table")
+        raise TableError(f"no table '{path}': give the CSV, TSV or .xlsx file with --table")
     root = Path(root) if root is not None else path.parent
     if not root.is_dir():
         raise TableError(f"no folder '{root}': --root must be the folder that the table's paths start from")
-    table = open_table(path, encoding=encoding, known=known_names(reader.columns))
+    table = open_table(path, encoding=encoding, known=known_names(reader.columns), sheet=sheet)
     columns = find_columns(table.header, path, reports_elsewhere, definitions, reader.columns)
     return reader(table, columns, root).read()
 
@@ -142,8 +153,8 @@ class TableReader:
         self._remarks: list[str] = []
         self._classes: ClassCache = {}
         self._labels: dict[int, dict[str, int | None]] = {}
-        self._mask_errors: dict[int, MaskError] = {}
-        self._masks = 0
+        self._mask_errors: dict[str, dict[int, MaskError]] = {"organs": {}, "label_map": {}}
+        self._masks: Counter[str] = Counter()
 
     def read(self) -> StudyTable:
         """The studies, and what is to be said of the table.
@@ -153,9 +164,11 @@ class TableReader:
         """
         rows = self._rows()
         self._remark_on_columns(rows)
+        self._remark_on_volumes(rows)
         ids = {name: self._ids(name, rows) for name in ("patient", "study")}
         studies = [self._study(row, ids) for row in rows]
         self._check_masks()
+        self._check_groups(studies)
         meaning = zero_meaning(label for labels in self._labels.values() for label in labels.values())
         if meaning is not None:
             zero = -1 if meaning == "absent" else 0
@@ -181,7 +194,7 @@ class TableReader:
 
     def _cell(self, row: Row, column: str) -> str:
         place = self._columns.places.get(column)
-        return "" if place is None else _said(row.cells[place])
+        return "" if place is None else said(row.cells[place])
 
     def _fail(self, row: Row, column: str, what: str) -> TableError:
         where = f"row {row.number} (line {row.line})"
@@ -209,13 +222,18 @@ class TableReader:
         study = ids["study"].get(row.number) or record_id
         columns = self._columns
         self._labels[row.number] = {
-            name: read_label(_said(row.cells[place]), fail(f"label:{name}"))
+            name: read_label(said(row.cells[place]), fail(f"label:{name}"))
             for name, place in columns.labels.items()
         }
         measured = {
             name: read_number(text, fail(f"measurement:{name}"))
             for name, place in columns.measurements.items()
-            if (text := _said(row.cells[place]))
+            if (text := said(row.cells[place]))
+        }
+        groups = {
+            name: read_group(text, fail(f"group:{name}"))
+            for name, place in columns.groups.items()
+            if (text := said(row.cells[place]))
         }
         split = self._cell(row, "split").lower()
         if split and split not in SPLITS:
@@ -223,7 +241,8 @@ class TableReader:
         modality = self._cell(row, "modality").upper() or self.modality
         if modality not in ("CT", "MR", "MRI"):
             raise self._fail(row, "modality", "must be CT or MR")
-        organs, organ_classes, notes = self._find_masks(row)
+        organs, organ_classes, notes = self._find_masks(row, "organs", "organ_classes")
+        labels, label_classes, more = self._find_masks(row, "label_map", "label_classes")
         slope, intercept = self._cell(row, "rescale_slope"), self._cell(row, "rescale_intercept")
         series = Series(
             path=self._root / volume if volume else Path(),
@@ -246,47 +265,81 @@ class TableReader:
             organ_classes=organ_classes,
             split=SPLITS[split] if split else None,
             row=row.number,
-            notes=notes,
+            notes=notes + more,
+            label_map=LabelMap(labels["*"], label_classes) if labels else None,
+            groups=groups,
         )
 
     def _series_name(self, row: Row) -> str:
         """Which of a study's series the row names, and so the array that it becomes."""
         return VOLUME
 
-    def _find_masks(self, row: Row) -> tuple[dict[str, Path], dict[int, str], tuple[str, ...]]:
-        text = self._cell(row, "organs")
+    def _find_masks(
+        self, row: Row, column: str, classes: str
+    ) -> tuple[dict[str, Path], dict[int, str], tuple[str, ...]]:
+        """What a row says of organ masks, or of its label map: files, names of values, notes."""
+        text = self._cell(row, column)
         if not text:
             return {}, {}, ()
-        self._masks += 1
-        classes = self._cell(row, "organ_classes")
+        self._masks[column] += 1
         try:
-            organs, names = find_masks(read_path(text, self._root), classes, self._root, self._classes)
-            return organs, dict(names), ()
+            path = read_path(text, self._root)
+            found, names = find_masks(path, self._cell(row, classes), self._root, self._classes)
+            if column == "label_map" and "*" not in found:
+                raise MaskError(
+                    "organs",
+                    "organs-folder",
+                    "this is a folder, and a label map is one file: name folders of organ masks in the "
+                    "column 'organs' (--label-maps organs makes a map of them)",
+                )
+            return found, dict(names), ()
         except MaskError as error:
-            self._mask_errors[row.number] = error
+            if column == "label_map":
+                error = error.of_label_map()
+            self._mask_errors[column][row.number] = error
             return {}, {}, (error.code,)
         except OSError as error:  # it may pass, so the study must not continue without its masks
             raise self._fail(
-                row, "organs", f"it cannot be looked at ({error.strerror}): see to it, and run again"
+                row, column, f"it cannot be looked at ({error.strerror}): see to it, and run again"
             ) from None
 
     def _check_masks(self) -> None:
         """One row's masks that cannot be used are that row's loss; all of them are a mistake."""
-        if not self._mask_errors:
-            return
-        kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for row, error in self._mask_errors.items():
-            # A fault of the class map is named even where its column is absent: `organs` then holds it.
-            column = error.column if error.column in self._columns.places else "organs"
-            kinds[self._columns.names[column], str(error)].append(row)
-        for (column, message), rows in kinds.items():
-            text = f"{name_rows(rows)} of '{self._table.path}', column '{column}': {message}"
-            if len(self._mask_errors) == self._masks:
-                raise TableError(text)
-            self._remark(f"{text}. These studies are prepared without masks")
+        for asked, errors in self._mask_errors.items():
+            kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
+            for row, error in errors.items():
+                # A fault of the class map is named even where its column is absent: the masks' then holds it.
+                column = error.column if error.column in self._columns.places else asked
+                kinds[self._columns.names[column], str(error)].append(row)
+            without = "masks" if asked == "organs" else "a label map"
+            for (column, message), rows in kinds.items():
+                text = f"{name_rows(rows)} of '{self._table.path}', column '{column}': {message}"
+                if len(errors) == self._masks[asked]:
+                    raise TableError(text)
+                self._remark(f"{text}. These studies are prepared without {without}")
+
+    def _check_groups(self, studies: Sequence[Study]) -> None:
+        for name in self._columns.groups:
+            values = {study.groups[name] for study in studies if name in study.groups}
+            if len(values) > MOST_GROUPS:
+                raise TableError(
+                    f"'{self._table.path}', column '{self._columns.names[f'group:{name}']}': {len(values)} "
+                    f"different values, and groups have {MOST_GROUPS} at most. Ids and dates are no groups; "
+                    "join numbers to bands (age 60-69), or make it a 'measurement:' column"
+                )
+            spelled = defaultdict(set)
+            for value in values:
+                spelled[value.casefold()].add(value)
+            twins = [" and ".join(map(repr, sorted(found))) for found in spelled.values() if len(found) > 1]
+            if twins:
+                self._remark(
+                    f"group {name!r}: {', '.join(twins)} differ in capitals alone, and count as different "
+                    "groups"
+                )
 
     def _remark_on_columns(self, rows: Sequence[Row]) -> None:
         table, columns = self._table, self._columns
+        self._remarks += table.remarks
         for column, others in columns.alternatives.items():
             place = columns.places[column]
             name = columns.names[column]
@@ -295,7 +348,7 @@ class TableReader:
                 row.number
                 for row in rows
                 for other in others
-                if (text := _said(row.cells[other])) and text != _said(row.cells[place])
+                if (text := said(row.cells[other])) and text != said(row.cells[place])
             ]
             if differ and name.lower() != column:
                 raise TableError(
@@ -313,6 +366,9 @@ class TableReader:
             )
         if table.empty_rows:
             self._remark(f"{table.empty_rows} empty rows are passed over")
+
+    def _remark_on_volumes(self, rows: Sequence[Row]) -> None:
+        columns = self._columns
         volumes = [(row.number, row.cells[columns.places["volume"]].strip()) for row in rows]
         if windows := [number for number, text in volumes if is_windows_path(text)]:
             self._remark(
@@ -360,9 +416,3 @@ class TableReader:
             f"{name_rows(rows)} have patient and study of another row and another report: each keeps its "
             "own, and is noted as 'study-with-several-reports'"
         )
-
-
-def _said(cell: str) -> str:
-    """A cell's text, "" for what stands for a missing value."""
-    text = cell.strip()
-    return "" if len(text) <= _LONGEST_MISSING and text.lower() in MISSING else text

@@ -30,6 +30,12 @@ class MaskError(ValueError):
         super().__init__(message)
         self.column, self.code = column, code
 
+    def of_label_map(self) -> MaskError:
+        """The same of a label map and its columns."""
+        columns = {"organs": "label_map", "organ_classes": "label_classes"}
+        code = self.code.replace("organs-", "label-map-")
+        return MaskError(columns[self.column], code, str(self).replace("organ_classes", "label_classes"))
+
 
 def find_masks(
     organs: str, organ_classes: str, root: Path, cache: ClassCache

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from medclip_jax.corpora.cells import read_label, zero_meaning
 from medclip_jax.corpora.columns import KNOWN_NAMES
+from medclip_jax.corpora.spreadsheets import SUFFIXES
 from medclip_jax.corpora.tables import Row, Table, TableError, open_table, plain_name
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.names import UnknownFinding, finding_name, is_finding
 
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", *SUFFIXES)
 TEXTS = (".txt", ".text", ".md", ".rpt")
 
 
@@ -119,7 +120,7 @@ def _table(path: Path, column: str | None, encoding: str | None, definitions: Fi
             ReportText(f"row {row.number}", read(row), _single_label(table, row, *single, definitions))
             for row in rows
         ]
-        return ReportSet(tuple(reports))
+        return ReportSet(tuple(reports), remarks=table.remarks)
     found = [
         {name: _label(table, row, place) for name, place in labels.items() if row.cells[place].strip()}
         for row in rows
@@ -133,7 +134,7 @@ def _table(path: Path, column: str | None, encoding: str | None, definitions: Fi
         reports.append(ReportText(f"row {row.number}", read(row), known))
     meaning = "not present" if zero == "absent" else "not known, and is not compared"
     remarks = (f"0 in the label columns of '{path}' is read as {meaning}",) if zero else ()
-    return ReportSet(tuple(reports), two_valued=zero == "absent", remarks=remarks)
+    return ReportSet(tuple(reports), two_valued=zero == "absent", remarks=(*table.remarks, *remarks))
 
 
 def _report_reader(table: Table, column: str | None) -> Callable[[Row], str]:

@@ -9,6 +9,9 @@ from pathlib import Path
 VOLUME = "volume"
 """Name of the series of a study that has one, and of the array of a record that it becomes."""
 
+OUTSIDE_LABEL = 255
+"""In a label map, the value of voxels that count for nothing: outside of the scan, or not labeled."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -16,14 +19,21 @@ class Series:
 
     Attributes:
         path: NIfTI, NRRD, MHA file, or a folder with a DICOM series; of frames also an .npy of (rows,
-            columns, slices, phases); ``Path()`` where a table names none.
+            columns, slices, phases); of CT, with `axes` and `spacing`, an .npz or .npy; ``Path()`` where a
+            table names none.
         name: which of a study's series it is, and the name of the array that it becomes; see
             `shards.settings.PrepareSettings.series`.
         modality: "CT" or "MR", as the corpus knows it.
         rescale: (slope, intercept) when the file holds raw values and a table holds the rescale.
         spacing: mm along depth, height, width when a table holds it, for files whose header does not.
+        axes: where the axes of the file's array point when a table says it, such as "LPS", for files that do
+            not; bare arrays (.npz, .npy of CT) need it. "" where nothing is known.
+        raw: the archive is known to hold raw values, so that `rescale` is applied without a look at them.
+        channel: which volume of a 4D NIfTI of several sequences, from 0; None where the file holds one.
         uid: which DICOM series of the folder is meant: SeriesInstanceUID or SeriesNumber; "" leaves the
             choice to `volumes.read_volume`.
+        files: the files of a DICOM series, where they are known: they are read in place of all that lies in
+            the folder `path`, and may lie in several folders.
     """
 
     path: Path
@@ -32,6 +42,28 @@ class Series:
     rescale: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     uid: str = ""
+    # Not in the repr, which fingerprints of finished sets go over: `shards.plan` adds what is said.
+    axes: str = field(default="", repr=False)
+    raw: bool = field(default=False, repr=False)
+    channel: int | None = field(default=None, repr=False)
+    files: tuple[Path, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A file that names the class of each voxel of a scan.
+
+    Attributes:
+        path: NIfTI, NRRD or MHA; on the scan's grid or another one.
+        classes: value in the file to name, without the background, which is 0.
+        ignored: values of voxels that nobody has labeled (nnU-Net's "ignore").
+        regions: name to the names of the classes that together make it, where the archive defines such.
+    """
+
+    path: Path
+    classes: Mapping[int, str]
+    ignored: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,12 +86,15 @@ class Study:
         organs: organ name (TotalSegmentator's) to the NIfTI of its mask; or {"*": path} for one
             multilabel NIfTI, whose class map stands in `organ_classes`.
         organ_classes: label value to organ name for a multilabel mask.
+        label_map: the class of each voxel, None where the archive has none.
+        groups: name to which group the study belongs to, e.g. {"scanner": "A", "sex": "F"}; names that say
+            nothing of it are absent.
         sentences: anatomy path as the archive writes it ("lung/left lung/left lung lower lobe") to the
             text about it; {} where the archive has none.
         split: "train", "validation" or "test" when the archive fixes it, else None.
         row: of the table, from 1; None where there is none, and then the place among the studies counts.
         notes: codes of what the corpus found, for the manifest; those that begin with "organs-" count where
-            masks are used.
+            masks are used, "label-map-" where label maps are prepared.
         rejection: (code, message) where the corpus itself can tell that the study must not enter training.
     """
 
@@ -78,6 +113,8 @@ class Study:
     row: int | None = None
     notes: tuple[str, ...] = ()
     rejection: tuple[str, str] | None = None
+    label_map: LabelMap | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:

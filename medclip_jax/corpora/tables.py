@@ -1,4 +1,4 @@
-"""CSV and TSV tables as people have them: found encoding and delimiter, and no row lost in a quoted cell."""
+"""Tables as people have them: encoding and delimiter are found, and no row is lost in a quoted cell."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import codecs
 import csv
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 DELIMITERS = ",;\t|"
@@ -20,12 +21,15 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SPREADSHEET = (
-    "is a spreadsheet: save it as CSV, in Excel as 'CSV UTF-8 (comma delimited)', and give that. Format "
-    "columns of ids as text first, or long ids are rounded and leading zeros are lost"
+    "is a spreadsheet of a kind that is not read, or protected by a password: save it as .xlsx without one, "
+    "or as CSV, in Excel as 'CSV UTF-8 (comma delimited)', and give that"
 )
+_OLE = b"\xd0\xcf\x11\xe0"
+"""Begins Excel's older files, and new ones that a password protects."""
+
 _OTHER_KINDS = (
-    (b"PK\x03\x04", _SPREADSHEET),
-    (b"\xd0\xcf\x11\xe0", _SPREADSHEET),
+    (b"PK\x03\x04", "is an archive: unpack it, and give the table in it"),
+    (_OLE, _SPREADSHEET),
     (b"\x1f\x8b", "is compressed: unpack it (gunzip) and give the CSV or TSV file"),
     (b"PAR1", "is a Parquet file: save it as CSV and give that"),
     (b"%PDF", "is a PDF: give a CSV or TSV file"),
@@ -55,24 +59,47 @@ class Row:
 
 
 @dataclass
-class Table:
+class Table(ABC):
     """A table in memory.
 
     Attributes:
         path: of the file, for messages.
         header: names of the columns, as the file writes them.
-        delimiter: that was found.
-        encoding: that was found or given.
         empty_rows: how many rows without any text `rows` has passed over.
+        remarks: what the user should know of how it was read.
     """
 
     path: Path
     header: tuple[str, ...]
-    delimiter: str
-    encoding: str
-    _lines: list[str]
-    _header_lines: int
     empty_rows: int = 0
+    remarks: tuple[str, ...] = ()
+
+    @abstractmethod
+    def rows(self, looks_like_row: Callable[[Sequence[str], Sequence[str]], bool]) -> Iterator[Row]:
+        """Every row that holds some text, in order.
+
+        Args:
+            looks_like_row: takes the cells of a line that lies inside a quoted cell of a row, and those of
+                the row; says whether the line is a row of its own, which a stray quote has swallowed.
+
+        Raises:
+            TableError: a row cannot be understood. Cells are not quoted.
+        """
+
+
+@dataclass
+class TextTable(Table):
+    """A CSV or TSV in memory.
+
+    Attributes:
+        delimiter: that was found.
+        encoding: that was found or given.
+    """
+
+    delimiter: str = ","
+    encoding: str = "utf-8"
+    _lines: list[str] = field(default_factory=list)
+    _header_lines: int = 0
 
     def rows(self, looks_like_row: Callable[[Sequence[str], Sequence[str]], bool]) -> Iterator[Row]:
         """Every row that holds some text, in order.
@@ -150,7 +177,12 @@ class Table:
 
 
 def open_table(
-    path: Path, *, encoding: str | None = None, known: Collection[str] = (), option: str | None = "--encoding"
+    path: Path,
+    *,
+    encoding: str | None = None,
+    known: Collection[str] = (),
+    option: str | None = "--encoding",
+    sheet: str | None = None,
 ) -> Table:
     """Read a table into memory.
 
@@ -161,13 +193,24 @@ def open_table(
         known: names of columns, as `plain_name` gives them. The delimiter (comma, semicolon, tab or ``|``)
             is the one by which the first line holds most of them, then the one that gives most columns.
         option: of the command, which sets the encoding, for messages; None where it has none.
+        sheet: of a spreadsheet (.xlsx, .xlsm), which one; default: its first.
 
     Raises:
-        TableError: a spreadsheet, another encoding, or no table. Cells are not quoted.
+        TableError: another kind of spreadsheet, another encoding, or no table. Cells are not quoted.
     """
-    if path.suffix.lower() in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"):
-        raise TableError(f"'{path}' {_SPREADSHEET}")
+    from medclip_jax.corpora import spreadsheets
+
     data = path.read_bytes()
+    if path.suffix.lower() in spreadsheets.SUFFIXES or spreadsheets.is_spreadsheet(data):
+        if data.startswith(_OLE):
+            raise TableError(f"'{path}' {_SPREADSHEET}")
+        if encoding is not None and option is not None:
+            raise TableError(f"'{path}' is a spreadsheet, whose encoding is known: leave out {option}")
+        return spreadsheets.open_sheet(path, sheet)
+    if sheet is not None:
+        raise TableError(f"'{path}' is no spreadsheet (.xlsx): leave out --sheet")
+    if path.suffix.lower() in (".xls", ".ods", ".numbers"):
+        raise TableError(f"'{path}' {_SPREADSHEET}")
     for start, kind in _OTHER_KINDS:
         if data.startswith(start):
             raise TableError(f"'{path}' {kind}")
@@ -184,7 +227,7 @@ def open_table(
     told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0].lower()) if lines else None  # Excel's own hint
     skipped = 1 if told else 0
     delimiter, header, end = _header(lines, skipped, told[1] if told else DELIMITERS, known, path)
-    return Table(path, header, delimiter, encoding, lines, end)
+    return TextTable(path, header, delimiter=delimiter, encoding=encoding, _lines=lines, _header_lines=end)
 
 
 def _decode(data: bytes, path: Path, encoding: str | None, option: str | None) -> tuple[str, str]:

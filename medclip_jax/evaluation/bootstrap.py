@@ -7,15 +7,18 @@ those that `metrics` gives on the repeated rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 Weights = Int[np.ndarray, "draws n"]
 
-_AT_ONCE = 2**22
-"""Weights that are worked on at a time: 32 MB of float64."""
+_AT_ONCE = 2**17
+"""Weights that are worked on at a time: 1 MB of float64, which stays in a core's cache."""
+
+_FEWEST = 16
+"""Draws at a time, however many rows there are."""
 
 
 def described(draws: int, seed: int) -> str:
@@ -33,11 +36,12 @@ def draw_patients(patients: Shaped[np.ndarray, " n"], draws: int, seed: int) -> 
     """
     known, row = np.unique(patients, return_inverse=True)
     generator = np.random.default_rng(seed)
-    weights = np.empty((draws, len(patients)), np.int32)
+    counts = np.empty((draws, known.size), np.int32)
     for draw in range(draws):
         chosen = generator.integers(known.size, size=known.size)
-        weights[draw] = np.bincount(chosen, minlength=known.size)[row]
-    return weights
+        counts[draw] = np.bincount(chosen, minlength=known.size)
+    # All draws of a row lie together: rows are what metrics sort and pick.
+    return np.ascontiguousarray(counts.T)[row].T
 
 
 def auroc(
@@ -50,44 +54,62 @@ def auroc(
         scores: higher means more likely present.
         weights: from `draw_patients`.
     """
-
-    def area(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
-        false = called - hits
-        before = np.concatenate([np.zeros((len(hits), 1)), hits[:, :-1]], axis=1)
-        gained = np.diff(false, axis=1, prepend=0.0)
-        return np.sum(gained * (hits + before), axis=1) / (2 * hits[:, -1] * false[:, -1])
-
-    return _over_thresholds(area, labels, scores, weights)
+    order = _by_score(labels, scores)
+    high, low = (-scores[rows] for rows in order)
+    above, through = (np.searchsorted(high, low, side) for side in ("left", "right"))
+    found = np.full(len(weights), np.nan)
+    for part, present, absent in _in_parts(order, weights):
+        hits = _from_zero(present)
+        # What is tied counts one half.
+        before = hits[above] if np.array_equal(above, through) else (hits[above] + hits[through]) / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[part] = np.einsum("rd,rd->d", before, absent) / (hits[-1] * absent.sum(axis=0))
+    return found
 
 
 def average_precision(
     labels: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], weights: Weights
 ) -> Float[np.ndarray, " draws"]:
     """`metrics.average_precision` in every draw; arguments as of `auroc`."""
-
-    def steps(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
-        gain = np.diff(hits, axis=1, prepend=0.0) / hits[:, -1:]
-        found = np.sum(gain * hits / np.maximum(called, 1), axis=1)
-        return np.where(hits[:, -1] == called[:, -1], np.nan, found)
-
-    return _over_thresholds(steps, labels, scores, weights)
-
-
-def _over_thresholds(
-    metric: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    weights: np.ndarray,
-) -> np.ndarray:
-    """A metric of (draws, thresholds) present and all rows at or above each distinct score."""
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    present, found = labels[order], np.full(len(weights), np.nan)
-    step = max(1, _AT_ONCE // max(1, scores.size))
-    for start in range(0, len(weights) if scores.size else 0, step):
-        rows = weights[start : start + step][:, order].astype(np.float64)
-        hits = np.cumsum(rows * present, axis=1)[:, last_of_tie]
-        called = np.cumsum(rows, axis=1)[:, last_of_tie]
+    order = _by_score(labels, scores)
+    high, low = (-scores[rows] for rows in order)
+    # Recall is gained at the scores of present volumes alone.
+    thresholds, last = np.unique(high[::-1], return_index=True)
+    last = len(high) - 1 - last
+    through = np.searchsorted(low, thresholds, "right")
+    found = np.full(len(weights), np.nan)
+    for part, present, absent in _in_parts(order, weights):
+        hits, false = np.cumsum(present, axis=0)[last], _from_zero(absent)
+        called = hits + false[through]
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[start : start + step] = metric(hits, called)
+            gain = np.diff(hits, axis=0, prepend=0.0) / hits[-1]
+            area = np.sum(gain * hits / np.maximum(called, 1), axis=0)
+        found[part] = np.where(false[-1] == 0, np.nan, area)
     return found
+
+
+def _by_score(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are present and those that are absent, each from the highest score down."""
+    sides = (np.flatnonzero(labels), np.flatnonzero(~np.asarray(labels, bool)))
+    return tuple(rows[np.argsort(-scores[rows], kind="stable")] for rows in sides)
+
+
+def _in_parts(
+    order: tuple[np.ndarray, np.ndarray], weights: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Some draws at a time: which, and the weights of the rows of both sides in them, (rows, draws)."""
+    present, absent = order
+    if not present.size or not absent.size:
+        return
+    step = max(_FEWEST, _AT_ONCE // (present.size + absent.size))
+    for start in range(0, len(weights), step):
+        part = slice(start, start + step)
+        own = weights[part].T
+        yield part, own[present].astype(np.float64), own[absent].astype(np.float64)
+
+
+def _from_zero(rows: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ... rows."""
+    sums = np.zeros((len(rows) + 1, rows.shape[1]))
+    np.cumsum(rows, axis=0, out=sums[1:])
+    return sums

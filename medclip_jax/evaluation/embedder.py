@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, Gaussians, joined
+from medclip_jax.evaluation.volume_features import VolumeFeatures, as_embeddings, hash_of
 from medclip_jax.fields import Layout
 from medclip_jax.losses.probabilistic import inclusion
 from medclip_jax.objectives.base import DataSpec, Embedding, Inputs, Objective
@@ -90,9 +91,12 @@ class Embedder:
         self.has_volume_tower = "volume" in objective.volume_inputs and objective.volume_tower() is not None
         self.selects_patches, self.fills_words = objective.selects_patches, objective.fills_words
         self.predicts_organs, self.reconstructs = objective.predicts_organs, objective.reconstructs
-        self.matches_views = objective.matches_views
+        self.matches_views, self.segments = objective.matches_views, objective.segments
+        self.predicts = objective.predicts
+        self.exclusive, self.outcome = objective.exclusive, objective.outcome
         self._functions: dict[Hashable, Callable[..., Any]] = {}
         self._known: dict[str, Embeddings] = {}
+        self._hash = ""
 
     def inputs(self, record: Mapping[str, Any], index: int) -> VolumeInputs:
         """What the objective embeds of a record.
@@ -108,8 +112,9 @@ class Embedder:
         """Why the model cannot embed something, and what to do; "" where it can.
 
         Args:
-            need: "text", "organs", "patches", "words", "organ shares", "reconstruction", "views", "volume
-                tower" or "pooled", which every model can.
+            need: "text", "organs", "patches", "words", "organ shares", "reconstruction", "views", "label
+                maps", "predictions", "volume tower", "asap" (of a volume tower), or "pooled", which every
+                model can.
         """
         if need == "text" and self.has_text:
             missing = "there is no tokenizer: prepare the shards with one, or evaluate without texts"
@@ -140,7 +145,19 @@ class Embedder:
                 self.matches_views,
                 "the model assigns no crops to volumes: evaluate one that does (t3d with head 'prototype')",
             ),
+            "label maps": (
+                self.segments,
+                "the model tells no classes of voxels: evaluate one that does (segment)",
+            ),
             "volume tower": (self.has_volume_tower, "the model shows no tower that reads volumes of HU"),
+            "asap": (
+                self.has_volume_tower,
+                "the model shows no tower that reads volumes of HU: set features='pooled'",
+            ),
+            "predictions": (
+                bool(self.predicts),
+                "the model predicts nothing by itself: evaluate one that was trained to (supervised)",
+            ),
             "pooled": (True, ""),
         }[need]
         return "" if able else reason
@@ -152,14 +169,14 @@ class Embedder:
             objective: built alike, such as the model after more training. None lets go of the parameters
                 that are held, for as long as nothing is embedded.
         """
-        self.objective, self._leaves, self._known = objective, [], {}
+        self.objective, self._leaves, self._known, self._hash = objective, [], {}, ""
 
     def _parameters(self) -> nnx.State:
         """The objective's present ones. Vectors of texts that others gave are forgotten."""
         state = nnx.split(self.objective)[1]
         leaves = jax.tree.leaves(state)  # arrays never change, but variables get others
         if len(leaves) != len(self._leaves) or any(map(operator.is_not, leaves, self._leaves)):
-            self._leaves, self._known = leaves, {}
+            self._leaves, self._known, self._hash = leaves, {}, ""
         return state
 
     def volumes(
@@ -178,23 +195,63 @@ class Embedder:
         Raises:
             NotEvaluable: there are no volumes, or the objective embeds none.
         """
-        if count == 0:
-            raise NotEvaluable(_NO_VOLUMES)
-        found = self.each(_embed_volumes, count, lambda index: (dict(read(index)),), label=label)
-        return joined([_kept(embedding) for embedding in found])
+        return joined([as_embeddings(part) for part in self.features(count, read, label=label)])
 
-    def volumes_and_pooled(
-        self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "embed volumes"
-    ) -> tuple[Embeddings, Float[np.ndarray, "count pooled"]]:
-        """What `volumes` gives and what `Objective.pool_volumes` does, of one pass through the tower.
+    def features(
+        self,
+        count: int,
+        read: Callable[[int], VolumeInputs],
+        kinds: Sequence[str] = (),
+        *,
+        label: str = "embed volumes",
+    ) -> Iterator[dict[str, Float[np.ndarray, "B width"]]]:
+        """What `volumes` gives, and what probes read, batch by batch.
 
-        Arguments and errors as of `volumes`.
+        Args:
+            count: number of volumes.
+            read: index to the fields of `Objective.volume_inputs`.
+            kinds: of `volume_features.KINDS`: what is wanted beside the embedding.
+            label: of the progress bar.
+
+        Yields:
+            "mean", "log_variance" where the objective gives variances, and each of `kinds`.
+
+        Raises:
+            NotEvaluable: there are no volumes.
         """
         if count == 0:
             raise NotEvaluable(_NO_VOLUMES)
-        found = self.each(_embed_and_pool, count, lambda index: (dict(read(index)),), label=label)
-        embeddings, pooled = zip(*found, strict=True)
-        return joined([_kept(embedding) for embedding in embeddings]), np.concatenate(pooled)
+        function = VolumeFeatures(tuple(kinds))
+        for found in self.each(function, count, lambda index: (dict(read(index)),), label=label):
+            yield {name: np.asarray(part) for name, part in found.items()}
+
+    def predictions(
+        self, count: int, read: Callable[[int], VolumeInputs], *, label: str = "predict"
+    ) -> Float[np.ndarray, "count P"]:
+        """What `Objective.predict` tells of volumes that are read one by one, in the order of `predicts`.
+
+        Arguments as of `volumes`.
+
+        Raises:
+            NotEvaluable: there are no volumes, or the model predicts nothing.
+        """
+        if reason := self.lacks("predictions"):
+            raise NotEvaluable(reason)
+        parts = self.features(count, read, ("predictions",), label=label)
+        return np.concatenate([part["predictions"] for part in parts])
+
+    def weights_hash(self) -> str:
+        """A hash of the objective's present arrays: names, types and values.
+
+        Raises:
+            ValueError: they lie on several processes.
+        """
+        if jax.process_count() > 1:
+            raise ValueError("weights that lie on several processes have no hash: evaluate on one process")
+        self._parameters()
+        if not self._hash:
+            self._hash = hash_of(nnx.split(self.objective)[1])
+        return self._hash
 
     def organ_inclusion(
         self,
@@ -240,8 +297,8 @@ class Embedder:
         Yields:
             For each batch (batch_size, E) float32, or as many Gaussians.
         """
-        function = partial(self._compiled(_embed_volumes), self._parameters())
-        return map(_kept, self._ahead(function, ((dict(batch),) for batch in batches)))
+        function = partial(self._compiled(VolumeFeatures()), self._parameters())
+        return map(as_embeddings, self._ahead(function, ((dict(batch),) for batch in batches)))
 
     def each(
         self,
@@ -364,15 +421,6 @@ class Embedder:
             return jax.make_array_from_process_local_data(self.sharding, rows, shape)
 
         return function(*jax.tree.map(whole, batch))
-
-
-def _embed_volumes(objective: Objective, inputs: Inputs) -> Embedding:
-    return objective.embed_volumes(inputs)
-
-
-def _embed_and_pool(objective: Objective, inputs: Inputs) -> tuple[Embedding, jax.Array]:
-    # The compiler sees that both take the same way through the tower, and goes it once.
-    return objective.embed_volumes(inputs), objective.pool_volumes(inputs)
 
 
 def _embed_texts(objective: Objective, tokens: jax.Array) -> Embedding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,16 +12,21 @@ import numpy as np
 from jaxtyping import Float, Int8, Int64
 
 from medclip_jax.evaluation.embedder import Embedder, VolumeInputs
+from medclip_jax.evaluation.feature_cache import Features
 from medclip_jax.evaluation.results import NotEvaluable
 from medclip_jax.evaluation.similarity import Embeddings, averaged
+from medclip_jax.evaluation.volume_features import as_embeddings
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.prompts import Prompts
 
 TEXT_FIELDS = ("report", "findings_text", "impression", "statements")
 """Texts of a prepared record."""
 
-DESCRIBES = ("study", "patient", "findings", "labels", "measurements")
+DESCRIBES = ("id", "study", "patient", "findings", "labels", "measurements", "groups")
 """What evaluators read of a record beside its texts and what is embedded."""
+
+KeptFeatures = Callable[[int, Callable[[Sequence[int]], Iterator[Features]]], Features]
+"""Number of volumes, and what embeds some of them, to the features of all; see `FeatureCache.features`."""
 
 EncodeTexts = Callable[[Sequence[str]], Embeddings]
 """Texts to L2-normalized float32 vectors, or to Gaussians."""
@@ -39,11 +44,16 @@ class EmbeddedSplit:
         labels: finding to (N,) ground truth: 1 present, -1 absent, 0 unknown.
         reported: finding to (N,) status in the report: 1 present, -1 absent, 0 not mentioned.
         measurements: name to (N,), NaN unknown.
+        groups: name to (N,) str, the group that each volume belongs to; "" where it is not known.
         texts: field of the record (`TEXT_FIELDS`) to N texts, "" where there is none.
         pooling: how the towers reduce tokens to one vector, in words.
         logit_scale: the model's multiplier of similarities; 1 where it has none.
         definitions: the findings that are known, with their prompts.
         pooled: (N, P) float32, from `Objective.pool_volumes`; None where no evaluator wants it.
+        asap: (N, W) float32, standardized mean patch tokens, see `volume_features.KINDS`; None likewise.
+        predicted: name of `Objective.predicts` to (N,) float32; {} where no evaluator wants them.
+        truths: likewise, from `Objective.truths`: 1 true, -1 false, 0 unknown.
+        ids: keyed hash of each volume; () where the records hold none.
     """
 
     name: str
@@ -53,11 +63,23 @@ class EmbeddedSplit:
     labels: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
     reported: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
     measurements: Mapping[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pooling: str = "not stated"
     logit_scale: float = 1.0
     definitions: Findings = BUILT_IN
     pooled: Float[np.ndarray, "N P"] | None = None
+    asap: Float[np.ndarray, "N W"] | None = None
+    ids: Sequence[str] = ()
+    predicted: Mapping[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
+    truths: Mapping[str, Int8[np.ndarray, " N"]] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> str:
+        """How many volumes of how many patients, for the conditions of a table."""
+        return (
+            f"{len(self.patients)} volumes of {len(np.unique(self.patients))} patients, split {self.name!r}"
+        )
 
     def take(self, rows: Int64[np.ndarray, " M"]) -> EmbeddedSplit:
         """Some of its volumes, in the order given.
@@ -77,8 +99,13 @@ class EmbeddedSplit:
             labels=chosen(self.labels),
             reported=chosen(self.reported),
             measurements=chosen(self.measurements),
+            groups=chosen(self.groups),
             texts={name: [texts[row] for row in rows] for name, texts in self.texts.items()},
             pooled=None if self.pooled is None else self.pooled[rows],
+            asap=None if self.asap is None else self.asap[rows],
+            ids=tuple(self.ids[row] for row in rows) if self.ids else (),
+            predicted=chosen(self.predicted),
+            truths=chosen(self.truths),
         )
 
     def findings(self, source: str) -> Mapping[str, Int8[np.ndarray, " N"]]:
@@ -112,8 +139,11 @@ def embed_split(
     *,
     findings: Sequence[str] = (),
     measurements: Sequence[str] = (),
+    groups: Sequence[str] = (),
     definitions: Findings = BUILT_IN,
-    pooled: bool = False,
+    kinds: Sequence[str] = (),
+    kept_features: KeptFeatures | None = None,
+    descriptions: Sequence[Mapping[str, Any]] | None = None,
 ) -> EmbeddedSplit:
     """Embed all volumes of a split and gather what else the evaluators need.
 
@@ -123,8 +153,12 @@ def embed_split(
         embedder: of the model.
         findings: names of the columns of a record's `findings` and `labels`.
         measurements: names of the entries of a record's `measurements`.
+        groups: names in a record's `groups`.
         definitions: the findings that are known.
-        pooled: whether to keep what the volume tower pools, too.
+        kinds: features of `Embedder.features` to keep beside the embeddings.
+        kept_features: gives the features of all volumes, of which it embeds those that it lacks; None to
+            embed all.
+        descriptions: the same records without what is embedded, for volumes that are not.
 
     Returns:
         The split.
@@ -139,9 +173,19 @@ def embed_split(
         kept[index] = {name: record[name] for name in (*DESCRIBES, *TEXT_FIELDS) if name in record}
         return embedder.inputs(record, index)
 
-    embed = embedder.volumes_and_pooled if pooled else embedder.volumes
-    found = embed(len(records), read, label=f"embed {name}")
-    volumes, features = found if pooled else (found, None)
+    def embed(rows: Sequence[int]) -> Iterator[Features]:
+        label = f"embed {name}"
+        return embedder.features(len(rows), lambda place: read(rows[place]), kinds, label=label)
+
+    if kept_features is None:
+        parts = list(embed(range(len(records))))
+        found = {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+    else:
+        found = kept_features(len(records), embed)
+        for index, one in enumerate(kept):
+            if not one:
+                record = (records if descriptions is None else descriptions)[index]
+                one |= {key: record[key] for key in (*DESCRIBES, *TEXT_FIELDS) if key in record}
     kept = _gathered(kept)
 
     def columns(key: str, names: Sequence[str], dtype: type) -> dict[str, np.ndarray]:
@@ -150,19 +194,27 @@ def embed_split(
         table = np.stack([np.asarray(record[key], dtype) for record in kept])
         return {column: table[:, i] for i, column in enumerate(names)}
 
+    labels, reported = columns("labels", findings, np.int8), columns("findings", findings, np.int8)
+    measured = columns("measurements", measurements, np.float32)
+    told = "predictions" in kinds
     return EmbeddedSplit(
         name=name,
-        volumes=volumes,
+        volumes=as_embeddings(found),
         studies=np.array([record["study"] for record in kept], np.int64),
         patients=np.array([record["patient"] for record in kept], np.int64),
-        labels=columns("labels", findings, np.int8),
-        reported=columns("findings", findings, np.int8),
-        measurements=columns("measurements", measurements, np.float32),
+        labels=labels,
+        reported=reported,
+        measurements=measured,
+        groups={name: np.array([one.get("groups", {}).get(name, "") for one in kept]) for name in groups},
         texts={key: [_text(record[key]) for record in kept] for key in TEXT_FIELDS if key in kept[0]},
         pooling=embedder.pooling,
         logit_scale=embedder.logit_scale(),
         definitions=definitions,
-        pooled=features,
+        pooled=found.get("pooled"),
+        asap=found.get("asap"),
+        ids=tuple(_text(record["id"]) for record in kept) if all("id" in one for one in kept) else (),
+        predicted=dict(zip(embedder.predicts, found["predictions"].T, strict=True)) if told else {},
+        truths=embedder.objective.truths(labels, reported, measured) if told else {},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ from scipy.stats import rankdata
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
-from medclip_jax.evaluation.results import FEWEST, TOO_FEW, Table, needs, number
+from medclip_jax.evaluation.results import FEWEST, TOO_FEW, Table, needs, not_scored, number
+from medclip_jax.evaluation.scored import Scored, ValueTask
 from medclip_jax.evaluation.tasks import (
     GROUP,
     Task,
     class_counts,
     describe_features,
     features_of,
-    find_tasks,
-    learned_and_scored,
+    find_questions,
 )
 
 
@@ -42,6 +42,8 @@ class TaskShots:
         recall: shots to (draws, C) share of each class' volumes that is found.
         accuracy: shots to (draws,) share of all volumes.
         auroc: shots to (draws,) AUROC of "present", {} for a task of several classes.
+        rows: (n,) which of the volumes of the result were scored: those of a known class.
+        right: shots to (n,) share of the draws in which a volume was put into its class.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +52,8 @@ class TaskShots:
     recall: Mapping[int, Float[np.ndarray, "draws C"]]
     accuracy: Mapping[int, Float[np.ndarray, " draws"]]
     auroc: Mapping[int, Float[np.ndarray, " draws"]]
+    rows: Int64[np.ndarray, " n"]
+    right: Mapping[int, Float[np.ndarray, " n"]]
 
     @property
     def is_enough(self) -> bool:
@@ -66,12 +70,16 @@ class FewShotResult:
         tasks: name (`tasks.GROUP` for the group) to what was found.
         lacking: name to the reason why it was not scored.
         conditions: n, labels, features, protocol, in words.
+        patients: (N,) keyed hash of the patient of each volume of the scored split.
+        ids: keyed hashes of these volumes; () where they are not known.
     """
 
     shots: tuple[int, ...]
     tasks: Mapping[str, TaskShots]
     lacking: Mapping[str, str]
     conditions: Mapping[str, str]
+    patients: Int64[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ids: Sequence[str] = ()
 
     @property
     def group(self) -> TaskShots | None:
@@ -105,6 +113,20 @@ class FewShotResult:
                 found = [flat[f"{start}/{metric}/{name}"] for name in self.findings]
                 flat[f"{start}/{metric}_mean"] = mean_of_defined(found)
         return flat
+
+    def scored(self) -> dict[str, Scored]:
+        """How often each volume was put into its class, which the accuracy is the mean of, by shots."""
+        return {
+            f"{shots}_shot": Scored(
+                self.ids,
+                self.patients,
+                {
+                    name: ValueTask(task.rows, task.right[shots][None], "accuracy")
+                    for name, task in self.tasks.items()
+                },
+            )
+            for shots in self.shots
+        }
 
     def group_table(self) -> Table | None:
         """Share of each class that is found, and accuracy over all; None without a group."""
@@ -141,9 +163,8 @@ class FewShotResult:
         rows.append(("mean", "", "", *cells))
         title = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}[metric]
         header = ("finding", "present", "absent", *self._columns())
-        notes = {"not scored": "; ".join(f"{name}: {reason}" for name, reason in self.lacking.items())}
         return Table(
-            f"Few-shot: {title}", header, tuple(rows), {**self.conditions, **(notes if self.lacking else {})}
+            f"Few-shot: {title}", header, tuple(rows), {**self.conditions, **not_scored(self.lacking)}
         )
 
     def tables(self) -> list[Table]:
@@ -169,6 +190,7 @@ def evaluate_few_shot(
     encode_texts: EncodeTexts,
     *,
     classes: Sequence[str] = (),
+    measurement: str = "",
     findings: Sequence[str] = (),
     labels: str = "labels",
     features: str = "embedding",
@@ -186,9 +208,11 @@ def evaluate_few_shot(
         encode_texts: not needed.
         classes: findings of which a study has one, such as diagnoses; volumes with none or several are left
             out. () for no such task.
-        findings: findings to tell present from absent; () for all columns of the shards.
+        measurement: whose values are classes, in place of `classes`, such as a grade; "" for none.
+        findings: findings to tell present from absent; () for all columns of the shards,
+            or for none where there is a measurement.
         labels: "labels" for ground truth, "findings" for what the reports say.
-        features: "embedding" for the place among the texts, "pooled" for what the tower pools before that.
+        features: one of `tasks.FEATURES`.
         train: split to draw examples from.
         holdout: share of the patients of the split that is scored while examples come from the others,
             where there is no other split; 0 for `train`.
@@ -204,21 +228,29 @@ def evaluate_few_shot(
         NotEvaluable: nothing is known of any finding, or no class has volumes in both splits.
         ValueError: the splits share patients, an unknown finding, or a feature is not finite.
     """
-    learned, scored, how = learned_and_scored(data, load_split, train=train, holdout=holdout, seed=seed)
-    tasks, lacking = find_tasks(learned, scored, classes=classes, findings=findings, labels=labels)
-    support, queries = (features_of(split, features) for split in (learned, scored))
+    asked = find_questions(
+        data,
+        load_split,
+        train=train,
+        holdout=holdout,
+        seed=seed,
+        classes=classes,
+        measurement=measurement,
+        findings=findings,
+        labels=labels,
+    )
+    tasks, scored = asked.tasks, asked.scored
+    support, queries = (features_of(split, features) for split in (asked.learned, scored))
     shots = tuple(sorted(set(shots)))
     found = {name: _task_shots(support, queries, task, shots, repeats, seed) for name, task in tasks.items()}
     conditions = {
-        "n": f"{len(scored.patients)} volumes of {len(np.unique(scored.patients))} patients, split "
-        f"{data.name!r}; {how}",
-        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        **asked.conditions,
         "features": describe_features(data, features),
         "protocol": f"{repeats} draws with replacement, seed {seed}; centered by the examples' mean, length "
         "1, nearest class mean in the L3 norm; ties count as their expectation",
         "±": "standard deviation over the draws",
     }
-    return FewShotResult(shots, found, lacking, conditions)
+    return FewShotResult(shots, found, asked.lacking, conditions, scored.patients, scored.ids)
 
 
 def _task_shots(
@@ -226,7 +258,7 @@ def _task_shots(
 ) -> TaskShots:
     examples = draw_examples(task.learned, len(task.classes), max(shots), draws, seed=[seed, _hash(task)])
     known = task.scored >= 0
-    truth, recall, accuracy, auroc = task.scored[known], {}, {}, {}
+    truth, recall, accuracy, auroc, found = task.scored[known], {}, {}, {}, {}
     for count in shots:
         distances = prototype_distances(support, examples[..., :count], queries)[:, known]
         right = _share_right(distances, truth)
@@ -234,12 +266,13 @@ def _task_shots(
             [right[:, truth == place].mean(axis=1) for place in range(len(task.classes))], axis=1
         )
         accuracy[count] = right.mean(axis=1)
+        found[count] = right.mean(axis=0)
         if task.name != GROUP:
             auroc[count] = _aurocs(distances, truth)
     counts = (
         tuple(int(n) for n in class_counts(side, len(task.classes))) for side in (task.learned, task.scored)
     )
-    return TaskShots(task.classes, *counts, recall, accuracy, auroc)
+    return TaskShots(task.classes, *counts, recall, accuracy, auroc, np.flatnonzero(known), found)
 
 
 def draw_examples(

@@ -21,6 +21,7 @@ from medclip_jax.evaluation.results import (
     NotEvaluable,
     Table,
     chosen_findings,
+    label_source,
     number,
     with_interval,
 )
@@ -199,9 +200,8 @@ def evaluate_library(
         chosen = _queries(agreement, pictures, np.random.default_rng(seed))
         cases = tuple(_cases(data, agreement, chosen, neighbors, text, embedder, open_records))
     conditions = {
-        "n": f"{len(data.patients)} volumes of {len(np.unique(data.patients))} patients, split "
-        f"{data.name!r}; each is looked up among those of the other patients whose label is known",
-        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        "n": f"{data.counted}; each is looked up among those of the other patients whose label is known",
+        "labels": label_source(labels),
         "similarity": describe(data.volumes),
         "pooling": data.pooling,
         "P@k": "share of the k nearest that share it with the query; ties count as their expectation; "

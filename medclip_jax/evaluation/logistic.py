@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import logsumexp
 
 
 def fit_logistic(
@@ -38,3 +40,37 @@ def fit_logistic(
         model.set_params(C=1 / penalty).fit(inputs, labels)
         row[:-1], row[-1] = model.coef_[0] @ basis, model.intercept_[0]
     return found
+
+
+def fit_softmax(
+    inputs: Float[np.ndarray, "N K"], classes: Int[np.ndarray, " N"], penalties: Sequence[float]
+) -> list[Callable[[Float[np.ndarray, "M K"]], Float[np.ndarray, "M C"]]]:
+    """L2-penalized regressions of several classes (multinomial; the intercepts are free).
+
+    Each minimizes ``sum of -log softmax(z)[class] + penalty / 2 |W|^2``.
+
+    Args:
+        inputs: standardized, one column or more.
+        classes: from 0 to C - 1, all of them.
+        penalties: above 0, one for each regression; from strong to weak is fastest.
+
+    Returns:
+        For each penalty, what gives the log probabilities of the classes.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(solver="lbfgs", tol=1e-6, max_iter=2000, warm_start=True)
+    found = []
+    for penalty in penalties:
+        model.set_params(C=1 / penalty).fit(inputs, classes)
+        found.append(partial(_log_softmax, model.coef_.copy(), model.intercept_.copy()))
+    return found
+
+
+def _log_softmax(
+    weights: Float[np.ndarray, "C K"], shift: Float[np.ndarray, " C"], inputs: Float[np.ndarray, "M K"]
+) -> Float[np.ndarray, "M C"]:
+    logits = inputs @ weights.T + shift
+    if len(shift) == 1:  # two classes are told by the second's log odds
+        logits = np.column_stack([np.zeros(len(logits)), logits])
+    return logits - logsumexp(logits, axis=1, keepdims=True)

@@ -28,8 +28,11 @@ from medclip_jax.evaluation.checks import (
     same_length,
 )
 
-CRITERIA = ("f1", "accuracy", "youden", "equal")
+CRITERIA = ("f1", "accuracy", "youden", "equal", "closest")
 """What a threshold can be the best for."""
+
+_GRID = 100
+"""Thresholds from 0 to 1 among which "closest" looks, as CT-CLIP's code does."""
 
 
 class Interval(NamedTuple):
@@ -199,8 +202,9 @@ def best_threshold(labels: Labels, scores: Scores, *, criterion: str = "f1") -> 
         labels: (n,) booleans or 0/1. Take them from a validation split, never from the split that is
             scored with the threshold.
         scores: (n,) higher means more likely positive.
-        criterion: "f1", "accuracy", "youden" (sensitivity + specificity), or "equal" (sensitivity and
-            specificity differ least; of equally near ones those with the greatest sum are the best).
+        criterion: "f1", "accuracy", "youden" (sensitivity + specificity), "equal" (sensitivity and
+            specificity differ least; of equally near ones those with the greatest sum are the best), or
+            "closest" (see `closest_threshold`, which has its own candidates).
 
     Returns:
         The threshold; NaN when `labels` hold one class only.
@@ -208,6 +212,8 @@ def best_threshold(labels: Labels, scores: Scores, *, criterion: str = "f1") -> 
     Raises:
         ValueError: as `auroc`, or an unknown criterion.
     """
+    if criterion == "closest":
+        return closest_threshold(labels, scores)
     positive, scores = labels_and_scores(labels, scores)
     positives = float(positive.sum())
     negatives = positive.size - positives
@@ -235,6 +241,44 @@ def best_threshold(labels: Labels, scores: Scores, *, criterion: str = "f1") -> 
             apart = np.abs(true_positives * negatives - (negatives - false_positives) * positives)
             value = np.where(apart == apart.min(), value, -np.inf)
     return float(candidates[np.argmax(value)])
+
+
+def closest_threshold(labels: Labels, scores: Scores) -> float:
+    """The one of 100 thresholds whose place in the ROC plane is nearest to (0, 1), every call right.
+
+    The thresholds lie evenly from 0 to 1, and a score above one of them is called positive, equal ones are
+    not; of equally near ones the highest is taken.
+
+    Args:
+        labels: (n,) booleans or 0/1.
+        scores: (n,) probabilities.
+
+    Returns:
+        t such that ``score >= t`` calls the same, the next number after the threshold itself; NaN when
+        `labels` hold one class only.
+
+    Raises:
+        ValueError: as `auroc`, or a score is no probability.
+
+    References:
+        Hamamci et al. 2024, CT-CLIP; fVLM and HLIP choose their thresholds likewise.
+    """
+    positive, scores = labels_and_scores(labels, scores)
+    if scores.size and (scores.min() < 0 or scores.max() > 1):
+        raise ValueError(
+            f'criterion "closest" wants probabilities, and scores go from {scores.min():.3g} to '
+            f'{scores.max():.3g}: set score="probability"'
+        )
+    present, absent = np.sort(scores[positive]), np.sort(scores[~positive])
+    if not present.size or not absent.size:
+        return float("nan")
+    grid = np.linspace(0, 1, _GRID)
+    missed = np.searchsorted(present, grid, side="right").tolist()
+    false = (absent.size - np.searchsorted(absent, grid, side="right")).tolist()
+    # In whole numbers, times P N and squared: rounding must not decide between equally near ones.
+    distances = [(m * absent.size) ** 2 + (f * present.size) ** 2 for m, f in zip(missed, false, strict=True)]
+    best = max(place for place, distance in enumerate(distances) if distance == min(distances))
+    return float(np.nextafter(grid[best], np.inf))
 
 
 def bootstrap_interval(

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.bootstrap import described
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import Interval, OrdinalAuroc, mean_of_defined
 from medclip_jax.evaluation.results import TOO_FEW, NotEvaluable, Table, is_enough, needs, with_interval
+from medclip_jax.evaluation.scored import FindingTask, Scored
 from medclip_jax.evaluation.similarity import averaged, describe, similarity
 from medclip_jax.reports.prompts import prompts_of
 
@@ -29,6 +30,9 @@ class OrdinalResult:
         intervals: cut to bootstrap interval; empty when none was requested.
         mean_interval: of the mean; None when none was requested.
         conditions: n, prompts, pooling, threshold source, in words.
+        ids: keyed hashes of all N volumes of the split.
+        patients: (N,) keyed hash of the patient of each of them.
+        rows: (n,) which of the N have a known grade.
     """
 
     name: str
@@ -38,6 +42,17 @@ class OrdinalResult:
     intervals: Mapping[float, Interval]
     mean_interval: Interval | None
     conditions: Mapping[str, str]
+    ids: Sequence[str]
+    patients: Int64[np.ndarray, " N"]
+    rows: Int64[np.ndarray, " n"]
+
+    def scored(self) -> dict[str, Scored]:
+        """The score of every volume of known grade, at each cut."""
+        tasks = {
+            f"grade >= {cut:g}": FindingTask(self.rows, self.grades >= cut, self.scores[None])
+            for cut in self.auroc.by_threshold
+        }
+        return {self.name: Scored(self.ids, self.patients, tasks)}
 
     def metrics(self) -> dict[str, float]:
         """Keys ``cac/auroc_mean`` and ``cac/auroc/2`` for "grade >= 2", and so on."""
@@ -141,4 +156,15 @@ def evaluate_ordinal(
         "threshold": "none needed",
         "intervals": described(draws, seed),
     }
-    return OrdinalResult(name, grades, scores, result, intervals, mean_interval, conditions)
+    return OrdinalResult(
+        name,
+        grades,
+        scores,
+        result,
+        intervals,
+        mean_interval,
+        conditions,
+        data.ids,
+        data.patients,
+        np.flatnonzero(known),
+    )

@@ -140,7 +140,7 @@ def evaluate_organs(
         NotEvaluable: the shards hold none of the organs, or organ cells that do not fit the patches.
     """
     if embedder is None or open_records is None:
-        raise NotEvaluable("organs are told of volumes, which are not to be read again")
+        raise NotEvaluable("organs are predicted from volumes, which are not to be read again")
     records, organs = open_records(embedder.layout.reads)
     names = embedder.objective.organ_names()
     groups = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 
 from medclip_jax.evaluation.metrics import Interval, percentile_interval
 from medclip_jax.evaluation.results import FEWEST, TOO_FEW, Table, is_enough, number, with_interval
+from medclip_jax.evaluation.scored import FindingTask, Scored
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class FindingProbe:
         labels: training volumes of the first draw.
         labels_present: those of them with the finding.
         penalties: chosen in each draw.
+        rows: (n,) which of the scored volumes have a known label.
+        truth: (n,) whether they have the finding.
+        scores: (S, n) log odds that each draw's regression gives them.
         auroc: (S,) of each draw.
         average_precision: (S,) likewise.
         resampled_auroc: (draws,) mean over the draws of labels in each bootstrap draw of patients, NaN where
@@ -30,6 +34,9 @@ class FindingProbe:
     labels: int
     labels_present: int
     penalties: tuple[float, ...]
+    rows: Int64[np.ndarray, " n"]
+    truth: Bool[np.ndarray, " n"]
+    scores: Float[np.ndarray, "S n"]
     auroc: Float[np.ndarray, " S"]
     average_precision: Float[np.ndarray, " S"]
     resampled_auroc: Float[np.ndarray, " draws"]
@@ -70,13 +77,36 @@ def summarize(found: Sequence[FindingProbe], metric: str = "auroc") -> Summary:
         metric: "auroc" or "average_precision".
     """
     values = np.mean([getattr(x, metric) for x in found], axis=0)
-    resampled = np.stack([getattr(x, f"resampled_{metric}") for x in found])
     # In a draw without the one or the other class of a finding, the mean is over the others.
-    defined = (~np.isnan(resampled)).sum(axis=0)
-    means = np.where(defined, np.nansum(resampled, axis=0) / np.maximum(defined, 1), np.nan)
+    return summary_of(values, [getattr(x, f"resampled_{metric}") for x in found])
+
+
+def summary_of(
+    values: Sequence[float] | Float[np.ndarray, " S"], resampled: Sequence[Float[np.ndarray, " draws"]]
+) -> Summary:
+    """A metric's mean over draws of labels.
+
+    Args:
+        values: of each draw of labels.
+        resampled: bootstrap draws of what is averaged, NaN where undefined; the mean is over the others.
+    """
+    means = mean_of_defined_draws(resampled)
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     interval = percentile_interval(means) if means.size else None
     return Summary(float(np.mean(values)), deviation, interval, means)
+
+
+def mean_of_defined_draws(
+    resampled: Sequence[Float[np.ndarray, " draws"]],
+) -> Float[np.ndarray, " draws"]:
+    """In every bootstrap draw the mean over what is defined there; NaN where nothing is.
+
+    Args:
+        resampled: draws of each of several numbers.
+    """
+    stacked = np.stack(resampled)
+    defined = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(defined, np.nansum(stacked, axis=0) / np.maximum(defined, 1), np.nan)
 
 
 def percent(share: float) -> str:
@@ -94,6 +124,10 @@ class ProbeResult:
         random: the same for random weights; {} where they were not probed.
         too_few: finding to the reason why it was not probed.
         conditions: n, labels, shares, features, penalty, intervals, in words.
+        patients: (N,) keyed hash of the patient of each scored volume.
+        ids: keyed hashes of the scored volumes; () where they are not known.
+        grades: by share what all thresholds of a measurement tell together, metrics of
+            `grades.grade_metrics`; {} where no measurement was asked for.
     """
 
     counts: Mapping[str, tuple[int, int]]
@@ -101,6 +135,9 @@ class ProbeResult:
     random: ProbeScores
     too_few: Mapping[str, str]
     conditions: Mapping[str, str]
+    patients: Int64[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ids: Sequence[str] = ()
+    grades: Mapping[float, Mapping[str, Summary]] = field(default_factory=dict)
 
     @property
     def shown(self) -> list[str]:
@@ -133,7 +170,7 @@ class ProbeResult:
         Beside ``auroc`` stand ``auroc_sd`` over the draws of labels and the ends of its interval,
         ``auroc_low`` and ``auroc_high``; further ``average_precision``, the numbers of ``labels`` and of
         ``labels_present`` among them, and ``present/<finding>`` and ``absent/<finding>`` of the scored split.
-        NaN where there was too little.
+        NaN where there was too little. Of the grades of a measurement ``10%/grade_kappa`` and so on.
         """
         flat: dict[str, float] = {}
         for prefix, scores in (("", self.trained), ("random/", self.random)):
@@ -141,7 +178,22 @@ class ProbeResult:
                 flat |= {f"{prefix}{percent(share)}/{k}": v for k, v in self._numbers(found).items()}
         for name, (present, absent) in self.counts.items():
             flat |= {f"present/{name}": present, f"absent/{name}": absent}
+        for share, found in self.grades.items():
+            for metric, summary in found.items():
+                low, high, _ = summary.interval or (float("nan"), float("nan"), 0)
+                start = f"{percent(share)}/{metric}"
+                flat |= {start: summary.value, f"{start}_sd": summary.deviation}
+                flat |= {f"{start}_low": low, f"{start}_high": high}
         return flat
+
+    def scored(self) -> dict[str, Scored]:
+        """Log odds of every volume: parts ``10%``, ``random/10%``, ... Called present from even odds on."""
+        parts = {}
+        for prefix, scores in (("", self.trained), ("random/", self.random)):
+            for share, found in scores.items():
+                tasks = {name: FindingTask(x.rows, x.truth, x.scores, 0.0) for name, x in found.items()}
+                parts[f"{prefix}{percent(share)}"] = Scored(self.ids, self.patients, tasks)
+        return parts
 
     def _numbers(self, found: Mapping[str, FindingProbe]) -> dict[str, float]:
         flat = {}
@@ -201,13 +253,32 @@ class ProbeResult:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.too_few.items())
             notes["not probed"] = reasons
         if any(len(x.auroc) > 1 for found in self.trained.values() for x in found.values()):
-            notes["±"] = "standard deviation over the draws of labels"
+            notes["±"] = (
+                f"standard deviation over the {'folds' if 'folds' in self.conditions else 'draws of labels'}"
+            )
         return notes
 
-    def tables(self) -> tuple[Table, Table]:
-        """Of AUROC and of average precision; the conditions, which are those of both, under the second."""
+    def grade_table(self) -> Table | None:
+        """Of the grades of a measurement; None where none was asked for."""
+        if not self.grades:
+            return None
+        titles = {
+            "grade_accuracy": "share with its own grade",
+            "grade_error": "mean distance, in grades",
+            "grade_kappa": "kappa, quadratic weights",
+        }
+        rows = tuple(
+            (title, *(str(found[metric]) for found in self.grades.values()))
+            for metric, title in titles.items()
+        )
+        header = ("grades", *(f"{percent(share)} of labels" for share in self.grades))
+        return Table("Linear probe: grades", header, rows, {})
+
+    def tables(self) -> list[Table]:
+        """Of AUROC, of grades, and of average precision, with the conditions, which are those of all."""
         first = self.table()
-        return Table(first.title, first.header, first.rows, {}), self.table("average_precision")
+        found = [Table(first.title, first.header, first.rows, {}), self.grade_table()]
+        return [*(table for table in found if table is not None), self.table("average_precision")]
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))

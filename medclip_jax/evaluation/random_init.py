@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,16 +15,19 @@ from medclip_jax.fields import Layout, held_arrays
 from medclip_jax.objectives import create
 from medclip_jax.objectives.base import Objective
 
+if TYPE_CHECKING:
+    from medclip_jax.shards.read import PreparedInfo
+
 SEED = 0
 """Of all random weights: models are compared with the same ones."""
 
 
-def draw_anew(embedder: Embedder, shards: str | Path, split: str) -> Objective:
+def draw_anew(embedder: Embedder, shards: str | Path | PreparedInfo, split: str) -> Objective:
     """An objective as a run begins with, without published weights, and where the embedder's one lies.
 
     Args:
         embedder: of the trained model.
-        shards: folder of prepared shards.
+        shards: folder of prepared shards, or what `shards.read.open_shards` returned.
         split: whose first volumes, a batch of the embedder, set the initial values that depend on data.
 
     Returns:

@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.special import gammaln
 
-from medclip_jax.evaluation.checks import Groups, Labels, Scores, labels_and_scores, refuse_nan, some
+from medclip_jax.evaluation.checks import (
+    Groups,
+    Labels,
+    Scores,
+    labels_and_scores,
+    refuse_nan,
+    same_length,
+    some,
+)
 from medclip_jax.evaluation.metrics import counts_by_threshold
 
 
@@ -78,12 +86,33 @@ def recall_at_k(
     Raises:
         ValueError: as `ranks`, or k < 1.
     """
+    hits = hits_at_k(similarity, query_groups, gallery_groups, ks)
+    return {k: float(np.mean(found)) if found.size else float("nan") for k, found in hits.items()}
+
+
+def hits_at_k(
+    similarity: Float[np.ndarray, "queries gallery"],
+    query_groups: Groups,
+    gallery_groups: Groups,
+    ks: Iterable[int],
+) -> dict[int, Float[np.ndarray, " queries"]]:
+    """Whether each query has a hit among the k nearest; with ties, the probability in a random order of them.
+
+    Args:
+        similarity, query_groups, gallery_groups, ks: as of `recall_at_k`, which is the mean.
+
+    Returns:
+        k to (queries,), NaN for k greater than the gallery.
+
+    Raises:
+        ValueError: as `recall_at_k`.
+    """
     above, tied, matches = _best_match(similarity, query_groups, gallery_groups)
     gallery = np.asarray(similarity).shape[1]
-    recalls = {}
+    found = {}
     for k in _checked_ks(ks):
-        if k > gallery or above.size == 0:
-            recalls[k] = float("nan")
+        if k > gallery:
+            found[k] = np.full(above.size, np.nan)
             continue
         places = np.clip(k - above, 0, tied + matches)
         # All `places` go to non-matches in C(tied, places) of C(tied + matches, places) equally likely ways.
@@ -96,8 +125,8 @@ def recall_at_k(
             + gammaln(tied + matches - inside + 1)
         )
         miss = np.where(possible, np.exp(log_miss), 0.0)
-        recalls[k] = float(np.mean(1.0 - np.where(places == 0, 1.0, miss)))
-    return recalls
+        found[k] = 1.0 - np.where(places == 0, 1.0, miss)
+    return found
 
 
 def precision_at_k(relevant: Labels, scores: Scores, ks: Iterable[int]) -> dict[int, float]:
@@ -126,6 +155,88 @@ def precision_at_k(relevant: Labels, scores: Scores, ks: Iterable[int]) -> dict[
         k: float(np.interp(k, called, true_positives) / k) if k <= positive.size else float("nan")
         for k in _checked_ks(ks)
     }
+
+
+def mean_gain_at_k(gains: Float[np.ndarray, " n"], scores: Scores, ks: Iterable[int]) -> dict[int, float]:
+    """Mean gain of the k highest scores, for one query; `precision_at_k` where gains are 0 and 1.
+
+    A tie that straddles the k-th place gives its places the mean gain of the tie, the expectation over random
+    orders.
+
+    Args:
+        gains: (n,) what each item is worth, such as the overlap of its labels with the query's.
+        scores: (n,) similarity of the query to each item.
+        ks: the k.
+
+    Returns:
+        k to the mean; NaN for k greater than n.
+
+    Raises:
+        ValueError: lengths differ, a value is NaN, or k < 1.
+    """
+    gains, scores = np.asarray(gains, np.float64), np.asarray(scores, np.float64)
+    same_length(gains, scores, "scores")
+    refuse_nan(scores, "scores")
+    refuse_nan(gains, "gains")
+    order = np.argsort(-scores, kind="stable")
+    ends = _ends_of_ties(scores[order])
+    total = np.concatenate([[0.0], np.cumsum(gains[order])[ends - 1]])
+    called = np.concatenate([[0], ends])
+    return {
+        k: float(np.interp(k, called, total) / k) if k <= gains.size else float("nan")
+        for k in _checked_ks(ks)
+    }
+
+
+def average_precision_at_k(
+    relevant: Labels, scores: Scores, ks: Iterable[int], *, over_k: bool = False
+) -> dict[int, float]:
+    """Sum of the precisions at the relevant ones of the k highest scores, over how many there can be.
+
+    Ties count as their expectation over random orders: of a tie of n items, r of them relevant, behind N
+    items of which R are relevant, the j-th place adds ``r / n (R + 1 + (j - 1)(r - 1) / (n - 1)) / (N + j)``.
+
+    Args:
+        relevant: (n,) booleans or 0/1.
+        scores: (n,) similarity of the query to each item.
+        ks: the k.
+        over_k: divide by k; else by the lesser of k and the number of relevant items.
+
+    Returns:
+        k to a value in [0, 1]; NaN for k greater than n, and, unless `over_k`, where nothing is relevant.
+
+    Raises:
+        ValueError: as `auroc`, or k < 1.
+
+    References:
+        McSherry and Najork, Computing information retrieval performance measures efficiently in the presence
+        of tied scores, ECIR 2008.
+    """
+    positive, scores = labels_and_scores(relevant, scores)
+    ks = _checked_ks(ks)
+    count = positive.size
+    order = np.argsort(-scores, kind="stable")
+    ends = _ends_of_ties(scores[order])
+    found = np.concatenate([[0], np.cumsum(positive[order])[ends - 1]])
+    starts = np.concatenate([[0], ends[:-1]])
+    place = np.arange(1, min(max(ks, default=1), count) + 1)
+    tie = np.searchsorted(ends, place)
+    size, hits = (ends - starts)[tie], np.diff(found)[tie]
+    before = (place - starts[tie] - 1) * (hits - 1) / np.maximum(size - 1, 1)
+    gained = np.cumsum(hits / np.maximum(size, 1) * (found[tie] + 1 + before) / place)
+    total = int(positive.sum())
+    values = {}
+    for k in ks:
+        most = k if over_k else min(k, total)
+        values[k] = float(gained[k - 1] / most) if k <= count and most else float("nan")
+    return values
+
+
+def _ends_of_ties(ordered: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " ties"]:
+    """Behind which place each tie of ordered scores ends."""
+    if not ordered.size:
+        return np.zeros(0, np.int64)
+    return np.append(np.flatnonzero(np.diff(ordered)) + 1, ordered.size)
 
 
 def _best_match(

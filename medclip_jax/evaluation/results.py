@@ -45,6 +45,24 @@ def needs(*what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return mark
 
 
+def label_source(labels: str) -> str:
+    """Where labels are from, for the conditions of a table.
+
+    Args:
+        labels: "labels" for ground truth, "findings" for what the reports say.
+    """
+    return "ground truth" if labels == "labels" else "from the reports, not mentioned left out"
+
+
+def not_scored(lacking: Mapping[str, str]) -> dict[str, str]:
+    """What was not scored and why, for the conditions of a table; {} where there is nothing of the kind.
+
+    Args:
+        lacking: name to the reason.
+    """
+    return {"not scored": "; ".join(f"{name}: {why}" for name, why in lacking.items())} if lacking else {}
+
+
 def chosen_findings(
     findings: str | Sequence[str], columns: Iterable[str], definitions: Findings = BUILT_IN
 ) -> tuple[str, ...]:
@@ -103,7 +121,20 @@ class Table:
 
 
 class Result(Protocol):
-    """What `run.evaluate_all` collects: `zero_shot`, `retrieval` and `ordinal` each have their own."""
+    """What `run.evaluate_all` collects: `zero_shot`, `retrieval` and `ordinal` each have their own.
+
+    One that has a score of every volume also gives these, by ``scored() -> dict[str, scored.Scored]``. Files
+    then keep them, and `medclip compare` and the evaluator `subgroups` take them. How to: for each task (a
+    finding, "classes", an event) one of
+
+    * `scored.FindingTask`: labels and scores, compared by AUROC and the like;
+    * `scored.ValueTask`: a number for each volume whose mean is the result, such as Dice or whether its class
+      was found;
+    * `scored.SurvivalTask`: risk, time and event, compared by Harrell's concordance;
+
+    with `data.ids` and `data.patients` of all volumes scored, and ``rows``, the places of those that count.
+    Several repetitions (draws of labels, folds that all score every volume) are rows of ``scores`` (R, n).
+    """
 
     def table(self) -> Table:
         """The numbers and their conditions."""

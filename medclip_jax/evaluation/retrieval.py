@@ -2,163 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from medclip_jax.evaluation import ranking
+from medclip_jax.evaluation.chosen_volumes import choose_volumes
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts
-from medclip_jax.evaluation.metrics import mean_of_defined
-from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, needs, number
+from medclip_jax.evaluation.means_alone import OF_MEANS, ranked_by
+from medclip_jax.evaluation.results import NotEvaluable, chosen_findings, label_source, needs
+from medclip_jax.evaluation.retrieval_result import Direction, Keyword, Pools, RetrievalResult, Subsets
 from medclip_jax.evaluation.similarity import Embeddings, averaged, describe, similarity
 from medclip_jax.reports import prompts
 
+PAIRS = ("studies", "volumes")
+"""What belongs together: all volumes and texts of a study, or each volume and its own text alone."""
 
-@dataclass(frozen=True)
-class Direction:
-    """One direction between volumes and texts.
-
-    Attributes:
-        queries: number of queries.
-        gallery: number of items to choose from.
-        recall: k to R@k.
-        median_rank: of the first hit, from 1.
-        mean_rank: of the first hit, from 1.
-    """
-
-    queries: int
-    gallery: int
-    recall: Mapping[int, float]
-    median_rank: float
-    mean_rank: float
-
-
-@dataclass(frozen=True)
-class Keyword:
-    """One keyword as a query for volumes.
-
-    Attributes:
-        prompts: the query; of several, their average.
-        relevant: volumes that have the finding.
-        gallery: volumes whose label is known.
-        precision: k to P@k.
-    """
-
-    prompts: tuple[str, ...]
-    relevant: int
-    gallery: int
-    precision: Mapping[int, float]
-
-
-@dataclass(frozen=True)
-class Subsets:
-    """Retrieval among a few pairs, drawn many times: comparable between splits of any size.
-
-    Attributes:
-        size: pairs of a subset, each of another study.
-        recall: direction ("image_to_text", "text_to_image") to k to R@k of each draw, (draws,); NaN where
-            the split has fewer studies.
-    """
-
-    size: int
-    recall: Mapping[str, Mapping[int, Float[np.ndarray, " draws"]]]
-
-
-@dataclass(frozen=True)
-class RetrievalResult:
-    """Retrieval in both directions, among subsets, and by keyword.
-
-    Attributes:
-        image_to_text: volumes as queries, the distinct texts of each study as gallery.
-        text_to_image: the reverse.
-        subsets: None where none were requested.
-        keywords: finding to its keyword query; empty where no label is known.
-        conditions: n, text, groups, pooling and tie rule of the two directions, in words.
-        subset_conditions: the same of the subsets.
-        keyword_conditions: the same of the keyword queries.
-    """
-
-    image_to_text: Direction
-    text_to_image: Direction
-    subsets: Subsets | None
-    keywords: Mapping[str, Keyword]
-    conditions: Mapping[str, str]
-    subset_conditions: Mapping[str, str]
-    keyword_conditions: Mapping[str, str]
-
-    def metrics(self) -> dict[str, float]:
-        """Keys ``image_to_text/R@5``, ``subset/image_to_text/R@5``, ``keyword/P@10/<finding>``, ..."""
-        flat: dict[str, float] = {}
-        for name, direction in (("image_to_text", self.image_to_text), ("text_to_image", self.text_to_image)):
-            flat |= {f"{name}/R@{k}": value for k, value in direction.recall.items()}
-            flat |= {f"{name}/median_rank": direction.median_rank, f"{name}/mean_rank": direction.mean_rank}
-        for name, recall in self.subsets.recall.items() if self.subsets else ():
-            for k, values in recall.items():
-                flat[f"subset/{name}/R@{k}"] = float(values.mean())
-                flat[f"subset/{name}/R@{k}_std"] = float(values.std())
-        ks = sorted({k for keyword in self.keywords.values() for k in keyword.precision})
-        for k in ks:
-            values = {finding: keyword.precision[k] for finding, keyword in self.keywords.items()}
-            flat[f"keyword/P@{k}_mean"] = mean_of_defined(values.values())
-            flat |= {f"keyword/P@{k}/{finding}": value for finding, value in values.items()}
-        return flat
-
-    def table(self) -> Table:
-        """One line for each direction."""
-        rows = [
-            (
-                name,
-                str(direction.queries),
-                str(direction.gallery),
-                *(number(value) for value in direction.recall.values()),
-                number(direction.median_rank, 1),
-                number(direction.mean_rank, 1),
-            )
-            for name, direction in (
-                ("image to text", self.image_to_text),
-                ("text to image", self.text_to_image),
-            )
-        ]
-        recall = tuple(f"R@{k}" for k in self.image_to_text.recall)
-        header = ("direction", "queries", "gallery", *recall, "median rank", "mean rank")
-        return Table("Retrieval", header, tuple(rows), self.conditions)
-
-    def subset_table(self) -> Table | None:
-        """Mean and spread over the draws, one line for each direction; None where none were requested."""
-        if self.subsets is None:
-            return None
-        rows = tuple(
-            (name.replace("_", " "), *(f"{number(x.mean())} ± {number(x.std())}" for x in recall.values()))
-            for name, recall in self.subsets.recall.items()
-        )
-        ks = next(iter(self.subsets.recall.values()))
-        header = ("direction", *(f"R@{k}" for k in ks))
-        return Table(f"Retrieval among {self.subsets.size} pairs", header, rows, self.subset_conditions)
-
-    def keyword_table(self) -> Table | None:
-        """One line for each keyword that any volume has; None where there is none."""
-        shown = {finding: keyword for finding, keyword in self.keywords.items() if keyword.relevant}
-        if not shown:
-            return None
-        ks = next(iter(shown.values())).precision
-        rows = tuple(
-            (
-                finding,
-                str(keyword.relevant),
-                str(keyword.gallery),
-                number(keyword.relevant / keyword.gallery),
-                *(number(value) for value in keyword.precision.values()),
-            )
-            for finding, keyword in shown.items()
-        )
-        header = ("finding", "relevant", "gallery", "chance", *(f"P@{k}" for k in ks))
-        return Table("Keyword to image", header, rows, self.keyword_conditions)
-
-    def __str__(self) -> str:
-        tables = self.table(), self.subset_table(), self.keyword_table()
-        return "\n\n".join(str(table) for table in tables if table)
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 @needs("text")
@@ -167,34 +29,51 @@ def evaluate_retrieval(
     encode_texts: EncodeTexts,
     *,
     text: str = "report",
+    volumes: str = "all",
+    pairs: str = "studies",
     ks: Sequence[int] = (1, 5, 10, 50),
     subset: int = 100,
     subset_draws: int = 100,
     subset_ks: Sequence[int] = (1, 5, 10),
+    pools: Sequence[int] = (),
+    pool_repeats: int = 100,
+    pool_ks: Sequence[int] = (1, 8),
     seed: int = 0,
     keyword_ks: Sequence[int] = (5, 10, 50),
     findings: Sequence[str] = (),
     labels: str = "labels",
     template: str = "there_is",
+    ranking: str = "similarity",
+    open_manifest: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> RetrievalResult:
     """Find the report of a volume, the volume of a report, and the volumes with a finding.
 
-    The text gallery holds each text of each study once, however many reconstructions share it. Any item of
-    the query's study is a hit. Volumes without text take no part in the two directions.
+    With ``pairs="studies"`` the text gallery holds each text of each study once, however many
+    reconstructions share it, and any item of the query's study is a hit. With ``pairs="volumes"`` each volume
+    and its text are a pair of their own, as in CT-CLIP's evaluation: the reconstruction beside it is no hit.
+    Volumes without text take no part in the two directions.
 
     Args:
         data: the split; it is the full pool.
         encode_texts: the model's text side.
         text: field of the records, one of `TEXT_FIELDS`.
+        volumes: which of the split, see `choose_volumes`.
+        pairs: one of `PAIRS`; subsets and pools are always of studies.
         ks: of R@k.
         subset: pairs of a subset: one volume and its text of each of so many studies; 0 for no subsets.
         subset_draws: how many subsets.
         subset_ks: of R@k in a subset.
-        seed: of the subsets.
+        pools: sizes of pools that do not overlap: one volume and its text of each study, shuffled and cut
+            into as many complete pools as there are; () for none.
+        pool_repeats: how often they are shuffled.
+        pool_ks: of R@k in a pool.
+        seed: of the subsets and pools.
         keyword_ks: of P@k.
         findings: keywords; () for all columns of the shards, and none where no label is known.
         labels: "labels" for ground truth, "findings" for what the reports say.
         template: prompt wording; the query is its positive half.
+        ranking: "similarity", or "means": Gaussians by their means alone, see `means_alone.ranked_by`.
+        open_manifest: reads the manifest of the shards, which some choices of `volumes` need.
 
     Returns:
         The result.
@@ -205,36 +84,47 @@ def evaluate_retrieval(
     """
     if text not in TEXT_FIELDS:
         raise ValueError(f"text={text!r}: use one of {', '.join(TEXT_FIELDS)}")
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs={pairs!r}: use one of {', '.join(PAIRS)}")
+    rows, taken = choose_volumes(data, volumes, open_manifest)
+    data, encode_texts = ranked_by(ranking, data.take(rows), encode_texts)
     texts = data.texts.get(text, [""] * len(data.volumes))
     has_text = np.array([bool(entry.strip()) for entry in texts], bool)
     if not has_text.any():
         raise NotEvaluable(f"no record of split {data.name!r} has a {text!r}: set text to another field")
-    volumes, studies = data.volumes[has_text], data.studies[has_text]
+    embedded, studies = data.volumes[has_text], data.studies[has_text]
     said = np.array(texts, object)[has_text]
-    pairs = list(dict.fromkeys(zip(studies.tolist(), said, strict=True)))
-    text_studies = np.array([study for study, _ in pairs], np.int64)
-    similarity = _similarity(volumes, [entry for _, entry in pairs], encode_texts)
+    groups = studies if pairs == "studies" else np.arange(len(studies))
+    gallery = list(dict.fromkeys(zip(groups.tolist(), said, strict=True)))
+    text_groups = np.array([group for group, _ in gallery], np.int64)
+    similarity = _similarity(embedded, [entry for _, entry in gallery], encode_texts)
     ties = "ties count as their expectation: ranks and recall are those expected of a random order"
     conditions = {
-        "n": f"{len(volumes)} volumes of {len(np.unique(studies))} studies, split {data.name!r}"
+        "n": f"{len(embedded)} volumes of {len(np.unique(studies))} studies, split {data.name!r}"
+        + (f", {taken}" if volumes != "all" else "")
         + (f"; {int((~has_text).sum())} without text left out" if not has_text.all() else ""),
-        "text": f"{text}, {len({entry for _, entry in pairs})} distinct",
+        "text": f"{text}, {len({entry for _, entry in gallery})} distinct",
         "prompts": "none, the texts themselves",
-        "similarity": describe(data.volumes),
+        "similarity": describe(data.volumes) + OF_MEANS[ranking],
         "pooling": data.pooling,
-        "hit": f"any item of the same study; {ties}",
+        "hit": (
+            "any item of the same study" if pairs == "studies" else "the volume's own text, and the reverse"
+        )
+        + f"; {ties}",
         "threshold": "none needed",
     }
     keyword_conditions = {
         "n": f"{len(data.volumes)} volumes, split {data.name!r}; those with an unknown label left out",
-        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        "labels": label_source(labels),
         "prompts": prompts.describe_prompts((), template, positive=True) + ", or a finding's own",
         "pooling": data.pooling,
         "hit": f"the volume has the finding; chance is their share; {ties}",
         "threshold": "none needed",
     }
-    columns = {pair: column for column, pair in enumerate(pairs)}
-    own = np.array([columns[pair] for pair in zip(studies.tolist(), said, strict=True)])
+    columns = {pair: column for column, pair in enumerate(gallery)}
+    own = np.array([columns[pair] for pair in zip(groups.tolist(), said, strict=True)])
+    # The volume that a text is of; of several with the same text, the first.
+    first = np.unique(own, return_index=True)[1]
     count = len(np.unique(studies))
     subset_conditions = {
         "n": f"one volume and its text of each of {subset} studies, of {count} in split {data.name!r}"
@@ -242,14 +132,24 @@ def evaluate_retrieval(
         "draws": f"{subset_draws}, seed {seed}; mean ± standard deviation over them",
         "chance": f"k / {subset}; {ties}",
     }
+    pool_conditions = {
+        "n": f"one volume and its text of each of {count} studies in split {data.name!r}, shuffled and cut "
+        "into pools; those that fill none are left out of the repeat",
+        "repeats": f"{pool_repeats}, seed {seed}; mean ± standard deviation over them",
+        "chance": f"k / pairs; {ties}",
+    }
     return RetrievalResult(
-        image_to_text=_direction(similarity, studies, text_studies, ks),
-        text_to_image=_direction(similarity.T, text_studies, studies, ks),
+        image_to_text=_direction(similarity, groups, text_groups, ks, np.arange(len(own))),
+        text_to_image=_direction(similarity.T, text_groups, groups, ks, first),
         subsets=_subsets(similarity, own, studies, subset, subset_draws, subset_ks, seed) if subset else None,
+        pools=_pools(similarity, own, studies, pools, pool_repeats, pool_ks, seed),
         keywords=_keywords(data, encode_texts, findings, labels, template, keyword_ks),
         conditions=conditions,
         subset_conditions=subset_conditions,
+        pool_conditions=pool_conditions,
         keyword_conditions=keyword_conditions,
+        ids=tuple(np.array(data.ids, object)[has_text]) if len(data.ids) else (),
+        patients=data.patients[has_text],
     )
 
 
@@ -267,13 +167,17 @@ def _direction(
     query_studies: Int64[np.ndarray, " Q"],
     gallery_studies: Int64[np.ndarray, " G"],
     ks: Sequence[int],
+    rows: Int64[np.ndarray, " Q"],
 ) -> Direction:
+    hits = ranking.hits_at_k(similarity, query_studies, gallery_studies, ks)
     return Direction(
         queries=similarity.shape[0],
         gallery=similarity.shape[1],
-        recall=ranking.recall_at_k(similarity, query_studies, gallery_studies, ks),
+        recall={k: float(np.mean(found)) for k, found in hits.items()},
         median_rank=ranking.median_rank(similarity, query_studies, gallery_studies),
         mean_rank=ranking.mean_rank(similarity, query_studies, gallery_studies),
+        hits=hits,
+        rows=rows,
     )
 
 
@@ -289,7 +193,7 @@ def _subsets(
     """Column ``own[i]`` of `similarity` is the text of volume i."""
     if size < 1 or draws < 1:
         raise ValueError(f"subset={size}, subset_draws={draws}: give at least 1, or subset=0 for none")
-    recall = {name: {k: np.full(draws, np.nan) for k in ks} for name in ("image_to_text", "text_to_image")}
+    recall = {name: {k: np.full(draws, np.nan) for k in ks} for name in DIRECTIONS}
     generator = np.random.default_rng(seed)
     if size <= len(np.unique(studies)):
         for draw in range(draws):
@@ -302,6 +206,48 @@ def _subsets(
                 for k, value in ranking.recall_at_k(matrix, groups, groups, ks).items():
                     recall[name][k][draw] = value
     return Subsets(size, recall)
+
+
+def _pools(
+    similarity: Float[np.ndarray, "N T"],
+    own: Int64[np.ndarray, " N"],
+    studies: Int64[np.ndarray, " N"],
+    sizes: Sequence[int],
+    repeats: int,
+    ks: Sequence[int],
+    seed: int,
+) -> tuple[Pools, ...]:
+    """Column ``own[i]`` of `similarity` is the text of volume i."""
+    if min(sizes, default=1) < 1 or repeats < 1 or min(ks, default=1) < 1:
+        raise ValueError(f"pools={sizes}, pool_repeats={repeats}, pool_ks={ks}: none may be below 1")
+    counts = {size: len(np.unique(studies)) // size for size in sizes}
+    recall = {s: {name: {k: np.full(repeats, np.nan) for k in ks} for name in DIRECTIONS} for s in sizes}
+    generator = np.random.default_rng(seed)
+    for repeat in range(repeats if sizes else 0):
+        shuffled = generator.permutation(len(studies))
+        _, first = np.unique(studies[shuffled], return_index=True)
+        rows = generator.permutation(shuffled[first])
+        for size, count in counts.items():
+            if not count:
+                continue
+            pools = rows[: count * size].reshape(count, size)
+            squares = similarity[pools[:, :, None], own[pools][:, None, :]]
+            for name, axis in (("image_to_text", 2), ("text_to_image", 1)):
+                found = _recall_of_one(squares, axis, ks)
+                for k in ks:
+                    recall[size][name][k][repeat] = found[k] if k <= size else np.nan
+    return tuple(Pools(size, counts[size], recall[size]) for size in sizes)
+
+
+def _recall_of_one(
+    squares: Float[np.ndarray, "pools size size"], axis: int, ks: Sequence[int]
+) -> dict[int, float]:
+    """R@k where the diagonal is the one hit: with t others tied with it, a place in the tie is 1 in t + 1."""
+    ranking.refuse_nan(squares, "similarity")
+    diagonal = np.diagonal(squares, axis1=1, axis2=2)
+    match = np.expand_dims(diagonal, axis)
+    above, tied = (squares > match).sum(axis=axis), (squares == match).sum(axis=axis)
+    return {k: float(np.mean(np.clip((k - above) / tied, 0.0, 1.0))) for k in ks}
 
 
 def _keywords(

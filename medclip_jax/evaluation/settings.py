@@ -6,29 +6,51 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from medclip_jax.evaluation.chosen_volumes import VOLUMES
+from medclip_jax.evaluation.class_probe import evaluate_class_probe
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS
 from medclip_jax.evaluation.few_shot import evaluate_few_shot
 from medclip_jax.evaluation.grounding import evaluate_grounding
+from medclip_jax.evaluation.knn import DISTANCES, evaluate_knn
 from medclip_jax.evaluation.library import evaluate_library
 from medclip_jax.evaluation.masked_words import evaluate_masked_words
+from medclip_jax.evaluation.means_alone import RANKINGS
 from medclip_jax.evaluation.metrics import CRITERIA
 from medclip_jax.evaluation.mlp_probe import evaluate_mlp_probe
 from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.organs import evaluate_organs
+from medclip_jax.evaluation.pointing import EXPLAINED, evaluate_pointing
+from medclip_jax.evaluation.prediction import evaluate_prediction
+from medclip_jax.evaluation.presets import label_sets, name_tables
 from medclip_jax.evaluation.probe import evaluate_probe
+from medclip_jax.evaluation.prognosis import evaluate_prognosis
 from medclip_jax.evaluation.reconstruction import evaluate_reconstruction
 from medclip_jax.evaluation.results import Result, chosen_findings
-from medclip_jax.evaluation.retrieval import evaluate_retrieval
+from medclip_jax.evaluation.retrieval import PAIRS, evaluate_retrieval
+from medclip_jax.evaluation.segmentation import evaluate_segmentation
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
+from medclip_jax.evaluation.subgroups import evaluate_subgroups
+from medclip_jax.evaluation.survival_heads import HEADS
+from medclip_jax.evaluation.task_metrics import OF_FINDINGS
 from medclip_jax.evaluation.tasks import FEATURES
 from medclip_jax.evaluation.uncertainty import evaluate_uncertainty
 from medclip_jax.evaluation.views import evaluate_views
-from medclip_jax.evaluation.zero_shot import SCORES, evaluate_zero_shot
+from medclip_jax.evaluation.vocabulary import evaluate_vocabulary
+from medclip_jax.evaluation.volume_retrieval import LEFT_OUT, MATCHES, evaluate_volume_retrieval
+from medclip_jax.evaluation.zero_shot import (
+    ENSEMBLES,
+    SAME_SPLIT,
+    SAMPLES,
+    SCORES,
+    TIES,
+    evaluate_zero_shot,
+)
 from medclip_jax.reports.names import UnknownFinding, finding_name
 from medclip_jax.reports.places import read_places
-from medclip_jax.reports.prompts import POSITIVE_SETS, WORDINGS
+from medclip_jax.reports.prompts import POSITIVE_ONLY, WORDINGS
 
 if TYPE_CHECKING:
     from medclip_jax.reports.definitions import Findings
@@ -37,6 +59,7 @@ if TYPE_CHECKING:
 EVALUATORS: dict[str, Callable[..., Result]] = {
     "zero_shot": evaluate_zero_shot,
     "retrieval": evaluate_retrieval,
+    "volume_retrieval": evaluate_volume_retrieval,
     "ordinal": evaluate_ordinal,
     "uncertainty": evaluate_uncertainty,
     "spectrum": evaluate_spectrum,
@@ -45,27 +68,71 @@ EVALUATORS: dict[str, Callable[..., Result]] = {
     "organs": evaluate_organs,
     "reconstruction": evaluate_reconstruction,
     "views": evaluate_views,
+    "segmentation": evaluate_segmentation,
+    "pointing": evaluate_pointing,
     "library": evaluate_library,
+    "prediction": evaluate_prediction,
     "probe": evaluate_probe,
+    "class_probe": evaluate_class_probe,
+    "knn": evaluate_knn,
     "few_shot": evaluate_few_shot,
     "mlp_probe": evaluate_mlp_probe,
+    "vocabulary": evaluate_vocabulary,
+    "prognosis": evaluate_prognosis,
+    "subgroups": evaluate_subgroups,
 }
 """Kind of evaluator to its function. Its keyword arguments are the evaluator's settings."""
 
-USUAL = tuple(name for name in EVALUATORS if name not in ("probe", "few_shot", "mlp_probe"))
-"""What runs where none is named: the others embed the training split, too, which may take long."""
+_WHEN_NAMED = (
+    "pointing",
+    "volume_retrieval",
+    "probe",
+    "class_probe",
+    "knn",
+    "few_shot",
+    "mlp_probe",
+    "vocabulary",
+    "prognosis",
+    "subgroups",
+)
 
-GIVEN = ("load_split", "load_random", "embedder", "open_records")
+USUAL = tuple(name for name in EVALUATORS if name not in _WHEN_NAMED)
+"""What runs where none is named: the probes embed the training split, too, which may take long, what volumes
+find `library` says with pictures, and few sets have groups."""
+
+GIVEN = (
+    "load_split",
+    "load_random",
+    "embedder",
+    "open_records",
+    "open_manifest",
+    "open_label_maps",
+    "results",
+)
 """Keyword arguments that the runner gives to evaluators that have them: no settings."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "labels": ("labels", "findings"),
     "template": WORDINGS,
     "score": SCORES,
+    "ranking": RANKINGS,
     "criterion": CRITERIA,
     "text": tuple(TEXT_FIELDS),
     "baseline": ("none", "random"),
     "features": FEATURES,
+    "distance": DISTANCES,
+    "explain": EXPLAINED,
+    "label_set": ("", *label_sets()),
+    "names": ("", *name_tables()),
+    "ensemble": ENSEMBLES,
+    "ties": TIES,
+    "volumes": VOLUMES,
+    "sample": SAMPLES,
+    "pairs": PAIRS,
+    "match": MATCHES,
+    "leave_out": LEFT_OUT,
+    "head": tuple(HEADS),
+    "metric": OF_FINDINGS,
 }
 """Setting to the values that it can have."""
 
@@ -75,16 +142,22 @@ _OF_PAIRS = ("zero_shot", "uncertainty")
 _AT_LEAST_ONE = (
     "bins",
     "subset_draws",
+    "pool_repeats",
     "seeds",
     "among",
     "repeats",
     "epochs",
     "hidden",
     "batch",
+    "retrieval_batch",
     "neighbors",
+    "groups",
 )
 
-_ABOVE_ZERO = ("shares", "penalties", "shots")
+_WHOLE = ("pools",)
+"""Settings that are a list of whole numbers, by default an empty one."""
+
+_ABOVE_ZERO = ("shares", "penalties", "shots", "ks", "horizons")
 """Settings that are a list of such numbers, at least one; shares go up to 1."""
 
 
@@ -129,7 +202,7 @@ def check_evaluators(
                 )
             _check_value(f"{where}{name}.{key}", key, value, known[key])
         template = settings.get("template", known.get("template"))
-        if kind in _OF_PAIRS and template in POSITIVE_SETS and settings.get("score") != "positive_only":
+        if kind in _OF_PAIRS and template in POSITIVE_ONLY and settings.get("score") != "positive_only":
             raise ValueError(
                 f"{where}{name}.template={template!r} has prompts for presence alone: "
                 + (f"set {where}{name}.score='positive_only'" if "score" in known else "use another")
@@ -143,6 +216,7 @@ def check_shards(
     info: PreparedInfo,
     split: str,
     definitions: Findings | None = None,
+    learned: PreparedInfo | None = None,
 ) -> None:
     """Check that prepared shards hold what the evaluators want of them.
 
@@ -151,6 +225,7 @@ def check_shards(
         info: of the shards.
         split: to evaluate on.
         definitions: the findings that are known; None for those of the shards.
+        learned: of another set that is learned from; None for other splits of the same.
 
     Raises:
         ValueError: a split that a threshold is chosen on, or that a probe learns from, is not there, or is
@@ -161,29 +236,35 @@ def check_shards(
     definitions = info.definitions if definitions is None else definitions
     for name, (function, settings) in check_evaluators(evaluators).items():
         threshold = settings.get("threshold", "argmax")
-        if threshold == split:
+        if threshold == split and threshold != SAME_SPLIT and learned is None:
             raise ValueError(
                 f"{name}.threshold={threshold!r} is the split being scored: a threshold chosen there "
-                'flatters F1 and accuracy; use another split or "argmax"'
+                'flatters F1 and accuracy; use another split or "argmax", or "test", which chooses on the '
+                "scored split and is marked as such"
             )
         known = inspect.signature(function).parameters
         others = {
             key: settings.get(key, known[key].default) for key in ("train", "validation") if key in known
         }
-        if threshold != "argmax":
+        if threshold not in ("argmax", SAME_SPLIT):
             others["threshold"] = threshold
         if settings.get("holdout"):
             others.pop("train", None)  # the split itself is cut in two
+        if settings.get("folds"):
+            others = {}  # the split itself is cut
         for key, other in others.items():
-            if other == split:
+            if other == split and learned is None:
                 raise ValueError(f"{name}.{key}={other!r} is the split being scored: use another")
             try:
-                check_split(info, other)
+                check_split(info if learned is None else learned, other)
             except ValueError as error:
                 raise ValueError(f"{name}.{key}: {error}") from None
         for key in ("findings", "classes"):
+            chosen = label_sets().get(settings.get("label_set", "")) if key == "findings" else None
             try:
-                chosen_findings(settings.get(key, ()), info.findings, definitions)
+                chosen_findings(
+                    settings.get(key, ()), chosen.findings if chosen else info.findings, definitions
+                )
             except ValueError as error:
                 raise ValueError(f"{name}.{key}: {error}") from None
         single = [("finding", settings["finding"])] if "finding" in settings else []
@@ -204,12 +285,12 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def _check_value(where: str, key: str, value: Any, default: Any) -> None:
-    if key in ("findings", "classes") and isinstance(value, str):
+    if key in ("findings", "classes", "clinical", "risks") and isinstance(value, str):
         return  # names with commas between, see `chosen_findings`
     if isinstance(default, tuple):
         wanted = f"a list, such as {default or ('cardiomegaly',)}"
         if isinstance(value, list | tuple):
-            member = default[0] if default else ""
+            member = default[0] if default else (1 if key in _WHOLE else "")
             for item in value:
                 _check_value(f"{where}, an entry", "", item, member)
                 if key in _ABOVE_ZERO and not 0 < item <= (1 if key == "shares" else math.inf):
@@ -217,13 +298,17 @@ def _check_value(where: str, key: str, value: Any, default: Any) -> None:
                     raise ValueError(f"{where}, an entry={item!r}: it must be a number above 0{upper}")
             if value or key not in _ABOVE_ZERO:
                 return
+    elif isinstance(default, dict):
+        wanted = "a dict of lists of rising numbers, such as {'age': (0, 50, 65, 120)}"
+        if hasattr(value, "items") and all(_rises(edges) for _, edges in value.items()):
+            return
     elif isinstance(default, str):
         if not isinstance(value, str):
             wanted = "a text"
         elif key in _CHOICES and value not in _CHOICES[key]:
+            choices = ", ".join(one or '""' for one in _CHOICES[key])
             raise ValueError(
-                f"{where}={value!r}: it must be one of {', '.join(_CHOICES[key])}."
-                f"{_nearest(value, _CHOICES[key])}"
+                f"{where}={value!r}: it must be one of {choices}.{_nearest(value, _CHOICES[key])}"
             )
         else:
             return
@@ -237,6 +322,15 @@ def _check_value(where: str, key: str, value: Any, default: Any) -> None:
         if fits and math.isfinite(value) and value >= low:
             return
     raise ValueError(f"{where}={value!r}: it must be {wanted}")
+
+
+def _rises(edges: Any) -> bool:
+    return (
+        isinstance(edges, list | tuple)
+        and len(edges) > 1
+        and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in edges)
+        and all(low < high for low, high in pairwise(edges))
+    )
 
 
 def _nearest(text: Any, known: Iterable[str], prefix: str = "") -> str:

@@ -6,21 +6,18 @@ of a place, however its pooled vector scores. No text is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16, Int64
+from jaxtyping import Float
 
 from medclip_jax.evaluation.degradation import OpenRecords
 from medclip_jax.evaluation.embedder import Embedder, VolumeInputs
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.metrics import mean_of_defined
-from medclip_jax.evaluation.pca import COMPONENTS, token_colors
 from medclip_jax.evaluation.results import NotEvaluable, Table, needs, number
-from medclip_jax.evaluation.spacings import Spacing, spacing_of_records
+from medclip_jax.evaluation.spacings import spacing_of_records
 from medclip_jax.evaluation.spectrum_metrics import (
     Moments,
     effective_rank,
@@ -29,7 +26,7 @@ from medclip_jax.evaluation.spectrum_metrics import (
     participation_ratio,
     singular_values,
 )
-from medclip_jax.objectives.base import Inputs, Objective
+from medclip_jax.evaluation.token_maps import LayerTokens, TokenMaps, map_tokens
 
 
 @dataclass(frozen=True)
@@ -65,27 +62,6 @@ class LayerSpectrum:
 
 
 @dataclass(frozen=True)
-class TokenMaps:
-    """Scans beside the colors of their tokens, see `evaluation.pca`.
-
-    Attributes:
-        layer: whose tokens.
-        volumes: (P, D, H, W) HU.
-        colors: (P, d, h, w, 3) from 0 to 1, of each token.
-        centers: where tokens lie along depth, height, width, in voxels from the first.
-        shares: (3,) of the variance that red, green and blue carry.
-        spacings: of each volume, mm along depth, height, width.
-    """
-
-    layer: str
-    volumes: Int16[np.ndarray, "P D H W"]
-    colors: Float[np.ndarray, "P d h w 3"]
-    centers: tuple[Float[np.ndarray, " tokens"], ...]
-    shares: Float[np.ndarray, " 3"]
-    spacings: Sequence[tuple[float, float, float]]
-
-
-@dataclass(frozen=True)
 class SpectrumResult:
     """Singular values of every layer's tokens.
 
@@ -104,6 +80,13 @@ class SpectrumResult:
         found = {name: layer.metrics() for name, layer in self.layers.items()}
         keys = next(iter(found.values()), {})
         return {f"{key}/{name}": values[key] for key in keys for name, values in found.items()}
+
+    def curves(self) -> dict[str, dict[str, Float[np.ndarray, " n"]]]:
+        """Of each layer all that `LayerSpectrum` holds: singular values and those of each volume."""
+        return {
+            name: {key: getattr(layer, key) for key in ("together", "decay", "ranks", "cosines")}
+            for name, layer in self.layers.items()
+        }
 
     def table(self) -> Table:
         """One line for each layer."""
@@ -165,7 +148,7 @@ def evaluate_spectrum(
         The result.
 
     Raises:
-        NotEvaluable: the model or the volumes are not at hand.
+        NotEvaluable: the model or the volumes are not available.
         ValueError: tokens that are not finite.
     """
     if embedder is None or open_records is None:
@@ -179,10 +162,13 @@ def evaluate_spectrum(
         index = int(chosen[place])
         return (dict(embedder.inputs(records[index], index)),)
 
-    parts = embedder.each(_LayerTokens(tokens, seed), len(chosen), read, label="token spectra")
+    parts = embedder.each(LayerTokens(tokens, seed), len(chosen), read, label="token spectra")
     layers = _spectra(parts)
     spacing_of = spacing_of_records(embedder.layout.spec, open_records)
-    maps = _token_maps(drawn[:pictures], records, embedder, spacing_of) if pictures else None
+    maps = None
+    if shown := [int(index) for index in drawn[:pictures]]:
+        inputs = [embedder.inputs(records[index], index) for index in shown]
+        maps = map_tokens(embedder, inputs, [spacing_of(index) for index in shown])
     conditions = {
         "n": f"{len(chosen)} volumes of {len(np.unique(data.patients[chosen]))} patients, "
         f"split {data.name!r}",
@@ -196,36 +182,6 @@ def evaluate_spectrum(
         "token cosine": "mean over pairs of tokens of a volume, and over volumes",
     }
     return SpectrumResult(layers, maps, conditions)
-
-
-@dataclass(frozen=True)
-class _LayerTokens:
-    """Some tokens of each layer, as a function that an `Embedder` compiles once for equal settings.
-
-    Attributes:
-        tokens: of a volume; 0 for all.
-        seed: of the draw.
-        last: of the last layer alone.
-    """
-
-    tokens: int
-    seed: int
-    last: bool = False
-
-    def __call__(self, objective: Objective, inputs: Inputs) -> dict[str, Float[Array, "B tokens width"]]:
-        tower = objective.volume_tower()
-        states = tower.layer_states(tower.to_voxels(inputs["volume"]))
-        # Numbered, because dicts come out of `jax.jit` in the order of their keys.
-        found = {f"{index:04} {name}": state for index, (name, state) in enumerate(states.items())}
-        if self.last:
-            found = dict(list(found.items())[-1:])
-        return {name: self._some(state).astype(jnp.float32) for name, state in found.items()}
-
-    def _some(self, state: Float[Array, "B N width"]) -> Float[Array, "B tokens width"]:
-        count = state.shape[1]
-        if not self.tokens or self.tokens >= count:
-            return state
-        return state[:, np.sort(np.random.default_rng(self.seed).permutation(count)[: self.tokens])]
 
 
 class _Growing:
@@ -267,26 +223,3 @@ def _spectra(parts: Iterable[Mapping[str, Float[np.ndarray, "B N W"]]]) -> dict[
             for tokens in batch:
                 layer.add(tokens)
     return {name: layer.finished() for name, layer in growing.items()}
-
-
-def _token_maps(
-    chosen: Int64[np.ndarray, " P"],
-    records: Sequence[Mapping[str, Any]],
-    embedder: Embedder,
-    spacing_of: Callable[[int], Spacing],
-) -> TokenMaps:
-    """Of the last layer's tokens, all of them, in colors that all these volumes share."""
-    inputs = [embedder.inputs(records[int(index)], int(index)) for index in chosen]
-    function = _LayerTokens(0, 0, last=True)
-    parts = list(embedder.each(function, len(inputs), lambda at: (dict(inputs[at]),), label="token maps"))
-    (key,) = parts[0]
-    tokens = np.concatenate([part[key] for part in parts])
-    to_colors, tower = token_colors(tokens), embedder.objective.volume_tower()
-    return TokenMaps(
-        layer=key.partition(" ")[2],
-        volumes=np.stack([given["volume"] for given in inputs]),
-        colors=to_colors(tokens).reshape(len(tokens), *tower.grid, COMPONENTS),
-        centers=tower.token_centers(),
-        shares=to_colors.shares,
-        spacings=[spacing_of(int(index)) for index in chosen],
-    )

@@ -9,14 +9,24 @@ import numpy as np
 from jaxtyping import Float, Int8, Int64
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, refuse_shared_patients
-from medclip_jax.evaluation.results import NotEvaluable, chosen_findings
+from medclip_jax.evaluation.results import NotEvaluable, chosen_findings, label_source
 from medclip_jax.evaluation.similarity import means
 
 GROUP = "classes"
 """Name of the task of those that exclude one another."""
 
-FEATURES = ("embedding", "pooled")
-"""What a classifier reads of a volume: its place among the texts, or what the tower pools before that."""
+FEATURES = ("embedding", "pooled", "asap")
+"""What a classifier reads of a volume: its place among the texts; what the tower pools before that; or the
+mean patch token of the tower's last block, see `volume_features.KINDS`."""
+
+MOST_CLASSES = 20
+"""Values of a measurement that can be classes, at most."""
+
+_OF_FEATURES = {
+    "embedding": "embedding of length 1",
+    "pooled": "pooled by the frozen volume tower",
+    "asap": "mean patch token of the frozen tower's last block before a final norm, standardized",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ def find_tasks(
     classes: Sequence[str],
     findings: Sequence[str],
     labels: str,
+    measurement: str = "",
 ) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks that two splits have the labels for.
 
@@ -85,22 +96,22 @@ def find_tasks(
         classes: findings that exclude one another; () for no such task.
         findings: those to tell present from absent; () for all columns.
         labels: "labels" for ground truth, "findings" for what the reports say.
+        measurement: whose values are the classes, instead of `classes`; "" for none.
 
     Returns:
         Name to task; and name to the reason of those that cannot be.
 
     Raises:
-        NotEvaluable: there is none.
-        ValueError: an unknown finding, or a single class.
+        NotEvaluable: there is none, or no such measurement.
+        ValueError: an unknown finding, a single class, or both classes and a measurement.
     """
-    sides = learned.findings(labels), scored.findings(labels)
-    group = chosen_findings(classes, sides[1], scored.definitions) if classes else ()
-    if len(group) == 1:
-        raise ValueError(f"classes={group[0]!r} alone: name two or more that exclude one another")
-    tasks = {}
-    if group:
-        tasks[GROUP] = Task(GROUP, group, *(class_of_each(side, group) for side in sides))
-    for name in chosen_findings(findings, sides[1], scored.definitions):
+    group = find_group(learned, scored, classes=classes, labels=labels, measurement=measurement)
+    tasks = {GROUP: group} if group else {}
+    sides = ({}, {})
+    if findings or not measurement:
+        sides = learned.findings(labels), scored.findings(labels)
+    names = chosen_findings(findings, sides[1], scored.definitions) if sides[1] else ()
+    for name in names:
         found = [np.where(side[name] == 0, -1, side[name] == 1).astype(np.int64) for side in sides]
         tasks[name] = Task(name, ("absent", "present"), *found)
     lacking = {name: task.lacks for name, task in tasks.items() if task.lacks}
@@ -110,15 +121,95 @@ def find_tasks(
     return {name: task for name, task in tasks.items() if name not in lacking}, lacking
 
 
-def learned_and_scored(
+def find_group(
+    learned: EmbeddedSplit,
+    scored: EmbeddedSplit,
+    *,
+    classes: Sequence[str] = (),
+    labels: str = "labels",
+    measurement: str = "",
+) -> Task | None:
+    """The task of classes that exclude one another; None where none was asked for.
+
+    Args:
+        learned: to learn from.
+        scored: to score.
+        classes: findings that exclude one another; () for none.
+        labels: "labels" for ground truth, "findings" for what the reports say.
+        measurement: whose values are the classes, lowest first, instead of `classes`; one that is never
+            learned from is unknown. "" for none.
+
+    Raises:
+        NotEvaluable: there is no such measurement, or it has too many values, or one.
+        ValueError: an unknown finding, a single class, or both classes and a measurement.
+    """
+    if measurement and classes:
+        raise ValueError(f"classes={classes!r} and measurement={measurement!r}: give one of them")
+    if measurement:
+        return _values_task(learned, scored, measurement)
+    if not classes:
+        return None
+    sides = learned.findings(labels), scored.findings(labels)
+    group = chosen_findings(classes, sides[1], scored.definitions)
+    if len(group) == 1:
+        raise ValueError(f"classes={group[0]!r} alone: name two or more that exclude one another")
+    return Task(GROUP, group, *(class_of_each(side, group) for side in sides))
+
+
+def _values_task(learned: EmbeddedSplit, scored: EmbeddedSplit, measurement: str) -> Task:
+    sides = []
+    for split in (learned, scored):
+        if measurement not in split.measurements:
+            raise NotEvaluable(
+                f"no measurement {measurement!r} in split {split.name!r}; it has: "
+                f"{', '.join(split.measurements) or 'none'}"
+            )
+        sides.append(np.asarray(split.measurements[measurement], np.float64))
+    values = np.unique(sides[0][~np.isnan(sides[0])])
+    if not 2 <= len(values) <= MOST_CLASSES:
+        raise NotEvaluable(
+            f"measurement {measurement!r} has {len(values)} values in split {learned.name!r}: 2 to "
+            f"{MOST_CLASSES} can be classes; evaluator probe asks for thresholds of more"
+        )
+    found = [
+        np.where(np.isin(side, values), np.searchsorted(values, np.nan_to_num(side)), -1).astype(np.int64)
+        for side in sides
+    ]
+    return Task(GROUP, tuple(f"{measurement} {value:g}" for value in values), *found)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Tasks, with the volumes that they are learned from and those that they are scored on.
+
+    Attributes:
+        learned: volumes to learn from.
+        scored: volumes to score.
+        tasks: name to task.
+        lacking: name to the reason of those that cannot be learned or scored.
+        conditions: n and labels, in words.
+    """
+
+    learned: EmbeddedSplit
+    scored: EmbeddedSplit
+    tasks: Mapping[str, Task]
+    lacking: Mapping[str, str]
+    conditions: Mapping[str, str]
+
+
+def find_questions(
     data: EmbeddedSplit,
     load_split: Callable[[str], EmbeddedSplit] | None,
     *,
     train: str,
     holdout: float,
     seed: int,
-) -> tuple[EmbeddedSplit, EmbeddedSplit, str]:
-    """What is learned from and what is scored: two splits, or the patients of one cut in two.
+    classes: Sequence[str],
+    measurement: str,
+    findings: Sequence[str],
+    labels: str,
+) -> Questions:
+    """The tasks of two splits, or of one whose patients are cut in two.
 
     Args:
         data: the split to score.
@@ -126,13 +217,31 @@ def learned_and_scored(
         train: the one to learn from.
         holdout: share of the patients of `data` that is scored, the others are learned from; 0 for `train`.
         seed: of the cut.
-
-    Returns:
-        Both, and how they came about in words.
+        classes: see `find_tasks`, as of the others.
+        measurement: likewise.
+        findings: likewise.
+        labels: likewise.
 
     Raises:
-        ValueError: they share patients, or `load_split` is missing.
+        NotEvaluable: see `find_tasks`.
+        ValueError: the splits share patients, or `load_split` is missing; and see `find_tasks`.
     """
+    learned, scored, how = _learned_and_scored(data, load_split, train, holdout, seed)
+    tasks, lacking = find_tasks(
+        learned, scored, classes=classes, findings=findings, labels=labels, measurement=measurement
+    )
+    conditions = {"n": f"{scored.counted}; {how}", "labels": label_source(labels)}
+    return Questions(learned, scored, tasks, lacking, conditions)
+
+
+def _learned_and_scored(
+    data: EmbeddedSplit,
+    load_split: Callable[[str], EmbeddedSplit] | None,
+    train: str,
+    holdout: float,
+    seed: int,
+) -> tuple[EmbeddedSplit, EmbeddedSplit, str]:
+    """What is learned from, what is scored, and how they came about in words."""
     if not holdout:
         if load_split is None:
             raise ValueError("load_split must say where the split to learn from is")
@@ -154,9 +263,12 @@ def features_of(split: EmbeddedSplit, kind: str) -> Float[np.ndarray, "N P"]:
         kind: one of `FEATURES`.
 
     Raises:
+        NotEvaluable: the split has none of that kind.
         ValueError: one of them is not finite.
     """
-    found = split.pooled if kind == "pooled" else means(split.volumes)
+    found = means(split.volumes) if kind == "embedding" else getattr(split, kind)
+    if found is None:
+        raise NotEvaluable(f"split {split.name!r} was embedded without features={kind!r}")
     wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if wrong.size:
         raise ValueError(
@@ -174,5 +286,5 @@ def describe_features(data: EmbeddedSplit, kind: str) -> str:
         kind: one of `FEATURES`.
     """
     width = features_of(data, kind).shape[1]
-    what = "pooled by the frozen volume tower" if kind == "pooled" else "embedding of length 1"
-    return f"{width} numbers, {what}; {data.pooling}"
+    pooling = "" if kind == "asap" else f"; {data.pooling}"
+    return f"{width} numbers, {_OF_FEATURES[kind]}{pooling}"

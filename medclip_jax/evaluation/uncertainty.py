@@ -22,7 +22,7 @@ from medclip_jax.evaluation.degradation import (
 from medclip_jax.evaluation.embedder import Embedder, VolumeInputs
 from medclip_jax.evaluation.embeddings import TEXT_FIELDS, EmbeddedSplit, EncodeTexts, encode_prompts
 from medclip_jax.evaluation.metrics import Interval
-from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, with_interval
+from medclip_jax.evaluation.results import NotEvaluable, Table, chosen_findings, label_source, with_interval
 from medclip_jax.evaluation.similarity import Gaussians, describe
 from medclip_jax.evaluation.uncertainty_metrics import Calibration, RiskCoverage, calibration, risk_coverage
 from medclip_jax.evaluation.zero_shot import pair_scores
@@ -238,7 +238,7 @@ def evaluate_uncertainty(
         "uncertainty": "trace of the covariance",
         "headline": "spearman: over samples and levels together; spearman_within: mean over the samples",
         **{kind: ", ".join(f"{level:g}" for level in steps) + UNITS[kind] for kind, steps in ladders.items()},
-        "labels": "ground truth" if labels == "labels" else "from the reports, not mentioned left out",
+        "labels": label_source(labels),
         "prompts": describe_prompts(data.labels, template, definitions=data.definitions),
         "pooling": data.pooling,
         "score": f"probability of {describe(data.volumes)}, scale {scale or data.logit_scale:g}"

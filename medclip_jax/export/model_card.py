@@ -329,8 +329,27 @@ def _data(info: PreparedInfo | None, manifest: Sequence[Mapping[str, Any]], phan
         "",
         f"Prepared: {'; '.join(prepared)}. "
         f"Findings: {_listed(info.findings)}. Organs: {_listed(info.organs)}.",
+        *_kept_out(info),
     ]
     return "\n".join(lines)
+
+
+def _kept_out(info: PreparedInfo) -> list[str]:
+    """What was taken out of the reports that the model was trained on."""
+    lines = []
+    for quantity in info.settings.get("redact", ()):
+        counts = info.settings.get("redacted", {}).get(quantity["name"], {})
+        lines.append(
+            f"Its reports did not state {quantity['about']} (`--redact {quantity['name']}`: "
+            f"{counts.get('passages', 0)} passages of {counts.get('records', 0)} reports were taken out). "
+            "Texts that are given to the model are used as they are."
+        )
+    if info.settings.get("scrub"):
+        lines.append(
+            "Personal data in its reports was replaced as far as it was found "
+            f"(`--scrub {info.settings['scrub']}`), which is no guarantee."
+        )
+    return [line for text in lines for line in ("", text)]
 
 
 def _training(model: Model, step: int | None) -> str:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.export.release import Release
 from medclip_jax.hub import locate
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.models.positions import sincos_3d
-from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.parameters import flatten, merge, split, unflatten
 from medclip_jax.reports.findings import CT_RATE_FINDINGS
 from medclip_jax.weights.names import from_torch
@@ -87,22 +88,6 @@ _TIMM_BLOCK = {
 }
 _READERS = ("organ_head/first", "/predict", "/attention/qkv", "/mlp_in")
 """Modules of a transformer that read the features of its tokens; the others write them."""
-
-
-class Release(NamedTuple):
-    """A published checkpoint as one of our models.
-
-    Attributes:
-        objective: an `Asap` with its weights.
-        config: the full config of a run that would build it.
-        spec: what its data would have been.
-        left_out: names in the checkpoint that the model has no use for.
-    """
-
-    objective: Objective
-    config: Any
-    spec: DataSpec
-    left_out: list[str]
 
 
 def import_release(checkpoint: str | Path, text_encoder: str | Path, out: str | Path) -> Release:

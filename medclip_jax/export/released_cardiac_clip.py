@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.export.release import Release
 from medclip_jax.hub import locate
 from medclip_jax.models.bert import BertConfig
-from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.parameters import flatten, merge, split, unflatten
 from medclip_jax.weights.text import assign
 from medclip_jax.weights.vision import convert
@@ -86,22 +87,6 @@ class Choices:
     def flipped(self) -> tuple[int, ...]:
         """Axes (0 depth, 1 height, 2 width) along which its arrays run against ours."""
         return tuple(i for i, letter in enumerate(self.orientation) if letter != _AXES[i][0])
-
-
-class Release(NamedTuple):
-    """A published checkpoint as one of our models.
-
-    Attributes:
-        objective: a `CardiacClip` with its weights.
-        config: the full config of a run that would build it.
-        spec: what its data would have been.
-        left_out: names in the checkpoint that the model has no use for.
-    """
-
-    objective: Objective
-    config: Any
-    spec: DataSpec
-    left_out: list[str]
 
 
 def import_release(

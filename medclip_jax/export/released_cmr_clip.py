@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.export.release import Release
 from medclip_jax.hub import locate
 from medclip_jax.models.bert import BertConfig
-from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.objectives.base import DataSpec
 from medclip_jax.parameters import flatten, merge, split, unflatten
 from medclip_jax.reports.findings import CARDIAC_MR_DIAGNOSES, CARDIAC_MR_FINDINGS
 from medclip_jax.shards.series import SeriesSettings
@@ -48,22 +49,6 @@ _BLOCK = {
     "mlp_out": "mlp.fc2",
 }
 _TABLES = ("cls_token", "pos_embed", "temporal_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
-
-
-class Release(NamedTuple):
-    """A published checkpoint as one of our models.
-
-    Attributes:
-        objective: a `CmrClip` with its weights.
-        config: the full config of a run that would build it.
-        spec: what its data would have been.
-        left_out: names in the checkpoint that the model has no use for.
-    """
-
-    objective: Objective
-    config: Any
-    spec: DataSpec
-    left_out: list[str]
 
 
 def import_release(checkpoint: str | Path, text_encoder: str | Path, out: str | Path) -> Release:

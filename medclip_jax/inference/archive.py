@@ -22,7 +22,7 @@ from medclip_jax.inference.preparation import Preparation, Prepared
 from medclip_jax.inference.scans import Entry
 from medclip_jax.inference.studies import PreparedStudy, StudyPreparation
 from medclip_jax.inference.table import Failure, Row
-from medclip_jax.shards.pool import map_in_order
+from medclip_jax.pool import map_in_order
 from medclip_jax.volumes import VolumeRejected
 
 _FEW = 8

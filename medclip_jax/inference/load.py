@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medclip_jax.allocator import keep_freed_memory
 from medclip_jax.inference.model import Model
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.reports.definitions import BUILT_IN, Findings
@@ -57,10 +58,11 @@ def load(
     Args:
         source: the workdir of `medclip train`, a folder that `medclip export` wrote, or such a folder on the
             Hugging Face hub, "hf://owner/name" (see `hub.hub_id` for when "owner/name" will do). Of a
-            workdir the newest checkpoint is taken, its moving average where one was kept; what scans must
+            workdir the newest checkpoint is taken, or the best where the run looked for it
+            (`config.evaluation.best`), its moving average where one was kept; what scans must
             look like, the tokenizer and the sizes of a text encoder from elsewhere are read from the run's
             own copies, else from where the run took them.
-        step: which checkpoint of a workdir; None for the newest.
+        step: which checkpoint of a workdir; None for the best or newest.
         shards: prepared folder that the model is to be used on. A workdir which kept no copy of its
             preparation (and tokenizer) takes it from there; else its volumes must be of the same kind.
         other_grid: resume where they are not, and prepare scans as they are: for learning how a model does
@@ -94,6 +96,7 @@ def load(
         raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
     own = read_findings(findings) if findings is not None else BUILT_IN
     use_compilation_cache()
+    keep_freed_memory()
     folder = find_model(source)
     if is_export(folder):
         if step is not None or shards is not None:
@@ -198,7 +201,9 @@ def _read_workdir(
         _set_dtype(config.objective, dtype)
     spec = DataSpec.of(info, tokenizer)
     # By what it was trained on, also where it is to be used on another grid.
-    trained_on = open_shards(workdir) if (workdir / SETTINGS_FILE).is_file() else info
+    trained_on = info
+    if (workdir / SETTINGS_FILE).is_file():
+        trained_on = open_shards(workdir, tables=tuple(config.data.tables))
     config.objective = settle_objective(config.objective, DataSpec.of(trained_on, tokenizer))
     kind = volume_kind(info)
     return _Trained(
@@ -215,15 +220,20 @@ def _read_workdir(
 
 
 def _restored(workdir: Path, step: int | None, config: ConfigDict, spec: DataSpec) -> Objective:
-    """The objective of a run with the weights of a checkpoint."""
+    """The objective of a run with a checkpoint's weights; adapters are merged, and gone from `config`."""
     import jax
     from flax import nnx
 
     from medclip_jax import objectives
+    from medclip_jax.models.adapters import merge_adapters
     from medclip_jax.parameters import combine, flatten, merge, split, unflatten
     from medclip_jax.training.checkpoints import restore_weights
 
     found = flatten(restore_weights(workdir, ema=True, step=step))
+    adapters = config.objective.get("text", {}).get("adapters")
+    if adapters and adapters.rank:
+        found = merge_adapters(found, adapters.alpha)
+        adapters.rank = 0
     # Shapes only: drawing numbers that are overwritten at once takes seconds and as much memory again.
     graphdef, *shapes = split(
         nnx.eval_shape(lambda: objectives.create(config.objective, spec, rngs=nnx.Rngs(0)))
@@ -250,9 +260,12 @@ def _preparation(
     workdir: Path, config: Any, shards: str | os.PathLike | None, other_grid: bool
 ) -> PreparedInfo:
     from medclip_jax.shards.grid import refuse_other_kind, volume_kind
-    from medclip_jax.shards.read import SETTINGS_FILE, open_shards
+    from medclip_jax.shards.read import SETTINGS_FILE, open_configured, open_shards
+    from medclip_jax.shards.urls import is_url
 
-    kept = open_shards(workdir) if (workdir / SETTINGS_FILE).is_file() else None
+    kept = None
+    if (workdir / SETTINGS_FILE).is_file():
+        kept = open_shards(workdir, tables=tuple(config.data.tables))
     given = open_shards(shards) if shards is not None else None
     if kept is None and given is not None:
         return given
@@ -263,13 +276,14 @@ def _preparation(
             return replace(kept, shape=given.shape, spacing=given.spacing, settings=given.settings)
         refuse_other_kind(volume_kind(kept), volume_kind(given), f"the volumes in {shards}")
         return kept
-    if not config.data.shards or not Path(config.data.shards).is_dir():
+    shards_there = is_url(config.data.shards) or Path(config.data.shards).is_dir()
+    if not config.data.shards or not shards_there:
         raise FileNotFoundError(
             f"the shards of this run, {config.data.shards!r}, are not there, and {workdir} holds no copy of "
             f"their {SETTINGS_FILE}: pass the prepared folder (shards=..., --shards), or copy its "
             f"{SETTINGS_FILE} and tokenizer/ into the workdir"
         )
-    return open_shards(config.data.shards)
+    return open_configured(config.data)
 
 
 def _set_dtype(config: Any, dtype: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +15,9 @@ from ml_collections import ConfigDict
 
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import encode_prompts
-from medclip_jax.evaluation.heatmaps import HeatMap, heat_map
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.sentence_maps import SentenceMap, ground_sentences
-from medclip_jax.evaluation.similarity import Embeddings, Gaussians, averaged, means, similarity
+from medclip_jax.evaluation.similarity import Embeddings, Gaussians, means, similarity
+from medclip_jax.evaluation.sliding import OVERLAP, slide
 from medclip_jax.evaluation.zero_shot import pair_scores
 from medclip_jax.fields import Layout
 from medclip_jax.inference.arguments import (
@@ -34,14 +32,16 @@ from medclip_jax.inference.arguments import (
     as_texts,
     is_single,
 )
+from medclip_jax.inference.maps import ScanMaps
 from medclip_jax.inference.preparation import CENTER_ASSUMED, Preparation, Prepared, Scan
+from medclip_jax.inference.segmentation import Segmentation
 from medclip_jax.inference.studies import Study, StudyPreparation
 from medclip_jax.objectives.base import DataSpec, Objective
+from medclip_jax.pool import available_cores
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.prompts import prompts_of
 from medclip_jax.shards.grid import frame_kind
 from medclip_jax.shards.series import SeriesSettings
-from medclip_jax.shards.work import available_cores
 from medclip_jax.volumes.images import is_array, to_array
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Hit(NamedTuple):
     similarity: float
 
 
-class Model:
+class Model(ScanMaps):
     """A trained objective with its tokenizer and the preparation its scans need.
 
     Build one by `load`. Every method is deterministic. Scans go through the steps of `medclip prepare`:
@@ -259,16 +259,42 @@ class Model:
             medclip_jax.volumes.VolumeRejected, ValueError, TypeError: as `prepare`; also without any scan,
                 and for another number of centers than of scans.
         """
+        return self.embedder.volumes(*self._read(volumes, center))
+
+    def _read(
+        self, volumes: Scan | Sequence[Scan], center: Center | Sequence[Center]
+    ) -> tuple[int, Callable[[int], dict[str, np.ndarray]]]:
+        """How many scans or studies there are, and a function from the place of one to its batch fields."""
         if self.reads_studies:
             if center is not None:
                 raise ValueError("pictures of a study are cut around their middle: give no center")
             studies = as_studies(volumes)
-            return self.embedder.volumes(len(studies), lambda index: self.prepare_study(studies[index]))
+            return len(studies), lambda index: self.prepare_study(studies[index])
         scans = as_list(volumes)
         centers = as_centers(center, len(scans))
-        return self.embedder.volumes(
-            len(scans), lambda index: {"volume": self.prepare(scans[index], center=centers[index])}
-        )
+        return len(scans), lambda index: {"volume": self.prepare(scans[index], center=centers[index])}
+
+    def predict(
+        self, volumes: Scan | Sequence[Scan], *, center: Center | Sequence[Center] = None
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """What a model that was trained with labels tells of scans: probabilities, or risks.
+
+        Args:
+            volumes: one scan or several, as in `embed_volumes`.
+            center: as in `embed_volumes`.
+
+        Returns:
+            Name, one of `objective.predicts`, to number for a single scan; a list of such dicts for several.
+
+        Raises:
+            medclip_jax.evaluation.results.NotEvaluable: the model was not trained to tell anything.
+            medclip_jax.volumes.VolumeRejected, ValueError, TypeError: as `embed_volumes`.
+        """
+        if reason := self.embedder.lacks("predictions"):
+            raise NotEvaluable(reason)
+        told = self.embedder.predictions(*self._read(volumes, center))
+        found = [dict(zip(self.embedder.predicts, row.tolist(), strict=True)) for row in told]
+        return found[0] if is_single(volumes) else found
 
     def embed_texts(self, texts: str | Sequence[str]) -> Embeddings:
         """Vectors of texts.
@@ -397,71 +423,38 @@ class Model:
         order = np.argsort(-found, kind="stable")[:count]
         return [Hit(int(index), float(found[index])) for index in order]
 
-    def explain(
-        self,
-        volume: Scan,
-        text: str,
-        against: str | None = None,
-        *,
-        center: Center = None,
-        first_layer: int | None = None,
-    ) -> HeatMap:
-        """Where in a scan its agreement with a text comes from.
+    def segment(self, volume: Scan, *, center: Center = None, overlap: float = OVERLAP) -> Segmentation:
+        """The class of each voxel of a scan.
+
+        A window of the model's crop slides over the prepared volume; where windows overlap, their logits are
+        averaged, the middle of a window counting most.
 
         Args:
             volume: a scan, see `prepare`.
-            text: a sentence, or the name of a finding, which stands for its positive prompts.
-            against: the opposite sentence; then the difference of the cosines is explained.
             center: as in `prepare`.
-            first_layer: first block to follow, see `evaluation.heatmaps.heat_map`.
+            overlap: of neighboring windows along each axis, as a share of them; less is faster.
 
         Returns:
-            The map, on the grid of the prepared volume; its `save` writes it on the scan's own.
+            The labels on the grid of the prepared volume; `save` writes them on the scan's own.
 
         Raises:
-            medclip_jax.evaluation.results.NotEvaluable: the objective has no text tower.
-            TypeError: several scans or texts.
+            medclip_jax.evaluation.results.NotEvaluable: the objective does not segment.
+            TypeError: several scans.
+            ValueError: an overlap below 0, or of 1 or more.
         """
-        from medclip_jax.reports.names import is_finding
-
-        text = as_text(text)
-        if is_finding(text, definitions=self.definitions):
-            sentences = prompts_of(text, definitions=self.definitions).positive
-        else:
-            sentences = (text,)
-        positive = averaged(self.embed_texts(sentences))
-        negative = None if against is None else self.embed_texts(as_text(against))[0]
+        if reason := self.embedder.lacks("label maps"):
+            raise NotEvaluable(reason)
         if not is_single(volume):
-            raise TypeError("explain takes one scan, see `prepare`: call it for each of several")
-        prepared = self._prepared(volume, center)
-        found = heat_map(self.objective, prepared.voxels, positive, negative, first_layer=first_layer)
-        return replace(found, grid=prepared.grid, source=prepared.source)
+            raise TypeError("segment takes one scan, see `prepare`: call it for each of several")
+        return self.segment_prepared(self._prepared(volume, center), overlap=overlap)
 
-    def ground(
-        self, volume: Scan, sentences: str | Sequence[str], *, center: Center = None
-    ) -> list[SentenceMap]:
-        """Where in a scan each sentence of a report finds what it is about.
+    def segment_prepared(self, prepared: Prepared, *, overlap: float = OVERLAP) -> Segmentation:
+        """`segment` of a scan that `preparation` made ready.
 
         Args:
-            volume: a scan, see `prepare`.
-            sentences: of one report, which are read together; or its text, which is split into them.
-            center: as in `prepare`.
-
-        Returns:
-            For each sentence its similarity to every patch and the patches that it selects, on the grid of
-            the prepared volume; `save` writes the similarity on the scan's own.
-
-        Raises:
-            medclip_jax.evaluation.results.NotEvaluable: the objective selects no patches for sentences.
-            TypeError: several scans, or something else than texts.
-            ValueError: no sentence, an empty one, or more than the model reads at once.
+            prepared: the scan.
+            overlap: as in `segment`.
         """
-        from medclip_jax.reports.sentences import split_sentences
-
-        given = split_sentences(sentences) if isinstance(sentences, str) else sentences
-        texts = as_texts(given)
-        if not is_single(volume):
-            raise TypeError("ground takes one scan, see `prepare`: call it for each of several")
-        prepared = self._prepared(volume, center)
-        maps = ground_sentences(self.embedder, prepared.voxels, texts)
-        return [replace(found, grid=prepared.grid, source=prepared.source) for found in maps]
+        (labels,) = slide(self.embedder, (prepared,), lambda index: prepared.voxels, overlap=overlap)
+        classes = self.objective.segmented_classes()
+        return Segmentation(labels, classes, prepared.grid, prepared.source)

@@ -14,16 +14,16 @@ from medclip_jax.corpora.cells import looks_like_scan
 from medclip_jax.corpora.columns import COLUMNS, KNOWN_NAMES
 from medclip_jax.corpora.study import Series
 from medclip_jax.corpora.tables import open_table, plain_name
+from medclip_jax.pool import map_in_order
 from medclip_jax.progress import track_each
-from medclip_jax.shards.pool import map_in_order
 from medclip_jax.volumes.dicom_files import walk
+from medclip_jax.volumes.dicom_selection import take_one_of_each_study
 from medclip_jax.volumes.dicom_survey import (
     FEW_FILES,
     FolderSurvey,
     FoundSeries,
     join_folders,
     survey_folder,
-    take_one_of_each_study,
 )
 from medclip_jax.volumes.formats import SUFFIXES
 
@@ -144,7 +144,7 @@ class _Search:
         surveys = list(track_each(found, total=len(tasks), unit="folder", label="headers", show=is_large))
         for survey in surveys:
             self.left_out += survey.others
-        series = join_folders(surveys)
+        series = join_folders(surveys).series
         taken = {id(found) for found in self._taken(series)}
         for found, entry in zip(series, _named(series, surveys), strict=True):
             if id(found) in taken:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from medclip_jax.models.adapters import FUSED, OUTPUT, Adapter, AdapterSize
 from medclip_jax.models.attention_chunks import MASKED, attend_in_chunks
 from medclip_jax.sharding import batch_sharded
 
@@ -85,7 +86,7 @@ def attend(
         (B, T, H, K) in the type of `query`.
     """
     shape = query.shape[1], key.shape[1], query.shape[-1]
-    platform, capability = _device()
+    platform, capability = compiled_for()
     chosen = implementation(platform, query.dtype, *shape, capability)
     if chosen == "splash":
         # Imported here: the kernel's package is large, and only TPUs need it.
@@ -97,8 +98,32 @@ def attend(
     return FORMS[chosen](query, key, value, mask)
 
 
-def _device() -> tuple[str, str | None]:
-    """Platform and compute capability (None: unknown) of the device that is compiled for."""
+def filled(
+    tokens: Float[Array, "batch tokens features"],
+) -> tuple[Float[Array, "batch filled features"], Bool[Array, "batch filled"] | None]:
+    """Tokens with as many zeros behind them as the device's kernel would add in each self-attention anew.
+
+    Args:
+        tokens: (B, T, W), none of them padding.
+
+    Returns:
+        (B, T', W) and (B, T'), False on the filling; the tokens themselves and None where nothing is added.
+    """
+    count = tokens.shape[1]
+    platform, capability = compiled_for()
+    if implementation(platform, tokens.dtype, count, count, tokens.shape[-1], capability) != "splash":
+        return tokens, None
+    from medclip_jax.models.splash import filled_length
+
+    length = filled_length(count)
+    if length == count:
+        return tokens, None
+    real = jnp.broadcast_to(jnp.arange(length) < count, (len(tokens), length))
+    return jnp.pad(tokens, ((0, 0), (0, length - count), (0, 0))), real
+
+
+def compiled_for() -> tuple[str, str | None]:
+    """Platform, and compute capability where it is known, of the device that is compiled for."""
     mesh = jax.sharding.get_abstract_mesh()
     meant = None if mesh.empty else mesh.abstract_device
     if meant is not None and meant.platform != jax.default_backend():
@@ -152,15 +177,39 @@ FORMS = {
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with one fused projection to queries, keys and values."""
+    """Multi-head self-attention with one fused projection to queries, keys and values.
 
-    def __init__(self, width: int, heads: int, *, dtype=jnp.float32, kernel_init=None, rngs: nnx.Rngs):
+    Args:
+        width: features of a token.
+        heads: attention heads; must divide `width`.
+        dtype: compute type; parameters are float32.
+        kernel_init: of both maps; Xavier-uniform by default.
+        adapters: size of low-rank adapters of queries, keys, values and output; None for none.
+        rngs: draws the initial parameters.
+
+    Raises:
+        ValueError: `heads` does not divide `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype=jnp.float32,
+        kernel_init=None,
+        adapters: AdapterSize | None = None,
+        rngs: nnx.Rngs,
+    ):
         if width % heads:
             raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them")
         init = kernel_init or nnx.initializers.xavier_uniform()
         self.heads = heads
         self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.output = nnx.Linear(width, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.adapted = adapters is not None
+        for name in (*FUSED, OUTPUT) if adapters else ():
+            setattr(self, name, Adapter(width, width, adapters, dtype=dtype, rngs=rngs))
 
     def __call__(
         self,
@@ -169,7 +218,13 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "batch tokens features"]:
         """(B, T, W) to (B, T, W); `mask` is False on padding."""
         mixed = attend(*self.queries_keys_values(tokens), mask)
-        return self.output(batch_sharded(mixed.reshape(tokens.shape)))
+        return self._from_heads(batch_sharded(mixed.reshape(tokens.shape)))
+
+    def _from_heads(
+        self, mixed: Float[Array, "batch tokens features"]
+    ) -> Float[Array, "batch tokens features"]:
+        found = self.output(mixed)
+        return found + getattr(self, OUTPUT)(mixed) if self.adapted else found
 
     def with_weights(
         self,
@@ -189,15 +244,28 @@ class SelfAttention(nnx.Module):
         query, key, value = self.queries_keys_values(tokens)
         weights = attention_weights(query, key)
         mixed = jnp.einsum("bhts,bshk->bthk", weights + offset.astype(weights.dtype), value)
-        return self.output(mixed.reshape(tokens.shape)), weights
+        return self._from_heads(mixed.reshape(tokens.shape)), weights
 
     def queries_keys_values(
         self, tokens: Float[Array, "batch tokens features"]
     ) -> tuple[Float[Array, "batch tokens heads features"], ...]:
         """Queries, keys and values by head: (B, T, H, W / H) each."""
         batch, count, _ = tokens.shape
-        fused = self.qkv(tokens).reshape(batch, count, 3, self.heads, -1)
+        if compiled_for()[0] == "tpu" and not self.adapted:
+            return self._by_head(tokens)
+        fused = self.qkv(tokens)
+        if self.adapted:
+            fused = fused + jnp.concatenate([getattr(self, name)(tokens) for name in FUSED], axis=-1)
+        fused = fused.reshape(batch, count, 3, self.heads, -1)
         return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+
+    def _by_head(self, tokens):
+        """The same by three products: a TPU's compiler lays heads out as it makes them."""
+        dtype = self.qkv.dtype
+        kernel = self.qkv.kernel[...].astype(dtype).reshape(tokens.shape[-1], 3, self.heads, -1)
+        bias = self.qkv.bias[...].astype(dtype).reshape(3, self.heads, -1)
+        tokens = tokens.astype(dtype)
+        return tuple(jnp.einsum("btw,whk->bthk", tokens, kernel[:, part]) + bias[part] for part in range(3))
 
 
 class CrossAttention(nnx.Module):

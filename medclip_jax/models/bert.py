@@ -12,11 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.models import blocks
+from medclip_jax.models.activations import gelu
+from medclip_jax.models.adapters import AdapterSize
 from medclip_jax.models.attention import SelfAttention
 from medclip_jax.sharding import batch_sharded
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -95,13 +97,17 @@ class BertConfig:
 class BertBlock(nnx.Module):
     """Post-norm block: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``."""
 
-    def __init__(self, config: BertConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, config: BertConfig, *, dtype=jnp.float32, adapters: AdapterSize | None = None, rngs: nnx.Rngs
+    ):
         # 0.02, as published, is for a width of 768: at a tenth of it attention would mix next to nothing in.
         init = nnx.initializers.xavier_uniform()
         norm = {"epsilon": config.layer_norm_epsilon, "dtype": dtype, "rngs": rngs}
         linear = {"dtype": dtype, "kernel_init": init, "rngs": rngs}
         self.activation = config.activation
-        self.attention = SelfAttention(config.width, config.heads, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.attention = SelfAttention(
+            config.width, config.heads, dtype=dtype, kernel_init=init, adapters=adapters, rngs=rngs
+        )
         self.attention_norm = nnx.LayerNorm(config.width, **norm)
         self.mlp_in = nnx.Linear(config.width, config.mlp_width, **linear)
         self.mlp_out = nnx.Linear(config.mlp_width, config.width, **linear)
@@ -126,6 +132,7 @@ class Bert(nnx.Module):
         dtype: compute type; parameters are float32.
         remat: one of `blocks.REMAT`, see `blocks.run`.
         scan: one compiled block in a loop, see `blocks.run`.
+        adapters: size of low-rank adapters of every attention; None for none.
         rngs: draws the initial parameters (tables normal 0.02, matrices Xavier).
 
     References:
@@ -139,6 +146,7 @@ class Bert(nnx.Module):
         dtype=jnp.float32,
         remat: str = "none",
         scan: bool = False,
+        adapters: AdapterSize | None = None,
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.normal(0.02)
@@ -150,7 +158,9 @@ class Bert(nnx.Module):
         self.positions = nnx.Embed(config.max_positions, config.width, **table)
         self.types = nnx.Embed(config.type_vocabulary, config.width, **table)
         self.norm = nnx.LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
-        self.blocks = blocks.stack(config.depth, lambda: BertBlock(config, dtype=dtype, rngs=rngs))
+        self.blocks = blocks.stack(
+            config.depth, lambda: BertBlock(config, dtype=dtype, adapters=adapters, rngs=rngs)
+        )
 
     def __call__(
         self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None

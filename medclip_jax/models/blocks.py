@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
-from medclip_jax.models.attention import SAVED, CrossAttention, SelfAttention
+from medclip_jax.models.activations import gelu, quick_gelu
+from medclip_jax.models.attention import SAVED, CrossAttention, SelfAttention, filled
 from medclip_jax.sharding import batch_sharded
 
 REMAT = ("none", "block", "attention", "dots")
@@ -32,14 +31,7 @@ POLICIES = {
 }
 
 
-def quick_gelu(
-    hidden: Float[Array, "batch tokens hidden"],
-) -> Float[Array, "batch tokens hidden"]:
-    """``x * sigmoid(1.702 x)``, the approximation of GELU (Hendrycks et al. 2016) that CLIP uses."""
-    return hidden * jax.nn.sigmoid(1.702 * hidden)
-
-
-ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 """Activations of a block's MLP, by the name that a config gives."""
 
 
@@ -214,6 +206,11 @@ def run(
     if not parts:
         return tokens
     graph = parts[0][0]
+    count = tokens.shape[1]
+    if all(value is None for value in inputs):
+        # Once for all blocks; no token sees the filling, and it is cut off again.
+        tokens, mask = filled(tokens)
+        inputs = inputs if mask is None else (mask, *inputs[1:])
 
     def apply(state, tokens):
         return batch_sharded(nnx.merge(graph, state)(batch_sharded(tokens), *inputs))
@@ -222,7 +219,7 @@ def run(
         apply = jax.checkpoint(apply, prevent_cse=not scan, policy=POLICIES[remat])
     if scan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
-        return jax.lax.scan(lambda carry, state: (apply(state, carry), None), tokens, stacked)[0]
+        return jax.lax.scan(lambda carry, state: (apply(state, carry), None), tokens, stacked)[0][:, :count]
     for _, state in parts:
         tokens = apply(state, tokens)
-    return tokens
+    return tokens[:, :count]

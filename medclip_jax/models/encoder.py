@@ -145,6 +145,19 @@ class VisionEncoder(nnx.Module):
         """
         return {"final": self.encode(voxels).tokens}
 
+    def last_states(
+        self, voxels: Float[Array, "batch depth height width channels"], *, train: bool = False
+    ) -> Float[Array, "batch tokens features"]:
+        """Tokens (B, N, W) as they leave the last block, a summary left out, before any norm of the end.
+
+        By default `encode(voxels).tokens`: most encoders have no such norm.
+
+        Args:
+            voxels: (B, D, H, W, C).
+            train: as for `encode`.
+        """
+        return self.encode(voxels, train=train).tokens
+
     def pool(self, encoded: Encoded) -> Float[Array, "batch pooled"]:
         """One vector a volume, (B, pooled_width)."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.losses import masked
 from medclip_jax.models import blocks
+from medclip_jax.models.activations import gelu
 from medclip_jax.models.attention import CrossAttention, SelfAttention
 from medclip_jax.models.bert import BertBlock, BertConfig
 
@@ -80,7 +81,7 @@ class FusionBlock(nnx.Module):
         if self.overall is not None:
             found = found + self.overall(overall)[:, None]
         states = self.cross_norm(states + self.cross_attention.output(found))
-        hidden = jax.nn.gelu(self.mlp_in(states), approximate=False)
+        hidden = gelu(self.mlp_in(states))
         return self.mlp_norm(states + self.mlp_out(hidden))
 
 
@@ -146,7 +147,7 @@ class TextDecoder(nnx.Module):
             volume = jnp.concatenate([prior.astype(volume.dtype), volume], axis=1)
         states = self.fusion(states, mask, volume, overall)
         states = blocks.run(self.blocks, states, mask, remat=self.remat, scan=self.scan)
-        return self.norm(jax.nn.gelu(self.transform(states), approximate=False))
+        return self.norm(gelu(self.transform(states)))
 
     def logits(
         self, states: Float[Array, "batch length features"]

@@ -1,4 +1,4 @@
-"""Small heads on towers: projections into the joint space, organs, and the temperature of the contrast."""
+"""Small heads on towers: projections into the joint space, its temperature, organs, classifiers."""
 
 from __future__ import annotations
 
@@ -101,3 +101,89 @@ class OrganHead(nnx.Module):
         """(B, N, in) to (B, N, organs), float32."""
         tokens = tokens.astype(jnp.float32)
         return self.second(jax.nn.relu(self.norm(self.first(tokens))))
+
+
+HEADS = ("linear", "mlp")
+"""Layers of a `ClassifierHead`."""
+
+
+def standardized(features: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+    """LayerNorm without learned scale and shift: each row has mean 0 and variance 1; float32."""
+    features = features.astype(jnp.float32)
+    mean = features.mean(axis=-1, keepdims=True)
+    return (features - mean) / jnp.sqrt(features.var(axis=-1, keepdims=True) + 1e-6)
+
+
+class ClassifierHead(nnx.Module):
+    """Features of a volume to logits, in float32.
+
+    Args:
+        in_features: of the tower.
+        outputs: logits.
+        layers: "linear"; "mlp", Linear - LayerNorm - GELU - Linear as Cardiac-CLIP fine-tunes.
+        hidden: features between the two of "mlp"; 0 for as many as come in.
+        dropout: share of what enters the last layer that is left out in training.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: unknown layers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        outputs: int,
+        *,
+        layers: str = "linear",
+        hidden: int = 0,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        if layers not in HEADS:
+            raise ValueError(f"config.objective.head.layers={layers!r}: use one of {', '.join(HEADS)}")
+        self.layers, self.dropout = layers, float(dropout)
+        width = in_features
+        if layers == "mlp":
+            width = hidden or in_features
+            self.hidden = nnx.Linear(in_features, width, rngs=rngs)
+            self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        # Small, so that the first probabilities are near to 1/2 whatever the scale of the features is.
+        init = nnx.initializers.normal(0.01)
+        self.out = nnx.Linear(width, outputs, kernel_init=init, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "batch in"], keys: jax.Array | None = None
+    ) -> Float[Array, "batch out"]:
+        """(B, in) to (B, outputs); with keys (B,) some features are left out."""
+        x = features.astype(jnp.float32)
+        if self.layers == "mlp":
+            x = jax.nn.gelu(self.norm(self.hidden(x)), approximate=False)
+        if keys is not None and self.dropout:
+            stays = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, x.shape[1:]))(keys)
+            x = jnp.where(stays, x / (1 - self.dropout), 0.0)
+        return self.out(x)
+
+
+class OrderedCuts(nnx.Module):
+    """One score to the logits of "grade k or more" for k = 1, 2, ..., which never increase with k.
+
+    The logit is ``score - cut_k`` with ``0 = cut_1 < cut_2 < ...`` by construction: proportional odds.
+
+    Args:
+        count: cuts.
+        rngs: taken as by every module; nothing is drawn.
+
+    References:
+        McCullagh 1980, "Regression models for ordinal data".
+    """
+
+    def __init__(self, count: int, *, rngs: nnx.Rngs | None = None):
+        # softplus(0.54) is about 1: the first distances.
+        self.bias = nnx.Param(jnp.full(count - 1, 0.54)) if count > 1 else None
+
+    def __call__(self, score: Float[Array, "batch 1"]) -> Float[Array, "batch cuts"]:
+        """(B, 1) to (B, count)."""
+        if self.bias is None:
+            return score
+        cuts = jnp.cumsum(jax.nn.softplus(self.bias[...]))
+        return score - jnp.concatenate([jnp.zeros(1), cuts])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
+from medclip_jax.models.attention import compiled_for
 from medclip_jax.sharding import batch_sharded
 
 MOST_TOKENS = 1024
@@ -86,6 +88,13 @@ def patchify(
     batch, *shape, channels = volume.shape
     d, h, w = grid_of(tuple(shape), patch)
     pd, ph, pw = patch
+    if compiled_for()[0] == "tpu":
+        # Whole rows first, then what is inside of them, each in memory before the next reads it: a TPU fills
+        # the last axis up to 128, and would hold 16 times the volume where it is as short as a patch.
+        rows = volume.reshape(batch, d, pd, h, ph, -1).transpose(0, 1, 3, 2, 4, 5)
+        rows = jax.lax.optimization_barrier(rows.reshape(batch * d * h, pd * ph, -1))
+        tokens = rows.reshape(batch * d * h, pd * ph, w, pw * channels).transpose(0, 2, 1, 3)
+        return jax.lax.optimization_barrier(tokens.reshape(batch, d * h * w, -1))
     cut = volume.reshape(batch, d, pd, h, ph, w, pw, channels)
     return cut.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, d * h * w, pd * ph * pw * channels)
 

@@ -1,4 +1,4 @@
-"""3D residual networks (18, 34, 50, 101, 152 layers) with batch or group norm.
+"""3D residual networks (10, 18, 34, 50, 101, 152 layers) with batch or group norm.
 
 Attributes are named as in PyTorch's ResNet (conv1, bn1, layer1 to layer4, downsample), so that a parameter's
 path is the name that published checkpoints give it; see `medclip_jax.weights.resnet`.
@@ -18,93 +18,17 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models.blocks import stack
 from medclip_jax.models.encoder import Encoded, VisionEncoder
+from medclip_jax.models.extremes import Extremes
+from medclip_jax.models.kernels import variance_scaling
+from medclip_jax.models.norms import NORMS
 from medclip_jax.sharding import batch_sharded
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 FACTORS = (2, 2, 4, 8, 16)
 """Strides of the stem's map and of each stage's, over the stride of the first convolution."""
+POOLINGS = ("mean", "extremes")
 REMAT = ("none", "stage")
 """What is kept for the backward pass: everything, or the input of each stage alone."""
-
-
-class BatchNorm(nnx.Module):
-    """Batch norm over every axis but the last, at least in float32.
-
-    In training it normalizes by mean and variance of what it is given and moves the running statistics
-    towards them (the variance without bias, as PyTorch does); else it normalizes by the running statistics.
-    Under `jax.jit` the mean over the batch axis is over all devices of the mesh, in whatever way the batch is
-    split: nothing else is needed for global statistics, and with gradient caching they are those of the slice
-    being encoded.
-
-    Args:
-        features: C.
-        momentum: share of the newest batch in the running statistics.
-        epsilon: added to the variance.
-
-    References:
-        Ioffe & Szegedy 2015, "Batch normalization".
-    """
-
-    def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.running_mean = nnx.BatchStat(jnp.zeros(features))
-        self.running_var = nnx.BatchStat(jnp.ones(features))
-
-    def __call__(self, x: Float[Array, "*axes C"], *, train: bool) -> Float[Array, "*axes C"]:
-        """Normalize; in training, update the running statistics in place."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            mean = wide.mean(axes)
-            # From centered values: the mean of squares minus the square of the mean loses digits.
-            variance = jnp.square(wide - mean).mean(axes)
-            self._move(self.running_mean, mean)
-            self._move(self.running_var, variance * (count / max(count - 1, 1)))
-        else:
-            mean, variance = self.running_mean[...], self.running_var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
-        return ((wide - mean) * factor + self.bias[...]).astype(x.dtype)
-
-    def _move(self, running: nnx.BatchStat, newest: Float[Array, " C"]) -> None:
-        running[...] = running[...] + self.momentum * (jax.lax.stop_gradient(newest) - running[...])
-
-
-class GroupNorm(nnx.Module):
-    """Group norm: each volume by its own mean and variance in each group of channels, at least in float32.
-
-    What it gives for a volume does not depend on the batch, so it is the same in training and evaluation, on
-    any number of devices and with gradient caching.
-
-    Args:
-        features: C. There are 32 groups, or fewer where those would not be equal or hold one channel alone: a
-            group of one value has nothing to say once it is normalized.
-        epsilon: added to the variance.
-
-    References:
-        Wu & He 2018, "Group normalization".
-    """
-
-    def __init__(self, features: int, *, epsilon: float = 1e-5):
-        self.groups = math.gcd(32, max(features // 2, 1))
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-
-    def __call__(self, x: Float[Array, "B *axes C"], *, train: bool) -> Float[Array, "B *axes C"]:
-        """Normalize; `train` changes nothing."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        wide = wide.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        centered = wide - wide.mean((1, 3), keepdims=True)
-        variance = jnp.square(centered).mean((1, 3), keepdims=True)
-        normal = (centered * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-NORMS: dict[str, type[BatchNorm] | type[GroupNorm]] = {"batch": BatchNorm, "group": GroupNorm}
 
 
 class _SpaceToDepthConv(nnx.Conv):
@@ -134,6 +58,38 @@ class _SpaceToDepthConv(nnx.Conv):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), around, dimension_numbers=layout)
 
 
+class _StridedConv(nnx.Conv):
+    """A convolution with strides, which on CPUs is a product of matrices.
+
+    There XLA's gradient of a 3D convolution with strides takes 15 to 35 times as long as the product's.
+    """
+
+    def __call__(self, x: Float[Array, "B D H W C"]) -> Float[Array, "B d h w F"]:
+        """Each axis divided by the stride, rounded up."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return jax.lax.platform_dependent(
+            x.astype(self.dtype), kernel, cpu=self._as_product, default=self._as_convolution
+        )
+
+    def _as_convolution(self, x, kernel):
+        layout = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=layout)
+
+    def _as_product(self, x, kernel):
+        sizes = [-(-size // stride) for size, stride in zip(x.shape[1:4], self.strides, strict=True)]
+        x = jnp.pad(x, [(0, 0), *self.padding, (0, 0)])
+        columns = [
+            # Of each output, the voxel at one place of the kernel.
+            x[(slice(None), *map(_every, place, sizes, self.strides))]
+            for place in np.ndindex(*self.kernel_size)
+        ]
+        return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _every(first: int, count: int, stride: int) -> slice:
+    return slice(first, first + stride * (count - 1) + 1, stride)
+
+
 def _space_to_depth(x: Float[Array, "B D H W C"], cell: Sequence[int]) -> Float[Array, "B d h w F"]:
     """The voxels of each cell side by side in the last axis, C values of each."""
     batch, depth, height, width, channels = x.shape
@@ -148,7 +104,9 @@ def _convolution(
 ) -> nnx.Conv:
     """Without bias, padded alike on both sides so that stride 1 keeps the size."""
     sizes = (size,) * 3 if isinstance(size, int) else tuple(size)
-    kind = _SpaceToDepthConv if inputs == 1 and math.prod(strides) > 1 else nnx.Conv
+    kind: type[nnx.Conv] = nnx.Conv
+    if math.prod(strides) > 1:
+        kind = _SpaceToDepthConv if inputs == 1 else _StridedConv
     return kind(
         inputs,
         outputs,
@@ -157,7 +115,7 @@ def _convolution(
         padding=tuple((size // 2, size // 2) for size in sizes),  # hashable, as a static argument is
         use_bias=False,
         dtype=dtype,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )
 
@@ -220,6 +178,7 @@ class Bottleneck(_Residual):
 
 
 LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -233,24 +192,29 @@ class ResNet(VisionEncoder):
     """Volume to a feature map that is 32 times smaller along each axis, rounded up; volumes of any shape.
 
     Args:
-        depth: 18, 34, 50, 101 or 152 layers.
+        depth: 10, 18, 34, 50, 101 or 152 layers.
         channels: C of the volume.
         width: channels of the stem; the map has 8 times as many, 32 times with depth 50 and more.
         stem_size: voxels of the first kernel along depth, height, width, all odd. (3, 7, 7) is that of
             networks inflated from 2D.
         stem_stride: of the first convolution along depth, height, width. (1, 2, 2) keeps twice the depth,
             for volumes of few slices.
-        norm: "batch", or "group" (see `GroupNorm`).
+        norm: "batch", or "group" (see `norms.GroupNorm`).
+        pooling: "mean" of the last map's places, or "extremes": that mean, plus what
+            `extremes.Extremes` makes of the volume and of the maps of the stem and of every stage, which
+            volumes of `shape` alone have.
+        shape: (D, H, W) of the volumes that "extremes" pools.
         dtype: compute type; parameters and statistics are float32.
         remat: one of `REMAT`.
         rngs: draws the kernels (He normal by fan-out).
 
     Raises:
-        ValueError: no such depth, a stem of even size, unknown `norm` or `remat`.
+        ValueError: no such depth, a stem of even size, unknown `norm`, `pooling` or `remat`; pooling
+            "extremes" with group norm, or without a shape.
 
     References:
         He et al. 2016, "Deep residual learning for image recognition"; Hara et al. 2018, "Can spatiotemporal
-        3D CNNs retrace the history of 2D CNNs and ImageNet?".
+        3D CNNs retrace the history of 2D CNNs and ImageNet?"; Chen et al. 2019, "Med3D" (10 layers).
     """
 
     part: ClassVar[str] = "resnet"
@@ -260,17 +224,16 @@ class ResNet(VisionEncoder):
     weights_reader: ClassVar[str] = "medclip_jax.weights.resnet:read_resnet_weights"
     torch_twin: ClassVar[str] = "medclip_jax.export.torch.resnet:ResNet"
 
-    pooling = "mean"
-
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """ResNet-50."""
         return {
-            "depth": 50,  # layers: 18, 34, 50, 101 or 152
+            "depth": 50,  # layers: 10, 18, 34, 50, 101 or 152
             "width": 64,  # channels of the stem
             "stem_size": (7, 7, 7),  # voxels of the first kernel; (3, 7, 7) where inflated from 2D
             "stem_stride": (2, 2, 2),  # (1, 2, 2) keeps twice the depth, for volumes of few slices
             "norm": "batch",  # or "group": independent of the batch, so exact with gradient caching
+            "pooling": "mean",  # or "extremes": and what is most unusual for its place, in every map
         }
 
     @classmethod
@@ -280,7 +243,7 @@ class ResNet(VisionEncoder):
         """See `VisionEncoder.from_config`."""
         options = {name: config[name] for name in cls.defaults()}
         options |= {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
-        return cls(channels=channels, **options, rngs=rngs)
+        return cls(channels=channels, shape=shape, **options, rngs=rngs)
 
     def __init__(
         self,
@@ -291,6 +254,8 @@ class ResNet(VisionEncoder):
         stem_size: Sequence[int] = (7, 7, 7),
         stem_stride: Sequence[int] = (2, 2, 2),
         norm: str = "batch",
+        pooling: str = "mean",
+        shape: Sequence[int] = (),
         dtype=jnp.float32,
         remat: str = "none",
         rngs: nnx.Rngs,
@@ -303,8 +268,17 @@ class ResNet(VisionEncoder):
             raise ValueError(f"norm={norm!r} is unknown: use one of {tuple(NORMS)}")
         if remat not in REMAT:
             raise ValueError(f"remat={remat!r} is unknown: use one of {REMAT}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is unknown: use one of {POOLINGS}")
+        if pooling == "extremes" and (norm != "batch" or len(shape) != 3):
+            raise ValueError(
+                "pooling='extremes' compares the volumes of a batch, place by place: it needs norm='batch' "
+                "and their shape"
+            )
         self.depth = depth
         self.norm = norm
+        self.pooling = pooling
+        self.shape = tuple(shape)
         self.remat = remat
         self.stem_stride = tuple(stem_stride)
         self.dtype = dtype
@@ -321,6 +295,15 @@ class ResNet(VisionEncoder):
                 inputs = width * 2**stage * kind.expansion
             blocks = iter(plan)
             setattr(self, name, stack(count, lambda b=blocks: kind(*next(b), **options)))
+        self.extremes = self._extremes(channels, dtype, rngs) if pooling == "extremes" else None
+
+    def _extremes(self, channels: int, dtype, rngs: nnx.Rngs) -> Extremes:
+        grids = {"voxels": self.shape} | self.grids_of(self.shape)
+        expansion = LAYERS[self.depth][0].expansion
+        stem = self.conv1.out_features
+        widths = [channels, stem, *(stem * 2**stage * expansion for stage in range(len(STAGES)))]
+        sizes = [(math.prod(grid), features) for grid, features in zip(grids.values(), widths, strict=True)]
+        return Extremes(sizes, self.width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, volume: Float[Array, "B D H W C"], *, train: bool = False
@@ -396,7 +379,7 @@ class ResNet(VisionEncoder):
         *,
         train: bool = False,
     ) -> Encoded:
-        """The feature map as tokens (B, d * h * w, F).
+        """The feature map as tokens (B, d * h * w, F); a summary of what is unusual where that is pooled.
 
         Args:
             voxels: (B, D, H, W, C).
@@ -408,7 +391,11 @@ class ResNet(VisionEncoder):
         """
         if keep is not None:
             raise ValueError("a ResNet cannot leave patches out: encode without keep")
-        return Encoded(_as_tokens(self(voxels, train=train)))
+        maps = [_as_tokens(features) for features in self.feature_maps(voxels, train=train).values()]
+        if self.extremes is None or voxels.shape[1:4] != self.shape:
+            return Encoded(maps[-1])
+        summary = self.extremes([_as_tokens(voxels), *maps], train=train)
+        return Encoded.of(maps[-1], summary.astype(maps[-1].dtype))
 
     def layer_states(
         self, voxels: Float[Array, "B D H W C"]
@@ -423,8 +410,17 @@ class ResNet(VisionEncoder):
         return f"ResNet-{self.depth}, width {self.width}, {stem}, {self.norm} norm, pooling {self.pooling}"
 
     def pool(self, encoded: Encoded) -> Float[Array, "B F"]:
-        """Mean over the tokens of each volume, summed in float32."""
-        return encoded.tokens.mean(axis=1, dtype=jnp.float32).astype(encoded.tokens.dtype)
+        """Mean over the tokens of each volume, summed in float32; plus the summary where that is pooled.
+
+        Raises:
+            ValueError: "extremes" pooling of volumes of another shape.
+        """
+        mean = encoded.tokens.mean(axis=1, dtype=jnp.float32).astype(encoded.tokens.dtype)
+        if self.extremes is None:
+            return mean
+        if encoded.summary is None:
+            raise ValueError(f"pooling='extremes' knows what is usual in volumes of {self.shape} cells alone")
+        return mean + encoded.summary
 
 
 def _as_tokens(features: Float[Array, "B d h w F"]) -> Float[Array, "B tokens F"]:

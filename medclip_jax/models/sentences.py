@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from medclip_jax.models.activations import gelu
+
 
 class AlignHead(nnx.Module):
     """Linear, GELU, LayerNorm, Linear: from a tower's features to those in which towers are compared."""
@@ -21,7 +23,7 @@ class AlignHead(nnx.Module):
 
     def __call__(self, features: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """(..., in) to (..., out), not normalized."""
-        return self.second(self.norm(jax.nn.gelu(self.first(features), approximate=False)))
+        return self.second(self.norm(gelu(self.first(features))))
 
 
 def sentence_means(

@@ -14,9 +14,37 @@ BLOCKS = (512, 384, 256, 128)
 """Tokens that the kernel may hold at a time: multiples of a TPU's 128 lanes, the largest first."""
 
 
+MOST_KEYS = 22 * 128
+"""Keys that lie in the chip's fast memory. Many: the queries' gradients are summed over such blocks."""
+
+MOST_SCORES = 512 * 512
+"""Scores that the kernel computes at a time."""
+
+
 def block_of(tokens: int) -> int:
-    """The largest block whose padding adds at most an eighth to the tokens; 128 where none does."""
-    return next((block for block in BLOCKS if 8 * (-tokens % block) <= tokens), BLOCKS[-1])
+    """The largest block whose filling exceeds that of the smallest by at most a 24th of the tokens."""
+    least = -tokens % BLOCKS[-1]
+    return next(block for block in BLOCKS if 24 * (-tokens % block - least) <= tokens)
+
+
+def filled_length(tokens: int) -> int:
+    """Tokens with the filling that makes whole blocks of them."""
+    return tokens + -tokens % block_of(tokens)
+
+
+def key_blocks(keys: int, block: int) -> tuple[int, int]:
+    """Keys that lie in fast memory at a time, and those of them whose scores are computed at a time.
+
+    Args:
+        keys: a multiple of 128.
+        block: queries at a time.
+    """
+
+    def largest_part(whole: int, most: int) -> int:
+        return next(part for part in range(most - most % 128, 0, -128) if whole % part == 0)
+
+    held = largest_part(keys, min(keys, MOST_KEYS))
+    return held, largest_part(held, min(held, MOST_SCORES // block))
 
 
 def attend_splash(
@@ -56,11 +84,12 @@ def attend_splash(
 def _attend(query, key, value, mask, saved, interpret):
     batch, queries, heads, features = query.shape
     keys = key.shape[1]
-    block, key_block = block_of(queries), block_of(keys)
+    block = block_of(queries)
     scaled = (query.astype(jnp.float32) * features**-0.5).astype(query.dtype)
     padded_query = _blocks(scaled, block)
-    padded_key, padded_value = _blocks(key, key_block), _blocks(value, key_block)
+    padded_key, padded_value = (_blocks(x, block_of(keys)) for x in (key, value))
     segments, rows = None, padded_key.shape[2]
+    held, at_once = key_blocks(rows, block)
     if mask is not None or rows != keys:
         mask = jnp.ones((batch, keys), bool) if mask is None else mask
         real = jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, rows - keys)))
@@ -69,11 +98,13 @@ def _attend(query, key, value, mask, saved, interpret):
         static_mask.MultiHeadMask([static_mask.FullMask((padded_query.shape[2], rows))] * heads),
         block_sizes=kernel.BlockSizes(
             block_q=block,
-            block_kv=key_block,
+            block_kv=held,
+            block_kv_compute=at_once,
             block_q_dkv=block,
-            block_kv_dkv=key_block,
-            block_q_dq=block,
-            block_kv_dq=key_block,
+            block_kv_dkv=held,
+            block_kv_dkv_compute=at_once,
+            # One backward kernel: five products, where two of them would compute seven.
+            use_fused_bwd_kernel=True,
         ),
         head_shards=1,
         q_seq_shards=1,

@@ -191,6 +191,13 @@ class VisionTransformer(VisionEncoder):
         last = blocks.run(self.blocks, embedded, remat=self.remat, scan=self.scan)
         return Encoded(batch_sharded(self._finish(last, embedded)), has_summary=True)
 
+    def last_states(
+        self, voxels: Float[Array, "batch depth height width channels"], *, train: bool = False
+    ) -> Float[Array, "batch tokens features"]:
+        """See `VisionEncoder.last_states`: without the final LayerNorm."""
+        tokens = self._tokens(voxels, None)
+        return batch_sharded(blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan))[:, 1:]
+
     def layer_states(
         self, voxels: Float[Array, "batch depth height width channels"]
     ) -> dict[str, Float[Array, "batch tokens features"]]:
@@ -202,6 +209,24 @@ class VisionTransformer(VisionEncoder):
             states[f"block_{index + 1}"] = tokens
         states["final"] = self._finish(tokens, embedded)
         return {name: state[:, 1:] for name, state in states.items()}
+
+    def tapped_tokens(
+        self, voxels: Float[Array, "batch depth height width channels"], after: Sequence[int]
+    ) -> list[Float[Array, "batch tokens features"]]:
+        """Patch tokens (B, N, W) after some blocks and, as the last entry, those that `encode` returns.
+
+        Args:
+            voxels: (B, D, H, W, C) intensities.
+            after: numbers of blocks, not falling, counted from 1; 0 for what enters the first.
+        """
+        embedded = tokens = self._tokens(voxels, None)
+        found, first = [], 0
+        for last in (*after, len(self.blocks)):
+            tokens = blocks.run(self.blocks, tokens, remat=self.remat, scan=self.scan, first=first, last=last)
+            found.append(tokens)
+            first = last
+        found[-1] = self._finish(tokens, embedded)
+        return [state[:, 1:] for state in found]
 
     def encode_with_maps(
         self,

@@ -38,6 +38,8 @@ OBJECTIVES: dict[str, str] = {
     "asap": "medclip_jax.objectives.asap:Asap",
     "t3d": "medclip_jax.objectives.t3d:T3d",
     "cmr_clip": "medclip_jax.objectives.cmr_clip:CmrClip",
+    "segment": "medclip_jax.objectives.segment:Segment",
+    "supervised": "medclip_jax.objectives.supervised:Supervised",
 }
 """Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medclip_jax import transforms
+from medclip_jax import text_transforms, transforms
 from medclip_jax.losses import alignment, anatomy, masked
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.models.fusion import PriorToken, TextDecoder
@@ -310,7 +310,7 @@ class Asap(MaskedAutoencoder):
         return sentence_means(states, sentence, self.most_sentences)
 
     def _hide_words(self, tokens, keys):
-        return transforms.mask_tokens(
+        return text_transforms.mask_tokens(
             tokens,
             keys,
             share=self.hidden_words,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
 if TYPE_CHECKING:
     from medclip_jax.objectives.towers import VisionTower
@@ -120,6 +121,8 @@ class DataSpec:
         findings: names of the columns of `batch["findings"]`.
         organs: names of the channels of `batch["organs"]`, () where there are none.
         organ_shape: (O, d, h, w) of a sample's `batch["organs"]`, () likewise.
+        label_classes: names of the classes 1, 2, ... of `batch["label_map"]`, () where there are none.
+        measurements: names of the columns of `batch["measurements"]`, () where there are none.
         vocabulary_size: entries of the tokenizer.
         mask_token, pad_token: ids in that tokenizer.
     """
@@ -134,6 +137,8 @@ class DataSpec:
     pad_token: int = 0
     views: tuple[str, ...] = ()
     frame_shape: tuple[int, ...] = ()
+    label_classes: tuple[str, ...] = ()
+    measurements: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, info: Any, tokenizer: Any | None) -> DataSpec:
@@ -150,6 +155,8 @@ class DataSpec:
             pad_token=tokenizer.pad if tokenizer else 0,
             views=tuple(one.name for one in series),
             frame_shape=tuple(series[0].shape[1:]) if series else (),
+            label_classes=info.label_classes,
+            measurements=tuple(info.measurements),
         )
 
 
@@ -170,6 +177,11 @@ class Objective(nnx.Module):
         reconstructs: whether `reconstruct` works.
         fills_words: whether `fill_words` works.
         matches_views: whether `match_views` works.
+        segments: whether `segment` works.
+        predicts: names of what `predict` tells, () where it tells nothing.
+        exclusive: whether of all that it tells exactly one is true.
+        outcome: where the last of them is a risk, the measurements of the time of its event and of whether it
+            came; () elsewhere.
         word_inputs: batch fields that `fill_words` reads, beside `study` and `sample`.
         description: what it is, for the model card; follows a colon.
         torch_twin: "package.module:Class", the torch class that embeds likewise and travels with an exported
@@ -184,7 +196,11 @@ class Objective(nnx.Module):
     reconstructs: ClassVar[bool] = False
     fills_words: bool = False
     matches_views: bool = False
+    predicts: tuple[str, ...] = ()
+    exclusive: bool = False
+    outcome: tuple[str, ...] = ()
     word_inputs: tuple[str, ...] = ()
+    segments: ClassVar[bool] = False
     description: ClassVar[str] = "a system of one's own"
     torch_twin: ClassVar[str] = ""
 
@@ -317,6 +333,53 @@ class Objective(nnx.Module):
                 of the same mean and spread. What is found then was found in the report.
         """
         raise NotImplementedError
+
+    def segment(self, inputs: Inputs) -> Float[Array, "B d h w K"]:
+        """Logits of the class of each voxel of crops; 0 is the background. Deterministic.
+
+        Args:
+            inputs: the fields of `volume_inputs`, of the shape `crop_shape`.
+        """
+        raise NotImplementedError
+
+    def crop_shape(self) -> tuple[int, int, int]:
+        """(d, h, w) voxels of what `segment` takes."""
+        raise NotImplementedError
+
+    def segmented_classes(self) -> tuple[str, ...]:
+        """Names of the classes 1, 2, ... that `segment` tells."""
+        return ()
+
+    def predict(self, inputs: Inputs) -> Float[Array, "B P"]:
+        """Probability, or risk, of each of `predicts`. Deterministic.
+
+        Args:
+            inputs: as for `embed_volumes`.
+
+        Returns:
+            (B, P) float32.
+        """
+        raise NotImplementedError
+
+    def truths(
+        self,
+        labels: Mapping[str, Int8[np.ndarray, " N"]],
+        reported: Mapping[str, Int8[np.ndarray, " N"]],
+        measurements: Mapping[str, Float[np.ndarray, " N"]],
+    ) -> dict[str, Int8[np.ndarray, " N"]]:
+        """What is true of volumes, for each of `predicts` that is true or not; to be scored by.
+
+        By default those that are findings, by their labels.
+
+        Args:
+            labels: finding to ground truth: 1 present, -1 absent, 0 unknown.
+            reported: finding to what the report says, likewise.
+            measurements: name to numbers, NaN unknown.
+
+        Returns:
+            Name to 1 true, -1 false, 0 unknown.
+        """
+        return {name: labels[name] for name in self.predicts if name in labels}
 
     def similarity_scale(self) -> Float[Array, ""]:
         """The learned multiplier of similarities, 1 where there is none."""

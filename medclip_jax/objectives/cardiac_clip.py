@@ -31,7 +31,7 @@ FINDINGS = (
 def default_config() -> Section:
     """The released shape: ViT-B, PubMedBERT-sized text tower, 768 wide linear projections."""
     shared = clip.default_config().to_dict()
-    for name in ("loss", "logit_bias", "same_study"):
+    for name in ("loss", "logit_bias", "same_study", "prompts"):
         del shared[name]
     return Section(
         shared
@@ -68,17 +68,11 @@ class CardiacClip(clip.Clip):
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
         """Volumes, their reports, and the findings that say how alike two of them are."""
-        return ("volume", "tokens", "findings")
+        return ("volume", clip.text_field(config), "findings")
 
     def _set_loss(self, config: Any, spec: DataSpec) -> None:
-        missing = [name for name in config.findings if name not in spec.findings]
-        if missing:
-            raise ValueError(
-                f"the shards hold no findings {', '.join(missing)} (they hold {', '.join(spec.findings)}): "
-                "prepare with these findings, or shorten config.objective.findings"
-            )
         self.logit_scale = LogitScale(config.logit_scale)
-        self.columns = tuple(spec.findings.index(name) for name in config.findings)
+        self.columns = clip.columns_of(config.findings, spec, "findings")
         self.soft_target = config.soft_target
         self.target_temperature = float(config.target_temperature)
         self.text_targets = config.text_targets

@@ -25,7 +25,7 @@ DIRECTIONS = 2.0
 def default_config() -> Section:
     """Space-time ViT-B/16, BERT-base with mean pooling, 512 wide joint space, temperature 0.05."""
     shared = clip.default_config().to_dict()
-    for name in ("logit_scale", "loss", "logit_bias"):
+    for name in ("logit_scale", "loss", "logit_bias", "prompts", "cached_texts"):
         del shared[name]
     shared["text"]["pooling"] = "mean"
     return Section(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax import transforms
 from medclip_jax.models.encoder import Encoded
@@ -27,6 +27,9 @@ def frame_tower_defaults() -> dict[str, Any]:
         # (mean, standard deviation) for each channel: intensities of 0 to 1 become (x - mean) / deviation.
         # One makes gray frames in [-1, 1]; ImageNet's three go with weights that were learned on photographs.
         "channels": ((0.5, 0.5),),
+        # Above 0: one more channel, what a frame differs by from the mean frame of its series, times this.
+        # Ours, not the article's: it shows motion to the first layer, see docs/reference/cmr-clip.md.
+        "motion": 0.0,
         "augment": {
             "crop_area": (1.0, 1.0),  # share of the frame that a random box covers, smallest and largest
             "flip": False,  # mirror left and right: anatomically wrong
@@ -71,10 +74,11 @@ class FrameTower(nnx.Module):
             )
         self.channels = tuple((float(mean), float(std)) for mean, std in config.channels)
         self.crop_area = tuple(config.augment.crop_area)
+        self.motion = float(config.motion)
         self.flip = bool(config.augment.flip)
         self.gain, self.noise = float(config.augment.gain), float(config.augment.noise)
         self.video = SpaceTimeTransformer.from_config(
-            config, tuple(spec.frame_shape), len(self.channels), rngs=rngs
+            config, tuple(spec.frame_shape), len(self.channels) + (self.motion > 0), rngs=rngs
         )
         self.width, self.pooled_width = self.video.width, self.video.pooled_width
 
@@ -82,11 +86,12 @@ class FrameTower(nnx.Module):
         """What the tower is, in words, for tables and cards."""
         return self.video.describe()
 
-    def to_float(
-        self, frames: Num[Array, "B T H W"], keys: jax.Array | None = None
-    ) -> Float[Array, "B T H W C"]:
-        """Intensities to floats, by channel; augmented when keys (B,) are given."""
-        values = frames.astype(jnp.float32) / WINDOW_TOP
+    def to_float(self, inputs: Inputs, keys: jax.Array | None = None) -> Float[Array, "B T H W C"]:
+        """Intensities to floats, by channel; augmented when keys (B,) are given.
+
+        Of the fields of `FRAME_INPUTS`. The last channel is that of motion, where the config has one.
+        """
+        values = inputs["frames"].astype(jnp.float32) / WINDOW_TOP
         if keys is not None:
             values = transforms.augment_frames(
                 values,
@@ -97,15 +102,19 @@ class FrameTower(nnx.Module):
                 noise=self.noise,
             )
         mean, std = jnp.asarray(self.channels).T
-        return (values[..., None] - mean) / std
+        scaled = (values[..., None] - mean) / std
+        if not self.motion:
+            return scaled
+        moved = self.motion * transforms.beyond_mean_frame(values, inputs["view"], inputs["frame_valid"] > 0)
+        return jnp.concatenate([scaled, moved[..., None]], axis=-1)
 
     def encode(self, inputs: Inputs, keys: jax.Array | None = None) -> Encoded:
         """Tokens of the fields of `FRAME_INPUTS`; augmented when keys (B,) are given."""
-        return self.video.encode(self.to_float(inputs["frames"], keys), *_known(inputs))
+        return self.video.encode(self.to_float(inputs, keys), *_known(inputs))
 
     def attention(self, inputs: Inputs) -> Float[Array, "B T h w"]:
         """Where the class token looks in each frame, see `SpaceTimeTransformer.class_attention`."""
-        return self.video.class_attention(self.to_float(inputs["frames"]), *_known(inputs))
+        return self.video.class_attention(self.to_float(inputs), *_known(inputs))
 
     def __call__(self, inputs: Inputs, keys: jax.Array | None = None) -> Float[Array, "B pooled"]:
         """One pooled vector a study; augmented when keys (B,) are given."""

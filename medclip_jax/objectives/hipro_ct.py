@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
-from medclip_jax import transforms
+from medclip_jax import text_transforms, transforms
 from medclip_jax.losses import chunked, probabilistic
 from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
 from medclip_jax.models.heads import LogitScale
@@ -367,7 +367,7 @@ class HiProCt(Objective):
         """
         drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 1)))(keys)
         noisy = transforms.augment(batch["volume"], drawn[:, 0], noise_hu=self.damage.noise_hu)
-        cut = transforms.cut_texts(
+        cut = text_transforms.cut_texts(
             batch["tokens"], drawn[:, 1], share=self.damage.cut_text, pad_token=self.text.pad_token
         )
         return self._global(self._patches(noisy, keys, train=True)), self._texts(cut)

@@ -48,7 +48,7 @@ class Weights:
 def default_config() -> Section:
     """ResNet-50 on HU of -1000 to 1000 scaled to [0, 1], BERT-base, three views of 64 x 128 x 128 voxels."""
     shared = clip.default_config().to_dict()
-    for name in ("logit_scale", "loss", "logit_bias"):
+    for name in ("logit_scale", "loss", "logit_bias", "prompts", "cached_texts"):
         del shared[name]
     return Section(
         shared
@@ -95,6 +95,11 @@ class T3d(clip.Clip):
         "volumes and reports in one space, by contrast of both and of local views (T3D)"
     )
     torch_twin: ClassVar[str] = "medclip_jax.export.torch.t3d:T3dModel"
+
+    @classmethod
+    def batch_fields(cls, config: Any) -> tuple[str, ...]:
+        """Volumes and their reports."""
+        return ("volume", "tokens")
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
         super().__init__(config, spec, rngs=rngs)

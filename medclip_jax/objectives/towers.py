@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from medclip_jax import transforms
 from medclip_jax.dotted import find_class
+from medclip_jax.models.adapters import AdapterSize
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.models.encoder import Encoded, VisionEncoder
+from medclip_jax.models.heads import standardized
 from medclip_jax.objectives.base import DataSpec
 
 KINDS: dict[str, str] = {
@@ -78,6 +80,10 @@ def text_defaults() -> dict[str, Any]:
         "layer_norm_epsilon": 1e-12,
         "activation": "gelu",
         "pooling": "cls",  # one of `Bert.pool`
+        # Low-rank adapters of every attention's queries, keys, values and output; rank 0 has none. They learn
+        # beside a frozen encoder: config.optimizer.frozen = (r"^text/encoder/(?!.*_adapter/)",). What is
+        # loaded or exported has them merged.
+        "adapters": {"rank": 0, "alpha": 16.0},
         "dtype": "bfloat16",
         "remat": "none",  # what is computed again in the backward pass, see `models.blocks.run`
         "scan": False,  # one compiled block in a loop
@@ -194,6 +200,14 @@ class VisionTower(nnx.Module):
             gain=self.gain,
         )
 
+    def augment_labels(
+        self, labels: UInt8[Array, "B D H W"], keys: jax.Array | None
+    ) -> UInt8[Array, "B D H W"]:
+        """Label maps, moved as `augment` with these keys moves their volumes; unchanged without keys (B,)."""
+        if keys is None:
+            return labels
+        return transforms.augment_labels(labels, keys, shift_voxels=self.shift_voxels)
+
     def to_voxels(
         self, volume: Num[Array, "B D H W"], keys: jax.Array | None = None
     ) -> Float[Array, "B D H W C"]:
@@ -247,6 +261,16 @@ class VisionTower(nnx.Module):
         """One pooled vector per volume; augmented when keys (B,) are given."""
         return self.pool(self.encode(self.to_voxels(volume, keys), train=train))
 
+    def mean_token(
+        self, volume: Int[Array, "B D H W"], keys: jax.Array | None = None, *, train: bool = False
+    ) -> Float[Array, "B width"]:
+        """The mean patch token of the last block, before a final norm, standardized; float32.
+
+        It is what ASAP's probes read. Arguments as for a call.
+        """
+        states = self.encoder.last_states(self.to_voxels(volume, keys), train=train)
+        return standardized(states.astype(jnp.float32).mean(axis=1))
+
 
 def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
     """Sizes of the text encoder: those of `config.folder` where it is set, else those of `config`.
@@ -288,6 +312,22 @@ def encoder_config(config: Any, spec: DataSpec) -> BertConfig:
     return sizes
 
 
+def scanned(objective: Any, prefix: str = "") -> tuple[str, ...]:
+    """Sections of `config.objective` whose blocks run in one compiled loop (`scan=True`), such as "vision".
+
+    Args:
+        objective: `config.objective`, or a section of it.
+        prefix: put before the names.
+    """
+    found: tuple[str, ...] = ()
+    for name, value in objective.items():
+        if name == "scan" and value:
+            found += (prefix.rstrip("."),)
+        elif hasattr(value, "items"):
+            found += scanned(value, f"{prefix}{name}.")
+    return found
+
+
 class TextTower(nnx.Module):
     """A BERT-type encoder with pooling, drawn at random: weights come later, see `weights.pretrained`.
 
@@ -307,6 +347,7 @@ class TextTower(nnx.Module):
             dtype=jnp.dtype(config.dtype),
             remat=config.remat,
             scan=config.scan,
+            adapters=AdapterSize(**config.adapters) if config.adapters.rank else None,
             rngs=rngs,
         )
         self.pooling = config.pooling

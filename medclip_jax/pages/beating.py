@@ -102,6 +102,7 @@ def attention_over_time(series: Mapping[str, Beat]) -> Figure:
         panel.plot(np.arange(start, start + len(share)), share, marker="o", markersize=3, label=name)
         start += len(share)
     panel.set_xlabel("frame of the sequence")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_ylabel("share of attention")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8)

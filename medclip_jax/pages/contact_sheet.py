@@ -11,27 +11,14 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 from medclip_jax.pages.frame_strips import strips
+from medclip_jax.pages.label_outlines import COLORS, ShownClass, class_outline, fullest_slice, shown_classes
 from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
-from medclip_jax.shards.record import VOLUME
+from medclip_jax.shards.record import LABEL_MAP, VOLUME
 from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes.modality import modality_of
 
 WINDOW_HU = (-160.0, 240.0)
 """Soft tissue: center 40, width 400."""
-
-COLORS = (
-    "#4cc9f0",
-    "#f72585",
-    "#ffd166",
-    "#06d6a0",
-    "#ff9f1c",
-    "#b388ff",
-    "#8ac926",
-    "#ff6b6b",
-    "#90e0ef",
-    "#f4a5ff",
-)
-"""Organ outlines; legible on gray."""
 
 _IMAGE_HEIGHT = 225
 """CSS pixels of the tallest view."""
@@ -109,6 +96,7 @@ def contact_sheet(
     organs: Sequence[str],
     cell: int,
     patch: tuple[int, int, int] | None = None,
+    label_classes: Sequence[str] = (),
 ) -> str:
     """Draw the page. It needs no other file and no network.
 
@@ -125,6 +113,7 @@ def contact_sheet(
         cell: voxels per organ cell.
         patch: voxels per patch of a model along depth, height, width, on whose grid organ occupancy is
             drawn as well; None leaves it out.
+        label_classes: names of the classes 1, 2, ... of `label_map`.
 
     Returns:
         HTML.
@@ -154,7 +143,8 @@ def contact_sheet(
         "soft tissue -160 to 240 HU" if modality.absolute else "1st to 99th percentile of each scan"
         for modality in sorted(modalities, key=lambda modality: modality.name)
     )
-    kinds = ["Middle slices"] * any(not scan.frames for scan in series)
+    slices = "Slices with most labeled voxels" if label_classes else "Middle slices"
+    kinds = [slices] * any(not scan.frames for scan in series)
     kinds += ["Phases of the middle slice, and slices"] * any(scan.frames for scan in series)
     legend = (
         f"{'. '.join(kinds)}; {windows}; the patient's right on the left. "
@@ -168,7 +158,7 @@ def contact_sheet(
     heading = "Studies" if any(scan.frames for scan in series) else "Volumes"
     parts.append(f"<h2>{heading}</h2><p class='soft'>{legend}</p><div class='sheet'>")
     for sample in samples:
-        parts.append(_study(sample, series, findings, organs, cell, patch))
+        parts.append(_study(sample, series, findings, organs, cell, patch, label_classes))
     parts.append("</div></body></html>")
     return "".join(parts)
 
@@ -187,6 +177,7 @@ def _study(
     organs: Sequence[str],
     cell: int,
     patch: tuple[int, int, int] | None,
+    label_classes: Sequence[str],
 ) -> str:
     # All that the volume shows: the middle slices and the layers of patches meet different ones.
     shown = {
@@ -194,6 +185,8 @@ def _study(
         for index, organ in enumerate(organs)
         if "organs" in sample and np.any(sample["organs"][index])
     }
+    labels = sample.get(LABEL_MAP)
+    classes = shown_classes(labels, label_classes, len(organs))
     rows = []
     for scan in (scan for scan in series if scan.name in sample):
         volume, outlined = sample[scan.name], shown if scan.name == VOLUME else {}
@@ -204,13 +197,15 @@ def _study(
         absolute = modality_of(scan.modality).absolute
         window = WINDOW_HU if absolute else tuple(np.percentile(volume[::2, ::2, ::2], (1, 99)))
         maps = {organ: sample["organs"][list(organs).index(organ)] for organ in outlined}
-        views = _views(volume, spacing, window, maps, outlined, cell)
+        over = (labels, classes) if scan.name == VOLUME and labels is not None else None
+        views = _views(volume, spacing, window, maps, outlined, cell, over)
         title = "" if scan.name == VOLUME else f"<p class='soft series'>{html.escape(scan.name)}</p>"
         rows.append(f"{title}<div class='views'>{views}</div>")
         if scan.name == VOLUME:
             rows.append(_occupancy(sample, spacing, organs, cell, patch, window))
     legend = "".join(
-        f"<span><i style='background:{color}'></i>{html.escape(o)}</span>" for o, color in shown.items()
+        f"<span><i style='background:{color}'></i>{html.escape(name)}</span>"
+        for name, color in (*shown.items(), *((each.name, each.color) for each in classes))
     )
     tags = [
         _tag(name, int(value), int(label))
@@ -242,14 +237,15 @@ def _views(
     maps: Mapping[str, UInt8[np.ndarray, "d h w"]],
     colors: Mapping[str, str],
     cell: int,
+    labeled: tuple[UInt8[np.ndarray, "D H W"], Sequence[ShownClass]] | None = None,
 ) -> str:
-    """Middle slices along each axis, with outlines of organs."""
+    """A slice along each axis, with outlines of organs and of the classes of a label map."""
     extent = np.array(volume.shape) * np.array(spacing)
     scale = _IMAGE_HEIGHT / max(extent[1], extent[0])
     figures = []
     for name, axis, top, left in _VIEWS:
         height, width = (extent[other] * scale for other in range(3) if other != axis)
-        middle = volume.shape[axis] // 2
+        middle = volume.shape[axis] // 2 if labeled is None else fullest_slice(labeled[0], axis)
         image = _png(_window(_hang(np.take(volume, middle, axis)), window))
         outlines = []
         for organ, cells in maps.items():
@@ -259,6 +255,14 @@ def _views(
                     f"<path d='{path}' fill='none' stroke='{colors[organ]}' stroke-width='1.3'>"
                     f"<title>{html.escape(organ)}</title></path>"
                 )
+        if labeled is not None:
+            plane = _hang(np.take(labeled[0], middle, axis))
+            for each in labeled[1]:
+                if path := class_outline(plane, each.value, (height, width)):
+                    outlines.append(
+                        f"<path d='{path}' fill='none' stroke='{each.color}' stroke-width='1.3'>"
+                        f"<title>{html.escape(each.name)}</title></path>"
+                    )
         figures.append(
             f"<figure><svg width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.1f} {height:.1f}'>"
             f"<image href='data:image/png;base64,{image}' width='{width:.1f}' height='{height:.1f}' "
@@ -266,7 +270,7 @@ def _views(
             f"<g fill='#fff' fill-opacity='.75' font-size='10' font-family='sans-serif'>"
             f"<text x='{width / 2:.0f}' y='10' text-anchor='middle'>{top}</text>"
             f"<text x='3' y='{height / 2:.0f}'>{left}</text></g></svg>"
-            f"<figcaption>{name}</figcaption></figure>"
+            f"<figcaption>{name if labeled is None else f'{name} slice {middle + 1}'}</figcaption></figure>"
         )
     return "".join(figures)
 

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int16
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit, EncodeTexts
 from medclip_jax.evaluation.results import number
-from medclip_jax.evaluation.retrieval import RetrievalResult
+from medclip_jax.evaluation.retrieval_result import RetrievalResult
 from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.similarity import similarity
-from medclip_jax.evaluation.zero_shot import ZeroShotResult
+from medclip_jax.evaluation.zero_shot_result import ZeroShotResult
 from medclip_jax.pages import figures
 from medclip_jax.pages.evaluation import add_results
 from medclip_jax.pages.html import Page

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from medclip_jax.evaluation import metrics
 from medclip_jax.evaluation.ordinal import OrdinalResult
 from medclip_jax.evaluation.results import TOO_FEW, number
-from medclip_jax.evaluation.zero_shot import ZeroShotResult
+from medclip_jax.evaluation.zero_shot_result import ZeroShotResult
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
 """Window that shows heart, vessels and calcium."""

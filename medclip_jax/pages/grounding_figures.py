@@ -17,7 +17,6 @@ from matplotlib.patches import Patch
 from medclip_jax.evaluation.grounding import ShownScan, ShownSentence
 from medclip_jax.evaluation.organs import ShownOrgans
 from medclip_jax.evaluation.results import number
-from medclip_jax.pages.contact_sheet import COLORS
 from medclip_jax.pages.figures import (
     INK,
     LUNG_HU,
@@ -29,6 +28,7 @@ from medclip_jax.pages.figures import (
     new_figure,
     plane,
 )
+from medclip_jax.pages.label_outlines import COLORS
 from medclip_jax.pages.occupancy import draw_occupancy
 from medclip_jax.reports.places import PLACES
 from medclip_jax.reports.regions import key_of

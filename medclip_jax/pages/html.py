@@ -85,27 +85,39 @@ class Page:
         self.rows(table.header, table.rows)
         self.pairs(table.conditions)
 
-    def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> None:
+    def rows(
+        self,
+        header: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        prose: bool = False,
+        marked: Mapping[tuple[int, int], str] | None = None,
+    ) -> None:
         """A table without title.
 
         Args:
             header: column names.
             rows: cells, formatted; long texts are wrapped, all else is aligned right but the first column.
             prose: the cells are words and no numbers: wrapped and aligned left, whatever their length.
+            marked: (row, column) to "best" or "near", which are set off.
         """
         in_words = ' class="text"'
+        marked = marked or {}
 
-        def cell(text: str) -> str:
+        def cell(text: str, place: tuple[int, int]) -> str:
             if prose:
                 return f"<td{in_words}>{html.escape(text)}</td>"
-            kind = in_words if len(text) > 40 else ""
+            kind = in_words if len(text) > 40 else f' class="{marked[place]}"' if place in marked else ""
             value, bracket, interval = text.partition(" [")
             if bracket and interval.endswith("]"):
-                return f"<td>{html.escape(value)}<br><small>[{html.escape(interval)}</small></td>"
+                return f"<td{kind}>{html.escape(value)}<br><small>[{html.escape(interval)}</small></td>"
             return f"<td{kind}>{html.escape(text)}</td>"
 
         head = "".join(f"<th{in_words if prose else ''}>{html.escape(name)}</th>" for name in header)
-        body = "".join(f"<tr>{''.join(map(cell, row))}</tr>\n" for row in rows)
+        body = "".join(
+            f"<tr>{''.join(cell(text, (i, j)) for j, text in enumerate(row))}</tr>\n"
+            for i, row in enumerate(rows)
+        )
         self._parts.append(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
@@ -167,23 +179,20 @@ class Page:
             picture: of the query.
             wide: whether cards are wide, for texts of several sentences.
         """
-
-        def lines(text: str) -> str:
-            return html.escape(text).replace("\n", "<br>")
-
-        kinds = {True: "hit match", False: "hit"}
-        cards = "".join(
-            f'<div class="{kinds[match]}"><img src="{data_uri(picture)}" '
-            f'alt="{html.escape(first)}"><div><b>{html.escape(first)}</b><br>{lines(second)}</div></div>'
-            for picture, first, second, match in hits
-        )
         above = f"<h3>{html.escape(label)}</h3>" if label else ""
         shown = f'<img src="{data_uri(picture)}" alt="query">' if picture is not None else ""
-        grid = "hits wide" if wide else "hits"
         self._parts.append(
-            f'<div class="query">{above}<blockquote>{shown}{lines(query)}</blockquote>'
-            f'<div class="{grid}">{cards}</div></div>'
+            f'<div class="query">{above}<blockquote>{shown}{_lines(query)}</blockquote>'
+            f"{_cards(hits, 'hits wide' if wide else 'hits')}</div>"
         )
+
+    def cards(self, cards: Sequence[tuple[bytes, str, str]]) -> None:
+        """Wide pictures beside one another, each with a text.
+
+        Args:
+            cards: (picture, line in bold, text below it).
+        """
+        self._parts.append(_cards([(*card, False) for card in cards], "hits pictures"))
 
     def render(self) -> str:
         """The whole page."""
@@ -225,6 +234,21 @@ class Page:
         return path
 
 
+def _cards(cards: Iterable[tuple[bytes, str, str, bool]], grid: str) -> str:
+    """Pictures with a line in bold and a text below it, those that match marked."""
+    kinds = {True: "hit match", False: "hit"}
+    shown = "".join(
+        f'<div class="{kinds[match]}"><img src="{data_uri(picture)}" '
+        f'alt="{html.escape(first)}"><div><b>{html.escape(first)}</b><br>{_lines(second)}</div></div>'
+        for picture, first, second, match in cards
+    )
+    return f'<div class="{grid}">{shown}</div>'
+
+
+def _lines(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
+
+
 def data_uri(picture: bytes) -> str:
     """A PNG, GIF or SVG file as a URI that holds it.
 
@@ -247,4 +271,18 @@ def to_png(figure: Figure, *, dpi: int = 110, tight: bool = True) -> bytes:
     buffer = io.BytesIO()
     box = "tight" if tight else None
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches=box, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """A matplotlib figure as the bytes of an SVG file without time stamp: equal figures, equal bytes.
+
+    Args:
+        figure: to draw.
+    """
+    from matplotlib import rc_context  # here: pages without figures do without it
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "medclip", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medclip_jax.evaluation.few_shot import FewShotResult
+from medclip_jax.evaluation.knn import KnnResult
 from medclip_jax.evaluation.probe_result import ProbeResult, Summary, percent, summarize
+from medclip_jax.evaluation.tasks import GROUP
 from medclip_jax.pages.figures import BLUE, FAINT, INK, ORANGE, new_figure, plain
 
 
@@ -68,6 +70,39 @@ def shots(result: FewShotResult) -> Figure:
     panel.minorticks_off()
     panel.set_ylim(0, 1.02)
     panel.set_xlabel("examples of each class", fontsize=8)
+    if lines:
+        panel.legend(fontsize=8, frameon=False, loc="lower right")
+    plain(panel)
+    return figure
+
+
+def neighbors(result: KnnResult) -> Figure:
+    """Accuracy of the classes and mean AUROC of the findings against the number of neighbors.
+
+    Args:
+        result: of the evaluator.
+    """
+    figure = new_figure(5.4, 3.0)
+    panel = figure.subplots()
+    lines = {}
+    if result.has_group:
+        task = result.task(GROUP)
+        lines["accuracy of the classes"] = [one.values["accuracy"] for one in task.values()]
+        intervals = [one.intervals.get("accuracy") for one in task.values()]
+        if all(intervals):
+            low, high = [x.low for x in intervals], [x.high for x in intervals]
+            panel.fill_between(result.ks, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    tasks = map(result.task, result.findings)
+    if shown := [task for task in tasks if task[result.ks[0]].is_enough]:
+        aurocs = [[one.values["auroc"] for one in task.values()] for task in shown]
+        lines["mean AUROC of the findings"] = np.mean(aurocs, axis=0)
+    for (name, values), color in zip(lines.items(), (BLUE, ORANGE), strict=False):
+        panel.plot(result.ks, values, color=color, marker="o", markersize=3.5, linewidth=1.6, label=name)
+    panel.set_xscale("log")
+    panel.set_xticks(result.ks, [str(k) for k in result.ks])
+    panel.minorticks_off()
+    panel.set_ylim(0, 1.02)
+    panel.set_xlabel("nearest volumes", fontsize=8)
     if lines:
         panel.legend(fontsize=8, frameon=False, loc="lower right")
     plain(panel)

@@ -7,7 +7,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from medclip_jax.evaluation.pca import nearest_tokens
-from medclip_jax.evaluation.spectrum import SpectrumResult, TokenMaps
+from medclip_jax.evaluation.spectrum import SpectrumResult
+from medclip_jax.evaluation.token_maps import TokenMaps
 from medclip_jax.pages.figures import (
     BLUE,
     FAINT,

@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.planning.collectives import Collective
+from medclip_jax.planning.cycles import Kernel, Operation, ProgramCycles, read_cycles
 
 MARK = "medclip-ahead:"
 """Stands before the answer, because compilers talk too."""
@@ -44,6 +46,7 @@ class Compiled:
         peak: all of it at its highest.
         collectives: of the program; empty where `unreadable` says why they cannot be told.
         overflow: what the compiler says where the program does not fit; "" where it does.
+        cycles: what takes how long by the compiler's estimate; None on CPUs and where it does not fit.
     """
 
     platform: str
@@ -57,6 +60,7 @@ class Compiled:
     collectives: tuple[Collective, ...] = ()
     unreadable: str = ""
     overflow: str = ""
+    cycles: ProgramCycles | None = None
 
 
 def compile_step(
@@ -66,6 +70,7 @@ def compile_step(
     *,
     devices: int = 0,
     topology: str = "",
+    keep: str = "",
     timeout: float = 3600.0,
 ) -> Compiled:
     """Compile in a process of its own.
@@ -76,6 +81,7 @@ def compile_step(
         spec: what the data fix.
         devices: simulated CPUs; or
         topology: of a TPU, such as "v5e:8x8".
+        keep: file for the optimized program's text; "" to keep none.
         timeout: seconds.
 
     Raises:
@@ -88,6 +94,7 @@ def compile_step(
         "spec": dataclasses.asdict(spec),
         "devices": devices,
         "topology": topology,
+        "keep": os.path.abspath(keep) if keep else "",
     }
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     if topology:
@@ -111,7 +118,18 @@ def compile_step(
     if "error" in found:
         raise ValueError(found["error"])
     found["collectives"] = tuple(Collective(**item) for item in found.get("collectives", ()))
+    if found.get("cycles"):
+        found["cycles"] = _cycles_of(found["cycles"])
     return Compiled(**found)
+
+
+def _cycles_of(found: dict[str, Any]) -> ProgramCycles:
+    """What `dataclasses.asdict` made of it, put together again."""
+    return ProgramCycles(
+        tuple(Operation(**item) for item in found["operations"]),
+        tuple(Kernel(**item) for item in found["kernels"]),
+        tuple(found["unknown"]),
+    )
 
 
 def _devices(topology: str, count: int) -> list[Any]:
@@ -192,6 +210,8 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         }
     memory = compiled.memory_analysis()
     text = compiled.as_text()
+    if request["keep"]:
+        Path(request["keep"]).write_text(text)
     collectives, unreadable = _collectives(text)
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return answer | {
@@ -202,6 +222,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         "peak": float(memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh),
         "collectives": collectives,
         "unreadable": unreadable,
+        "cycles": dataclasses.asdict(read_cycles(text)) if platform == "tpu" else None,
     }
 
 

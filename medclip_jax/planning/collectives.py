@@ -184,6 +184,7 @@ def on_paper(
     microbatches: int,
     fetches: int,
     gradient_share: float = 1.0,
+    sums_once: bool = False,
 ) -> list[Exchange]:
     """What a step must exchange.
 
@@ -197,10 +198,13 @@ def on_paper(
             take it out of the loop over them.
         gradient_share: bytes of a gradient as it is summed, over those of its parameter: 0.5 where products
             are in 16 bits, because compilers turn them to float32 after the sum.
+        sums_once: whether each device adds its microbatches up first, in float32; see
+            `training.microbatches.sums_once`.
     """
     split = sum(size for size, parted in trained.values() if parted)
     replicated = sum(size for size, parted in trained.values() if not parted)
-    summed = microbatches * gradient_share  # each slice's gradients are summed on their own
+    # Otherwise each slice's gradients are summed on their own.
+    summed = 1.0 if sums_once else microbatches * gradient_share
     exchanges = []
     if fsdp > 1:
         fetched = split + sum(size for size, parted in frozen.values() if parted)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from medclip_jax.objectives.towers import scanned
 from medclip_jax.parameters import flatten, select
 from medclip_jax.planning.chips import Chip
 from medclip_jax.planning.collectives import Exchange, on_paper
@@ -37,6 +38,9 @@ PRODUCT_EFFICIENCY = 0.65
 
 BANDWIDTH_EFFICIENCY = 0.8
 """Share of the memory's bandwidth that simple loops reach."""
+
+SCANNED_ON_TPU = 3.0
+"""Times the activations that a TPU's compiler holds where a tower's blocks run in a loop (`scan=True`)."""
 
 LINK_EFFICIENCY = 0.75
 """Share of the links' bandwidth that large collectives reach."""
@@ -89,6 +93,7 @@ class Estimate:
         data, fsdp: the mesh.
         microbatches: slices of a batch.
         remat: policies by tower.
+        scanned: towers whose blocks run in a loop.
         memory: on one device.
         speed: of one step.
         exchanges: what the devices send each other.
@@ -103,6 +108,7 @@ class Estimate:
     batch_size: int
     microbatches: int
     remat: Mapping[str, str]
+    scanned: tuple[str, ...]
     memory: Memory
     speed: Speed
     exchanges: tuple[Exchange, ...]
@@ -169,7 +175,7 @@ def estimate(model: Model, chip: Chip, devices: int) -> Estimate:
         # With microbatches, those of a slice beside the sum.
         gradients=gradients * (2 if microbatches > 1 else 1),
         batch=2 * sum(nbytes(leaf) for leaf in model.batch.values()) / devices,
-        activations=encoders.peak,
+        activations=encoders.peak * _scan_factor(config.objective, chip),
         loss=loss.peak / devices,
     )
     exchanges = _exchanges(model, shardings["params"], data, fsdp)
@@ -197,6 +203,7 @@ def estimate(model: Model, chip: Chip, devices: int) -> Estimate:
         batch_size=config.batch_size,
         microbatches=microbatches,
         remat=remat_policies(config.objective),
+        scanned=scanned(config.objective),
         memory=memory,
         speed=speed,
         exchanges=tuple(exchanges),
@@ -242,8 +249,13 @@ def _exchanges(model: Model, shardings: Any, data: int, fsdp: int) -> list[Excha
         fsdp=fsdp,
         microbatches=microbatches,
         fetches=(2 if recomputed else 1) + (1 if microbatches > 1 else 0),
+        sums_once=microbatches > 1 and fsdp == 1 and not model.state["variables"],
         gradient_share=0.5 if compute_dtype(model) in ("bfloat16", "float16") else 1.0,
     )
+
+
+def _scan_factor(objective: Any, chip: Chip) -> float:
+    return SCANNED_ON_TPU if chip.kind == "tpu" and scanned(objective) else 1.0
 
 
 def _mesh_sizes(mesh: Any, devices: int) -> tuple[int, int]:

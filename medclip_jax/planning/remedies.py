@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 
+from medclip_jax.objectives.towers import scanned
 from medclip_jax.planning.chips import CHIPS, Chip
 from medclip_jax.planning.estimate import Estimate, estimate
 from medclip_jax.planning.shapes import Model, build, remat_choices, remat_policies
@@ -28,9 +29,10 @@ class Remedy:
 def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
     """The smallest change of each kind that makes a config fit, else the smallest combination.
 
-    Tried are microbatches (the fewest that suffice), remat policies (the fastest that suffices), fsdp (the
-    fewest devices that suffice); if none suffices alone, the most thrifty remat policy with the fewest
-    microbatches, and then with fsdp over all devices as well.
+    Tried are microbatches (the fewest that suffice), on a TPU blocks without the loop of `scan`, remat
+    policies (the fastest that suffices), fsdp (the fewest devices that suffice); if none suffices alone, the
+    most thrifty remat policy, without that loop, with the fewest microbatches, and then with fsdp over all
+    devices as well.
 
     Args:
         model: from `planning.shapes.build`.
@@ -45,6 +47,7 @@ def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
         remedy
         for remedy in (
             _microbatches(model, chip, found, ()),
+            _without_scan(model, chip, devices),
             _remat(model, chip, devices),
             _fsdp(model, chip, found),
         )
@@ -58,6 +61,7 @@ def remedies(model: Model, chip: Chip, found: Estimate) -> list[Remedy]:
         for name, choices in remat_choices(model.config.objective).items()
         if len(choices) > 1
     )
+    thrifty = (*_scan_overrides(model, chip), *thrifty)
     attempt = None
     for more in ((), (f"--config.mesh.fsdp={devices}", "--config.mesh.data=1")):
         if more and devices == 1:
@@ -128,6 +132,20 @@ def _microbatches(model: Model, chip: Chip, found: Estimate, before: tuple[str, 
         else:
             low = middle + 1
     return best
+
+
+def _scan_overrides(model: Model, chip: Chip) -> tuple[str, ...]:
+    """What takes the towers' blocks out of their loops where these cost memory."""
+    names = scanned(model.config.objective) if chip.kind == "tpu" else ()
+    return tuple(f"--config.objective.{name}.scan=False" for name in names)
+
+
+def _without_scan(model: Model, chip: Chip, devices: int) -> Remedy | None:
+    """Blocks one after the other instead of in a loop."""
+    overrides = _scan_overrides(model, chip)
+    if not overrides:
+        return None
+    return Remedy(overrides, estimate(changed_model(model, overrides), chip, devices))
 
 
 def _remat(model: Model, chip: Chip, devices: int) -> Remedy | None:

@@ -16,7 +16,7 @@ from typing import Any
 from medclip_jax.reports.sentences import LONGEST_SENTENCE
 from medclip_jax.reports.vocabulary import CT_RATE_COLUMNS, FINDINGS, Finding
 
-RESERVED = ("all", "cardiac", "cardiac_mr", "ct_rate", "none", "phantom")
+RESERVED = ("all", "cardiac", "cardiac_mr", "ct_rate", "inspect", "merlin", "none", "phantom", "rad_chest_ct")
 """What `--findings` takes for several findings, or for none."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
@@ -156,7 +156,7 @@ def _check(finding: Finding) -> None:
             raise DefinitionError(name, key, "an entry is empty: take it out")
     for key in _PATTERNS:
         for pattern in getattr(finding, key):
-            _check_pattern(name, key, pattern)
+            check_pattern(name, key, pattern)
 
 
 def _check_free(name: str, key: str, text: str, taken: Mapping[str, str]) -> None:
@@ -176,7 +176,17 @@ def _check_free(name: str, key: str, text: str, taken: Mapping[str, str]) -> Non
     )
 
 
-def _check_pattern(name: str, key: str, pattern: str) -> None:
+def check_pattern(name: str, key: str, pattern: str) -> None:
+    """Check that a pattern compiles, matches something, and takes no long time on a long sentence.
+
+    Args:
+        name: of what it defines, for the message.
+        key: under which it stands, likewise.
+        pattern: a regular expression.
+
+    Raises:
+        DefinitionError: it does not; the message says what would be right.
+    """
     shown = pattern.removeprefix("(?i:").removesuffix(")") if pattern.startswith("(?i:") else pattern
     if re.search(r"\\[1-9]|\(\?P|\(\?\(", pattern):
         raise DefinitionError(

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from medclip_jax.reports.abdomen import MERLIN_FINDINGS
 from medclip_jax.reports.cardiac_mr import CARDIAC_MR_DIAGNOSES, CARDIAC_MR_FINDINGS
 from medclip_jax.reports.context import Assertion, Judgment, Sentence
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 from medclip_jax.reports.numbers import READERS
+from medclip_jax.reports.pulmonary_embolism import INSPECT_FINDINGS
+from medclip_jax.reports.rad_chest_ct import RAD_CHEST_FINDINGS
 from medclip_jax.reports.sections import cut_sections
 from medclip_jax.reports.templates import split_statements
 from medclip_jax.reports.vocabulary import (
@@ -33,7 +36,10 @@ __all__ = [
     "CT_RATE_COLUMNS",
     "CT_RATE_FINDINGS",
     "FINDINGS",
+    "INSPECT_FINDINGS",
+    "MERLIN_FINDINGS",
     "PHANTOM_FINDINGS",
+    "RAD_CHEST_FINDINGS",
     "Decision",
     "Evidence",
     "Finding",

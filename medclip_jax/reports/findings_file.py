@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medclip_jax.reports.abdomen import MERLIN_FINDINGS
 from medclip_jax.reports.cardiac_mr import CARDIAC_MR_FINDINGS
 from medclip_jax.reports.cleaning import normalize
 from medclip_jax.reports.definitions import BUILT_IN, DefinitionError, Findings, nearest
 from medclip_jax.reports.names import UnknownFinding, finding_name
+from medclip_jax.reports.pulmonary_embolism import INSPECT_FINDINGS
+from medclip_jax.reports.rad_chest_ct import RAD_CHEST_DEFINITIONS, RAD_CHEST_FINDINGS
 from medclip_jax.reports.vocabulary import (
     CARDIAC_FINDINGS,
     CT_RATE_FINDINGS,
@@ -32,9 +35,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "cardiac_mr": CARDIAC_MR_FINDINGS,
     "phantom": PHANTOM_FINDINGS,
     "ct_rate": CT_RATE_FINDINGS,
+    "merlin": MERLIN_FINDINGS,
+    "inspect": INSPECT_FINDINGS,
+    "rad_chest_ct": RAD_CHEST_FINDINGS,
     "all": tuple(FINDINGS),
 }
-"""What stands for several of the library's findings."""
+"""What stands for several findings."""
+
+_DEFINED: Mapping[str, Findings] = {"rad_chest_ct": RAD_CHEST_DEFINITIONS}
+"""Groups with findings that are known only where the group is asked for."""
 
 _KEYS = ("phrase", "positive", "negative", "column", "words", "patterns", "normal", "excluded")
 
@@ -95,10 +104,11 @@ def choose_findings(
     """
     entries = [entry.strip() for entry in entries if entry.strip()]
     files = {entry: read_findings(entry) for entry in entries if entry.lower().endswith(SUFFIX)}
+    defining = files | {entry: _DEFINED[entry] for entry in entries if entry in _DEFINED}
     try:
-        read = Findings(finding for findings in files.values() for finding in findings.own)
+        read = Findings(finding for findings in defining.values() for finding in findings.own)
     except DefinitionError as error:
-        raise FindingsFileError(f"{' and '.join(files)} together: {error}") from None
+        raise FindingsFileError(f"{' and '.join(defining)} together: {error}") from None
     known = definitions.updated(read)
     names: list[str] = []
     for entry in entries:

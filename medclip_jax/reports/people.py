@@ -36,6 +36,20 @@ def without_people(text: str) -> str:
     return _PERSON.sub(lambda match: match["lead"] + " ", text)
 
 
+def names_of_people(text: str) -> list[tuple[int, int]]:
+    """From where to where those names stand that `without_people` takes out.
+
+    Args:
+        text: of a report.
+    """
+    spans = []
+    for match in _PERSON.finditer(text):
+        start = match.end("lead")
+        start += re.match(r"[\s:,.]*", text[start : match.end()]).end()
+        spans.append((start, match.end()))
+    return spans
+
+
 def may_name_someone(word: str) -> bool:
     """Whether a word is a number long enough to be somebody's: five digits, or four in a code ("MRN4711").
 

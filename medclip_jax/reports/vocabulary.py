@@ -4,13 +4,16 @@ A finding is stated by a word of its own ("cardiomegaly"), by two ideas in one c
 in the coronary arteries"), by a statement of normality ("heart size is normal") or by a number ("main
 pulmonary artery 34 mm"). Every wording is a regular expression over lower-case text;
 `medclip_jax.reports.context` decides whether a match is affirmed, negated, uncertain, history or hypothesis.
-Those of cardiac MR are in `medclip_jax.reports.cardiac_mr`.
+Those of cardiac MR are in `medclip_jax.reports.cardiac_mr`, those of abdominal CT in
+`medclip_jax.reports.abdomen`, embolism in `medclip_jax.reports.pulmonary_embolism`.
 """
 
 from __future__ import annotations
 
+from medclip_jax.reports.abdomen import ABDOMEN
 from medclip_jax.reports.cardiac_mr import CARDIAC_MR
 from medclip_jax.reports.finding import Finding
+from medclip_jax.reports.pulmonary_embolism import EMBOLISM
 
 _NORMAL = (
     r"(?<!than )(?<!than the )(?<!from )(?<!above )(?<!beyond )(?<!compared to )(?<!compared with )"
@@ -309,7 +312,9 @@ _ALL = (
     ),
 )
 
-FINDINGS: dict[str, Finding] = {finding.name: finding for finding in (*_ALL, *CARDIAC_MR)}
+FINDINGS: dict[str, Finding] = {
+    finding.name: finding for finding in (*_ALL, *CARDIAC_MR, *ABDOMEN, *EMBOLISM)
+}
 """Every finding the library knows, by name."""
 
 CARDIAC_FINDINGS: tuple[str, ...] = (

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from medclip_jax.shards.buffers import borrow
+from medclip_jax.shards.wire import only_bytes
 
 CODECS = ("blosc2", "list", "text", "json")
 """How an array is stored: as a blosc2 frame (large arrays: byte-shuffled, because the high bytes of
@@ -24,7 +25,8 @@ SHAPE_SUFFIX = "_shape"
 
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 3, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 
-Features = Mapping[str, tf_feature_pb2.Feature]
+Features = Mapping[str, memoryview]
+"""Name to serialized feature, from `wire.split_example`."""
 
 
 class ShardError(ValueError):
@@ -157,30 +159,32 @@ class ArraySpec:
             raise ShardError(
                 f"a record has no array '{self.name}': it was written by another version, prepare again"
             )
-        feature = features[self.name]
         try:
-            if self.codec == "list":
-                values = feature.int64_list.value or feature.float_list.value
-                if not self.shape:
-                    return np.dtype(self.dtype).type(values[0])
-                return np.array(values, self.dtype).reshape([-1 if n is None else n for n in self.shape])
-            data = feature.bytes_list.value[0]
-            if self.codec == "text":
-                return data.decode()
-            if self.codec == "json":
-                return json.loads(data)
-            if self.optional and not data:
+            if self.codec != "blosc2":
+                return self._plain(_parsed(features[self.name]))
+            frame = only_bytes(features[self.name])
+            if self.optional and not frame:
                 return None
             shape = self.shape
             if self.ragged:
-                shape = tuple(features[self.name + SHAPE_SUFFIX].int64_list.value)
+                shape = tuple(_parsed(features[self.name + SHAPE_SUFFIX]).int64_list.value)
                 if not self._fits(shape):
                     raise ValueError(f"its shape is {shape}")
-        except (IndexError, ValueError, RecursionError) as error:
+        except (IndexError, KeyError, ValueError, RecursionError) as error:
             raise ShardError(
                 f"'{self.name}' of a record is damaged ({error}): prepare this set again"
             ) from None
-        return decompress(data, shape, self.dtype, pooled=not self.ragged)
+        return decompress(frame, shape, self.dtype, pooled=not self.ragged)
+
+    def _plain(self, feature: tf_feature_pb2.Feature) -> Any:
+        """The value of what is not compressed."""
+        if self.codec == "list":
+            values = feature.int64_list.value or feature.float_list.value
+            if not self.shape:
+                return np.dtype(self.dtype).type(values[0])
+            return np.array(values, self.dtype).reshape([-1 if n is None else n for n in self.shape])
+        data = feature.bytes_list.value[0]
+        return data.decode() if self.codec == "text" else json.loads(data)
 
 
 def compress(array: Shaped[np.ndarray, ...]) -> bytes:
@@ -218,6 +222,18 @@ def decompress(
         f"a compressed array holds {size} bytes where {shape} {np.dtype(dtype)} needs {expected}: "
         "prepare.json does not belong to these shards; prepare the set again"
     )
+
+
+def _parsed(feature: memoryview) -> tf_feature_pb2.Feature:
+    """A feature that is small.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return tf_feature_pb2.Feature.FromString(bytes(feature))
+    except Exception as error:  # protobuf's DecodeError differs between its implementations
+        raise ValueError(f"it cannot be parsed, {type(error).__name__}") from None
 
 
 def _bytes(value: bytes) -> tf_feature_pb2.Feature:

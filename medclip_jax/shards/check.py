@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from medclip_jax.corpora.study import OUTSIDE_LABEL
 from medclip_jax.progress import track
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.read import TOKENIZER_FOLDER, PreparedInfo, open_split
-from medclip_jax.shards.record import ShardError, checksum, decode
+from medclip_jax.shards.record import GROUPS, LABEL_MAP, ShardError, checksum, decode
 from medclip_jax.shards.scan import REJECTED
 
 PERCENTILES = (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)
@@ -36,6 +37,10 @@ class Check:
         spacings: by the name of each array of scans that have a spacing of their own, the smallest and the
             largest mm along depth, height, width.
         frames: by the name of each array of frames, the fewest and the most slices and phases.
+        classes: (C, 2) of each class of label maps, how many volumes show it, and its voxels in all of them.
+        labeled: how many volumes have a label map, voxels of those that are labeled (background is), and
+            others.
+        groups: by name, how many volumes belong to each group, "" being those of which it is not known.
         organs: (O, 4) how many volumes show each organ, describe it, do both, and say it is normal.
     """
 
@@ -49,6 +54,9 @@ class Check:
     organs: Int[np.ndarray, "O 4"]
     spacings: Mapping[str, Float[np.ndarray, "2 3"]]
     frames: Mapping[str, Int[np.ndarray, "2 2"]]
+    classes: Int[np.ndarray, "C 2"]
+    labeled: tuple[int, int, int]
+    groups: Mapping[str, Mapping[str, int]]
 
 
 def check_files(info: PreparedInfo) -> list[str]:
@@ -103,10 +111,13 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
     findings, labels = (np.zeros((len(info.findings), 3), np.int64) for _ in range(2))
     columns = np.arange(len(info.findings))
     organs = np.zeros((len(info.organs), 4), np.int64)
+    values = np.zeros((2, OUTSIDE_LABEL + 1), np.int64)
+    maps = 0
     own = {series.name: series.spacing_array for series in info.series if series.spacing_array}
     counted = {series.name: series.frames_array for series in info.series if series.frames}
     spacings: dict[str, list[Float[np.ndarray, " 3"]]] = defaultdict(list)
     frames: dict[str, list[Int[np.ndarray, " 2"]]] = defaultdict(list)
+    groups: dict[str, Counter[str]] = {name: Counter() for name in info.groups}
     records = voxel_bytes = 0
     count = sum(map(len, expected.values()))
     with track(total=count, unit="volume", label="verify", show=progress, smoothing=0.05) as bar:
@@ -150,6 +161,12 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
                     frames[scan].append(sample[counted[scan]])
                 findings[columns, np.sign(sample["findings"]) + 1] += 1
                 labels[columns, np.sign(sample["labels"]) + 1] += 1
+                if LABEL_MAP in sample:
+                    voxels = np.bincount(sample[LABEL_MAP].ravel(), minlength=values.shape[1])
+                    values += (voxels > 0, voxels)
+                    maps += 1
+                for group, counts in groups.items():
+                    counts[sample[GROUPS].get(group, "")] += 1
                 for place, organ in enumerate(info.organs):
                     shown = "organs" in sample and sample["organs"][place].any()
                     said = sample["organ_sentences"].get(organ)
@@ -161,7 +178,22 @@ def check(info: PreparedInfo, *, progress: bool = True) -> Check:
         {name: np.stack([np.min(each, 0), np.max(each, 0)]) for name, each in found.items()}
         for found in (spacings, frames)
     ]
-    return Check(records, tuple(problems), percentiles, findings, labels, size, voxel_bytes, organs, *ranges)
+    labeled = maps, int(values[1, :OUTSIDE_LABEL].sum()), int(values[1, OUTSIDE_LABEL])
+    classes = values[:, 1 : len(info.label_classes) + 1].T
+    return Check(
+        records,
+        tuple(problems),
+        percentiles,
+        findings,
+        labels,
+        size,
+        voxel_bytes,
+        organs,
+        *ranges,
+        classes,
+        labeled,
+        groups,
+    )
 
 
 def _percentiles(counts: Int[np.ndarray, " V"]) -> dict[float, float]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from medclip_jax.shards.plan import Examined, report_of
+from medclip_jax.shards.plan import Examined
 from medclip_jax.shards.read import PARTS_FOLDER
 from medclip_jax.shards.scan import REJECTED, Outcome
 from medclip_jax.shards.settings import SPLITS
@@ -77,13 +77,13 @@ def make_shard(
     texts: list[str] = []
 
     def records() -> Iterator[bytes]:
-        for item in shard.items:
+        for _ in shard.items:
             outcome = next(outcomes)
             entries.append(outcome.entry)
             observe(outcome.entry)
             if outcome.record is not None:
                 if shard.split == "train":
-                    texts.append(report_of(item.study))
+                    texts.append(outcome.report)
                 yield outcome.record
 
     size = write_shard(records_file(folder, shard.name), records())

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 _WHOLE_BYTES = 1 << 20
@@ -45,6 +46,29 @@ def content_state(path: Path) -> str:
         return _file_state(path)
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}"
+
+
+def files_state(files: Sequence[Path]) -> str:
+    """The same of files that are one scan, wherever they lie: as of a folder that holds them alone.
+
+    Args:
+        files: at least one.
+    """
+    try:
+        return _state_of([os.fspath(file) for file in files], os.path.commonpath([f.parent for f in files]))
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}"
+
+
+def names_state(files: Sequence[Path]) -> str:
+    """A text that changes with the names of the files of a scan, without a look at the disk.
+
+    Args:
+        files: at least one.
+    """
+    folder = os.path.commonpath([file.parent for file in files])
+    names = b"\0".join(os.fsencode(os.path.relpath(file, folder)) for file in files)
+    return f"{len(files)} {hashlib.sha256(names).hexdigest()}"
 
 
 def earlier_state(path: Path) -> str | None:
@@ -88,10 +112,13 @@ def _files_of(path: str | os.PathLike) -> list[str]:
 
 
 def _folder_state(path: str | os.PathLike) -> str:
-    files = _files_of(path)
+    return _state_of(_files_of(path), path)
+
+
+def _state_of(files: Sequence[str], folder: str | os.PathLike) -> str:
     digest = hashlib.sha256()
     for name in files:
-        digest.update(os.fsencode(os.path.relpath(name, path)) + b"\0")
+        digest.update(os.fsencode(os.path.relpath(name, folder)) + b"\0")
         if not stat.S_ISREG(os.stat(name).st_mode):
             continue
         with open(name, "rb", buffering=0) as file:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from medclip_jax.corpora.study import Series
 from medclip_jax.shards.series import SeriesSettings
-from medclip_jax.volumes.frames import fit_frames, read_frames
+from medclip_jax.volumes.frames import Frames, fit_frames, read_frames
 from medclip_jax.volumes.volume import VolumeRejected
 
 _MOVING = "cine"
@@ -31,12 +31,15 @@ class PreparedFrames:
     provenance: Mapping[str, object]
 
 
-def prepare_frames(series: Series, settings: SeriesSettings) -> PreparedFrames:
+def prepare_frames(
+    series: Series, settings: SeriesSettings, observe: Callable[[str, Frames], None] | None = None
+) -> PreparedFrames:
     """Read one series, keep the slices that are wanted, and bring its pictures to their size.
 
     Args:
         series: where it lies.
         settings: what becomes of it.
+        observe: is given the series' name and its frames as they were read.
 
     Raises:
         VolumeRejected: it cannot be used; the message begins with its name.
@@ -51,6 +54,8 @@ def prepare_frames(series: Series, settings: SeriesSettings) -> PreparedFrames:
         )
     except VolumeRejected as rejection:
         raise VolumeRejected(rejection.code, f"Series '{settings.name}': {rejection}") from None
+    if observe is not None:
+        observe(settings.name, frames)
     kept = frames.middle() if settings.frames == "middle" else frames
     fitted, notes = fit_frames(kept, settings.shape[1:], settings.spacing[1:])
     slices, phases, *size = fitted.voxels.shape

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medclip_jax.corpora.study import Study
 from medclip_jax.corpora.tables import name_rows
+from medclip_jax.pool import available_cores
 from medclip_jax.progress import track
 from medclip_jax.shards.check import check_files
 from medclip_jax.shards.commit import Commit, Entry, committed, sweep
@@ -23,9 +24,9 @@ from medclip_jax.shards.plan import ID_RULE, MISSING_FILE, Examined, ShardPlan
 from medclip_jax.shards.read import PARTS_FOLDER, PreparedInfo, open_shards
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import write_rejected
-from medclip_jax.shards.retry import read_commits, reopen
+from medclip_jax.shards.retry import read_commits, reopen, with_texts
 from medclip_jax.shards.scan import NOTED, REJECTED
-from medclip_jax.shards.work import ATTEMPT, READER_DIED, Rejections, available_cores, cut_off, make_shards
+from medclip_jax.shards.work import ATTEMPT, READER_DIED, Rejections, cut_off, make_shards
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,11 @@ class Job:
                 if path.name != LOCK_FILE and not path.name.startswith(ATTEMPT):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_plan(out, self.plan)
-            kept = {name: commit for name, commit in commits.items() if name not in todo}
+            kept = {
+                shard.name: with_texts(commits[shard.name], shard, self.plan.settings)
+                for shard in self.shards
+                if shard.name not in todo
+            }
             self.options.say(f"{len(todo)} of {len(commits)} shards of '{out}' are made again")
             died = {
                 entry["row"]
@@ -177,7 +182,7 @@ class Job:
             ):
                 shutil.rmtree(out / PARTS_FOLDER, ignore_errors=True)
                 return info
-            reopen(info, commits, list(kept))
+            reopen(info, {**commits, **kept}, list(kept))
             return assemble(out, self.plan, [made[name] for name in self.plan.shards])[0]
 
     def run(self, done: Mapping[str, Commit], died: Set[int] = frozenset()) -> dict[str, Commit]:

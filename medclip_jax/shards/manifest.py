@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medclip_jax.corpora.tables import name_rows
@@ -24,7 +24,8 @@ PASSING = frozenset(("unreadable", "reader-died", "out-of-memory"))
 
 def may_pass(entry: Mapping[str, object]) -> bool:
     """Whether a line of the manifest is a rejection, of a scan or a mask, that another run may not repeat."""
-    return entry["class"] == REJECTED and str(entry["reason"]).removeprefix("organs-") in PASSING
+    reason = str(entry.get("reason", "")).removeprefix("organs-").removeprefix("label-map-")
+    return entry["class"] == REJECTED and reason in PASSING
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Summary:
         notes: code of a note to number of studies.
         reasons: code of a rejection to the rows it hit.
         passing: rows that were rejected for a reason that may pass.
+        redacted: quantity to the number of records from whose texts it was taken out, and of passages.
+        scrubbed: kind of personal data, likewise.
     """
 
     classes: Mapping[str, int]
@@ -44,6 +47,8 @@ class Summary:
     notes: Mapping[str, int]
     reasons: Mapping[str, tuple[int, ...]]
     passing: tuple[int, ...] = ()
+    redacted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    scrubbed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def text(self, seconds: float | None = None) -> str:
         """For people to read."""
@@ -52,6 +57,9 @@ class Summary:
         lines = [f"{total} studies: {counts}" + (f" ({seconds:.1f} s)" if seconds is not None else "")]
         if self.splits:
             lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in self.splits.items()))
+        for what, found in (("redacted", self.redacted), ("scrubbed", self.scrubbed)):
+            for name, (records, passages) in found.items():
+                lines.append(f"  {what} {name}: {passages} passages in the reports of {records} records")
         for note, count in Counter(self.notes).most_common():
             lines.append(f"  note {note}: {count}")
         for reason, rows in sorted(self.reasons.items(), key=lambda pair: -len(pair[1])):
@@ -76,7 +84,11 @@ def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
     classes, splits, notes = Counter(), Counter(), Counter()
     reasons: dict[str, list[int]] = defaultdict(list)
     passing: list[int] = []
+    counted = {what: (Counter(), Counter()) for what in ("redacted", "scrubbed")}
     for entry in entries:
+        for what, (records, passages) in counted.items():
+            records.update(dict.fromkeys(entry.get(what, ()), 1))
+            passages.update(entry.get(what, {}))
         if may_pass(entry):
             passing.append(entry["row"])
         classes[entry["class"]] += 1
@@ -92,6 +104,10 @@ def summarize(entries: Iterable[Mapping[str, object]]) -> Summary:
         dict(notes),
         {k: tuple(sorted(rows)) for k, rows in reasons.items()},
         tuple(sorted(passing)),
+        *(
+            {name: (records[name], passages[name]) for name in sorted(records)}
+            for records, passages in counted.values()
+        ),
     )
 
 

@@ -10,13 +10,14 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medclip_jax.shards.commit import Commit, Entry, committed, final_names
 from medclip_jax.shards.keys import default_key
 from medclip_jax.shards.manifest import Summary, read_manifest, summarize
 from medclip_jax.shards.parts import Part, PlanFile, read_plan
+from medclip_jax.shards.plan import REPEATED_REPORT
 from medclip_jax.shards.read import (
     MANIFEST_FILE,
     PARTS_FOLDER,
@@ -28,7 +29,7 @@ from medclip_jax.shards.read import (
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import join_rejected
 from medclip_jax.shards.scan import NOTED, REJECTED
-from medclip_jax.shards.settings import PrepareSettings
+from medclip_jax.shards.settings import SPLITS, PrepareSettings
 from medclip_jax.shards.work import Rejections
 from medclip_jax.shards.write import SHARD_PATTERN, finish, write_text
 
@@ -161,17 +162,20 @@ def assemble(
             if source.exists():  # else a run that was cut off has moved it
                 os.replace(source, out / names[commit.name])
             lengths.setdefault(commit.split, []).append(commit.records)
-    settings = plan.settings
+    settings, summary = plan.settings, summarize(entries)
+    redacted = {quantity.name: summary.redacted.get(quantity.name, (0, 0)) for quantity in settings.redact}
     written = settings.to_json() | {
+        **({"redacted": _counts(redacted)} if redacted else {}),
+        **({"scrubbed": _counts(summary.scrubbed)} if settings.scrub else {}),
+        **({"repeated_reports": _repeated(entries)} if settings.one_per_report else {}),
         "fingerprints": [commit.fingerprint for commit in commits],
         "digests": [commit.digest for commit in commits],
         "id_rule": plan.id_rule,
     }
-    return finish(out, settings.schema, lengths, written), summarize(entries)
+    return finish(out, settings.schema, lengths, written), summary
 
 
 def _manifest(commits: Sequence[Commit], names: Mapping[str, str]) -> list[Entry]:
-    seen: set[object] = set()
     entries = []
     for commit in commits:
         position = 0
@@ -179,11 +183,31 @@ def _manifest(commits: Sequence[Commit], names: Mapping[str, str]) -> list[Entry
             if entry["class"] != REJECTED:
                 entry = entry | {"shard": names[commit.name], "index": position}
                 position += 1
-                if entry["volume_checksum"] in seen:
-                    entry |= {"notes": [*entry["notes"], TWIN_NOTE], "class": NOTED}
-                seen.add(entry["volume_checksum"])
             entries.append(entry)
-    return entries
+    return note_twins(entries)
+
+
+def note_twins(entries: Iterable[Entry]) -> list[Entry]:
+    """The lines of a manifest in order, with a note where a scan equals that of an earlier line."""
+    seen: set[object] = set()
+    noted = []
+    for entry in entries:
+        if entry["class"] != REJECTED:
+            if entry["volume_checksum"] in seen:
+                entry = entry | {"notes": [*entry["notes"], TWIN_NOTE], "class": NOTED}
+            seen.add(entry["volume_checksum"])
+        noted.append(entry)
+    return noted
+
+
+def _counts(found: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {name: {"records": records, "passages": passages} for name, (records, passages) in found.items()}
+
+
+def _repeated(entries: Sequence[Entry]) -> dict[str, int]:
+    """Split to the volumes that were left out because another has their report."""
+    found = Counter(e["split"] for e in entries if e["class"] == REJECTED and e["reason"] == REPEATED_REPORT)
+    return {split: found[split] for split in SPLITS if found[split]}
 
 
 def _write_tokenizer(out: Path, settings: PrepareSettings, commits: Sequence[Commit]) -> None:

@@ -8,11 +8,16 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from medclip_jax.shards.arrays import ShardError
 from medclip_jax.shards.grid import differences, volume_kind
-from medclip_jax.shards.read import PreparedInfo, ShardSource, open_shards, open_split
+from medclip_jax.shards.read import PreparedInfo, ShardSource, open_configured, open_shards, open_split
+from medclip_jax.shards.record import GROUPS
+from medclip_jax.shards.subset import Subset
+
+if TYPE_CHECKING:
+    from medclip_jax.shards.chosen import ChosenRows
 
 _MOST = 2**31
 """Samples of an epoch: their indices are 32-bit integers."""
@@ -36,7 +41,7 @@ class Mixture:
         counts: samples of each set in an epoch.
     """
 
-    def __init__(self, sources: Sequence[ShardSource], weights: Sequence[float]):
+    def __init__(self, sources: Sequence[ShardSource | ChosenRows], weights: Sequence[float]):
         check_alike([source.info for source in sources])
         self.sources, self.info = tuple(sources), sources[0].info
         total = math.fsum(weights)
@@ -70,7 +75,7 @@ class Mixture:
         source, place = self._find(index)
         return source.raw(place)
 
-    def _find(self, index: int) -> tuple[ShardSource, int]:
+    def _find(self, index: int) -> tuple[ShardSource | ChosenRows, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a mixture of {len(self)}")
         number = bisect_right(self._ends, index)
@@ -80,7 +85,7 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """A hash of what the sets hold and of their shares; the same wherever they lie."""
-        content = [(source.info.fingerprint, source.split) for source in self.sources], self.counts
+        content = [(source.fingerprint, source.split) for source in self.sources], self.counts
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -103,9 +108,15 @@ def check_alike(infos: Sequence[PreparedInfo]) -> None:
             theirs, ours = getattr(info, name), getattr(first, name)
             if theirs != ours:
                 found.append(f"{name} {theirs!r} instead of {ours!r} ({option})")
+        if info.label_classes != first.label_classes:
+            found.append(
+                f"classes of label maps {info.label_classes!r} instead of {first.label_classes!r} "
+                "(--label-maps)"
+            )
         if info.definitions != first.definitions:
             found.append("findings of the same name are defined otherwise (--findings)")
-        if not found and [spec for spec in info.arrays if spec not in first.arrays]:
+        others = [spec for spec in info.arrays if spec not in first.arrays and spec.name != GROUPS]
+        if not found and others:
             found.append("other arrays")
         if found:
             raise ShardError(
@@ -114,8 +125,8 @@ def check_alike(infos: Sequence[PreparedInfo]) -> None:
             )
 
 
-def open_training(config: Any, fields: Sequence[str] | None = None) -> ShardSource | Mixture:
-    """What a run trains on: the split of one set, or of several that are mixed.
+def open_training(config: Any, fields: Sequence[str] | None = None) -> ShardSource | ChosenRows | Mixture:
+    """What a run trains on: the split of one set, or of several that are mixed; a subset of each, if any.
 
     Args:
         config: `config.data`.
@@ -125,7 +136,7 @@ def open_training(config: Any, fields: Sequence[str] | None = None) -> ShardSour
         ShardError: no prepared folder, no such split, weights that are none, or sets that differ.
     """
     if not config.sets:
-        return open_split(open_shards(config.shards), config.train_split, fields=fields)
+        return open_split(open_configured(config), config.train_split, fields=fields)
     entries = [tuple(entry) if isinstance(entry, list | tuple) else () for entry in config.sets]
     for entry in entries:
         named = len(entry) == 2 and isinstance(entry[0], str)
@@ -137,5 +148,9 @@ def open_training(config: Any, fields: Sequence[str] | None = None) -> ShardSour
     folders = [folder for folder, _ in entries]
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise ShardError(f"config.data.sets names {', '.join(sorted(twice))} twice: add up the weights")
-    sources = [open_split(open_shards(folder), config.train_split, fields=fields) for folder in folders]
+    subset, tables = Subset.of(config), tuple(config.get("tables", ()))
+    sources = [
+        open_split(open_shards(folder, subset=subset, tables=tables), config.train_split, fields=fields)
+        for folder in folders
+    ]
     return Mixture(sources, [weight for _, weight in entries])

@@ -73,12 +73,13 @@ def occupancy(
         notes.append("organs-outside-crop")
     if any(not _meets(*mask, scan) for mask in filled.values()):
         notes.append("organs-beside-scan")
-    if not all(_same_grid(*mask, scan) for mask in masks.values()):
+    if not all(same_grid(*mask, scan) for mask in masks.values()):
         notes.append("organs-on-another-grid")
     return cells, notes
 
 
-def _same_grid(mask: np.ndarray, affine: Float[np.ndarray, "4 4"], volume: Volume) -> bool:
+def same_grid(mask: np.ndarray, affine: Float[np.ndarray, "4 4"], volume: Volume) -> bool:
+    """Whether a mask has the voxels of a volume, and its place."""
     return mask.shape == volume.voxels.shape and np.allclose(affine, volume.affine, atol=1e-2)
 
 

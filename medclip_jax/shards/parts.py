@@ -219,6 +219,8 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
     found = [
         "the findings files define other findings"
         if field.name == "definitions"
+        else "--redact takes out other quantities"
+        if field.name == "redact"
         else f"{field.name} is {old} there, {new} here"
         for field in fields(PrepareSettings)
         if (old := getattr(theirs.settings, field.name)) != (new := getattr(ours.settings, field.name))
@@ -237,4 +239,5 @@ def plan_differences(theirs: PlanFile, ours: PlanFile) -> list[str]:
 def _text(plan: PlanFile) -> str:
     written = asdict(plan)
     written["settings"]["definitions"] = plan.settings.definitions.to_json()
+    written["settings"]["redact"] = [quantity.to_json() for quantity in plan.settings.redact]
     return json.dumps(written) + "\n"

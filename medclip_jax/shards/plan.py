@@ -14,9 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from medclip_jax.corpora.study import Study
+from medclip_jax.corpora.study import Series, Study
 from medclip_jax.shards.arrays import ShardError
-from medclip_jax.shards.files import content_state, earlier_state, is_missing
+from medclip_jax.shards.files import content_state, earlier_state, files_state, is_missing, names_state
 from medclip_jax.shards.keys import hashed_integer, hashed_text, keyed_hash
 from medclip_jax.shards.record import VOLUME
 from medclip_jax.shards.settings import SPLITS, PrepareSettings
@@ -27,6 +27,9 @@ patient: studies of one number were one study, whoever's they were."""
 
 MISSING_FILE = "missing-file"
 """Code of a study whose volume is not there."""
+
+REPEATED_REPORT = "repeated-report"
+"""Code of a volume that `one_per_report` leaves out. It is a choice, and no fault of the data."""
 
 _SAYS_NOTHING = re.compile(r"(not given|not available|none|nan|n/?a|null|nil|-+|\.+)?[\s.]*", re.IGNORECASE)
 
@@ -112,6 +115,7 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
     seen: set[str] = set()
     # By keyed hash: random, so that train[:10%] is a fair sample, and not the order of the archive.
     groups: dict[str, dict[str, list[Item]]] = {name: defaultdict(list) for name in SPLITS}
+    items: list[Item] = []
     for place, study in enumerate(studies, start=1):
         owner = (study.patient_id, study.study_id)
         item = Item(
@@ -130,13 +134,16 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
             notes.append("duplicate-report")
         if len(table.reports[owner]) > 1:
             notes.append("study-with-several-reports")
-        notes.extend(note for note in study.notes if settings.uses_masks or not note.startswith("organs-"))
+        notes.extend(note for note in study.notes if settings.keeps_note(note))
         notes.extend(_series_notes(study, settings))
         rejection = _rejection(study, report, settings, seen, table)
         seen.add(study.record_id)
         if table.rows[study.record_id] > 1 and rejection is None:
             notes.append("duplicate-row-dropped")
         item = replace(item, notes=tuple(notes), rejection=rejection)
+        items.append(item)
+    for item in _one_per_report(items) if settings.one_per_report else items:
+        owner = (item.study.patient_id, item.study.study_id)
         several = table.scans[owner] > 1
         group = hashed_text(key, "study", "/".join(owner)) if several else item.id
         groups[item.split][group].append(item)
@@ -149,6 +156,50 @@ def make_plan(studies: Sequence[Study], settings: PrepareSettings, key: bytes) -
         for index, items in enumerate(_cut(ordered, settings.per_shard)):
             shards.append(ShardPlan(split, index, items, _digest(items, settings, key)))
     return shards
+
+
+def same_report(study: Study) -> str:
+    """What two reports have in common that say the same words: lower case, single spaces."""
+    return " ".join(report_of(study).lower().split())
+
+
+def count_repeated(studies: Sequence[Study]) -> tuple[int, int]:
+    """How many volumes repeat the report of another one.
+
+    Args:
+        studies: a row each.
+
+    Returns:
+        Of the same study, as reconstructions of one scan do, and of other studies: those beyond the first.
+    """
+    owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    counts: Counter[str] = Counter()
+    for study in studies:
+        if report := same_report(study):
+            owners[report].add((study.patient_id, study.study_id))
+            counts[report] += 1
+    other = sum(len(found) - 1 for found in owners.values())
+    return counts.total() - len(counts) - other, other
+
+
+def _one_per_report(items: Sequence[Item]) -> list[Item]:
+    """The items, of which those are rejected that repeat the report of one before, by id, in their split."""
+    reports = [same_report(item.study) if item.rejection is None else "" for item in items]
+    first: dict[tuple[str, str], int] = {}
+    for place in sorted(
+        range(len(items)), key=lambda place: (items[place].study.record_id, items[place].row)
+    ):
+        if reports[place]:
+            first.setdefault((items[place].split, reports[place]), place)
+    kept = set(first.values())
+    rejection = (
+        REPEATED_REPORT,
+        "Another volume of the split has this report, and --one-per-report keeps one.",
+    )
+    return [
+        replace(item, rejection=rejection) if reports[place] and place not in kept else item
+        for place, item in enumerate(items)
+    ]
 
 
 @dataclass(frozen=True)
@@ -178,7 +229,7 @@ class _Table:
             record_owners[study.record_id].add(owner)
             owners[report].add(owner)
             if report and scans[owner] > 1:
-                reports[owner].add(" ".join(report.lower().split()))
+                reports[owner].add(same_report(study))
         rows = Counter(study.record_id for study in studies)
         return cls(rows, record_owners, scans, owners, reports)
 
@@ -225,20 +276,34 @@ def examine(shard: ShardPlan, settings: PrepareSettings, key: bytes) -> Examined
     items, states, earlier = [], [], []
     for item in shard.items:
         study = item.study
-        if item.rejection is None and any(is_missing(series.path) for series in study.series):
-            missing = "There is no such file or folder: check the path in the table and --root."
-            item = replace(item, rejection=(MISSING_FILE, missing))
-        items.append(item)
+        items.append(reject_missing(item))
         masks = sorted(study.organs) if settings.uses_masks else ()
-        paths = [series.path for series in study.series] + [study.organs[name] for name in masks]
-        states.append([content_state(path) for path in paths])
-        earlier.append([earlier_state(path) or state for path, state in zip(paths, states[-1], strict=True)])
-    found = replace(shard, items=tuple(items))
+        scans = [(series.path, series.files) for series in study.series]
+        places = [*scans, *((study.organs[name], ()) for name in masks)]
+        if settings.label_maps == "corpus" and study.label_map is not None:
+            places.append((study.label_map.path, ()))
+        found = [files_state(files) if files else content_state(path) for path, files in places]
+        states.append(found)
+        earlier.append(
+            [
+                state if files else earlier_state(path) or state
+                for (path, files), state in zip(places, found, strict=True)
+            ]
+        )
+    seen = replace(shard, items=tuple(items))
     fingerprint = _fingerprint(items, states, settings, key)
     changed = earlier != states
     return Examined(
-        found, fingerprint, _fingerprint(items, earlier, settings, key) if changed else fingerprint
+        seen, fingerprint, _fingerprint(items, earlier, settings, key) if changed else fingerprint
     )
+
+
+def reject_missing(item: Item) -> Item:
+    """The same, rejected where a file of the study is not there."""
+    if item.rejection is None and any(is_missing(series.path) for series in item.study.series):
+        missing = "There is no such file or folder: check the path in the table and --root."
+        return replace(item, rejection=(MISSING_FILE, missing))
+    return item
 
 
 def _fingerprint(
@@ -279,7 +344,17 @@ def _added_fields(study: Study) -> list[str]:
     fields += [f"spacing {first.spacing}"] if first.spacing else []
     fields += [f"series {first.uid}"] if first.uid else []
     fields += [f"name {first.name}"] if first.name != VOLUME else []
-    return fields + [repr(series) for series in others]
+    fields += _added_to_series(first)
+    fields += [repr(study.label_map)] if study.label_map is not None else []
+    fields += [f"groups {sorted(study.groups.items())}"] if study.groups else []
+    return fields + [word for series in others for word in (repr(series), *_added_to_series(series))]
+
+
+def _added_to_series(series: Series) -> list[str]:
+    """What came after the fields that a series' repr shows, where it is said."""
+    channel = [] if series.channel is None else [f"channel {series.channel}"]
+    said = [f"axes {series.axes}"] * bool(series.axes) + ["raw"] * series.raw + channel
+    return said + ([f"files {names_state(series.files)}"] if series.files else [])
 
 
 def _hash_all(key: bytes, kind: str, parts: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from medclip_jax.shards.keys import default_key, read_key
 from medclip_jax.shards.manifest import Summary, read_manifest
 from medclip_jax.shards.merge import assemble, lock, merge
 from medclip_jax.shards.parts import Part, PlanFile, describe_plan, join_plan, write_plan
-from medclip_jax.shards.plan import examine, make_plan
+from medclip_jax.shards.plan import count_repeated, examine, make_plan, report_of
 from medclip_jax.shards.read import PARTS_FOLDER, SETTINGS_FILE, PreparedInfo
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.rejected import rejected_file
@@ -151,6 +151,9 @@ def _prepare(
         raise ShardError("the corpus has no studies: check the table, --root and --limit")
     settings = resolve(settings, studies)
     _say_what_is_left_out(settings, studies, say)
+    _say_what_repeats(settings, studies, say)
+    if part is None:
+        _say_what_is_redacted(settings, studies, say)
     if settings.tokenizer not in ("train", None):
         load_tokenizer(settings.tokenizer)  # it is copied at the end, which is late to learn of a mistake
     start = time.monotonic()
@@ -191,6 +194,45 @@ def _prepare(
             return job.again(start)
         options.summarize((entry for commit in done.values() for entry in commit.entries), start)
         return _merge_if_last(out, plan, locks, options.max_rejected, key_file, start, say)
+
+
+def _say_what_repeats(settings: PrepareSettings, studies: Sequence[Study], say) -> None:
+    same, other = count_repeated(studies)
+    if same or other:
+        what = (
+            "of each split, one volume of every report is kept"
+            if settings.one_per_report
+            else "--one-per-report keeps one of every report in each split"
+        )
+        say(
+            f"reports: {same + other} of {len(studies)} volumes repeat the report of another, {same} of the "
+            f"same study and {other} of another; {what}"
+        )
+
+
+_SEARCHED = 500
+"""Reports in which an example of what is redacted is looked for."""
+
+
+def _say_what_is_redacted(settings: PrepareSettings, studies: Sequence[Study], say) -> None:
+    """An example of each quantity, for the user's own screen alone: not where parts write logs."""
+    from medclip_jax.reports.redaction import redact
+
+    for quantity in settings.redact:
+        passages = (
+            passage
+            for study in studies[:_SEARCHED]
+            for passage in redact(report_of(study), [quantity]).passages
+        )
+        found = next(passages, None)
+        say(
+            f"--redact {quantity.name} ({quantity.about}): "
+            + (
+                f"for example, {found.marked()}"
+                if found
+                else f"nothing in the first {min(_SEARCHED, len(studies))} reports"
+            )
+        )
 
 
 def _say_what_is_left_out(settings: PrepareSettings, studies: Sequence[Study], say) -> None:

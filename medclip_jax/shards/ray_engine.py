@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from medclip_jax.pool import map_guarded
 from medclip_jax.shards.commit import Commit, Entry, make_shard
 from medclip_jax.shards.plan import Examined
-from medclip_jax.shards.pool import map_guarded
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import prepare_study
 from medclip_jax.shards.settings import PrepareSettings

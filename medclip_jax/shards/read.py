@@ -6,17 +6,24 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from medclip_jax.allocator import keep_freed_memory
 from medclip_jax.reports.definitions import Findings
 from medclip_jax.shards.arrays import ArraySpec, ShardError
+from medclip_jax.shards.fetch import SETTINGS_FILE, fetch_files, fetch_set
+from medclip_jax.shards.label_tables import LabelTable, Overlay, read_label_table, with_columns
 from medclip_jax.shards.record import Schema, decode, volume_arrays
 from medclip_jax.shards.series import SeriesSettings, read_series
+from medclip_jax.shards.subset import FOLD, Subset
+from medclip_jax.shards.urls import is_url
 
-SETTINGS_FILE = "prepare.json"
+if TYPE_CHECKING:
+    from medclip_jax.shards.chosen import ChosenRows
+
 MANIFEST_FILE = "manifest.jsonl"
 PARTS_FOLDER = ".parts"
 DATASET_FILES = ("dataset_info.json", "features.json")
@@ -43,6 +50,10 @@ class PreparedInfo:
         files: shard name to bytes.
         arrays: declarations of the arrays of a record; () in sets of one volume a record that were prepared
             before these were listed.
+        groups: names of the groups in `groups`, () where records have none.
+        subset: which rows of a split are opened, see `open_split`; None for all.
+        tables: labels that came later, laid over the records; their columns are among those above.
+        stored: what the folder says without them; None where there are none.
     """
 
     folder: Path
@@ -57,11 +68,26 @@ class PreparedInfo:
     cell: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
     arrays: tuple[ArraySpec, ...] = ()
+    groups: tuple[str, ...] = ()
+    subset: Subset | None = None
+    tables: tuple[LabelTable, ...] = ()
+    stored: PreparedInfo | None = None
 
     @property
     def definitions(self) -> Findings:
         """The findings that are known: the library's, and those that the set was prepared with."""
         return Findings.from_json(self.settings.get("definitions", ()))
+
+    @property
+    def label_classes(self) -> tuple[str, ...]:
+        """Names of the classes 1, 2, ... of the array `label_map`; () where records have none."""
+        return tuple(self.settings.get("label_classes", ()))
+
+    @property
+    def label_regions(self) -> dict[str, tuple[str, ...]]:
+        """Name to names of the classes that together make it, as the archive defines it."""
+        regions = self.settings.get("label_regions", {})
+        return {name: tuple(parts) for name, parts in regions.items()}
 
     @property
     def schema(self) -> Schema:
@@ -81,6 +107,9 @@ class PreparedInfo:
 
         It covers the schema, the splits, the size of every shard, and what each was made from.
         """
+        if self.stored is not None:
+            content = [self.stored.fingerprint, *(table.digest for table in self.tables)]
+            return hashlib.sha256(json.dumps(content).encode()).hexdigest()
         columns = [self.shape, self.spacing, self.findings, self.organs, self.measurements, self.cell]
         content = [columns, sorted(self.splits.items()), sorted(self.files.items())]
         content.append(self.settings.get("fingerprints"))
@@ -89,16 +118,85 @@ class PreparedInfo:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def open_shards(folder: str | os.PathLike) -> PreparedInfo:
+def local_folder(folder: str | os.PathLike) -> Path:
+    """Where a set lies on this machine; one in an object store is fetched first, see `shards.fetch`."""
+    return fetch_set(folder) if is_url(folder) else Path(folder)
+
+
+def open_shards(
+    folder: str | os.PathLike | PreparedInfo, *, subset: Subset | None = None, tables: Sequence[str] = ()
+) -> PreparedInfo:
     """Read what a prepared folder says about itself.
 
     Args:
-        folder: written by `medclip prepare`.
+        folder: written by `medclip prepare`; or the URL of a set in an object store, which then is read from
+            a folder of this machine (see `shards.fetch`). What was opened before is returned as it is.
+        subset: which rows of a split `open_split` opens; None for all.
+        tables: names of tables of `medclip label`, to lay over the records.
 
     Raises:
-        ShardError: it does not exist, is no prepared folder, or its preparation did not finish.
+        ShardError: it does not exist, is no prepared folder, or its preparation did not finish; or it has no
+            such table.
     """
-    folder = Path(folder)
+    if isinstance(folder, PreparedInfo):
+        return folder
+    info = _read_info(folder)
+    if tables:
+        info = with_tables(info, [read_label_table(info.folder, name) for name in tables])
+    return replace(info, subset=subset)
+
+
+def with_tables(info: PreparedInfo, tables: Sequence[LabelTable]) -> PreparedInfo:
+    """What a set says with tables laid over its records: their columns come after its own.
+
+    Args:
+        info: of the set, without tables.
+        tables: in the order of their columns. What one says of a column that the set has goes before what
+            the set says.
+
+    Raises:
+        ShardError: two tables have one column.
+    """
+    columns = {kind: list(getattr(info, kind)) for kind in ("findings", "measurements", "groups")}
+    definitions, taken = info.definitions, {}
+    for table in tables:
+        for kind, found in columns.items():
+            for name in getattr(table, kind):
+                if (kind, name) in taken:
+                    raise ShardError(
+                        f"the tables {taken[kind, name]!r} and {table.name!r} of '{info.folder}' both have "
+                        f"the column {name!r}: take one of them, or label again without it"
+                    )
+                taken[kind, name] = table.name
+                found += [name] * (name not in found)
+        definitions = definitions.updated(table.definitions)
+    settings = dict(info.settings)
+    if definitions.own:
+        settings["definitions"] = definitions.to_json()
+    return replace(
+        info,
+        **{kind: tuple(found) for kind, found in columns.items()},
+        settings=settings,
+        arrays=with_columns(info.schema, *columns.values()),
+        tables=tuple(tables),
+        stored=info,
+    )
+
+
+def open_configured(config: Any) -> PreparedInfo:
+    """What a prepared folder says, with the subset and the tables that a config names.
+
+    Args:
+        config: `config.data`.
+
+    Raises:
+        ShardError, ValueError: as `open_shards`, or a subset that makes no sense.
+    """
+    return open_shards(config.shards, subset=Subset.of(config), tables=tuple(config.get("tables", ())))
+
+
+def _read_info(folder: str | os.PathLike) -> PreparedInfo:
+    folder = local_folder(folder)
     if not folder.is_dir():
         raise ShardError(f"no folder '{folder}': give the folder that `medclip prepare --out` wrote")
     path = folder / SETTINGS_FILE
@@ -132,6 +230,7 @@ def open_shards(folder: str | os.PathLike) -> PreparedInfo:
             cell=int(written["cell"]),
             files=dict(written["files"]),
             arrays=arrays,
+            groups=tuple(written["settings"].get("groups", ())),
         )
         _ = info.series  # what it says of them must make sense as well
         return info
@@ -167,8 +266,14 @@ class ShardSource:
     def __init__(self, info: PreparedInfo, split: str, fields: Sequence[str] | None = None):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._schema = info.schema
-        names = tuple(self._schema.arrays)
+        keep_freed_memory()
+        self._stored = (info.stored or info).schema
+        self._overlay = None
+        if info.tables:
+            self._overlay = Overlay(
+                self._stored, (info.findings, info.measurements, info.groups), info.tables
+            )
+        names = tuple(info.schema.arrays)
         if unknown := sorted(set(fields or ()) - set(names)):
             raise ShardError(
                 f"the records of '{info.folder}' hold no array {', '.join(unknown)}; they hold "
@@ -177,7 +282,24 @@ class ShardSource:
         self.info = info
         self.split = split
         self.fields = tuple(fields) if fields is not None else names
-        self._records = ArrayRecordDataSource(_file_instructions(info, split))
+        self._files = _file_instructions(info, split)
+        self._records = ArrayRecordDataSource(self._files)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the set and its tables, see `PreparedInfo`."""
+        return self.info.fingerprint
+
+    @property
+    def records_fingerprint(self) -> str:
+        """Of the set alone, whatever tables say of its records."""
+        return (self.info.stored or self.info).fingerprint
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Shard, and index of the record in it, of each record in order."""
+        for file in self._files:
+            for index in range(file.skip, file.skip + file.take):
+                yield os.path.basename(file.filename), index
 
     def __len__(self) -> int:
         return len(self._records)
@@ -189,10 +311,22 @@ class ShardSource:
             IndexError: no such index.
             ShardError: the record is damaged.
         """
+        return self.decoded(index, self.fields)
+
+    def decoded(self, index: SupportsIndex, fields: Sequence[str]) -> dict[str, object]:
+        """The sample at `index`, with other arrays than the source was opened for; errors as by ``[index]``.
+
+        Args:
+            index: of the sample.
+            fields: names of the arrays.
+        """
         index = index.__index__()
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of '{self.split}', which has {len(self)}")
-        return decode(self.raw(index % len(self)), self._schema, self.fields)
+        data = self.raw(index % len(self))
+        if self._overlay is None:
+            return decode(data, self._stored, fields)
+        return self._overlay.lay(decode(data, self._stored, self._overlay.needs(fields)), fields)
 
     def raw(self, index: int) -> bytes:
         """The serialized record at `index`, over which the manifest's checksum goes.
@@ -216,8 +350,11 @@ class ShardSource:
 
 def open_split(
     folder: str | os.PathLike | PreparedInfo, split: str, *, fields: Sequence[str] | None = None
-) -> ShardSource:
+) -> ShardSource | ChosenRows:
     """Open a split, or a part of one in TFDS's notation, for random access.
+
+    Of a folder that was opened with a subset, the split that it is of has the chosen rows alone, and the
+    split `subset.FOLD` is the fold that they leave out.
 
     Args:
         folder: a prepared folder, or what `open_shards` returned for it.
@@ -228,8 +365,14 @@ def open_split(
     Raises:
         ShardError: no prepared folder, no such split or array, a missing or truncated shard.
     """
-    info = folder if isinstance(folder, PreparedInfo) else open_shards(folder)
-    return ShardSource(info, split, fields)
+    info = open_shards(folder)
+    subset = info.subset
+    if subset is None or split not in (FOLD, subset.split):
+        return ShardSource(info, split, fields)
+    from medclip_jax.shards.chosen import choose
+
+    check_split(info, split)
+    return choose(ShardSource(info, subset.split, fields), subset, split)
 
 
 def check_split(info: PreparedInfo, split: str) -> None:
@@ -242,6 +385,13 @@ def check_split(info: PreparedInfo, split: str) -> None:
     Raises:
         ShardError: there is no such split; the message lists those there and names the nearest.
     """
+    if split == FOLD:
+        if info.subset is None or not info.subset.folds:
+            raise ShardError(
+                f"no split '{FOLD}' without folds: set config.data.subset.folds (and .fold, the one to score "
+                "on), or give --subset folds=5,fold=0"
+            )
+        return
     for part in split.split("+"):
         name = part.partition("[")[0].strip()
         if name != "all" and name not in info.splits:
@@ -271,7 +421,9 @@ def _file_instructions(info: PreparedInfo, split: str) -> list:
         ) from None
     if not instructions:
         raise ShardError(f"split '{split}' in '{info.folder}' holds no volume; it has {counts}")
-    for name in sorted({os.path.basename(instruction.filename) for instruction in instructions}):
+    names = sorted({os.path.basename(instruction.filename) for instruction in instructions})
+    fetch_files(info.folder, names)
+    for name in names:
         path = info.folder / name
         if not path.exists():
             raise ShardError(f"shard {name} is missing from '{info.folder}': copy it again, or prepare again")

@@ -15,9 +15,16 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from medclip_jax.corpora.study import VOLUME
 from medclip_jax.shards.arrays import ArraySpec, ShardError
+from medclip_jax.shards.wire import split_example
 
 TEXTS = ("report", "findings_text", "impression", "statements")
 """The text arrays of a record."""
+
+LABEL_MAP = "label_map"
+"""Class of each voxel of `volume`; see `shards.label_maps`."""
+
+GROUPS = "groups"
+"""Name to the group that a study belongs to (scanner, band of ages): JSON, a dict once decoded."""
 
 ORGAN_SENTENCES = "organ_sentences"
 """Organ to `OrganText`: JSON in the shards, a dict once decoded."""
@@ -159,19 +166,17 @@ def decode(data: bytes, schema: Schema, fields: Collection[str] | None = None) -
 
     Returns:
         Name to value, as the schema declares it: of a set of volumes, `volume` (D, H, W) int16 HU; `organs`
-        (O, d, h, w) uint8; `organ_sentences` a dict (see `OrganText`); `findings`, `labels` (F,) int8;
-        `measurements` (M,) float32; `study`, `patient` int64; the texts and `id` as str. An optional array
-        that the record lacks is absent; optional JSON is {}.
+        (O, d, h, w) uint8; `organ_sentences` a dict (see `OrganText`); `groups` a dict of str;
+        `findings`, `labels` (F,) int8; `measurements` (M,) float32; `study`, `patient` int64; the texts and
+        `id` as str. An optional array that the record lacks is absent; optional JSON is {}.
 
     Raises:
         ShardError: the record is damaged.
     """
     try:
-        feature = tf_example_pb2.Example.FromString(data).features.feature
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ShardError(
-            f"a record cannot be parsed ({type(error).__name__}): prepare this set again"
-        ) from None
+        features = split_example(data)
+    except ValueError as error:
+        raise ShardError(f"a record cannot be parsed ({error}): prepare this set again") from None
     arrays = schema.arrays
-    values = {name: arrays[name].decode(feature) for name in (arrays if fields is None else fields)}
+    values = {name: arrays[name].decode(features) for name in (arrays if fields is None else fields)}
     return {name: value for name, value in values.items() if value is not None}

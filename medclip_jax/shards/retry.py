@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medclip_jax.shards.commit import Commit, Entry, final_names, records_file, write_commit
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.merge import TWIN_NOTE
-from medclip_jax.shards.plan import ShardPlan, report_of
+from medclip_jax.shards.plan import ShardPlan
 from medclip_jax.shards.read import MANIFEST_FILE, PARTS_FOLDER, SETTINGS_FILE, PreparedInfo
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import ACCEPTED, NOTED, REJECTED
+from medclip_jax.shards.settings import PrepareSettings
+from medclip_jax.shards.texts import read_texts
 from medclip_jax.shards.write import write_shard
 
 
 def read_commits(info: PreparedInfo, shards: Sequence[ShardPlan]) -> dict[str, Commit]:
-    """What was committed of each shard of a finished set.
+    """What was committed of each shard of a finished set, but for its texts (see `with_texts`).
 
     Args:
         info: of the set.
@@ -39,16 +42,27 @@ def read_commits(info: PreparedInfo, shards: Sequence[ShardPlan]) -> dict[str, C
                 f"{info.folder / MANIFEST_FILE} does not list the studies of this set: it is damaged or "
                 "another set's; copy it again, or prepare the set again"
             )
-        texts = [
-            report_of(item.study)
-            for item, entry in zip(shard.items, found, strict=True)
-            if shard.split == "train" and entry["class"] != REJECTED
-        ]
         size = next((info.files.get(entry["shard"], 0) for entry in found if entry["class"] != REJECTED), 0)
         commits[shard.name] = Commit(
-            shard.name, shard.digest, fingerprint, size, [_committed(entry) for entry in found], texts
+            shard.name, shard.digest, fingerprint, size, [_committed(entry) for entry in found], []
         )
     return commits
+
+
+def with_texts(commit: Commit, shard: ShardPlan, settings: PrepareSettings) -> Commit:
+    """A commit of `read_commits` with the texts from which a tokenizer may learn.
+
+    Args:
+        commit: of the shard.
+        shard: of the plan.
+        settings: resolved.
+    """
+    texts = [
+        read_texts(item.study, settings).report
+        for item, entry in zip(shard.items, commit.entries, strict=True)
+        if shard.split == "train" and entry["class"] != REJECTED
+    ]
+    return replace(commit, texts=texts)
 
 
 def _committed(entry: Entry) -> Entry:

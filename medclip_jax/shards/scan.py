@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,18 @@ from jaxtyping import Float, Int
 from medclip_jax.corpora.study import Series, Study
 from medclip_jax.reports.definitions import Findings
 from medclip_jax.shards.frames import prepare_frames
+from medclip_jax.shards.label_maps import prepare_label_map
 from medclip_jax.shards.organs import Mask, occupancy, organ_texts, read_masks
-from medclip_jax.shards.plan import Item, report_of, says_nothing
-from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, checksum, encode
+from medclip_jax.shards.plan import Item
+from medclip_jax.shards.record import GROUPS, LABEL_MAP, ORGAN_SENTENCES, VOLUME, checksum, encode
 from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.shards.settings import PrepareSettings
+from medclip_jax.shards.texts import Texts, read_texts, withhold
 from medclip_jax.volumes import Volume, VolumeRejected, crop_and_resample, mask_center, read_volume
+from medclip_jax.volumes.frames import Frames
+
+Observer = Callable[[str, Volume | Frames], None]
+"""Looks at scans as they were read."""
 
 ACCEPTED, NOTED, REJECTED = "accepted", "accepted-with-note", "rejected-with-reason"
 
@@ -28,18 +35,21 @@ class Outcome:
     Attributes:
         entry: its line in the manifest.
         record: serialized, None where the study was rejected.
+        report: the text that the record holds, from which a tokenizer may learn.
     """
 
     entry: dict[str, object]
     record: bytes | None = None
+    report: str = ""
 
 
-def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
+def prepare_study(item: Item, settings: PrepareSettings, observe: Observer | None = None) -> Outcome:
     """Make a study's record. Every input ends accepted, accepted with a note, or rejected with a reason.
 
     Args:
         item: from the plan.
         settings: resolved.
+        observe: is given the name of each series and the scan as it was read, before it is cropped.
     """
     entry: dict[str, object] = {
         "row": item.row,
@@ -51,7 +61,8 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
     try:
         if item.rejection is not None:
             raise VolumeRejected(*item.rejection)
-        record, provenance, notes = _make_record(item, settings)
+        texts = read_texts(item.study, settings)
+        record, provenance, notes = _make_record(item, texts, settings, observe)
         spacings = _spacings(record, settings)
         data, checksums = encode(record, settings.schema)
     except VolumeRejected as rejection:
@@ -74,12 +85,14 @@ def prepare_study(item: Item, settings: PrepareSettings) -> Outcome:
         "class": NOTED if notes else ACCEPTED,
         "notes": list(notes),
         "provenance": provenance,
+        **({"redacted": dict(texts.redacted)} if texts.redacted else {}),
+        **({"scrubbed": dict(texts.scrubbed)} if texts.scrubbed else {}),
         **({"spacing": spacings} if spacings else {}),
         "bytes": len(data),
         "checksum": checksum(data),
         "volume_checksum": _scan_checksum([checksums[series.name] for series in settings.all_series]),
     }
-    return Outcome(entry, data)
+    return Outcome(entry, data, texts.report)
 
 
 def _spacings(record: dict[str, Any], settings: PrepareSettings) -> object:
@@ -98,27 +111,29 @@ def _scan_checksum(found: list[str]) -> str:
 
 
 def _make_record(
-    item: Item, settings: PrepareSettings
+    item: Item, texts: Texts, settings: PrepareSettings, observe: Observer | None
 ) -> tuple[dict[str, Any], dict[str, object], tuple[str, ...]]:
     from medclip_jax.reports.statements import statements
 
     study, schema = item.study, settings.schema
-    notes = list(item.notes)
+    notes = [*item.notes, *_redaction_notes(texts, settings)]
     wanted = set(schema.organs) | ({settings.crop} - {"center", "box"})
     masks, center = None, None
     scans: dict[str, Volume] = {}
     frames: dict[str, np.ndarray] = {}
     provenance: dict[str, dict[str, object]] = {}
-    organs = None
+    organs = label_map = None
     for series in (one for one in settings.all_series if one.name in {given.name for given in study.series}):
         given = next(given for given in study.series if given.name == series.name)
         if series.frames:
-            prepared = prepare_frames(given, series)
+            prepared = prepare_frames(given, series, observe)
             frames |= prepared.arrays
             provenance[series.name] = dict(prepared.provenance)
             notes += prepared.notes
             continue
         scan = _read(given, series, settings)
+        if observe is not None:
+            observe(series.name, scan)
         found = list(scan.notes)
         if masks is None:  # after the first scan: what is wrong with it is the reason that helps most
             masks = read_masks(study, wanted) if wanted else {}
@@ -129,12 +144,14 @@ def _make_record(
         if series.name == VOLUME and schema.organs and masks:
             organs, more = occupancy(masks, schema.organs, scan, scans[VOLUME], schema.cell)
             found += more
+        if series.name == VOLUME and settings.label_maps:
+            label_map, more = prepare_label_map(study, settings, scan, scans[VOLUME], masks)
+            found += more
         provenance[series.name] = dict(scan.provenance)
         notes += found if not settings.series else [f"{note}:{series.name}" for note in found]
     if schema.organs and not masks:
         notes.append("organs-missing")
-    report = report_of(study)
-    findings_text, impression, source = _sections(study, report)
+    source = texts.source
     known = settings.definitions
     found = _extract(source, schema.findings, known) if source else dict.fromkeys(schema.findings, 0)
     record = {
@@ -148,9 +165,9 @@ def _make_record(
             for series in settings.all_series
             if series.spacing_array and series.name in scans
         },
-        "report": report,
-        "findings_text": findings_text,
-        "impression": impression,
+        "report": texts.report,
+        "findings_text": texts.findings_text,
+        "impression": texts.impression,
         # A report that says nothing does not say that there is nothing.
         "statements": " ".join(statements(found, known)) if source else "",
         "findings": np.array([found[name] for name in schema.findings], np.int8),
@@ -160,16 +177,39 @@ def _make_record(
         ),
         "organs": organs,
     }
+    if settings.label_maps:
+        record[LABEL_MAP] = label_map
+    if settings.groups:
+        record[GROUPS] = {name: study.groups[name] for name in settings.groups if name in study.groups}
     if schema.has_organs:
-        record[ORGAN_SENTENCES] = organ_texts(study, source, settings)
+        said = organ_texts(study, source, settings)
+        # Whether it is normal is told by the text as it is.
+        record[ORGAN_SENTENCES] = {
+            organ: text | {"text": left}
+            for organ, text in said.items()
+            if (left := withhold(text["text"], settings).text)
+        }
     return record, provenance if settings.series else provenance[VOLUME], tuple(dict.fromkeys(notes))
+
+
+def _redaction_notes(texts: Texts, settings: PrepareSettings) -> list[str]:
+    """A note where nothing is left of a report, or its rejection, as of one that was empty."""
+    if texts.report or not texts.redacted:
+        return []
+    if settings.empty_report == "reject":
+        raise VolumeRejected(
+            "report-redacted",
+            "The report says nothing but what --redact takes out: leave the row out, or keep such volumes "
+            "with --empty-report note.",
+        )
+    return ["report-redacted"]
 
 
 def _read(series: Series, settings: SeriesSettings, choice: PrepareSettings) -> Volume:
     """Read one series of a study."""
     try:
         return read_volume(
-            series.path,
+            series.files or series.path,
             rescale=series.rescale,
             modality=series.modality,
             spacing=series.spacing,
@@ -177,6 +217,9 @@ def _read(series: Series, settings: SeriesSettings, choice: PrepareSettings) -> 
             kernel=choice.kernel,
             rule=choice.series_rule,
             percentiles=settings.percentiles,
+            axes=series.axes or None,
+            raw=series.raw,
+            channel=series.channel,
         )
     except VolumeRejected as rejection:
         if not choice.series:
@@ -208,18 +251,6 @@ def _crop_center(
             f"The study shows no {settings.crop} to crop around: crop to 'center', or leave it out.",
         )
     return mask_center(mask, affine), []
-
-
-def _sections(study: Study, report: str) -> tuple[str, str, str]:
-    """Findings text, impression, and what findings are extracted from: no history, no technique."""
-    from medclip_jax.reports.sections import split_sections
-
-    found = {name: text for name, text in split_sections(report).items() if not says_nothing(text)}
-    found |= {name: text.strip() for name, text in study.sections.items() if not says_nothing(text)}
-    findings, impression = found.get("findings", ""), found.get("impression", "")
-    # An addendum is read under its title, because it corrects the rest.
-    addendum = f"ADDENDUM: {found['addendum']}" if "addendum" in found else ""
-    return findings, impression, "\n".join(filter(None, (findings, impression, addendum))) or report
 
 
 def _extract(text: str, findings: tuple[str, ...], definitions: Findings) -> dict[str, Int]:

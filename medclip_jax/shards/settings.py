@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from medclip_jax.corpora.organ_names import is_organ_name
 from medclip_jax.corpora.study import Study
 from medclip_jax.reports.definitions import BUILT_IN, Findings
-from medclip_jax.shards.arrays import ShardError
-from medclip_jax.shards.record import ORGAN_SENTENCES, VOLUME, Schema, common_arrays
+from medclip_jax.reports.quantities import Quantity
+from medclip_jax.shards.arrays import ArraySpec, ShardError
+from medclip_jax.shards.label_classes import check_label_maps
+from medclip_jax.shards.record import GROUPS, LABEL_MAP, ORGAN_SENTENCES, VOLUME, Schema, common_arrays
 from medclip_jax.shards.series import SeriesSettings
 from medclip_jax.volumes import RULES
 
@@ -62,6 +65,16 @@ class PrepareSettings:
         percentiles: see `SeriesSettings`.
         series: what studies of several series become, an array of the record each; () for one volume a
             record, of the shape, spacing, modality and percentiles above.
+        redact: quantities that no text of the set may state (`medclip_jax.reports.quantities`). Findings and
+            labels are read before they are taken out.
+        scrub: what finds personal data in the texts, which is replaced: "patterns" or a spaCy model (see
+            `medclip_jax.reports.scrubbing`); "" for nothing.
+        one_per_report: of the volumes of a split whose reports are the same, keep one.
+        label_maps: where the array `label_map` comes from: "corpus", the maps that the archive has; "organs",
+            made of the organ masks; "" prepares none.
+        label_classes: names of its classes 1, 2, ...; found by `resolve`.
+        label_regions: name to names of classes that together make it, as the archive says; likewise.
+        groups: names of the groups of `groups` (scanner, sex); None means all that the studies name, sorted.
         unknown_masks: how many other names the masks have, which were left out; found by `resolve`.
     """
 
@@ -89,6 +102,13 @@ class PrepareSettings:
     percentiles: tuple[float, float] | None = None
     series: tuple[SeriesSettings, ...] = ()
     definitions: Findings = BUILT_IN
+    redact: tuple[Quantity, ...] = ()
+    scrub: str = ""
+    one_per_report: bool = False
+    label_maps: str = ""
+    label_classes: tuple[str, ...] = ()
+    label_regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: tuple[str, ...] | None = None
 
     @property
     def all_series(self) -> tuple[SeriesSettings, ...]:
@@ -103,12 +123,24 @@ class PrepareSettings:
         organs = self.organs if self.cell else ()
         schema = Schema(self.shape, self.spacing, self.findings, organs, self.measurements, self.cell)
         scans = [spec for series in self.all_series for spec in series.specs]
-        return replace(schema, declared=common_arrays(schema, scans))
+        declared = common_arrays(schema, scans)
+        if self.label_maps:
+            doc = "class of each voxel: 0 background, 255 outside of the scan or not labeled"
+            declared += (ArraySpec(LABEL_MAP, "blosc2", self.shape, "uint8", optional=True, doc=doc),)
+        if self.groups:
+            declared += (ArraySpec(GROUPS, "json", optional=True, doc="name to the study's group"),)
+        return replace(schema, declared=declared)
 
     @property
     def uses_masks(self) -> bool:
         """Whether organ masks are read at all."""
-        return bool(self.cell) or self.crop not in ("center", "box")
+        return bool(self.cell) or self.crop not in ("center", "box") or self.label_maps == "organs"
+
+    def keeps_note(self, note: str) -> bool:
+        """Whether what a corpus noted of a study matters to this set."""
+        if note.startswith("organs-"):
+            return self.uses_masks
+        return bool(self.label_maps) or not note.startswith("label-map-")
 
     def to_json(self) -> dict[str, object]:
         """As written to `prepare.json`: without folders of this machine."""
@@ -116,10 +148,20 @@ class PrepareSettings:
         written = asdict(self) | {"tokenizer": "copied" if copied else self.tokenizer}
         written["series"] = tuple(series.to_json() for series in self.series)
         # Only where they say something, so that other sets keep their bytes and fingerprints.
-        del written["definitions"]
+        for name in ("definitions", "redact", "scrub", "one_per_report"):
+            del written[name]
         if self.fit == "crop":
             del written["fit"]
-        return written | ({"definitions": self.definitions.to_json()} if self.definitions.own else {})
+        for name in ("label_maps", "label_classes", "label_regions", "groups"):
+            if not written[name]:
+                del written[name]
+        if self.definitions.own:
+            written["definitions"] = self.definitions.to_json()
+        if self.redact:
+            written["redact"] = [quantity.to_json() for quantity in self.redact]
+        if self.scrub:
+            written["scrub"] = Path(self.scrub).name  # of a model in a folder
+        return written | ({"one_per_report": True} if self.one_per_report else {})
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> PrepareSettings:
@@ -131,7 +173,11 @@ class PrepareSettings:
         plain = {name: tuple(x) if isinstance(x, list) else x for name, x in written.items()}
         series = tuple(SeriesSettings(**one).checked() for one in written.get("series", ()))
         definitions = Findings.from_json(written.get("definitions", ()))
-        return cls(**plain | {"series": series, "definitions": definitions})
+        redact = tuple(map(Quantity.from_json, written.get("redact", ())))
+        regions = {name: tuple(parts) for name, parts in written.get("label_regions", {}).items()}
+        made = {"series": series, "definitions": definitions, "redact": redact, "label_regions": regions}
+        made["groups"] = tuple(written.get("groups", ()))
+        return cls(**plain | made)
 
 
 def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSettings:
@@ -144,6 +190,13 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     from medclip_jax.reports.names import UnknownFinding, finding_name
 
     _check_fit(settings)
+    if settings.scrub:
+        from medclip_jax.reports.scrubbing import ScrubError, scrubber
+
+        try:
+            scrubber(settings.scrub)
+        except ScrubError as error:
+            raise ShardError(str(error)) from None
     all_series = tuple(series.checked() for series in settings.all_series)
     volume = next((series for series in all_series if series.name == VOLUME), None)
     shape, spacing = ((), ()) if volume is None else (volume.shape, volume.spacing)
@@ -154,7 +207,7 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     except UnknownFinding as error:
         raise ShardError(str(error)) from None
     specs = common_arrays(Schema(shape, spacing), [spec for series in all_series for spec in series.specs])
-    if len({spec.name for spec in specs} | {ORGAN_SENTENCES}) < len(specs) + 1:
+    if len({spec.name for spec in specs} | {ORGAN_SENTENCES, LABEL_MAP, GROUPS}) < len(specs) + 3:
         names = ", ".join(series.name for series in all_series)
         raise ShardError(f"series {names}: each needs a name of its own, which no other array has")
     if settings.cell and volume is None:
@@ -181,6 +234,9 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
     there = f"{', '.join(known) or 'no known organ'}" + (f" and {len(unknown)} others" if unknown else "")
     if settings.cell and not set(organs) & named:
         raise ShardError(f"no study has a mask of {', '.join(organs)}; the masks name {there}")
+    label_classes, label_regions = check_label_maps(
+        settings.label_maps, studies, organs, named, has_volume=volume is not None
+    )
     if settings.crop not in ("center", "box") and settings.crop not in named:
         raise ShardError(
             f"cannot crop around '{settings.crop}': no study has such an organ mask. Use 'center', 'box' or "
@@ -207,6 +263,9 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         measurements = sorted(
             {n for study in studies for n in study.measurements if not n.startswith("box_")}
         )
+    groups = settings.groups
+    if groups is None:
+        groups = sorted({name for study in studies for name in study.groups})
     voxels = sum(series.typical_voxels for series in all_series)
     per_shard = settings.per_shard or min(512, max(4, (1 << 27) // voxels))
     return replace(
@@ -218,9 +277,14 @@ def resolve(settings: PrepareSettings, studies: Sequence[Study]) -> PrepareSetti
         findings=findings,
         organs=organs,
         measurements=tuple(measurements),
+        groups=tuple(groups),
         fractions=tuple(settings.fractions),
         per_shard=per_shard,
-        unknown_masks=len(unknown) if settings.cell and settings.organs is None else 0,
+        unknown_masks=len(unknown)
+        if (settings.cell or settings.label_maps == "organs") and settings.organs is None
+        else 0,
+        label_classes=label_classes,
+        label_regions=label_regions,
     )
 
 

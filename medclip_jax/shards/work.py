@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
+from medclip_jax.pool import map_in_order
 from medclip_jax.shards.commit import Commit, Entry, make_shard
-from medclip_jax.shards.plan import Examined, Item
-from medclip_jax.shards.pool import map_in_order
+from medclip_jax.shards.plan import REPEATED_REPORT, Examined, Item
 from medclip_jax.shards.record import ShardError
 from medclip_jax.shards.scan import REJECTED, Outcome, prepare_study
 from medclip_jax.shards.settings import PrepareSettings
@@ -114,13 +113,6 @@ def _give_up(item: Item, folder: Path) -> Outcome:
     return reader_died(item)
 
 
-def available_cores() -> int:
-    """Cores that this process may use: a batch system gives a part of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def reader_died(item: Item) -> Outcome:
     """What becomes of a study whose file kills the process that reads it."""
     return Outcome(
@@ -162,7 +154,7 @@ class Rejections:
         Raises:
             ShardError: there are too many; the message tells what to fix.
         """
-        self.found += rejections
+        self.found += [one for one in rejections if one[0] != REPEATED_REPORT]
         if len(self.found) <= self._allowed:
             return
         # The manifest is written at the end only, so this must tell what to fix.

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medclip_jax.sweeps.progress import State, progress
-from medclip_jax.sweeps.units import SEED, SWEEP_FILE
+from medclip_jax.sweeps.units import REPEATED, SEED, SWEEP_FILE
+from medclip_jax.training.checkpoints import best_step
 
 _LOSSES = ("loss", "terms/", "error", "rank", "seconds")
 
@@ -29,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One point of the grid over its seeds; the sample standard deviation is NaN for a single seed."""
+    """One point of the grid over its seeds and folds; the sample standard deviation is NaN for one run."""
 
     values: Mapping[str, Any]
     mean: float
@@ -40,22 +41,34 @@ class Setting(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of a sweep: a row for each unit, the settings best first, swept keys without the seed."""
+    """Of a sweep: a row for each unit, the settings best first, swept keys, keys that repeat a setting."""
 
     metric: str
     best: str
     keys: tuple[str, ...]
     rows: tuple[Row, ...]
     settings: tuple[Setting, ...]
+    repeated: tuple[str, ...] = (SEED,)
+
+    @property
+    def runs(self) -> str:
+        """What a setting's numbers are of, in the plural."""
+        return "seeds" if self.repeated == (SEED,) else "runs"
 
 
-def collect(workdir: str | Path, metric: str, *, best: str | None = None) -> Results:
-    """Read the last value of a metric from each unit; finished units make up the settings.
+def collect(
+    workdir: str | Path, metric: str, *, best: str | None = None, results: str | None = None
+) -> Results:
+    """Read a metric from each unit: the last value, or that of the best step where a run looks for it.
+
+    Finished units make up the settings.
 
     Args:
         workdir: of the sweep.
-        metric: a name from `metrics.jsonl`.
+        metric: a name from `metrics.jsonl`, or of the file that `results` names.
         best: "highest" or "lowest"; default by the metric's name.
+        results: name of a file in each unit's folder that `medclip evaluate --json` wrote, instead of
+            `metrics.jsonl`.
 
     Raises:
         FileNotFoundError: no sweep there.
@@ -66,19 +79,23 @@ def collect(workdir: str | Path, metric: str, *, best: str | None = None) -> Res
     if not file.exists():
         raise FileNotFoundError(f"no sweep in {workdir}: it has no {SWEEP_FILE}")
     listed = json.loads(file.read_text())
-    keys = sorted({key for values in listed.values() for key in values} - {SEED})
+    swept = {key for values in listed.values() for key in values}
+    keys = sorted(swept - set(REPEATED))
+    repeated = tuple(key for key in REPEATED if key == SEED or key in swept)
     rows, seen = [], set()
     for name in listed:
         folder = workdir / name
         config = json.loads((folder / "config.json").read_text())
         step, value = 0, math.nan
-        for record in _records(folder / "metrics.jsonl"):
+        used = best_step(folder) if results is None else None
+        records = _records(folder / "metrics.jsonl") if results is None else _evaluated(folder / results)
+        for record in records:
             seen.update(key for key, number in record.items() if isinstance(number, int | float))
-            if metric in record:
+            if metric in record and (used is None or record["step"] <= used):
                 step = record["step"]
                 value = math.nan if record[metric] is None else float(record[metric])
         # From the config, which also has the keys that were swept later than this unit.
-        values = {key: _look_up(config, key) for key in (*keys, SEED)}
+        values = {key: _look_up(config, key) for key in (*keys, *repeated)}
         rows.append(Row(name, values, progress(folder, config).state, step, value))
     finished = [row for row in rows if row.state == "finished"]
     if not finished:
@@ -96,7 +113,7 @@ def collect(workdir: str | Path, metric: str, *, best: str | None = None) -> Res
             groups.setdefault(json.dumps([row.values[key] for key in keys]), []).append(row)
     settings = [_setting(group, keys) for group in groups.values()]
     settings.sort(key=lambda setting: setting.mean, reverse=best == "highest")
-    return Results(metric, best, tuple(keys), tuple(rows), tuple(settings))
+    return Results(metric, best, tuple(keys), tuple(rows), tuple(settings), repeated)
 
 
 def _setting(group: Sequence[Row], keys: Sequence[str]) -> Setting:
@@ -112,20 +129,21 @@ def _setting(group: Sequence[Row], keys: Sequence[str]) -> Setting:
 
 
 def to_csv(results: Results) -> str:
-    """A row for each unit: name, swept values, seed, state, step and metric (empty where there is none)."""
+    """A row for each unit: name, swept values, seed and fold, state, step, metric or nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["unit", *results.keys, SEED, "state", "step", results.metric])
+    writer.writerow(["unit", *results.keys, *results.repeated, "state", "step", results.metric])
     for row in results.rows:
-        values = [_cell(row.values[key]) for key in (*results.keys, SEED)]
+        values = [_cell(row.values[key]) for key in (*results.keys, *results.repeated)]
         number = "" if math.isnan(row.value) else repr(row.value)
         writer.writerow([row.name, *values, row.state, row.step, number])
     return text.getvalue()
 
 
 def to_markdown(results: Results) -> str:
-    """A row for each setting, best first, over the seeds of its finished units; then what is missing."""
-    header = [*results.keys, f"{results.metric}, mean", "± over seeds", "lowest", "highest", "seeds"]
+    """A row for each setting, best first, over the runs of its finished units; then what is missing."""
+    runs = results.runs
+    header = [*results.keys, f"{results.metric}, mean", f"± over {runs}", "lowest", "highest", runs]
     lines = [header, ["---"] * len(results.keys) + ["---:"] * 5]
     for setting in results.settings:
         spread = "" if math.isnan(setting.deviation) else f"{setting.deviation:.4g}"
@@ -164,6 +182,18 @@ def _records(file: Path) -> list[dict[str, Any]]:
     from medclip_jax.pages.figures import read_metrics
 
     return read_metrics(file) if file.exists() else []
+
+
+def _evaluated(file: Path) -> list[dict[str, Any]]:
+    """What `medclip evaluate --json` wrote of a unit, as one record; [] where it has not yet."""
+    try:
+        return [{"step": 0, **json.loads(file.read_text())["metrics"]}]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file} is no result of `medclip evaluate --json` ({error}): evaluate again"
+        ) from None
 
 
 def _look_up(config: Mapping[str, Any], key: str) -> Any:

@@ -46,10 +46,13 @@ def progress(folder: str | Path, config: Mapping[str, Any]) -> Progress:
     config = ConfigDict(config)
     steps = config.steps or _steps_of_epochs(config.epochs, config.batch_size, config.data.to_json())
     # Where the shards are elsewhere, the run itself has said it.
-    steps = steps or (read_heartbeat(folder) or {}).get("steps", 0)
+    beat = read_heartbeat(folder) or {}
+    if config.evaluation.get("best", {}).get("patience") and beat.get("state") == "finished":
+        steps = beat["steps"]  # it may have ended early
+    steps = steps or beat.get("steps", 0)
     last = last_records(folder / "metrics.jsonl")
     step = max((record["step"] for record in last), default=0)
-    evaluated = not config.evaluation.evaluators or any(
+    evaluated = not (config.evaluation.evaluators or config.evaluation.get("protocols")) or any(
         "evaluation_seconds" in record for record in last if record["step"] == step
     )
     if steps and (latest_step(folder) or 0) >= steps and step >= steps and evaluated:

@@ -29,7 +29,9 @@ EXIT_CODE_FILE = "exit_code"
 """What a launcher leaves in a unit's folder: everything printed, and how the last start ended."""
 
 SEED = "seed"
-"""The key whose values are repetitions of one setting."""
+
+REPEATED = (SEED, "data.subset.seed", "data.subset.fold")
+"""Keys whose values are repetitions of one setting: they go into its mean and spread."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def parse_grid(text: str) -> tuple[str, list[str]]:
     values.append(rest[start:])
     if closing or quote:
         raise ValueError(f"--grid {text!r}: {''.join(closing) or quote} is missing at the end")
+    if not all(key.split("+")):
+        raise ValueError(f"--grid {text!r}: write --grid first.field+second.field=value,value")
     if not all(value.strip() for value in values):
         raise ValueError(f"--grid {text!r}: a value is empty; write '' for an empty text")
     return key, ["" if value in ("''", '""') else value for value in values]
@@ -98,7 +102,8 @@ def expand(
     Args:
         config_file: Python file with `get_config()`.
         workdir: of the sweep; the units' folders lie in it.
-        grid: "section.field=value,value", each key once.
+        grid: "section.field=value,value", each key once; "seed+data.subset.seed=0,1" gives two keys the same
+            values together.
         settings: "section.field=value", the same for all units.
         seeds: short for "seed=0,1,..." in the grid.
 
@@ -111,12 +116,13 @@ def expand(
             a value that does not fit its field, a key or a combination given twice, no length of
             training, or no shards.
     """
-    axes = [parse_grid(text) for text in grid]
+    parsed = [parse_grid(text) for text in grid]
+    axes = [(key.replace("+config.", "+").split("+"), values) for key, values in parsed]
     if seeds:
-        axes.append((SEED, [str(seed) for seed in seeds]))
+        axes.append(([SEED], [str(seed) for seed in seeds]))
     if not axes:
         raise ValueError("nothing to sweep: give --grid section.field=value,value or --seeds 0,1,2")
-    keys = [key for key, _ in axes]
+    keys = [key for together, _ in axes for key in together]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ValueError(f"config.{twice[0]} is swept twice: give all its values in one --grid")
@@ -127,7 +133,9 @@ def expand(
     short = _short_names(keys)
     units: dict[str, Unit] = {}
     for texts in itertools.product(*(values for _, values in axes)):
-        overrides = [*fixed, *(f"--config.{key}={text}" for key, text in zip(keys, texts, strict=True))]
+        given = zip((together for together, _ in axes), texts, strict=True)
+        swept = [f"--config.{key}={text}" for together, text in given for key in together]
+        overrides = [*fixed, *swept]
         config = load_config(config_file, overrides)
         total_steps(config, samples=1)  # says so where neither steps nor epochs are set
         if not config.data.shards:
@@ -178,7 +186,10 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         short[key] = next(
-            end for end in ends if sum(other == end or other.endswith(f".{end}") for other in keys) == 1
+            end
+            for end in ends
+            # "seed" itself is "seed", whatever else ends so.
+            if end == key or sum(other == end or other.endswith(f".{end}") for other in keys) == 1
         )
     return short
 

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from medclip_jax.training.durable import synchronize, write_durably
 from medclip_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
-NEWEST = "newest"
+NEWEST, BEST = "newest", "best"
+"""Files in that folder that hold a step: the last that was written, and the one that scored best, if any."""
 _TREES = ("params", "variables", "optimizer", "ema")
 _UNFINISHED = "{step}.orbax-checkpoint-tmp*"
 """Pattern of the folder of a checkpoint that Orbax has not yet given its final name."""
@@ -38,7 +40,7 @@ class Checkpoints:
 
     Args:
         workdir: of the run, seen by all processes.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay, beside the one that is marked as the best.
         asynchronous: write in the background.
     """
 
@@ -53,7 +55,7 @@ class Checkpoints:
             self.folder,
             item_names=(*_TREES, "run"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=_NewestAndBest(keep, self.folder),
                 # Also where each save is waited for, since only then there is a hook before the commit.
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(
@@ -103,6 +105,20 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=composite, force=True))
         if not self._asynchronous:
             self.wait()
+
+    def mark_best(self, step: int | None) -> None:
+        """Keep the checkpoint of a step from now on, and let it be the one that is used; None for none.
+
+        Args:
+            step: with a checkpoint, which may still be on its way.
+        """
+        self.wait()
+        if jax.process_index() != 0 or step == best_step(self.folder.parent):
+            return
+        if step is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+        else:
+            write_durably(self.folder / BEST, str(step))
 
     def wait(self) -> None:
         """Block until everything is written.
@@ -189,6 +205,37 @@ class Checkpoints:
                     f"{last}"
                 ) from error
             raise CheckpointError(f"cannot write a checkpoint to {self.folder}: {error}") from error
+
+
+@dataclass
+class _NewestAndBest:
+    """Which checkpoints stay; an Orbax `PreservationPolicy`."""
+
+    keep: int
+    folder: Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each of the checkpoints, oldest first, stays."""
+        best, newest = best_step(self.folder.parent), len(checkpoints) - self.keep
+        return [place >= newest or one.step == best for place, one in enumerate(checkpoints)]
+
+
+def best_step(workdir: str | Path) -> int | None:
+    """The step that scored best by `config.evaluation.best`, None for runs that look for none."""
+    try:
+        return int((Path(workdir) / FOLDER / BEST).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def used_step(workdir: str | Path) -> int | None:
+    """The step whose weights are used where none is named: the best where there is one, else the newest.
+
+    Raises:
+        CheckpointError: as `latest_step`.
+    """
+    best = best_step(workdir)
+    return latest_step(workdir) if best is None else best
 
 
 def check_path(workdir: str | Path) -> None:
@@ -376,7 +423,8 @@ def restore_weights(
         workdir: of that run.
         include: regexes, searched in "path/to/array"; only what matches is read.
         ema: take the moving average where there is one.
-        step: which checkpoint; default the newest that can be read.
+        step: which checkpoint; default the best where the run looks for it (`config.evaluation.best`), else
+            the newest that can be read.
 
     Raises:
         FileNotFoundError: no run or no checkpoint there, or none of this step; the message lists those there.
@@ -390,6 +438,8 @@ def restore_weights(
             f"no checkpoint in {workdir}: give the --workdir of a finished or running run"
         )
     steps = _steps(folder)
+    if step is None and (step := best_step(workdir)) is not None:
+        logging.info("step %d of %s, the best by config.evaluation.best", step, workdir)
     if step is not None and step not in steps:
         raise FileNotFoundError(
             f"no checkpoint of step {step} in {workdir}: there {'is' if len(steps) == 1 else 'are'} "
@@ -406,7 +456,12 @@ def restore_weights(
                 "CHECKPOINT %s in %s CANNOT BE READ (%s: %s).",
                 candidate, folder, type(error).__name__, str(error).splitlines()[0],
             )  # fmt: skip
-    raise CheckpointError(f"no checkpoint in {folder} can be read: copy one back from a backup")
+    raise CheckpointError(
+        f"no checkpoint in {folder} can be read: copy one back from a backup"
+        if step is None
+        else f"the checkpoint of step {step} in {folder} cannot be read: copy it back from a backup, or take "
+        f"another (--step, step=) of {', '.join(map(str, steps))}"
+    )
 
 
 def saved_run(workdir: str | Path) -> dict[str, Any] | None:

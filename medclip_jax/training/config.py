@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medclip_jax.reports.prompts import PAIRS
 from medclip_jax.sections import (
     DEFAULT,
     OpenSection,
@@ -69,9 +70,16 @@ def base_config() -> Section:
                     "organ_cell": 0,  # voxels of a cell of organ maps along each axis
                     "organs": (),  # their channels; for `medclip check` alone, as are those below
                     "findings": (),  # columns
+                    "label_classes": (),  # of label maps
                     "vocabulary_size": 0,  # entries of the tokenizer that the shards bring
                 },
                 "train_split": "train",  # TFDS split, sub-splits such as "train[:10%]" included
+                # Labels that came after the set was prepared, by the names that `medclip label` gave them
+                "tables": (),
+                # Of the patients of train_split, to learn from: a share, and without the fold `fold` where
+                # there are folds, which then is the split "fold" to evaluate on. `by` names a finding,
+                # measurement or group that each share and fold have alike.
+                "subset": {"share": 1.0, "folds": 0, "fold": 0, "seed": 0, "by": ""},
                 # Which text a sample shows is drawn anew each time it is seen, with these weights.
                 # "some_statements" is a random part of the statements in random order.
                 "text": {
@@ -83,6 +91,13 @@ def base_config() -> Section:
                 },
                 "most_statements": 0,  # that "some_statements" takes at a time; 0 = up to all
                 "text_length": 128,  # tokens; longer texts are cut, and the cuts counted
+                # For objectives with cached_texts: what `medclip cache-text` wrote of a frozen text encoder,
+                # and how wide its vectors are.
+                "text_vectors": {"folder": "", "width": 768},
+                # For objectives that ask for findings by prompts (clip with prompts.weight): tokens of a
+                # prompt, and wordings for presence and absence, of which a finding's is drawn each step.
+                "prompt_length": 24,
+                "prompt_wordings": PAIRS,
                 # Tokens of the sentences about one organ, drawn anew each time, for objectives that read them
                 # (hipro_ct). Needs shards prepared with --organ-cell.
                 "organ_text_length": 0,
@@ -151,6 +166,11 @@ def base_config() -> Section:
                 "split": "validation",
                 "batch_size": 16,
                 "evaluators": OpenSection(),  # name to settings; see docs/reference/metrics.md. {} = none
+                "protocols": (),  # such as ("ct_rate/mean7",); see docs/reference/protocols.md
+                # The checkpoint that scores best on `split` is kept and used: "prediction/auroc_mean", or any
+                # other key of the evaluators; "" = the last. The run ends after `patience` evaluations
+                # without a better one; 0 = never.
+                "best": {"metric": "", "patience": 0, "higher": True},
             },
             "stop_on_nan": True,  # False: skip the update of such a step and go on
         },

@@ -14,6 +14,7 @@ import numpy as np
 
 from medclip_jax.fields import Layout, held_arrays
 from medclip_jax.objectives.base import DataSpec
+from medclip_jax.reports.definitions import BUILT_IN, Findings
 
 if TYPE_CHECKING:
     from medclip_jax.shards.read import PreparedInfo
@@ -31,11 +32,13 @@ class Data(NamedTuple):
         source: random access to the records of the training split.
         spec: what the model needs to know.
         tokenizer: None for runs without text.
+        definitions: the findings that are known.
     """
 
     source: Any
     spec: DataSpec
     tokenizer: Any = None
+    definitions: Findings = BUILT_IN
 
 
 def open_data(config: Any, fields: Collection[str]) -> Data:
@@ -50,12 +53,12 @@ def open_data(config: Any, fields: Collection[str]) -> Data:
             cannot give.
     """
     from medclip_jax.shards.mixture import check_alike, open_training
-    from medclip_jax.shards.read import open_shards
+    from medclip_jax.shards.read import open_configured
 
     if not config.shards:
         named = " (with config.data.sets, the one to evaluate on)" if config.sets else ""
         raise ValueError(f"config.data.shards is empty: give a folder written by `medclip prepare`{named}")
-    info = open_shards(config.shards)
+    info = open_configured(config)
     folder = config.tokenizer or info.tokenizer
     tokenizer = None
     if folder:
@@ -63,7 +66,7 @@ def open_data(config: Any, fields: Collection[str]) -> Data:
 
         tokenizer = load_tokenizer(folder)
     spec = DataSpec.of(info, tokenizer)
-    layout = Layout(fields, spec, config, tokenizer, arrays=held_arrays(info))
+    layout = Layout(fields, spec, config, tokenizer, arrays=held_arrays(info), definitions=info.definitions)
     source = open_training(config, layout.reads)
     if config.sets:
         infos = [info, *(one.info for one in source.sources)]
@@ -71,7 +74,7 @@ def open_data(config: Any, fields: Collection[str]) -> Data:
         _check_tokenizers(config, infos)
         for one in infos:
             Layout(fields, spec, config, tokenizer, arrays=held_arrays(one))
-    return Data(source, spec, tokenizer)
+    return Data(source, spec, tokenizer, info.definitions)
 
 
 def _check_tokenizers(config: Any, infos: Sequence[PreparedInfo]) -> None:

@@ -138,6 +138,10 @@ class Clock:
         """So many steps are done, for the heartbeat."""
         self._step, self._step_time = step, time.time()
 
+    def finish_early(self) -> None:
+        """Count the steps that are done as all of the run: nothing more is to come."""
+        self._steps = self._step
+
     def interrupted(self) -> None:
         """The run was told to stop before its end, be it in its last evaluation."""
         self._interrupted = True

@@ -16,6 +16,7 @@ from medclip_jax.objectives.base import Objective
 from medclip_jax.parameters import merge
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
+from medclip_jax.training.best import Best
 from medclip_jax.training.checkpoints import Checkpoints
 from medclip_jax.training.compilation import use_compilation_cache
 from medclip_jax.training.config import to_json, total_steps
@@ -64,6 +65,10 @@ def train(
     from `config.initial_weights`, else from `config.seed`. On SIGTERM, to any process, the step under way is
     finished and saved, then this returns.
 
+    With `config.evaluation.best.metric`, the checkpoint that scores best on the evaluation split is kept, and
+    is the one that is used afterwards; with `patience`, the run ends after as many evaluations without a
+    better one.
+
     Where several processes were started (`training.distributed.start`), all of them call this alike.
 
     Args:
@@ -97,7 +102,7 @@ def train(
         said, config = config, settle(config, data.spec, len(data.source))
         steps = total_steps(config, len(data.source))
         clock = Clock(workdir=workdir.path if processes.first else None, steps=steps)
-        layout = Layout(fields, data.spec, config.data, data.tokenizer)
+        layout = Layout(fields, data.spec, config.data, data.tokenizer, definitions=data.definitions)
         beginning = find_beginning(said, workdir, data, processes)
         with clock:
             model, state = make_model(
@@ -170,6 +175,7 @@ class _Run:
         self.flops = 0.0
         self.logged = 0
         self.shown: dict[str, str] = {}
+        self.best = Best(config.evaluation.best)
 
     def loop(self, state: TrainState) -> dict[str, float]:
         """Run the remaining steps; returns the metrics of the last."""
@@ -182,6 +188,8 @@ class _Run:
         evaluated = distributed.agree(self.processes.first and EVALUATED in last)
         if self.processes.first:
             self.workdir.forget_metrics_after(start)
+        self.best.recall(self.workdir, start, self.checkpoints.steps())
+        self.checkpoints.mark_best(self.best.step)
         logs = Logs(self.workdir, config, start=start, steps=self.steps, writing=self.processes.first)
         batches = train_batches(
             self.data.source,
@@ -198,7 +206,7 @@ class _Run:
             if self._evaluation_due(start) and start and not evaluated:
                 # The run was stopped between this step's checkpoint and the end of its evaluation.
                 last |= self._evaluate(start, state, logs)
-            while step < self.steps:
+            while step < self.steps and not self.best.exhausted:
                 self.lock.check()
                 with self.clock.spend("input"):
                     batch = next(batches)
@@ -221,6 +229,8 @@ class _Run:
                 pending = _Pending(step, metrics, placed["sample"])
                 stop = self.preemption.agreed(step)
                 save = stop or step % config.checkpoint.every_steps == 0 or step == self.steps
+                # The best evaluation's weights must be there to be kept.
+                save |= self.best.active and self._evaluation_due(step)
                 if save or self._evaluation_due(step):
                     # Nothing is saved before its numbers were seen to be finite.
                     last = self._finish(pending, logs)
@@ -231,6 +241,12 @@ class _Run:
                     self._save(state)
                 if self._evaluation_due(step):
                     last |= self._evaluate(step, state, logs)
+            if self.best.exhausted:
+                self.clock.finish_early()
+                logs.say(
+                    f"stopped early after step {step} of {self.steps}: {self.best.describe()}, and none of "
+                    f"the {self.best.since} evaluations after it was better"
+                )
             if getattr(self.data.tokenizer, "truncated", 0):
                 logs.say(f"{self.data.tokenizer.summary()}; config.data.text_length is what they are cut to")
         except _Stopped:
@@ -268,7 +284,7 @@ class _Run:
 
     def _evaluation_due(self, step: int) -> bool:
         settings = self.config.evaluation
-        if not settings.evaluators:
+        if not settings.evaluators and not settings.protocols:
             return False
         return step == self.steps or bool(settings.every_steps and step % settings.every_steps == 0)
 
@@ -322,7 +338,9 @@ class _Run:
     def _evaluate(self, step: int, state: TrainState, logs: Logs) -> dict[str, float]:
         """Score the model; every process takes part, and all get the same numbers."""
         from medclip_jax.evaluation.embedder import Embedder
+        from medclip_jax.evaluation.presets import find_protocols, plan_of
         from medclip_jax.evaluation.run import evaluate
+        from medclip_jax.shards.read import open_configured
 
         def poll() -> None:
             if self.preemption.agreed(step):
@@ -344,18 +362,22 @@ class _Run:
                 )
             self.embedder.update(objective)
             self.embedder.between = poll
-            settings = self.config.evaluation
+            settings, shards = self.config.evaluation, self.config.data.shards
             try:
                 found = evaluate(
                     self.embedder,
-                    settings.evaluators,
-                    shards=self.config.data.shards,
+                    dict(settings.evaluators.items()) | plan_of(find_protocols(settings.protocols)),
+                    # Data that were handed over in memory have no folder.
+                    shards=open_configured(self.config.data) if shards else shards,
                     split=settings.split,
                 )
             finally:
                 self.embedder.update(None)  # the next step gives the parameters' memory to new ones
+        is_best = self.best.active and self.best.see(step, found)
         found = {**found, EVALUATED: time.perf_counter() - begin}
         logs.write(step, found)
+        if is_best:
+            self.checkpoints.mark_best(step)
         return found
 
 

@@ -116,6 +116,13 @@ def loss_and_gradients(
         coupled, argnums=(0, 1), has_aux=True
     )(trained, {name: features[name] for name in floats})
 
+    if sums_once(mesh, variables):
+        more = _gradients_of_devices(
+            graphdef, trained, fixed, batch, feature_gradients, key, mesh=mesh, microbatches=microbatches
+        )
+        gradients = constrain(jax.tree.map(jnp.add, gradients, more))
+        return LossAndGradients(loss, terms, after, finite, gradients)
+
     def backward(carry: tuple[Tree, Tree], index: Int[Array, ""]) -> tuple[tuple[Tree, Tree], None]:
         gradients, variables = carry
         part = take(batch, index, microbatches, mesh)
@@ -130,6 +137,62 @@ def loss_and_gradients(
 
     (gradients, _), _ = jax.lax.scan(backward, (constrain(gradients), variables), slices)
     return LossAndGradients(loss, terms, after, finite, gradients)
+
+
+def sums_once(mesh: Mesh, variables: Tree) -> bool:
+    """Whether the gradients of all microbatches cross the network together, instead of each on its own.
+
+    They do where every device holds all parameters. Where fsdp splits them, a device would need room for the
+    full gradient; and running statistics are of all devices at every slice.
+
+    Args:
+        mesh: from `training.mesh.make_mesh`.
+        variables: what is no parameter.
+    """
+    return mesh.shape["fsdp"] == 1 and mesh.size > 1 and not variables
+
+
+def _gradients_of_devices(
+    graphdef: Any,
+    trained: Tree,
+    fixed: Tree,
+    batch: Batch,
+    feature_gradients: Features,
+    key: jax.Array,
+    *,
+    mesh: Mesh,
+    microbatches: int,
+) -> Tree:
+    """What the features' derivatives give for the parameters: summed by each device, and then over them."""
+
+    def own(trained: Tree, fixed: Tree, key: jax.Array, batch: Batch, feature_gradients: Features) -> Tree:
+        def part(value: Array, index: Int[Array, ""]) -> Array:
+            size = value.shape[0] // microbatches
+            return jax.lax.dynamic_slice_in_dim(value, index * size, size)
+
+        def turn(gradients: Tree, index: Int[Array, ""]) -> tuple[Tree, None]:
+            samples = {name: part(value, index) for name, value in batch.items()}
+
+            def again(trained: Tree) -> Features:
+                features = merge(graphdef, combine(fixed, trained), {}).encode(samples, key, train=True)
+                return {name: features[name] for name in feature_gradients}
+
+            _, pull = jax.vjp(again, trained)
+            (share,) = pull({name: part(value, index) for name, value in feature_gradients.items()})
+            return jax.tree.map(jnp.add, gradients, share), None
+
+        nothing = jax.tree.map(jnp.zeros_like, trained)
+        return jax.lax.psum(jax.lax.scan(turn, nothing, jnp.arange(microbatches))[0], BATCH_AXES)
+
+    everywhere, split_up = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        own,
+        mesh=mesh.abstract_mesh,
+        in_specs=(everywhere, everywhere, everywhere, split_up, split_up),
+        out_specs=everywhere,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )(trained, fixed, key, batch, feature_gradients)
 
 
 def take(batch: Mapping[str, Array], index: Int[Array, ""], parts: int, mesh: Mesh) -> dict[str, Array]:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from medclip_jax.evaluation.presets import protocols
+from medclip_jax.shards.subset import Subset
+
 LARGEST = 2**31 - 1
 """Of whole numbers: a device counts steps and samples in 32 bits."""
 
@@ -77,8 +80,21 @@ _STANDARDIZE = _listed(
 _RULES: dict[str, _Rule] = {
     r"seed": _whole(0, 2**32 - 1),
     r"data\.text\.\w+": _FROM_0,
-    r"data\.text_length": _whole(2),
+    r"data\.(text_length|prompt_length)": _whole(2),
+    r"data\.text_vectors\.width": _whole(1),
+    r"data\.prompt_wordings": _listed(
+        "pairs of sentences with {} in place of the finding, such as (('There is {}.', 'There is no {}.'),)",
+        lambda pair: (
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and all(_is_text(side) and side.replace("{{", "").count("{}") == 1 for side in pair)
+        ),
+    ),
     r"data\.(most_statements|organ_text_length|workers)": _whole(0),
+    r"data\.tables": _listed("names that `medclip label` gave, such as ('outcomes',)", _is_text),
+    r"data\.subset\.share": _number("above 0 and up to 1", lambda value: 0 < value <= 1),
+    r"data\.subset\.(folds|fold)": _whole(0),
+    r"data\.subset\.seed": _whole(0, 2**32 - 1),
     r"data\.(prefetch|frames)": _whole(1),
     r"data\.(prepare\.)?views": _listed("names of series, such as ('cine_sa',), or ()", _is_text),
     r"data\.prepare\.frame_shape": _listed(
@@ -88,7 +104,7 @@ _RULES: dict[str, _Rule] = {
     r"data\.prepare\.spacing": _listed("three numbers above 0 (mm), or ()", _ABOVE_0.allows, 3, empty=True),
     r"data\.prepare\.fit": _Rule("'crop', 'resize' or ''", lambda value: value in ("", "crop", "resize")),
     r"data\.prepare\.(organ_cell|vocabulary_size)": _whole(0),
-    r"data\.prepare\.(organs|findings)": _listed("names, such as ('heart',)", _is_text),
+    r"data\.prepare\.(organs|findings|label_classes)": _listed("names, such as ('heart',)", _is_text),
     r"batch_size|microbatches|steps": _whole(0),
     r"epochs": _number("from 0 to 1000000", lambda value: 0 <= value <= 1e6),
     r"optimizer\.(learning_rate|final_fraction|weight_decay|clip_norm)": _FROM_0,
@@ -122,8 +138,12 @@ _RULES: dict[str, _Rule] = {
     r"checkpoint\.keep": _whole(2),
     r"log\.every_steps": _whole(1),
     r"log\.peak_tflops": _FROM_0,
-    r"evaluation\.every_steps": _whole(0),
+    r"evaluation\.(every_steps|best\.patience)": _whole(0),
     r"evaluation\.batch_size": _whole(1),
+    r"evaluation\.protocols": _listed(
+        "names that `medclip evaluate --protocol list` shows, in a list",
+        lambda name: _is_text(name) and name in protocols(),
+    ),
     # Of any objective, by the last part of the name.
     r"objective\.(.+\.)?(width|heads|embedding_width|grid_features|max_positions|type_vocabulary)": _whole(1),
     r"objective\.(.+\.)?(depth|vocabulary|chunk_rows)": _whole(0),
@@ -138,6 +158,15 @@ _RULES: dict[str, _Rule] = {
     r"objective\.(.+\.)?dtype": _Rule(
         "'float32', 'bfloat16' or 'float16'", lambda value: value in ("float32", "bfloat16", "float16")
     ),
+    r"objective\.prompts\.weight": _FROM_0,
+    r"objective\.head\.hidden": _whole(0),
+    r"objective\.head\.dropout": _BELOW_1,
+    r"objective\.crops\.shape": _THREE_OR_NONE,
+    r"objective\.(crops\.count|feature_size)": _whole(1),
+    r"objective\.crops\.(foreground|mirror)": _SHARE,
+    r"objective\.weights\.(dice|cross_entropy)": _FROM_0,
+    r"objective\.text\.adapters\.rank": _whole(0),
+    r"objective\.text\.adapters\.alpha": _ABOVE_0,
     r"objective\.logit_bias": _Rule("a number", _is_number),
     r"objective\.vision\.windows": _WINDOWS,
     r"objective\.vision\.(standardize|channels)": _STANDARDIZE,
@@ -177,6 +206,11 @@ def check_values(config: ConfigDict | Mapping[str, Any]) -> None:
     optimizer = config.get("optimizer", {})
     if optimizer.get("warmup_steps", 0) and optimizer.get("warmup_fraction", 0):
         wrong.append("config.optimizer: set warmup_steps or warmup_fraction, not both (the other to 0)")
+    if not any(line.startswith("config.data.subset") for line in wrong):
+        try:
+            Subset.of(config["data"])
+        except ValueError as error:
+            wrong.append(f"config.data.{error}")
     if wrong:
         raise ValueError("\n  ".join(wrong))
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from medclip_jax.fields import Layout
 from medclip_jax.objectives.base import Batch, Objective
+from medclip_jax.objectives.towers import scanned
 from medclip_jax.parameters import Tree, combine, flatten, merge, select, split, statistics
 from medclip_jax.training import distributed
 from medclip_jax.training import mesh as meshes
@@ -28,6 +29,7 @@ from medclip_jax.training.optimizer import make_optimizer
 from medclip_jax.training.partition import state_shardings
 from medclip_jax.training.state import TrainState, initial_state
 from medclip_jax.training.step import StepFunction, make_train_step, trained_paths
+from medclip_jax.training.text_cache import check_cached
 from medclip_jax.training.workdir import Workdir
 
 SHARED_SECONDS = 90.0
@@ -68,13 +70,35 @@ def check_evaluation(config: Any) -> None:
     """Find out now, and not after the last step, that there is nothing to evaluate on.
 
     Raises:
-        ValueError: the shards have no such split.
+        ValueError: the shards have no such split, or nothing is evaluated that a best step could be found by.
     """
-    from medclip_jax.shards.read import open_split
+    from medclip_jax.evaluation.presets import find_protocols, plan_of
+    from medclip_jax.shards.read import open_configured, open_split
+    from medclip_jax.shards.subset import FOLD
 
-    if config.evaluation.evaluators:
+    settings = config.evaluation
+    if metric := settings.best.metric:
+        known = {*settings.evaluators, *plan_of(find_protocols(settings.protocols))}
+        if not any(metric.startswith(f"{name}/") for name in known):
+            raise ValueError(
+                f"config.evaluation.best.metric={metric!r} begins with none of the evaluators of the run "
+                f"({', '.join(sorted(known)) or 'none'}): name it as metrics.jsonl does, such as "
+                "'prediction/auroc_mean', and add its evaluator to config.evaluation.evaluators"
+            )
+        if settings.split == FOLD:
+            raise ValueError(
+                "config.evaluation.split='fold' would choose the checkpoint by the fold that is held out to "
+                "judge it: choose on 'validation', and score with `medclip evaluate --fold`"
+            )
+        if not settings.every_steps:
+            raise ValueError(
+                "config.evaluation.every_steps is 0, so that only the last step is evaluated: set it, for "
+                "config.evaluation.best to choose among several"
+            )
+
+    if config.evaluation.evaluators or config.evaluation.protocols:
         try:
-            open_split(config.data.shards, config.evaluation.split, fields=())
+            open_split(open_configured(config.data), config.evaluation.split, fields=())
         except ValueError as error:
             raise ValueError(f"config.evaluation.split={config.evaluation.split}: {error}") from None
 
@@ -170,6 +194,7 @@ def make_model(
         ValueError: mesh, batch, rules or weights that do not fit; the message says what to change.
     """
     mesh = meshes.make_mesh(config.mesh)
+    warn_of_scan(config.objective, mesh.devices.flat[0].platform)
     meshes.check_batch_size(config.batch_size, mesh, config.microbatches)
 
     def draw() -> Objective:
@@ -190,7 +215,9 @@ def make_model(
         )
     else:
         drawn = (params, variables)
-        params, variables = _with_weights(config, data, drawn, running, beginning)
+        params, variables = with_weights(config, data, drawn, running, beginning)
+        if config.objective.get("cached_texts"):
+            check_cached(config, params, optimizer.trained)
         places = shardings["params"], shardings["variables"]
         drawn = meshes.put_state((params, variables), places)
         params, variables = _calibrated(graphdef, drawn, places, config, data, layout, mesh, processes)
@@ -209,10 +236,30 @@ def make_model(
     return Model(graphdef, mesh, step, trained_paths(optimizer, shapes["params"])), TrainState(**state)
 
 
-def _with_weights(
+def warn_of_scan(objective: Any, platform: str) -> None:
+    """Say that a loop over blocks costs memory where it does."""
+    if platform == "tpu" and (names := scanned(objective)):
+        logging.warning(
+            "%s: on a TPU a loop over blocks holds about three times the activations; set it to False unless "
+            "compiling takes too long", ", ".join(f"config.objective.{name}.scan=True" for name in names),
+        )  # fmt: skip
+
+
+def with_weights(
     config: Any, data: Data, drawn: tuple[Tree, Tree], statistics: Collection[str], beginning: Beginning
 ) -> tuple[Tree, Tree]:
-    """Drawn parameters and variables, replaced by an earlier run's or else a published model's, if any."""
+    """Drawn parameters and variables, replaced by an earlier run's or else a published model's, if any.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        drawn: parameters and other variables.
+        statistics: names of the running statistics.
+        beginning: no checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: weights that are not there, or do not fit.
+    """
     from medclip_jax.weights.pretrained import load_pretrained
 
     weights = combine(*drawn)
@@ -312,5 +359,6 @@ def keep_preparation(workdir: Workdir, config: Any) -> None:
     workdir.keep_preparation(
         config.data.shards,
         tokenizer=config.data.tokenizer or open_shards(config.data.shards).tokenizer,
+        tables=tuple(config.data.tables),
         text_encoder=locate(text_folder, weights=False) if text_folder else None,
     )

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class Workdir:
         *,
         tokenizer: str | os.PathLike | None = None,
         text_encoder: str | os.PathLike | None = None,
+        tables: Sequence[str] = (),
     ) -> None:
         """Copy what using the model takes, so that shards and model folders may move or go.
 
@@ -96,8 +98,15 @@ class Workdir:
             tokenizer: folder of the tokenizer in use; its files but weights are copied to `tokenizer/`.
             text_encoder: Hugging Face folder that the text tower is built from; its config.json is copied to
                 `text_encoder/`. Its weights are not: the checkpoints hold them, trained on.
+            tables: names of tables of labels; their columns are kept, and none of their rows.
         """
-        _copy(Path(shards) / PREPARATION, self.path / PREPARATION)
+        # Imported here: a bare training machine has neither TFDS nor blosc2, and both take long to import.
+        from medclip_jax.shards.label_tables import read_label_table, write_label_table
+        from medclip_jax.shards.read import local_folder
+
+        _copy(local_folder(shards) / PREPARATION, self.path / PREPARATION)
+        for name in tables:
+            write_label_table(self.path, replace(read_label_table(local_folder(shards), name), rows={}))
         for file in sorted(Path(tokenizer).iterdir()) if tokenizer else ():
             if file.is_file() and file.suffix not in _WEIGHTS:
                 _copy(file, self.path / TOKENIZER / file.name)

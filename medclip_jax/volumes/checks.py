@@ -129,6 +129,8 @@ def resolve_rescale(
         return (slope, intercept), ()
     if version == "v2":
         return (1.0, 0.0), ("table-rescale-not-applied",)
+    if float(raw.max()) - float(raw.min()) <= 1:
+        return (slope, intercept), ()  # normalized: no HU as they stand
     # First with air, then without (a crop inside the body), then what `check_hu` can say most about.
     histograms = [Histogram.of(raw, *mapping) for mapping in ((1.0, 0.0), (slope, intercept))]
     readings = [judge(histogram) for histogram in histograms]

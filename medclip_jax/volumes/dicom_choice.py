@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from medclip_jax.volumes.dicom_files import how_to_convert, name_syntax
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, Slice, digest
-from medclip_jax.volumes.dicom_stacks import Stack, check_positions, cut_into_stacks
+from medclip_jax.volumes.dicom_stacks import Stack, check_positions, check_space, cut_into_stacks
 from medclip_jax.volumes.volume import VolumeRejected
 
 RULES = ("best", "largest", "thinnest", "original")
@@ -188,6 +188,7 @@ def choose(files: Sequence[DicomFile], wanted: Wanted) -> tuple[Stack, list[str]
     if owner.refused:
         raise refusal_of(owner.refused, len(owner.files) + len(owner.refused))
     check_positions(stack)
+    check_space(stack)
     if stack.phase:
         raise VolumeRejected(
             "several-phases",

@@ -53,7 +53,8 @@ TIMES = (
 )
 """Elements that tell time points and heart phases apart; they may also run along a single stack."""
 
-_MARKS = (*RECONSTRUCTIONS, *ACQUISITIONS, *TIMES)
+MARKS = (*RECONSTRUCTIONS, *ACQUISITIONS, *TIMES)
+"""Elements that tell stacks apart."""
 
 _FRAME_GROUPS = (
     "PlanePositionSequence",
@@ -73,11 +74,12 @@ _FRAME_GROUPS = (
 """Functional groups of an enhanced multi-frame file that are laid flat."""
 
 _KEYWORDS = (
-    "SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
-    "InstanceNumber", "SliceLocation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
-    "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+    "SeriesNumber", "InstanceNumber", "SliceLocation", "FrameOfReferenceUID", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelRepresentation",
+    "PixelPaddingValue", "PixelPaddingRangeLimit",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    *_GEOMETRY, *_VALUES, *(name for name in _MARKS if tag_for_keyword(name)),
+    *_GEOMETRY, *_VALUES, *(name for name in MARKS if tag_for_keyword(name)),
 )  # fmt: skip
 """All that is read of a header. Ids of patient, study and series only group files; they are never quoted."""
 
@@ -121,6 +123,7 @@ class Slice:
         units: of the values, where the header says.
         padding: (low, high) stored values that mean "no data".
         thickness: mm.
+        space: digest of the FrameOfReferenceUID that positions are given in, "" without one.
         marks: elements that tell stacks apart (`RECONSTRUCTIONS`, `ACQUISITIONS`, `TIMES`) to their values.
     """
 
@@ -140,6 +143,7 @@ class Slice:
     units: str
     padding: tuple[float, float] | None
     thickness: float | None
+    space: str
     marks: Mapping[str, str]
 
     @property
@@ -158,7 +162,7 @@ class DicomFile:
             "unsupported-compression", "color", "inverted", "no-positions", "zero-spacing",
             "unsupported-rescale", "not-hounsfield", "localizer", "other-object".
         slices: at least one where there is no refusal.
-        patient, study: digests of the ids, "" without one.
+        patient, study, instance: digests of the ids, "" without one.
         uid: SeriesInstanceUID, or a digest where that is no UID.
         series_number: SeriesNumber, or None.
         kind: SOP class UID.
@@ -173,6 +177,7 @@ class DicomFile:
     slices: tuple[Slice, ...] = ()
     patient: str = ""
     study: str = ""
+    instance: str = ""
     uid: str = ""
     series_number: int | None = None
     kind: str = ""
@@ -272,6 +277,7 @@ def _identity(header: pydicom.Dataset, also: Sequence[str]) -> dict[str, object]
     return {
         "patient": digest(text("PatientID")) if text("PatientID") else "",
         "study": digest(text("StudyInstanceUID")) if text("StudyInstanceUID") else "",
+        "instance": digest(text("SOPInstanceUID")) if text("SOPInstanceUID") else "",
         "uid": uid if not uid or UID(uid).is_valid else digest(uid),
         "series_number": int(number) if number.lstrip("-").isdecimal() else None,
         "kind": kind,
@@ -330,6 +336,7 @@ def _slices(path: Path, header: pydicom.Dataset, known: Mapping[str, object]) ->
         shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
         groups = [_flatten(shared[0], frame) for frame in frames]
     slices: list[Slice] = []
+    frame_of_reference = str(header.get("FrameOfReferenceUID") or "").strip(" \0")
     for place, group in enumerate(groups):
         if "LOCALIZER" in _image_type(group):
             continue
@@ -363,6 +370,7 @@ def _slices(path: Path, header: pydicom.Dataset, known: Mapping[str, object]) ->
                 units=str(header.get("Units") or ""),
                 padding=_padding(header),
                 thickness=_number(group.get("SliceThickness")),
+                space=digest(frame_of_reference) if frame_of_reference else "",
                 marks=marks,
             )
         )
@@ -381,7 +389,7 @@ def _flatten(shared: pydicom.Dataset, frame: pydicom.Dataset) -> pydicom.Dataset
 
 def _marks(header: pydicom.Dataset, group: pydicom.Dataset) -> dict[str, str]:
     marks = {}
-    for name in _MARKS:
+    for name in MARKS:
         value = group.get(name)
         if value is None:
             value = header.get(name)

@@ -104,6 +104,23 @@ def check_positions(stack: Stack) -> None:
     )
 
 
+def check_space(stack: Stack) -> None:
+    """Refuse slices whose positions are told in several frames of reference.
+
+    A frame of its own for each slice is what some de-identification writes, and tells nothing.
+
+    Raises:
+        VolumeRejected: "several-frames-of-reference".
+    """
+    spaces = {item.space for item in stack.slices if item.space}
+    if 1 < len(spaces) <= len(stack.slices) / 2:
+        raise VolumeRejected(
+            "several-frames-of-reference",
+            f"The slices of one series lie in {len(spaces)} frames of reference (FrameOfReferenceUID), and "
+            "no header says how these lie to each other: give the slices of each a series of their own.",
+        )
+
+
 def have_lost_positions(slices: Sequence[Slice]) -> bool:
     """Whether several slices carry one position that cannot be theirs."""
     if len(slices) < 2 or not _have_one_position(slices):

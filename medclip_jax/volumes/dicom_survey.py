@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from medclip_jax.volumes.dicom import check_stack
-from medclip_jax.volumes.dicom_choice import (
-    Facts,
-    Series,
-    Wanted,
-    choose,
-    group_series,
-    kernel_fits,
-    prefer,
-    state_facts,
-)
+from medclip_jax.volumes.dicom_choice import Facts, Series, Wanted, choose, group_series, state_facts
 from medclip_jax.volumes.dicom_files import silenced
 from medclip_jax.volumes.dicom_headers import MODALITIES, DicomFile, read_file
 from medclip_jax.volumes.dicom_stacks import SAME_POSITION_MM
@@ -34,6 +24,9 @@ FEW_FILES = 2000
 
 _FEW = 2
 """Files of a series that may be pages of text, and no scan with something wrong."""
+
+_THREADS = 4
+"""Headers on their way from a disk of the network at one time. Of a local disk the reader is never idle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,67 +87,230 @@ class FolderSurvey:
         series: that are scans, or should be.
         others: what is no volume: "localizer" or a modality, to the number of files.
         unknown: files that cannot be opened, or are damaged so that their series is not known.
+        unopened: those of them that cannot be opened, which may pass.
+        copies: files that repeat another one of the folder (SOPInstanceUID, number and position are equal).
+        foreign: "no DICOM" or "DICOMDIR", to the number of files.
     """
 
     place: str
     series: tuple[FoundSeries, ...] = ()
     others: Counter[str] = field(default_factory=Counter)
     unknown: tuple[str, ...] = ()
+    unopened: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    foreign: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class FolderHeaders:
+    """What the headers of a folder's files say.
+
+    Attributes:
+        place: the folder.
+        files: name to header; None for what is not DICOM.
+        unopened: names of files that cannot be opened.
+    """
+
+    place: str
+    files: Mapping[str, DicomFile | None]
+    unopened: tuple[str, ...] = ()
+
+
+def read_folder(place: str, names: Sequence[str], also: Sequence[str] = ()) -> FolderHeaders:
+    """Read the headers of the files that lie directly in a folder.
+
+    Args:
+        place: the folder.
+        names: of files in it, of any kind.
+        also: keywords of further elements wanted in `DicomFile.values`.
+    """
+
+    def read(name: str) -> DicomFile | OSError | None:
+        try:
+            return read_file(Path(place, name), also)
+        except OSError as error:
+            return error
+
+    with silenced():
+        if len(names) < _THREADS:
+            found = {name: read(name) for name in names}
+        else:
+            with ThreadPoolExecutor(_THREADS) as threads:
+                found = dict(zip(names, threads.map(read, names), strict=True))
+    unopened = tuple(name for name, file in found.items() if isinstance(file, OSError))
+    return FolderHeaders(
+        place, {name: file for name, file in found.items() if not isinstance(file, OSError)}, unopened
+    )
 
 
 def survey_folder(task: tuple[str, Sequence[str]], also: Sequence[str] = ()) -> FolderSurvey:
-    """Read the headers of the files that lie directly in a folder.
+    """Read the headers of a folder, and say which series it holds.
 
     Args:
         task: the folder, and the names of files in it, of any kind.
         also: keywords of further elements wanted in `FoundSeries.values`.
     """
-    place, names = task
-    found: list[DicomFile] = []
-    unknown: list[str] = []
-    with silenced():
-        for name in names:
-            try:
-                file = read_file(Path(place, name), also)
-            except OSError:
-                unknown.append(name)
-                continue
-            if file is None:
-                continue
-            if file.refusal == "damaged-dicom" and not file.uid:
-                unknown.append(name)
-            else:
-                found.append(file)
+    return survey_headers(read_folder(*task, also))
+
+
+def survey_headers(headers: FolderHeaders) -> FolderSurvey:
+    """Say which series a folder holds.
+
+    Args:
+        headers: of its files.
+    """
+    dicom = [file for file in headers.files.values() if file is not None]
+    lost = [file for file in dicom if file.refusal == "damaged-dicom" and not file.uid]
+    known, copies = drop_copies([file for file in dicom if file not in lost])
     others: Counter[str] = Counter()
     scans = []
-    for series in group_series(found):
+    for series in group_series(known):
         if _is_scan(series):
             scans.append(series)
             others.update(map(_kind, series.others))
         else:
             others.update(map(_kind, (*series.files, *series.refused, *series.others)))
     scans = _with_lone_slices_joined(scans)
-    series = tuple(_found(place, item, len(scans) == 1) for item in scans)
-    return FolderSurvey(place, series, others, tuple(unknown))
+    with silenced():
+        series = tuple(_found(item, len(scans) == 1) for item in scans)
+    foreign = Counter(
+        "DICOMDIR" if name.upper() == "DICOMDIR" else "no DICOM"
+        for name, file in headers.files.items()
+        if file is None
+    )
+    return FolderSurvey(
+        headers.place,
+        series,
+        others,
+        unknown=(*headers.unopened, *(file.path.name for file in lost)),
+        unopened=headers.unopened,
+        copies=tuple(file.path.name for file in copies),
+        foreign=foreign,
+    )
 
 
-def join_folders(surveys: Iterable[FolderSurvey]) -> list[FoundSeries]:
-    """Series of a tree, in the order of the folders where they begin.
+def drop_copies(files: Sequence[DicomFile]) -> tuple[list[DicomFile], list[DicomFile]]:
+    """Divide files into those that count, and those that repeat another one.
 
-    Files of one series in several folders are one scan, unless two folders hold the same positions: those are
-    copies, or series that were given one UID, and each stays a scan of its own.
+    A copy has patient, series, SOPInstanceUID, InstanceNumber and position of another file; so has a damaged
+    file beside a whole one of the same SOPInstanceUID. Where most files of a series share one
+    SOPInstanceUID, as some de-identification writes it, it tells nothing.
     """
-    joined: list[FoundSeries] = []
-    by_key: dict[str, list[int]] = defaultdict(list)
+    by_series: dict[tuple[str, str], list[DicomFile]] = defaultdict(list)
+    for file in files:
+        by_series[file.patient, file.uid].append(file)
+    copies: set[int] = set()
+    for members in by_series.values():
+        whole = [file for file in members if not file.refusal]
+        places = {_place_of(file) for file in whole}
+        if 2 * len({file.instance for file in whole}) <= len(places):
+            continue
+        seen: set[tuple] = set()
+        for file in whole:
+            mark = (file.instance, *_place_of(file))
+            if file.instance and mark in seen:
+                copies.add(id(file))
+            seen.add(mark)
+        instances = {file.instance for file in whole} - {""}
+        copies.update(id(file) for file in members if file.refusal and file.instance in instances)
+    return [file for file in files if id(file) not in copies], [file for file in files if id(file) in copies]
+
+
+def _place_of(file: DicomFile) -> tuple:
+    first = file.slices[0]
+    return first.number, len(file.slices), *np.round(first.position, 2).tolist()
+
+
+Headers = Callable[[FoundSeries], Iterable[DicomFile | None]]
+"""Gives the headers of a series' files."""
+
+
+def _read_again(series: FoundSeries) -> Iterable[DicomFile | None]:
+    with silenced():
+        return [read_file(path) for path in series.paths]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The series of a tree.
+
+    Attributes:
+        series: in the order of the folders where they begin.
+        copies: files that repeat one of another folder.
+    """
+
+    series: list[FoundSeries]
+    copies: list[Path] = field(default_factory=list)
+
+
+def join_folders(surveys: Iterable[FolderSurvey], headers: Headers = _read_again) -> Joined:
+    """Put the series of a tree together.
+
+    Files of one series in several folders are one scan, and copies of a file count once. Where two folders
+    hold different files at the same positions, these are series that were given one UID, and each stays a
+    scan of its own; so do files without a SeriesInstanceUID, which nothing joins.
+
+    Args:
+        surveys: of all folders.
+        headers: what the files of a series say; default: they are read again.
+    """
+    parts: dict[str, list[tuple[int, FoundSeries]]] = defaultdict(list)
+    place = 0
     for survey in surveys:
         for part in survey.series:
-            fits = next((i for i in by_key[part.key] if not _overlap(joined[i], part)), None)
-            if fits is None:
-                by_key[part.key].append(len(joined))
-                joined.append(part)
-            else:
-                joined[fits] = _join(joined[fits], part)
-    return joined
+            parts[part.key if part.uid else f"{part.key} {place}"].append((place, part))
+            place += 1
+    joined: list[tuple[int, FoundSeries]] = []
+    copies: list[Path] = []
+    for members in parts.values():
+        if len(members) == 1:
+            joined += members
+        else:
+            joined += _join(members, headers, copies)
+    return Joined([series for _, series in sorted(joined, key=lambda pair: pair[0])], copies)
+
+
+def _join(
+    parts: Sequence[tuple[int, FoundSeries]], headers: Headers, copies: list[Path]
+) -> list[tuple[int, FoundSeries]]:
+    """One series of its parts, or several where they overlap; copies are added to the list."""
+    files = [[file for file in headers(part) if file is not None] for _, part in parts]
+    _, repeated = drop_copies([file for members in files for file in members])
+    copies += [file.path for file in repeated]
+    dropped = set(map(id, repeated))
+    scans: list[tuple[int, list[DicomFile], list[FoundSeries], np.ndarray]] = []
+    for (place, part), members in zip(parts, files, strict=True):
+        kept = [file for file in members if id(file) not in dropped]
+        if not kept:
+            continue
+        positions = _positions(kept)
+        fits = next((n for n, scan in enumerate(scans) if not _overlap(scan[3], positions)), None)
+        if fits is None:
+            scans.append((place, kept, [part], positions))
+        else:
+            first, held, owners, before = scans[fits]
+            scans[fits] = (first, held + kept, [*owners, part], np.concatenate([before, positions]))
+    whole = {place: len(members) for (place, _), members in zip(parts, files, strict=True)}
+    return [
+        (place, owners[0] if len(owners) == 1 and len(held) == whole[place] else _gathered(held, owners))
+        for place, held, owners, _ in scans
+    ]
+
+
+def _gathered(files: Sequence[DicomFile], parts: Sequence[FoundSeries]) -> FoundSeries:
+    places: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        places[str(file.path.parent)].append(file.path.name)
+    with silenced():
+        judged = _judge(files)
+    return replace(
+        parts[0],
+        places=tuple(places),
+        names=tuple(map(tuple, places.values())),
+        is_alone=all(part.is_alone for part in parts),
+        positions=_positions(files),
+        **judged,
+    )
 
 
 def _is_scan(series: Series) -> bool:
@@ -187,7 +343,7 @@ def _with_lone_slices_joined(scans: list[Series]) -> list[Series]:
     return rest
 
 
-def _found(place: str, series: Series, is_alone: bool) -> FoundSeries:
+def _found(series: Series, is_alone: bool) -> FoundSeries:
     files = (*series.files, *series.refused)
     first = series.first
     return FoundSeries(
@@ -196,13 +352,17 @@ def _found(place: str, series: Series, is_alone: bool) -> FoundSeries:
         study=first.study,
         uid=first.uid,
         modality=first.modality,
-        places=(place,),
+        places=(str(first.path.parent),),
         names=(tuple(file.path.name for file in files),),
         is_alone=is_alone,
-        positions=np.array([item.position for item in series.slices], np.float32).reshape(-1, 3),
+        positions=_positions(files),
         values=first.values,
         **_judge(files),
     )
+
+
+def _positions(files: Sequence[DicomFile]) -> Float32[np.ndarray, "N 3"]:
+    return np.array([item.position for file in files for item in file.slices], np.float32).reshape(-1, 3)
 
 
 def _judge(files: Sequence[DicomFile]) -> dict[str, object]:
@@ -210,6 +370,7 @@ def _judge(files: Sequence[DicomFile]) -> dict[str, object]:
     slices = [item for file in files for item in file.slices]
     kernels = tuple(sorted({item.marks["ConvolutionKernel"] for item in slices} - {""}))
     try:
+        _check_modality(files)
         stack, _ = choose(files, Wanted(modality=files[0].modality))
         check_stack(stack)
     except VolumeRejected as rejection:
@@ -227,88 +388,19 @@ def _judge(files: Sequence[DicomFile]) -> dict[str, object]:
     return {"facts": facts, "code": "", "message": "", "kernels": kernels, "geometry": geometry}
 
 
-def _overlap(one: FoundSeries, other: FoundSeries) -> bool:
-    """Whether some position stands in both."""
-    if not len(one.positions) or not len(other.positions):
-        return True
-    distances = np.abs(one.positions[:, None] - other.positions[None]).max(axis=-1)
-    return bool((distances < SAME_POSITION_MM).any())
-
-
-def _join(one: FoundSeries, other: FoundSeries) -> FoundSeries:
-    whole = replace(
-        one,
-        places=(*one.places, *other.places),
-        names=(*one.names, *other.names),
-        is_alone=one.is_alone and other.is_alone,
-        positions=np.concatenate([one.positions, other.positions]),
-    )
-    with silenced():
-        files = [read_file(path) for path in whole.paths]
-        return replace(whole, **_judge([file for file in files if file is not None]))
-
-
-def take_one_of_each_study(
-    series: Sequence[FoundSeries], *, kernel: str | None = None, rule: str = "best", modality: str = "CT"
-) -> tuple[list[FoundSeries], list[FoundSeries]]:
-    """Choose one series of each examination of each patient, as `volumes.read_volume` would in one folder.
-
-    Args:
-        series: of a tree.
-        kernel: as for `volumes.read_volume`.
-        rule: one of `volumes.RULES`.
-        modality: preferred.
-
-    Returns:
-        Those that are taken, and those that are not. Where no series of an examination can be used, all are
-        taken, for each has its own reason.
-    """
-    studies: dict[tuple[str, str], list[FoundSeries]] = defaultdict(list)
-    for item in series:
-        studies[item.patient, item.study or item.key].append(item)
-    dropped: set[int] = set()
-    for members in studies.values():
-        usable = [item for item in members if item.facts is not None]
-        usable = [item for item in usable if item.modality == modality] or usable
-        if kernel is not None:
-            usable = [item for item in usable if any(kernel_fits(name, kernel) for name in item.kernels)]
-        if usable:
-            chosen = usable[prefer([item.facts for item in usable], rule)]
-            dropped.update(id(item) for item in members if item is not chosen)
-    taken = [item for item in series if id(item) not in dropped]
-    return taken, [item for item in series if id(item) in dropped]
-
-
-def to_json(survey: FolderSurvey) -> dict[str, object]:
-    """A survey as JSON, for a cache. It holds ids of patients: as private as the scans."""
-    written = asdict(replace(survey, others=Counter()))
-    written["others"] = dict(survey.others)
-    for item, found in zip(written["series"], survey.series, strict=True):
-        item["positions"] = base64.b64encode(found.positions.astype("<f4").tobytes()).decode()
-        item["facts"] = None if found.facts is None else list(found.facts)
-    return written
-
-
-def from_json(written: Mapping[str, Any]) -> FolderSurvey:
-    """A survey from `to_json`.
-
-    Raises:
-        Exception: of many types, where it is none.
-    """
-    series = []
-    for item in written["series"]:
-        positions = np.frombuffer(base64.b64decode(item["positions"]), "<f4").reshape(-1, 3)
-        series.append(
-            FoundSeries(
-                **{
-                    **item,
-                    "places": tuple(item["places"]),
-                    "names": tuple(map(tuple, item["names"])),
-                    "kernels": tuple(item["kernels"]),
-                    "positions": positions,
-                    "facts": None if item["facts"] is None else Facts(*item["facts"]),
-                }
-            )
+def _check_modality(files: Sequence[DicomFile]) -> None:
+    kinds = sorted({file.modality for file in files if file.slices})
+    if len(kinds) > 1:
+        told = " and ".join(kind if kind in MODALITIES else "others" for kind in kinds)
+        raise VolumeRejected(
+            "mixed-modality",
+            f"One SeriesInstanceUID holds slices of {told}: give the slices of each a series of their own.",
         )
-    others, unknown = Counter(written["others"]), tuple(written["unknown"])
-    return FolderSurvey(str(written["place"]), tuple(series), others, unknown)
+
+
+def _overlap(one: Float32[np.ndarray, "N 3"], other: Float32[np.ndarray, "M 3"]) -> bool:
+    """Whether some position stands in both."""
+    if not len(one) or not len(other):
+        return True
+    distances = np.abs(one[:, None] - other[None]).max(axis=-1)
+    return bool((distances < SAME_POSITION_MM).any())

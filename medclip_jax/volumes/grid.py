@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from scipy import ndimage
+
+from medclip_jax.volumes.geometry import resample_labels
+from medclip_jax.volumes.volume import Volume
 
 _LPS = np.diag([-1.0, -1.0, 1.0])
 """ITK's world is LPS, ours RAS."""
@@ -53,6 +56,22 @@ def transfer(
     )
 
 
+def transfer_labels(
+    labels: UInt8[np.ndarray, "I J K"], grid: Grid, target: Grid
+) -> UInt8[np.ndarray, "{target.shape[0]} {target.shape[1]} {target.shape[2]}"]:
+    """Look the nearest label up at the voxels of another grid; 0 where the map does not reach.
+
+    Args:
+        labels: the map.
+        grid: where it lies.
+        target: where it is wanted.
+    """
+    # Of the volume that is wanted, its shape and place alone count: one voxel stands for all of them.
+    voxels = np.broadcast_to(np.int16(0), target.shape)
+    spacing = tuple(float(length) for length in np.linalg.norm(target.affine[:3, :3], axis=0))
+    return resample_labels(labels, grid.affine, Volume(voxels, spacing, target.affine))
+
+
 def check_map_path(path: str | os.PathLike) -> Path:
     """Check that `write_map` could write there.
 
@@ -68,8 +87,10 @@ def check_map_path(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_map(path: str | os.PathLike, values: Float32[np.ndarray, "I J K"], grid: Grid) -> None:
-    """Write a map as an image file that viewers lay over the scan of the same grid.
+def write_map(
+    path: str | os.PathLike, values: Float32[np.ndarray, "I J K"] | UInt8[np.ndarray, "I J K"], grid: Grid
+) -> None:
+    """Write a map as an image file that viewers lay over the scan of the same grid; its type is kept.
 
     Args:
         path: ends in one of `IMAGE_SUFFIXES`.
@@ -84,7 +105,7 @@ def write_map(path: str | os.PathLike, values: Float32[np.ndarray, "I J K"], gri
     if path.name.lower().endswith((".nii", ".nii.gz")):
         import nibabel as nib
 
-        image = nib.Nifti1Image(np.asarray(values, np.float32), grid.affine)
+        image = nib.Nifti1Image(values, grid.affine)
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = b"medclip_jax"
         nib.save(image, path)
@@ -97,7 +118,7 @@ def write_map(path: str | os.PathLike, values: Float32[np.ndarray, "I J K"], gri
         raise ValueError(
             f"{path}: the slices of this scan are tilted, which only NIfTI holds: name it .nii.gz"
         )
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.asarray(values, np.float32).transpose(2, 1, 0)))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
     image.SetSpacing(lengths.tolist())
     image.SetDirection((_LPS @ directions).ravel().tolist())
     image.SetOrigin((_LPS @ grid.affine[:3, 3]).tolist())

@@ -24,6 +24,9 @@ _UNREMARKABLE_CLIP_HU = (-1024, 1900)
 _IF_MR = 'Is this MR (say modality="MR")?'
 
 _AIR_HU, _FAT_HU, _MUSCLE_HU = -1000, -100, 52
+_NEAR_HU = 20
+"""How far fat and muscle may lie off, as with contrast or another kernel."""
+
 _USUAL_OFFSETS = (1000, 1024, 8192)
 """Rescale intercepts in use, without their sign: what a second or a forgotten application is off by."""
 
@@ -167,7 +170,7 @@ def _are_odd(peaks: list[int]) -> bool:
     # Between fat and water a mode is a blend of both, unless others stand beside it; marrow, where fat and
     # muscle have the values that they should have.
     pair = _fat_and_muscle(peaks)
-    if pair is not None and abs(pair[0] - _FAT_HU) < 15 and abs(pair[1] - _MUSCLE_HU) < 15:
+    if pair is not None and max(abs(pair[0] - _FAT_HU), abs(pair[1] - _MUSCLE_HU)) <= _NEAR_HU:
         return False
     return any(-65 < place < -15 for place in peaks) and len(peaks) > 1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Shaped
 
 from medclip_jax.volumes.content import GZIP, check_size, inflate, peek
 from medclip_jax.volumes.scan import Scan
@@ -18,13 +19,14 @@ _LONGEST_EXTENSIONS = 1 << 20
 """Bytes between header and voxels that are read to see where the voxels start."""
 
 
-def read_nifti(path: Path, *, labels: bool = False, frames: bool = False) -> Scan:
+def read_nifti(path: Path, *, labels: bool = False, frames: bool = False, channel: int | None = None) -> Scan:
     """Read one NIfTI file, or a pair of .hdr and .img, with the header's own scaling applied.
 
     Args:
         path: the file; either one of a pair.
         labels: it is a label map.
         frames: it may hold several phases, and a single slice: voxels are (I, J, K, phase).
+        channel: which of the volumes along the fourth axis is meant, from 0; None for files of one volume.
 
     Raises:
         VolumeRejected: see the table of codes in `docs/reference/volumes.md`.
@@ -39,7 +41,8 @@ def read_nifti(path: Path, *, labels: bool = False, frames: bool = False) -> Sca
     header = _header(start)
     notes: list[str] = []
     dtype = _data_type(header)
-    shape = _frame_shape(header, notes) if frames else _spatial_shape(header, notes)
+    several = frames or channel is not None
+    shape = _frame_shape(header, notes) if several else _spatial_shape(header, notes)
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     offsets = _possible_offsets(header, start, is_pair)
     check_size(wanted, len(content), labels=labels)
@@ -58,6 +61,8 @@ def read_nifti(path: Path, *, labels: bool = False, frames: bool = False) -> Sca
             )
         notes.append("bits-per-voxel-ignored")
     voxels, slope, intercept = _voxels(content, header, dtype, shape, offset)
+    if channel is not None:
+        voxels = _channel(voxels, channel)
     affine, placed = _affine(header, notes)
     provenance = {
         "format": "nifti",
@@ -234,6 +239,19 @@ def _spatial_shape(header: nib.Nifti1Header, notes: list[str]) -> tuple[int, int
             "not-3d", "The image is flat, not a volume: leave it out or export the whole series."
         )
     return tuple(shape)
+
+
+def _channel(voxels: Shaped[np.ndarray, "I J K channels"], channel: int) -> Shaped[np.ndarray, "I J K"]:
+    """One volume of several in a file."""
+    if not 0 <= channel < voxels.shape[3]:
+        raise VolumeRejected(
+            "no-such-channel",
+            f"The file holds {voxels.shape[3]} volumes, and number {channel} (from 0) was asked for: choose "
+            "another channel, or correct what the data set says of its channels.",
+        )
+    if min(voxels.shape[:3]) < 2:
+        raise VolumeRejected("not-3d", "The volumes of the file are flat: leave it out.")
+    return voxels[..., channel]
 
 
 def _data_type(header: nib.Nifti1Header) -> np.dtype:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer, Real
 
+from medclip_jax.volumes.arrays import SUFFIXES as ARRAYS
+from medclip_jax.volumes.arrays import axes_affine, read_array
 from medclip_jax.volumes.checks import check_hu, fill_missing, fill_padding, resolve_rescale, to_int16, unwrap
 from medclip_jax.volumes.dicom import read_dicom
 from medclip_jax.volumes.dicom_choice import Wanted
@@ -35,12 +37,16 @@ def read_volume(
     kernel: str | None = None,
     rule: str = "best",
     percentiles: Sequence[float] | None = None,
+    axes: str | None = None,
+    raw: bool = False,
+    channel: int | None = None,
 ) -> Volume:
     """Read a scan as int16 Hounsfield units in canonical orientation.
 
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD, MHA or MHD file, a DICOM file with many frames, a folder with a
-            DICOM series, or the files of one series.
+            DICOM series, or the files of one series; with `axes` and `spacing` also a bare array (.npy, or
+            .npz with one array or one named ``ct``).
         rescale: (slope, intercept) from a table, for archives whose files hold raw values. A file that is
             already in HU is noticed and left as it is, with a note.
         modality: "CT" or "MR". MR keeps the scanner's units.
@@ -52,13 +58,30 @@ def read_volume(
             `docs/reference/volumes.md`.
         percentiles: window an MR series' intensities by two of its percentiles, see
             `volumes.modality.window_by_percentiles`.
+        axes: where the axes of the file's array point, such as "LPS", for a file that does not say; see
+            `volumes.arrays.axes_affine`.
+        raw: the archive is known to hold raw values: `rescale` is applied without a look at them.
+        channel: of a 4D NIfTI with several sequences, which one, from 0.
 
     Raises:
         VolumeRejected: the file must not enter training; the code is stable, the message holds the fix.
         ValueError: an argument is wrong.
     """
-    scan = read_scan(path, modality=modality, series=series, kernel=kernel, rule=rule)
-    return to_volume(scan, rescale=rescale, modality=modality, spacing=spacing, percentiles=percentiles)
+    if axes and isinstance(path, str | os.PathLike) and str(path).lower().endswith(ARRAYS):
+        scan = _guarded(lambda: read_array(_existing(Path(path)), axes, spacing))
+    elif channel is not None:
+        scan = _guarded(lambda: read_nifti(_existing(Path(path)), channel=channel))
+    else:
+        scan = read_scan(path, modality=modality, series=series, kernel=kernel, rule=rule)
+    return to_volume(
+        scan,
+        rescale=rescale,
+        modality=modality,
+        spacing=spacing,
+        percentiles=percentiles,
+        axes=axes,
+        raw=raw,
+    )
 
 
 def read_scan(
@@ -91,6 +114,8 @@ def to_volume(
     modality: str = "CT",
     spacing: Sequence[float] | None = None,
     percentiles: Sequence[float] | None = None,
+    axes: str | None = None,
+    raw: bool = False,
 ) -> Volume:
     """Bring a scan to canonical orientation and int16, with geometry and Hounsfield units checked.
 
@@ -109,12 +134,16 @@ def to_volume(
             f"The header says {scan.modality}, {modality} was expected: leave the scan out, or say that its "
             'modality is "CT" or "MR" if that is wanted.',
         )
-    voxels, affine, notes, axes = _place(scan, spacing)
+    voxels, affine, notes, stored_axes = _place(scan, spacing, axes)
     spacing_read = tuple(float(x) for x in np.linalg.norm(affine[:3, :3], axis=0))
     provenance = dict(scan.provenance)
-    provenance |= {"modality": modality, "orientation": axes, "spacing": spacing_read}
+    provenance |= {"modality": modality, "orientation": stored_axes, "spacing": spacing_read}
     if rescale is not None:
-        (slope, intercept), more = resolve_rescale(voxels, rescale) if rule.absolute else (rescale, ())
+        version = "v1" if raw else "auto"
+        if rule.absolute:
+            (slope, intercept), more = resolve_rescale(voxels, rescale, version=version)
+        else:
+            (slope, intercept), more = rescale, ()
         notes += more
         provenance["rescale"] = (slope, intercept)
         if (slope, intercept) != (1.0, 0.0):
@@ -147,7 +176,7 @@ def read_labels(path: str | Path) -> tuple[Integer[np.ndarray, "D H W"], Float[n
         VolumeRejected: the file cannot be read, or its values are no labels: fractions, or
             numbers below 0 ("not-labels").
     """
-    voxels, affine, _, _ = _place(_read(Path(path), Wanted(), labels=True), None)
+    voxels, affine, _, _ = _place(_read(Path(path), Wanted(), labels=True), None, None)
     if voxels.dtype.kind == "f":
         whole = np.rint(voxels)
         if not np.isfinite(voxels).all() or np.abs(whole - voxels).max() > 1e-3:
@@ -173,27 +202,38 @@ def _axes(affine: Float[np.ndarray, "4 4"]) -> str:
 
 
 def _read(path: Path | list[Path], wanted: Wanted, *, labels: bool = False) -> Scan:
-    try:
-        if isinstance(path, list):
-            return read_dicom(path, wanted)
-        name = path.name.lower()
-        if not path.exists():
-            raise VolumeRejected(
-                "missing-file", "There is no such file or folder: check the path in the table."
-            )
-        if path.is_dir():
-            return read_dicom(path, wanted)
-        if path.stat().st_size == 0:
-            raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
-        if name.endswith((".nii", ".nii.gz")):
-            return read_nifti(path, labels=labels)
-        if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
-            return read_itk(path, labels=labels)
-        if name.endswith((".hdr", ".hdr.gz", ".img", ".img.gz")) and not is_dicom(path):
-            return read_nifti(path, labels=labels)
-        if not is_dicom(path):
-            raise explain(path)
+    return _guarded(lambda: _read_any(path, wanted, labels))
+
+
+def _read_any(path: Path | list[Path], wanted: Wanted, labels: bool) -> Scan:
+    if isinstance(path, list):
         return read_dicom(path, wanted)
+    if _existing(path).is_dir():
+        return read_dicom(path, wanted)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return read_nifti(path, labels=labels)
+    if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+        return read_itk(path, labels=labels)
+    if name.endswith((".hdr", ".hdr.gz", ".img", ".img.gz")) and not is_dicom(path):
+        return read_nifti(path, labels=labels)
+    if not is_dicom(path):
+        raise explain(path)
+    return read_dicom(path, wanted)
+
+
+def _existing(path: Path) -> Path:
+    """The path, where there is a folder or a file that is not empty."""
+    if not path.exists():
+        raise VolumeRejected("missing-file", "There is no such file or folder: check the path in the table.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise VolumeRejected("truncated-file", "The file is empty: copy or download it again.")
+    return path
+
+
+def _guarded(read: Callable[[], Scan]) -> Scan:
+    try:
+        return read()
     except OSError as error:
         # The error's own text would quote the path.
         raise VolumeRejected(
@@ -203,7 +243,7 @@ def _read(path: Path | list[Path], wanted: Wanted, *, labels: bool = False) -> S
 
 
 def _place(
-    scan: Scan, spacing: Sequence[float] | None
+    scan: Scan, spacing: Sequence[float] | None, axes: str | None
 ) -> tuple[Real[np.ndarray, "D H W"], Float[np.ndarray, "4 4"], tuple[str, ...], str]:
     """Canonical voxels and affine, with the header's geometry checked; notes so far; the file's own axes."""
     notes = scan.notes
@@ -224,8 +264,10 @@ def _place(
                 "The header holds no orientation and spacing (no sform or qform, or the identity): convert "
                 "from DICOM again (dcm2niix), or give the spacing from the archive's table.",
             )
-        notes += ("orientation-assumed",)
-    axes = _axes(affine) if placed else "unknown"
+        if axes:
+            affine = axes_affine(axes)
+        notes += ("orientation-from-table" if axes else "orientation-assumed",)
+    stored_axes = _axes(affine) if placed or axes else "unknown"
     try:
         voxels, affine = canonical(scan.voxels, affine)
     except ValueError:
@@ -253,4 +295,4 @@ def _place(
     angle = np.degrees(np.arccos(np.clip(np.abs(np.diag(affine[2::-1, :3] / lengths)), 0, 1).min()))
     if angle > 0.5:
         notes += (f"oblique:{angle:.0f}deg",)
-    return voxels, affine, notes, axes
+    return voxels, affine, notes, stored_axes

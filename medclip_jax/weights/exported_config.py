@@ -204,7 +204,7 @@ def _spec(data: Mapping[str, Any]) -> DataSpec:
     _check(math.prod(data["shape"]) < _VOXELS, "data.shape", data["shape"], f"fewer than {_VOXELS} voxels")
     positive = all(step is None or (_is_number(step) and step > 0) for step in data["spacing"])
     _check(positive, "data.spacing", data["spacing"], "three distances in mm, or null for each scan's own")
-    for name in ("findings", "organs", "views"):
+    for name in ("findings", "organs", "views", "measurements"):
         value = data.get(name, [])
         is_names = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         _check(is_names, f"data.{name}", value, "a list of names")
@@ -233,6 +233,8 @@ def _check_frames(config: Mapping[str, Any], spec: DataSpec, vision: Mapping[str
     _check(divides, "data.frame_shape", list(spec.frame_shape), f"a multiple of {patch}, the patches")
     is_scales = channels and all(_is_pair(scale) and scale[1] > 0 for scale in channels)
     _check(bool(is_scales), "objective.vision.channels", channels, "a list of (mean, standard deviation)")
+    motion = vision.get("motion", 0.0)  # folders of earlier versions have none
+    _check(_is_number(motion) and motion >= 0, "objective.vision.motion", motion, "a number, 0 or more")
     most = vision["frames"]
     frames, views = config.get("frames"), config.get("views")
     _check(_is_size(frames) and frames <= most, "frames", frames, f"a number up to {most}")

@@ -21,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 VIDEO = "video/"
 """Where the parameters of `models.spacetime.SpaceTimeTransformer` lie in a frame tower."""
 
+_PATCHES = TRANSFORMER + "embed/projection/kernel"
+
 _OF_TIME = re.compile(r"temporal_positions|view_embedding|blocks/\d+/time_(norm|attention)/.*")
 """Parameters that a 2D model has nothing for: they keep the values with which the tower is a 2D model."""
 
@@ -69,7 +71,7 @@ def convert_frames(
         settings: what is known of the checkpoint beside its weights.
 
     Returns:
-        The converted parameters and the report on them.
+        The converted parameters and the report on them. A channel of motion has zeros.
 
     Raises:
         ValueError: the tower's config does not fit the checkpoint; the message names the field.
@@ -85,6 +87,10 @@ def convert_frames(
         if name.startswith(VIDEO)
     }
     shared = {TRANSFORMER + name: leaf for name, leaf in own.items() if not _OF_TIME.fullmatch(name)}
+    channels = len(vision_config.channels)
+    if vision_config.motion:  # pictures do not move: the checkpoint knows nothing of that channel
+        rows, width = shared[_PATCHES].shape
+        shared[_PATCHES] = np.zeros((rows // (channels + 1) * channels, width), np.float32)
     patch = tuple(vision_config.patch)
     # A frame tower as `convert` knows towers: of volumes of one slice.
     of_a_slice = SimpleNamespace(
@@ -99,6 +105,9 @@ def convert_frames(
     )
     grid = (1, *(size // step for size, step in zip(frame_shape, patch, strict=True)))
     found = convert(encoder, of_a_slice, grid, shared, settings)
+    if vision_config.motion:
+        by_channel = found.params[_PATCHES].reshape(-1, channels, width)
+        found.params[_PATCHES] = np.pad(by_channel, ((0, 0), (0, 1), (0, 0))).reshape(-1, width)
     fresh = [TRANSFORMER + name for name in own if _OF_TIME.fullmatch(name)] + found.fresh
     return Converted(
         {_in_video(name): value for name, value in found.params.items()},

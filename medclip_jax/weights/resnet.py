@@ -134,7 +134,7 @@ def _places(resnet: ResNet) -> dict[str, nnx.Variable]:
     names = {"kernel": "weight", "scale": "weight"}
     found = {}
     for path, node in nnx.iter_graph(resnet):
-        if isinstance(node, nnx.Param | nnx.BatchStat):
+        if isinstance(node, nnx.Param | nnx.BatchStat) and path[0] != "extremes":
             *parents, last = path
             found[".".join([*parents, names.get(last, last)])] = node
     return found

@@ -100,13 +100,18 @@ def test_ambiguous_reports_are_left_out(archive, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"), [(["--series-rule", "best"], "1.3.11.1"), (["--kernel", "sharp"], "1.3.11.2")]
+    ("options", "wanted", "left_out"),
+    [
+        (["--series-rule", "best"], {"1.3.11.1", "1.3.12.1"}, ["not-chosen"]),
+        (["--kernel", "sharp"], {"1.3.11.2"}, ["other-kernel", "other-kernel"]),
+        (["--kernel", "B?0f", "--series-rule", "all"], {"1.3.11.1", "1.3.11.2"}, ["other-kernel"]),
+    ],
 )
-def test_one_series_of_an_examination(archive, tmp_path, options, wanted):
+def test_series_of_an_examination_by_a_rule(archive, tmp_path, options, wanted, left_out):
     out = tmp_path / "studies.csv"
     assert main(["index", str(archive / "a"), "--out", str(out), "--workers", "1", *options]) == 0
-    assert {row["series"] for row in read(out)} == {wanted, "1.3.12.1"}
-    assert [entry["code"] for entry in read(tmp_path / "studies.left-out.csv")] == ["not-chosen"]
+    assert {row["series"] for row in read(out)} == wanted
+    assert [entry["code"] for entry in read(tmp_path / "studies.left-out.csv")] == left_out
 
 
 def test_a_second_run_reads_what_has_changed(archive, tmp_path, monkeypatch):

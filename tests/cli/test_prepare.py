@@ -273,6 +273,26 @@ def test_help_teaches(capsys, arguments):
     assert len(arguments) == 2 or all(f"  {name} " in text for name in COMMANDS)
 
 
+def test_a_set_in_a_store(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDCLIP_SHARDS_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/bucket/set"
+    arguments = ["prepare", "--table", str(table), "--out", url, *SMALL]
+    assert main(arguments) == 0
+    assert "is complete" in capsys.readouterr().err
+    # What is private stays here, beside the folder that the set was made in.
+    assert (tmp_path / "set.staging.key").exists()
+    assert not [path for path in (tmp_path / "bucket").rglob("*") if "key" in path.name]
+    assert main(["inspect", url]) == 0
+    assert "6 records verified" in capsys.readouterr().out
+    assert (tmp_path / "set.html").exists()
+    assert main([*arguments, "--part", "1/2"]) == 2
+    assert "--staging" in capsys.readouterr().err
+    assert main([*arguments, "--upload", url]) == 2
+    assert main(["prepare", "--merge", "set.staging", "--upload", f"file://{tmp_path}/second/set"]) == 0
+    assert open_shards(f"file://{tmp_path}/second/set").fingerprint == open_shards(url).fingerprint
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, medclip_jax.cli.main as m\ntry: m.main(['prepare', '-h'])\nfinally: print(*sys.modules)"

@@ -174,7 +174,7 @@ def test_files_that_are_no_table(tmp_path):
         list(folder(tmp_path / "absent.csv"))
     with pytest.raises(TableError, match=r"no folder .*--root"):
         list(folder(table(tmp_path, "volume,report\n"), root=tmp_path / "absent"))
-    with pytest.raises(TableError, match="spreadsheet: save it as CSV"):
+    with pytest.raises(TableError, match=r"cannot be read as a spreadsheet.*copy it again"):
         list(folder(table(tmp_path, "PK", name="studies.xlsx")))
     with pytest.raises(TableError, match="not UTF-8"):
         list(folder(table(tmp_path, "volume,report\na,größe\n", encoding="latin-1")))

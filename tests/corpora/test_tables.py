@@ -46,8 +46,8 @@ def test_wrong_encodings_name_the_option(tmp_path, written, given, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04rest", "spreadsheet.*CSV UTF-8"),
-        (b"\xd0\xcf\x11\xe0rest", "spreadsheet"),
+        (b"PK\x03\x04rest", "archive: unpack it"),
+        (b"\xd0\xcf\x11\xe0rest", "password.*CSV UTF-8"),
         (b"\x1f\x8brest", "compressed: unpack it"),
         (b"PAR1rest", "Parquet"),
         (

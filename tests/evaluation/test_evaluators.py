@@ -64,6 +64,9 @@ class TestZeroShot:
                 "accuracy": reference.accuracy_score(label, score >= 0),
                 "sensitivity": reference.recall_score(label, score >= 0),
                 "specificity": reference.recall_score(~label, score < 0),
+                "precision": reference.precision_score(label, score >= 0),
+                "balanced_accuracy": reference.balanced_accuracy_score(label, score >= 0),
+                "weighted_f1": reference.f1_score(label, score >= 0, average="weighted"),
             }
             assert found.values == pytest.approx(expected, abs=1e-9)
             interval = metrics.bootstrap_interval(
@@ -159,7 +162,9 @@ class TestZeroShot:
 
     def test_threshold_from_the_scored_split_is_refused(self):
         with pytest.raises(ValueError, match="flatters"):
-            evaluate_zero_shot(made_split(), encode_texts, threshold="test", load_split=made_split)
+            evaluate_zero_shot(
+                made_split("validation"), encode_texts, threshold="validation", load_split=made_split
+            )
 
     def test_no_ground_truth_points_to_the_reports(self):
         nothing = {finding: np.zeros(60, np.int8) for finding in FINDINGS}
@@ -321,6 +326,9 @@ class TestOrdinal:
         for cut in (1, 2, 3, 4):
             expected = reference.roc_auc_score(grades >= cut, scores)
             assert flat[f"cac/auroc/{cut}"] == pytest.approx(expected, abs=1e-9)
+            task = result.scored()["cac"].tasks[f"grade >= {cut}"]
+            np.testing.assert_array_equal(task.rows, np.flatnonzero(known))
+            assert reference.roc_auc_score(task.labels, task.scores[0]) == pytest.approx(expected, abs=1e-9)
         assert result.mean_interval.low < flat["cac/auroc_mean"] < result.mean_interval.high
 
     def test_missing_measurement(self):
@@ -337,7 +345,7 @@ def shards(monkeypatch):
     """The runner over hand-made records instead of a folder."""
     opened = []
 
-    def open_and_embed(folder, split, embedder, *, pooled=False):
+    def open_and_embed(folder, split, embedder, *, kinds=(), cache=None):
         opened.append(split)
         return embed_split(split, records(), embedder, findings=FINDINGS, measurements=("cac_grade",))
 
@@ -414,6 +422,7 @@ class TestRun:
         assert needs == {
             "zero_shot": ("text",),
             "retrieval": ("text",),
+            "volume_retrieval": (),
             "ordinal": ("text",),
             "uncertainty": (),
             "spectrum": ("volume tower",),
@@ -422,11 +431,29 @@ class TestRun:
             "organs": ("organ shares",),
             "reconstruction": ("reconstruction",),
             "views": ("views",),
+            "segmentation": ("label maps",),
+            "pointing": ("text",),
             "library": (),
+            "prediction": ("predictions",),
             "probe": ("pooled",),
+            "class_probe": ("pooled",),
+            "knn": ("pooled",),
             "few_shot": ("pooled",),
             "mlp_probe": ("pooled",),
+            "vocabulary": ("text", "pooled"),
+            "prognosis": ("pooled",),
+            "subgroups": (),
         }
+
+    def test_what_looks_at_results_runs_after_them(self, shards, monkeypatch):
+        def evaluate_looking(data, encode_texts, *, results=None):
+            seen = dict.fromkeys(results, 1.0)
+            return SimpleNamespace(metrics=lambda: seen)
+
+        monkeypatch.setitem(EVALUATORS, "looking", evaluate_looking)
+        plan = {"looking": {}, "zero_shot": {"draws": 0}, "ordinal": {"draws": 0}}
+        evaluation = run.evaluate_all(embedder_of(Toy()), plan, **SETTINGS)
+        assert evaluation.results["looking"].metrics() == {"zero_shot": 1.0, "ordinal": 1.0}
 
     def test_objective_without_text_is_skipped_with_its_reason(self, shards, caplog):
         with caplog.at_level(logging.WARNING):

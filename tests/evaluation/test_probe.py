@@ -1,14 +1,20 @@
 """The linear probe on planted features, against a regression by SciPy."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import optimize
 from sklearn import metrics as reference
 
 from medclip_jax.evaluation.embeddings import EmbeddedSplit
-from medclip_jax.evaluation.probe import draw_labels, evaluate_probe
+from medclip_jax.evaluation.grades import grade_metrics, grade_of
+from medclip_jax.evaluation.probe import evaluate_probe
+from medclip_jax.evaluation.probe_draws import cut_into_folds, draw_labels
 from medclip_jax.evaluation.results import NotEvaluable
-from medclip_jax.evaluation.settings import check_evaluators
+from medclip_jax.evaluation.settings import check_evaluators, check_shards
+from medclip_jax.reports.definitions import BUILT_IN
 
 SIZES = {"train": 200, "validation": 60, "test": 120}
 WIDTH = 6
@@ -239,3 +245,117 @@ def test_random_weights_under_the_same_protocol():
 def test_wrong_settings_are_found_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
         check_evaluators({"probe": settings})
+
+
+def grades_of(split):
+    """Grades 0 to 2 of half of the volumes, which feature 1 shows."""
+    shown = (split.pooled[:, 1] + 7) / 40
+    grades = np.digitize(shown, [-0.5, 0.5]).astype(np.float32)
+    return np.where(np.arange(len(grades)) % 2, grades, np.nan)
+
+
+def with_grades(splits):
+    return {name: replace(split, measurements={"stage": grades_of(split)}) for name, split in splits.items()}
+
+
+def test_grades_are_told_by_their_thresholds():
+    splits = with_grades(made_splits())
+    result = probe(splits, measurement="stage", thresholds=(1, 2), shares=(1.0,), draws=200)
+    flat = result.metrics()
+    assert list(result.counts) == ["stage>=1", "stage>=2"]
+    truth = splits["test"].measurements["stage"]
+    assert flat["present/stage>=2"] == (truth == 2).sum()
+    known = np.flatnonzero(~np.isnan(truth))
+    one, two = (result.trained[1.0][f"stage>={cut}"] for cut in (1, 2))
+    np.testing.assert_array_equal(one.rows, known)
+    assert flat["100%/auroc/stage>=2"] == pytest.approx(
+        reference.roc_auc_score(truth[known] == 2, two.scores[0]), abs=1e-12
+    )
+    told = np.where(one.scores[0] < 0, 0, np.where(two.scores[0] < 0, 1, 2))
+    kappa = reference.cohen_kappa_score(truth[known], told, weights="quadratic")
+    assert flat["100%/grade_kappa"] == pytest.approx(kappa, abs=1e-12)
+    assert flat["100%/grade_accuracy"] == pytest.approx((told == truth[known]).mean(), abs=1e-12)
+    assert flat["100%/grade_error"] == pytest.approx(np.abs(told - truth[known]).mean(), abs=1e-12)
+    assert flat["100%/grade_kappa_low"] < kappa < flat["100%/grade_kappa_high"]
+    assert kappa > 0.7
+    assert "kappa, quadratic weights" in str(result)
+    both = probe(splits, measurement="stage", thresholds=(1, 2), findings="planted", shares=(1.0,))
+    assert list(both.counts) == ["planted", "stage>=1", "stage>=2"]
+    for settings, fault in (
+        ({"measurement": "grade"}, "they hold: stage"),
+        ({"measurement": "stage", "thresholds": (2, 1)}, "lowest first"),
+        ({"measurement": "stage", "thresholds": (1, 9)}, ""),
+    ):
+        if fault:
+            with pytest.raises(ValueError, match=fault):
+                probe(splits, **settings)
+        else:
+            assert probe(splits, **settings).too_few.keys() == {"stage>=9"}
+
+
+def test_draws_of_grades_are_those_of_repeated_patients():
+    generator = np.random.default_rng(0)
+    truth, told = generator.integers(0, 4, 60), generator.integers(0, 4, 60)
+    weights = generator.integers(0, 4, (5, 60))
+    found = grade_metrics(truth, told, 4, weights)
+    for draw, counts in enumerate(weights):
+        rows = np.repeat(np.arange(60), counts)
+        expected = reference.cohen_kappa_score(truth[rows], told[rows], weights="quadratic")
+        assert found["grade_kappa"][1][draw] == pytest.approx(expected, abs=1e-12)
+        assert found["grade_accuracy"][1][draw] == pytest.approx((truth == told)[rows].mean(), abs=1e-12)
+    same = np.full(9, 2)
+    assert np.isnan(grade_metrics(same, same, 4, np.ones((3, 9), int))["grade_kappa"][0])
+    # What the second threshold says does not count where the first is not reached.
+    np.testing.assert_array_equal(grade_of([[1, -1, 0, -2], [2, 3, -1, -1]]), [2, 0, 1, 0])
+
+
+def test_folds_score_every_patient_by_regressions_that_did_not_see_it():
+    split = made_splits(signal=0.5)["train"]
+    result = evaluate_probe(split, None, folds=5, shares=(1.0,), penalties=(1.0, 0.01), draws=50)
+    found = result.trained[1.0]["planted"]
+    cuts = cut_into_folds(split.patients, split.labels["planted"], 5, 0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([cut.scored for cut in cuts])), np.arange(200))
+    np.testing.assert_array_equal(found.rows, np.arange(200))
+    for place, cut in enumerate(cuts):
+        owners = [set(split.patients[rows]) for rows in (cut.learned, cut.chosen, cut.scored)]
+        assert sum(map(len, owners)) == len(set.union(*owners)) == 100
+        assert len(cut.learned) == 120
+        # The same part by itself, as three splits.
+        rows = {"train": cut.learned, "validation": cut.chosen, "test": cut.scored}
+        parts = {name: replace(split.take(own), name=name) for name, own in rows.items()}
+        alone = probe(parts, shares=(1.0,), findings="planted").trained[1.0]["planted"]
+        np.testing.assert_allclose(found.scores[0, cut.scored], alone.scores[0], atol=1e-9)
+        assert found.auroc[place] == pytest.approx(alone.auroc[0], abs=1e-9)
+    flat = result.metrics()
+    assert flat["100%/auroc/planted"] == pytest.approx(found.auroc.mean())
+    assert flat["100%/auroc_sd/planted"] == pytest.approx(found.auroc.std(ddof=1))
+    assert flat["100%/auroc_low/planted"] < flat["100%/auroc/planted"] < flat["100%/auroc_high/planted"]
+    assert "standard deviation over the folds" in str(result)
+    assert "5 folds by patient" in result.conditions["n"]
+    with pytest.raises(ValueError, match="give 3 or more"):
+        evaluate_probe(split, None, folds=2)
+    rare = replace(split, labels={"rare": np.where(np.arange(200) < 4, 1, -1).astype(np.int8)})
+    with pytest.raises(NotEvaluable, match=r"rare: .*fold"):
+        evaluate_probe(rare, None, folds=3)
+
+
+def test_folds_and_random_weights_and_other_features():
+    split, blind = made_splits()["train"], made_splits(signal=0.0)["train"]
+    split = replace(split, asap=split.pooled[:, :2])
+    settings = {"folds": 3, "shares": (1.0,), "penalties": (0.1,), "draws": 20, "baseline": "random"}
+    result = evaluate_probe(split, None, load_random=lambda name, begun: blind, **settings)
+    assert result.gain(1.0).value > 0.1
+    two = evaluate_probe(split, None, features="asap", **{**settings, "baseline": "none"})
+    assert "2 numbers, mean patch token" in two.conditions["features"]
+    assert two.metrics()["100%/auroc/planted"] > 0.9
+    with pytest.raises(NotEvaluable, match="without features='asap'"):
+        evaluate_probe(blind, None, features="asap", folds=3)
+
+
+def test_folds_need_no_other_split():
+    info = SimpleNamespace(
+        folder="acdc", splits={"test": 30}, findings=("cardiomegaly",), definitions=BUILT_IN
+    )
+    with pytest.raises(ValueError, match=r"probe.train: no split .train."):
+        check_shards({"probe": {}}, info, "test")
+    check_shards({"probe": {"folds": 5}}, info, "test")

@@ -1,5 +1,6 @@
 """Spectra of tokens against NumPy's SVD, the tower's layers, the evaluator, and colors of tokens."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,9 @@ from medclip_jax.evaluation import pca
 from medclip_jax.evaluation import spectrum_metrics as metrics
 from medclip_jax.evaluation.embedder import Embedder
 from medclip_jax.evaluation.embeddings import EmbeddedSplit
+from medclip_jax.evaluation.result_file import write_results
 from medclip_jax.evaluation.results import NotEvaluable
+from medclip_jax.evaluation.run import Evaluation
 from medclip_jax.evaluation.spectrum import evaluate_spectrum
 from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective
@@ -218,6 +221,19 @@ class TestEvaluator:
             cosines = [metrics.mean_cosine(tokens) for tokens in state]
             np.testing.assert_allclose(result.layers[name].cosines, cosines, rtol=1e-4, atol=1e-5)
         assert result.maps is None
+
+    def test_curves_say_all_that_the_numbers_follow_from(self, tmp_path):
+        result = evaluated(Seeing(), made_records(), pictures=0)
+        evaluation = Evaluation("test", 3, {"spectrum": result}, {}, None, 1.0)
+        written = json.loads(write_results(tmp_path / "numbers.json", evaluation, {}).read_text())
+        curves = written["curves"]["spectrum"]
+        assert list(curves) == list(result.layers)
+        for name, curve in curves.items():
+            rank = metrics.effective_rank(np.array(curve["together"]))
+            assert written["metrics"][f"spectrum/effective_rank/{name}"] == pytest.approx(rank, abs=1e-9)
+            within = written["metrics"][f"spectrum/volume_rank/{name}"]
+            assert within == pytest.approx(np.mean(curve["ranks"]), abs=1e-9)
+            assert curve["decay"][0] == pytest.approx(1)
 
     def test_samples_and_tokens_are_drawn_and_stated(self):
         result = evaluated(Seeing(), made_records(), samples=3, tokens=5, pictures=2, batch_size=2)

@@ -251,7 +251,7 @@ def test_the_runner_gives_embedder_and_records(monkeypatch):
     monkeypatch.setattr(
         run,
         "open_and_embed",
-        lambda folder, split, embedder, pooled: embed_split(split, rows, embedder, findings=FINDINGS),
+        lambda folder, split, embedder, kinds, cache: embed_split(split, rows, embedder, findings=FINDINGS),
     )
     from medclip_jax.shards import read
 

@@ -17,6 +17,7 @@ from tests.export.twins import code_of, made_volumes, make_model, small, spec_of
 CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:VisionTransformer"
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
 MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
+CLASSIFIER = f"{PARTS}.classifier:ClassifierModel"
 T3D, CMR_CLIP = f"{PARTS}.t3d:T3dModel", f"{PARTS}.cmr_clip:CmrClipModel"
 
 
@@ -33,15 +34,16 @@ def classes(code: str) -> set[str]:
         (MASKED, VIT, {"MaskedDecoder", "VisionTower"}, {"Bert", "WordPiece", "TextModel"}),
         (T3D, RESNET, {"CrossAttention", "Bert", "ResNet"}, {"TextDecoder", "VisionTransformer"}),
         (ASAP, VIT, {"MaskedDecoder", "TextDecoder", "Bert"}, {"ResNet", "GaussianHead"}),
+        (CLASSIFIER, VIT, {"VisionTower", "VisionTransformer"}, {"Bert", "TextModel", "MaskedDecoder"}),
     ],
 )
 def test_only_what_a_model_needs(twin, encoder, there, left_out):
-    code = assemble(twin, encoder, has_text=twin != MASKED)
+    code = assemble(twin, encoder, has_text=twin not in (MASKED, CLASSIFIER))
     found = classes(code)
     assert {"MedclipModel", "MedclipConfig"} | there <= found
     assert not left_out & found
     assert "medclip_jax" not in code
-    assert ("embed_texts" in code) == (twin != MASKED)
+    assert ("embed_texts" in code) == (twin not in (MASKED, CLASSIFIER))
     compile(code, "modeling_medclip.py", "exec")
 
 
@@ -64,7 +66,8 @@ def test_every_part_is_short_and_is_used():
         assemble(twin, encoder, has_text=True)
         for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP, T3D)
         for encoder in (VIT, RESNET)
-    ) + assemble(CMR_CLIP, "", has_text=True)
+    )
+    joined += assemble(CMR_CLIP, "", has_text=True) + assemble(CLASSIFIER, VIT, has_text=False)
     for path in files.values():
         title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].rstrip(".")
         assert f"# --- {title} ---" in joined

@@ -41,6 +41,8 @@ TOWERS = {
     },
     "cells": {"depth": 18, "cell": (1, 3, 2)},
     "group norm": {"depth": 18, "width": 16, "norm": "group"},
+    "extremes": {"depth": 18, "cell": (1, 3, 2), "pooling": "extremes", "stem_stride": (1, 2, 2)},
+    "extremes of bottlenecks": {"depth": 50, "width": 2, "pooling": "extremes"},
 }
 
 
@@ -52,7 +54,7 @@ def test_parity(changes):
     def steps(objective, volumes):
         encoded = objective.vision.encode(objective.vision.to_voxels(volumes))
         pooled = objective.vision.pool(encoded)
-        return encoded.tokens, pooled, objective.embed_volumes({"volume": volumes}).mean
+        return encoded.sequence, pooled, objective.embed_volumes({"volume": volumes}).mean
 
     tokens, pooled, embedded = compiled(objective, steps, volumes)
     assert twin.vision.encoder.grid == tuple(objective.vision.grid)
@@ -107,10 +109,11 @@ def test_weights_and_running_statistics_come_back(exported):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_a_folder_from_before_norm_could_be_chosen(exported, tmp_path):
+def test_a_folder_from_before_norm_and_pooling_could_be_chosen(exported, tmp_path):
     folder = shutil.copytree(exported[1], tmp_path / "old")
     config = json.loads((folder / "config.json").read_text())
     assert config["objective"]["vision"].pop("norm") == "batch"
+    assert config["objective"]["vision"].pop("pooling") == "mean"
     (folder / "config.json").write_text(json.dumps(config))
     volumes = {"volume": made_volumes(1, SHAPE)}
     opened = medclip_jax.load(folder, progress=False)

@@ -53,6 +53,7 @@ def of_studies(objective, *arrays):
         {},
         {"vision": {"views": 0, "channels": ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))}},
         {"vision": {"mlp_ratio": 2.5, "layer_norm_epsilon": 1e-3}, "centered": True, "temperature": 0.2},
+        {"vision": {"motion": 8.0}},
     ],
 )
 def test_vectors_agree(changes):

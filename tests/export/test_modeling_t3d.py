@@ -27,6 +27,7 @@ def view_vectors(objective: T3d, crops, tokens):
             "centered": True,
         },
         {"vision": {"depth": 50, "width": 2}, "text": {"width": 12}},
+        {"vision": {"pooling": "extremes"}},
     ],
 )
 def test_vectors_agree(changes):

@@ -133,6 +133,7 @@ def test_padding_changes_nothing():
 OBJECTIVES = {
     "clip": ("clip", {}),
     "sigmoid": ("clip", {"loss": "sigmoid"}),
+    "prompts": ("clip", {"loss": "sigmoid", "prompts": {"weight": 0.5}}),
     "cardiac_clip, centered": ("cardiac_clip", {"centered": True}),
     "cardiac_clip, biased": ("cardiac_clip", {"projection_bias": True, "logit_scale": 99.0}),
 }

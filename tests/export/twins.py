@@ -17,7 +17,7 @@ from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, torch_code, write_folder
 from medclip_jax.export.inputs import input_shapes
 from medclip_jax.inference.model import Model
-from medclip_jax.objectives import asap, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
+from medclip_jax.objectives import asap, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
@@ -36,6 +36,7 @@ DEFAULTS = {
     "asap": asap.default_config,
     "t3d": t3d.default_config,
     "cmr_clip": cmr_clip.default_config,
+    "supervised": supervised.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 TEXT = [text for name in NAMES for text in pair(name)]
@@ -51,6 +52,7 @@ def spec_of(shape=SHAPE, vocabulary_size=50) -> DataSpec:
         organs=("heart", "aorta"),
         vocabulary_size=vocabulary_size,
         mask_token=4,
+        measurements=("grade", "months", "event"),
     )
 
 

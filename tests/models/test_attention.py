@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from scipy.special import softmax
 
-from medclip_jax.models import attention, splash
+from medclip_jax.models import attention, blocks, splash
 from medclip_jax.models.attention_chunks import CHUNK_SCORES, attend_in_chunks
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.models.encoder import Encoded
@@ -124,16 +124,17 @@ def test_which_implementation_is_chosen(platform, dtype, tokens, features, capab
 
 def test_the_device_compiled_for_decides(monkeypatch):
     """The mesh's devices where they are others than this machine's, else the first device here."""
-    assert attention._device() == ("cpu", None)
+    assert attention.compiled_for() == ("cpu", None)
     other = jax.sharding.AbstractMesh(
         (2,), ("data",), abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
     )
     with jax.sharding.use_abstract_mesh(other):
-        assert attention._device() == ("tpu", None)
+        assert attention.compiled_for() == ("tpu", None)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "block"), [(1, 128), (129, 128), (344, 384), (512, 512), (1153, 256), (4097, 512)]
+    ("tokens", "block"),
+    [(1, 128), (129, 256), (344, 384), (512, 512), (1153, 256), (1297, 128), (4097, 384), (5185, 384)],
 )
 def test_block_of_the_tpu_kernel(tokens, block):
     assert splash.block_of(tokens) == block
@@ -176,6 +177,67 @@ def test_forms_that_the_compiler_cannot_split(form, split):
     for some, want in zip(gradient, expected, strict=True):
         np.testing.assert_allclose(some, want, atol=5e-6 * float(jnp.abs(want).max()))
     assert float(jnp.abs(gradient[1][0, 17:]).max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "block", "expected"),
+    [
+        (128, 128, (128, 128)),
+        (512, 512, (512, 512)),
+        (1408, 128, (1408, 1408)),
+        (4096, 512, (2048, 512)),
+        (5376, 384, (2688, 384)),
+    ],
+)
+def test_key_blocks_of_the_tpu_kernel(keys, block, expected):
+    assert splash.key_blocks(keys, block) == expected
+
+
+def test_gradients_of_the_tpu_kernel_with_keys_in_several_blocks(monkeypatch):
+    """The one backward kernel gives the queries' gradient in parts, one for each block of keys."""
+    monkeypatch.setattr(splash, "MOST_KEYS", 128)
+    qkv = kernel_sample(1, jnp.float32)
+
+    def gradients(form):
+        return jax.jit(jax.grad(lambda *x: (form(*x) ** 2).mean(), argnums=(0, 1, 2)))(*qkv)
+
+    expected = gradients(attention.attend_plain)
+    for got, want in zip(gradients(partial(splash.attend_splash, interpret=True)), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-6 * float(jnp.abs(want).max()))
+
+
+def test_blocks_are_filled_once_for_the_tpu_kernel(monkeypatch):
+    """130 tokens, in whole blocks 256: the same result and gradients as without filling."""
+    graph, state = nnx.split(blocks.stack(2, lambda: blocks.Block(16, 2, rngs=nnx.Rngs(0))))
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 130, 16)), jnp.float32)
+
+    def graded(state, tokens):
+        out = blocks.run(nnx.merge(graph, state), tokens, remat="dots")
+        return (out**3).mean(), out
+
+    def found():
+        return jax.jit(jax.grad(graded, argnums=(0, 1), has_aux=True))(state, tokens)
+
+    gradients, out = found()
+    monkeypatch.setattr(attention, "implementation", lambda *_: "splash")
+    monkeypatch.setattr(splash, "attend_splash", partial(splash.attend_splash, interpret=True))
+    lengths = []
+    monkeypatch.setattr(splash, "_blocks", lambda x, n: lengths.append(x.shape[1]) or jnp.swapaxes(x, 1, 2))
+    again, got = found()
+    assert set(lengths) == {256}
+    np.testing.assert_allclose(got, out, atol=1e-5)
+    for some, want in zip(jax.tree.leaves(again), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(some, want, atol=1e-5 * float(jnp.abs(want).max()) + 1e-9)
+
+
+def test_projections_by_head_are_those_of_the_fused_matrix(monkeypatch):
+    module = attention.SelfAttention(12, 3, rngs=nnx.Rngs(0))
+    module.qkv.bias[...] = jnp.linspace(-1.0, 1.0, 36)
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 12)), jnp.float32)
+    expected = module.queries_keys_values(tokens)
+    monkeypatch.setattr(attention, "compiled_for", lambda: ("tpu", None))
+    for got, want in zip(module.queries_keys_values(tokens), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_tpu_kernel_in_16_bits_without_mask():

@@ -49,7 +49,10 @@ def test_positions_reject_what_makes_no_sense():
         positions.sincos_3d(GRID, 5)
 
 
-def test_patchify_equals_slicing_and_comes_back():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_patchify_equals_slicing_and_comes_back(monkeypatch, platform):
+    """A TPU's two steps, too, run here."""
+    monkeypatch.setattr(patches, "compiled_for", lambda: (platform, None))
     patch = (2, 4, 3)
     volume = np.random.default_rng(0).normal(size=(2, 4, 12, 15, 2)).astype(np.float32)
     rows = patches.patchify(jnp.asarray(volume), patch)

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from medclip_jax.models.resnet import BatchNorm, GroupNorm, ResNet
+from medclip_jax.models.norms import BatchNorm, GroupNorm
+from medclip_jax.models.resnet import ResNet
 
 
 def test_statistics_are_those_of_all_devices():
@@ -48,6 +49,7 @@ def test_16_bits_in_and_out_with_statistics_in_float32():
     np.testing.assert_allclose(norm.running_var[...], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("size", "strides", "shape"),
     [
@@ -56,12 +58,12 @@ def test_16_bits_in_and_out_with_statistics_in_float32():
         ((5, 1, 3), (3, 2, 1), (7, 5, 3)),
     ],
 )
-def test_one_channel_is_convolved_as_by_the_plain_convolution(size, strides, shape):
-    rngs, x = nnx.Rngs(0), np.random.default_rng(0).normal(size=(2, *shape, 1)).astype(np.float32)
-    resnet = ResNet(18, width=4, stem_size=size, stem_stride=strides, rngs=rngs)
+def test_strides_give_what_the_plain_convolution_gives(size, strides, shape, channels):
+    rngs, x = nnx.Rngs(0), np.random.default_rng(0).normal(size=(2, *shape, channels)).astype(np.float32)
+    resnet = ResNet(18, width=4, channels=channels, stem_size=size, stem_stride=strides, rngs=rngs)
     padding = [(k // 2, k // 2) for k in size]
-    plain = nnx.Conv(1, 4, size, strides, padding=padding, use_bias=False, rngs=rngs)
-    assert resnet.conv1.kernel.shape == plain.kernel.shape == (*size, 1, 4)
+    plain = nnx.Conv(channels, 4, size, strides, padding=padding, use_bias=False, rngs=rngs)
+    assert resnet.conv1.kernel.shape == plain.kernel.shape == (*size, channels, 4)
     plain.kernel[...] = resnet.conv1.kernel[...]
     weights = np.random.default_rng(1).normal(size=plain(x).shape).astype(np.float32)
 
@@ -139,7 +141,9 @@ def test_feature_maps_of_every_stage():
 
 
 def test_settings_that_do_not_exist():
-    with pytest.raises(ValueError, match=r"no ResNet of 77 layers: choose one of \(18, 34, 50, 101, 152\)"):
+    with pytest.raises(
+        ValueError, match=r"no ResNet of 77 layers: choose one of \(10, 18, 34, 50, 101, 152\)"
+    ):
         ResNet(77, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="remat='block' is unknown"):
         ResNet(18, remat="block", rngs=nnx.Rngs(0))

@@ -111,8 +111,9 @@ def test_projections_are_relu_then_linear():
     np.testing.assert_allclose(embed(model, batch), wanted, atol=2e-6)
 
 
-def test_what_stands_in_padding_changes_nothing():
-    model, batch = shared(), make_batch()
+@pytest.mark.parametrize("motion", [0.0, 5.0])
+def test_what_stands_in_padding_changes_nothing(motion):
+    model, batch = build(**{"vision.motion": motion}) if motion else shared(), make_batch()
     dirty = jnp.where(batch["frame_valid"][..., None, None] > 0, batch["frames"], 4000).astype(jnp.int16)
     first, second = (embed(model, batch | {"frames": x}) for x in (batch["frames"], dirty))
     np.testing.assert_allclose(first, second, atol=1e-6)

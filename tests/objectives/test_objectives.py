@@ -11,80 +11,12 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
-from medclip_jax.objectives.towers import vision_defaults
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
+from medclip_jax.reports.prompts import PAIRS
 from medclip_jax.vectors import normalize
-from tests import any_shape
+from tests.objectives.made_batches import SPEC, make_batch, prompted, small
 
 ml_collections = pytest.importorskip("ml_collections")
-
-SPEC = base.DataSpec(
-    shape=(8, 16, 12),
-    spacing=(4.0, 3.0, 3.0),
-    findings=("pleural_effusion", *cardiac_clip.FINDINGS),
-    organs=("heart", "left_lung", "right_lung"),
-    organ_shape=(3, 4, 8, 6),
-    vocabulary_size=50,
-    mask_token=4,
-    pad_token=0,
-    views=("cine_sa", "lge_sa"),
-    frame_shape=(8, 12),
-)
-
-
-def small(config):
-    """Shrink a default config to seconds on a CPU."""
-    config = config.copy_and_resolve_references()
-    if config.name == "cmr_clip":
-        config.vision.update(patch=(4, 4), width=24, depth=2, heads=2, dtype="float32")
-    elif config.name == "t3d":
-        # Not on batch norm, with which samples are not encoded each on its own.
-        with config.unlocked():
-            config.vision = vision_defaults(any_shape.KIND)
-    else:
-        config.vision.update(patch=(4, 4, 4), width=24, depth=2, heads=2)
-    if "windows" in config.vision:
-        config.vision.update(windows=((-1000.0, 0.0), (-150.0, 250.0)), dtype="float32")
-    if "views" in config:
-        config.views.update(count=2, shape=(4, 9, 12), heads=2)
-    if "text" in config:
-        config.text.update(width=16, depth=1, heads=2, max_positions=16, dtype="float32")
-    if "embedding_width" in config:
-        config.embedding_width = 8
-    if "decoder" in config:
-        config.decoder.update(width=16, depth=1, heads=2)
-    if "text_decoder" in config:
-        config.text_decoder.update(depth=1, heads=2)
-        config.anatomy.block = 1
-        config.selection.candidates = (1, 3, 5)
-        config.most_sentences = 4
-    return config
-
-
-def make_batch(size=6, seed=0):
-    """Random integers in the pipeline's layout."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(5, 50, (size, 10)).astype(np.int32)
-    tokens[:, 7:] = SPEC.pad_token
-    batch = {
-        "volume": random.integers(-1024, 1500, (size, *SPEC.shape)).astype(np.int16),
-        "tokens": tokens,
-        "findings": random.integers(-1, 2, (size, len(SPEC.findings))).astype(np.int8),
-        "study": random.integers(0, 2**31 - 1, (size, 2)).astype(np.int32),
-        "sample": np.arange(100, 100 + size, dtype=np.int32),
-        "organs": random.integers(0, 256, (size, len(SPEC.organs), 4, 8, 6)).astype(np.uint8),
-        "organ": np.arange(-1, size - 1, dtype=np.int32) % 4 - 1,
-        "organ_tokens": tokens[:, 2:],
-        "organ_normal": random.integers(0, 2, size).astype(np.int8),
-        "sentence": np.where(tokens == SPEC.pad_token, -1, np.arange(10) // 3).astype(np.int32),
-        "sentences": np.full(size, 4, np.int32),  # the last one was cut off
-        "report_tokens": np.roll(tokens, 1, axis=0),
-        "frames": random.integers(0, 4096, (size, 5, *SPEC.frame_shape)).astype(np.int16),
-        "view": np.tile(np.array([0, 0, 1, 1, -1], np.int32), (size, 1)),
-        "frame_valid": np.tile(np.array([1, 1, 1, 1, 0], np.int8), (size, 1)),
-    }
-    batch["organ_tokens"] = np.where(batch["organ"][:, None] < 0, SPEC.pad_token, batch["organ_tokens"])
-    return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
 def inputs_of(objective):
@@ -96,11 +28,13 @@ def inputs_of(objective):
 CONFIGS = {
     "mae": mae.default_config,
     "clip": clip.default_config,
+    "clip with prompts": prompted,
     "cardiac_clip": cardiac_clip.default_config,
     "hipro_ct": hipro_ct.default_config,
     "asap": asap.default_config,
     "t3d": t3d.default_config,
     "cmr_clip": cmr_clip.default_config,
+    "supervised": supervised.default_config,
 }
 
 
@@ -152,7 +86,7 @@ def test_volumes_are_varied_in_training_alone(name):
         return [jax.jit(lambda b, m=m: m.encode(b, key, train=train))(batch) for m in models]
 
     still, noisy = features(True)
-    (of_volumes,) = {"volume", "volume_mean", "error", "reconstruction"} & still.keys()
+    (of_volumes,) = {"volume", "volume_mean", "error", "reconstruction", "logits"} & still.keys()
     assert np.all(np.abs(still[of_volumes] - noisy[of_volumes]).reshape(6, -1).max(axis=1) > 1e-5)
     for one, other in zip(*map(dict.values, features(False)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -166,7 +100,15 @@ def test_encode_and_couple_read_the_fields_that_are_named(name):
     config = small(CONFIGS[name]())
     model = objectives.create(config, SPEC, rngs=nnx.Rngs(0))
     names = model.batch_fields(config)
-    data = SimpleNamespace(text={"report": 1.0}, text_length=10, organ_text_length=8, frames=5, views=())
+    data = SimpleNamespace(
+        text={"report": 1.0},
+        text_length=10,
+        organ_text_length=8,
+        frames=5,
+        views=(),
+        prompt_length=6,
+        prompt_wordings=PAIRS,
+    )
     shapes = Layout(names, SPEC, data).shapes()
     batch = {name: jax.ShapeDtypeStruct((6, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 

@@ -1,5 +1,7 @@
 """T3D: its terms from the equations, crops, heads, batch norm in slices, and what it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from medclip_jax.training.microbatches import loss_and_gradients
 
 SPEC = base.DataSpec(shape=(9, 20, 14), spacing=(4.0, 3.0, 3.0), vocabulary_size=50, pad_token=0)
 SIZE = 4
+FAST = {"xla_backend_optimization_level": 0}  # to compile a ResNet takes longer than to run it
 
 
 def small(**changes):
@@ -45,7 +48,10 @@ def make_batch(size=SIZE, seed=0):
 
 
 def step(model, batch, key=0, train=False):
-    run = jax.jit(lambda batch: model.couple(model.encode(batch, jax.random.key(key), train=train), batch))
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def run(batch):
+        return model.couple(model.encode(batch, jax.random.key(key), train=train), batch)
+
     return run(batch)
 
 
@@ -61,13 +67,28 @@ def entropy(logits, own):
     return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[own]
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+def seen(graph, state, volume, crops):
+    """What the tower makes of volumes and of crops, each crop encoded by itself: vectors, tokens."""
+    vision = nnx.merge(graph, state)
+    tokens = jax.lax.map(lambda crop: vision.encode(vision.to_voxels(crop[None])).tokens[0], crops)
+    return vision(volume), tokens
+
+
 def reference(model, batch, config):
     """The terms, crop by crop: (sum, count) of both."""
     project = (
         double(model.vision_projection.linear.kernel[...]),
         double(model.text_projection.linear.kernel[...]),
     )
-    volume = double(model.vision(batch["volume"])) @ project[0]
+    _, crop_key, _ = jax.random.split(jax.random.key(0), 3)
+    keys = [jax.random.fold_in(crop_key, sample) for sample in batch["sample"]]
+    crops = jnp.concatenate([
+        transforms.random_crops(volume[None], key[None], count=2, shape=(6, 11, 8))[0]
+        for volume, key in zip(batch["volume"], keys, strict=True)
+    ])  # fmt: skip
+    pooled, views = seen(*nnx.split(model.vision), batch["volume"], crops)
+    volume = double(pooled) @ project[0]
     mask = batch["tokens"] != 0
     states = model.text.encoder(batch["tokens"], mask)
     text = double(states[:, 0]) @ project[1]
@@ -78,13 +99,9 @@ def reference(model, batch, config):
     else:
         logits = volume @ text.T / temperature
         contrast = sum(entropy(logits[i], i) for i in range(size))
-    _, crop_key, _ = jax.random.split(jax.random.key(0), 3)
     loss = 0.0
     for i in range(size):
-        key = jax.random.fold_in(crop_key, batch["sample"][i])
-        crops = transforms.random_crops(batch["volume"][i : i + 1], key[None], count=2, shape=(6, 11, 8))[0]
-        for crop in crops:
-            tokens = model.vision.encode(model.vision.to_voxels(crop[None])).tokens
+        for tokens in views[2 * i : 2 * i + 2, None]:
             if model.view_blocks is not None:
                 for index in range(len(model.view_blocks)):
                     block = model.view_blocks[str(index)]
@@ -145,11 +162,11 @@ def test_intensities_are_0_to_1():
     np.testing.assert_allclose(np.ravel(voxels), [0, 0, 0.5, 0.75, 1], atol=1e-6)
 
 
-def gradients_in_slices(model, batch, microbatches, mesh=None):
+def gradients_in_slices(model, batch, microbatches):
     graph, params, variables = split(model)
-    mesh = mesh or meshes.make_mesh(ConfigDict({"data": 1, "fsdp": 1}), jax.devices()[:1])
+    mesh = meshes.make_mesh(ConfigDict({"data": 1, "fsdp": 1}), jax.devices()[:1])
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def run(params, variables, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return loss_and_gradients(
@@ -174,15 +191,15 @@ def test_batch_norm_in_slices_is_exact_for_the_statistics_of_the_slices():
     key = jax.random.key(0)
 
     def sliced(params):
-        parts = []
-        for start in (0, 4):
+        def encode(part):
             objective = nnx.merge(graph, nnx.clone(params), nnx.clone(variables))
-            part = {name: value[start : start + 4] for name, value in batch.items()}
-            parts.append(objective.encode(part, key, train=True))
-        features = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return base.total(objective.couple(features, batch))
+            return objective.encode(part, key, train=True)
 
-    value, gradient = jax.jit(jax.value_and_grad(sliced))(params)
+        parts = jax.lax.map(encode, jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch))
+        features = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), parts)
+        return base.total(model.couple(features, batch))
+
+    value, gradient = jax.jit(jax.value_and_grad(sliced), compiler_options=FAST)(params)
     found = gradients_in_slices(model, batch, 2)
     np.testing.assert_allclose(found.loss, value, rtol=1e-5)
     assert_close(found.gradients, gradient, 1e-4)

@@ -136,3 +136,29 @@ def test_masking_needs_an_encoder_that_leaves_patches_out():
     config.vision.update(depth=18, width=2)
     with pytest.raises(ValueError, match="kind='resnet' cannot leave patches out"):
         objectives.create(config, SPEC, rngs=nnx.Rngs(0))
+
+
+def test_a_tower_moves_label_maps_as_it_moves_volumes():
+    shift = {"shift_voxels": (1, 2, 3)}
+    still, noisy = (
+        built(OWN, cell=(2, 2, 2), augment={**vision_defaults(OWN)["augment"], **shift, "noise_hu": noise})
+        for noise in (0.0, 20.0)
+    )
+    keys = jax.random.split(jax.random.key(3), 4)
+    labels = jax.random.randint(jax.random.key(4), (4, *SPEC.shape), 0, 200).astype(jnp.uint8)
+    moved = np.asarray(still.augment(labels.astype(jnp.int16), keys))
+    got = np.asarray(noisy.augment_labels(labels, keys))
+    np.testing.assert_array_equal(got, np.where(moved == -1024, 255, moved))
+    assert (got == 255).any()
+    np.testing.assert_array_equal(noisy.augment_labels(labels, None), labels)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_loop_over_blocks_is_warned_of_on_a_tpu(platform, caplog):
+    from medclip_jax.training.start import warn_of_scan
+
+    objective = clip.default_config()
+    objective.text.scan = True
+    warn_of_scan(objective, platform)
+    assert ("config.objective.text.scan=True: on a TPU" in caplog.text) == (platform == "tpu")
+    assert "vision" not in caplog.text

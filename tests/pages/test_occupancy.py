@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from medclip_jax.pages.contact_sheet import COLORS, contact_sheet
+from medclip_jax.pages.contact_sheet import contact_sheet
+from medclip_jax.pages.label_outlines import COLORS
 from medclip_jax.pages.occupancy import draw_occupancy, patch_shares
 from medclip_jax.shards.series import SeriesSettings
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import typing
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,10 +14,13 @@ from medclip_jax.evaluation.ordinal import evaluate_ordinal
 from medclip_jax.evaluation.results import Table
 from medclip_jax.evaluation.retrieval import evaluate_retrieval
 from medclip_jax.evaluation.run import Evaluation
+from medclip_jax.evaluation.settings import EVALUATORS
+from medclip_jax.evaluation.volume_retrieval import evaluate_volume_retrieval
 from medclip_jax.evaluation.zero_shot import evaluate_zero_shot
 from medclip_jax.pages import demo, figures
 from medclip_jax.pages.evaluation import write_evaluation_page
 from medclip_jax.pages.html import Page
+from medclip_jax.pages.result_sections import Place, add_section
 
 FINDINGS = ("cardiomegaly", "pericardial_effusion")
 SPACING = (4.0, 2.0, 2.0)
@@ -146,6 +150,19 @@ def test_equal_results_give_equal_pages(evaluation, tmp_path):
     assert one == two
 
 
+def test_pools_and_volumes_by_a_volume_stand_on_the_page(evaluation, tmp_path):
+    data = evaluation.data
+    results = {
+        "pools": evaluate_retrieval(data, encode_texts, subset=0, pools=(8, 64), pool_repeats=3),
+        "volumes": evaluate_volume_retrieval(data, match="any", ks=(1, 5)),
+    }
+    path = write_evaluation_page(tmp_path / "page.html", Evaluation("test", 30, results, {}, data, 1.0))
+    text = path.read_text()
+    check_self_contained(text)
+    for words in ("Retrieval in pools", "Volumes by a volume", "what a random order gives", "R@8", "MAP@5"):
+        assert words in text
+
+
 def test_gallery_shows_the_match_wherever_it_ranks(evaluation):
     data = evaluation.data
     records = [{"volume": np.full(SHAPE, i, np.int16)} for i in range(30)]
@@ -260,3 +277,14 @@ def test_metrics_file_with_a_line_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert figures.read_metrics(path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_every_evaluator_has_a_section(name):
+    result = typing.get_type_hints(EVALUATORS[name])["return"]
+    assert add_section.dispatch(result) is not add_section.dispatch(object)
+
+
+def test_a_result_that_no_page_knows_says_what_is_missing():
+    with pytest.raises(TypeError, match=r"results of dict: register its section with .*add_section.register"):
+        add_section({}, Place(Page("title"), "mine"))

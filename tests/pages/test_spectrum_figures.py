@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from medclip_jax.evaluation.run import Evaluation
-from medclip_jax.evaluation.spectrum import LayerSpectrum, SpectrumResult, TokenMaps
+from medclip_jax.evaluation.spectrum import LayerSpectrum, SpectrumResult
+from medclip_jax.evaluation.token_maps import TokenMaps
 from medclip_jax.pages import spectrum_figures
 from medclip_jax.pages.evaluation import write_evaluation_page
 

@@ -74,5 +74,8 @@ def test_on_paper():
     assert count["gradients scattered"] == (3 * 800, "fsdp")
     assert count["gradients"] == (3 * (200 + 40), "data")
     assert count["features gathered"] == (64, "all")
+    data = {"trained": trained, "frozen": {}, "features": 0.0, "data": 8, "fsdp": 1, "fetches": 1}
+    (gradients,) = on_paper(**data, microbatches=3, gradient_share=0.5, sums_once=True)
+    assert gradients.bytes == 840
     one = {"trained": trained, "frozen": {}, "features": 9.0, "microbatches": 1, "fetches": 1}
     assert on_paper(data=1, fsdp=1, **one) == []

@@ -154,6 +154,21 @@ def test_remedies_are_the_smallest_that_fit(model):
     assert "h100" in chips_that_hold(found)
 
 
+def test_a_loop_over_blocks_costs_memory_on_a_tpu_alone(model):
+    config = copy.deepcopy(model.config)
+    config.objective.vision.scan = config.objective.text.scan = True
+    looped = build(config, SPEC)
+    tpu = CHIPS["v5e"]
+    found = estimate(looped, tpu, 1)
+    assert found.scanned == ("text", "vision")
+    plain = dataclasses.replace(looped, config=model.config)
+    assert found.memory.activations == 3 * estimate(plain, tpu, 1).memory.activations
+    assert estimate(looped, H100, 1).memory.activations == estimate(plain, H100, 1).memory.activations
+    chip = small(tpu, (found.memory.total - found.memory.activations / 2) / 1e9)
+    overrides = [remedy.overrides for remedy in remedies(looped, chip, found)]
+    assert ("--config.objective.text.scan=False", "--config.objective.vision.scan=False") in overrides
+
+
 def test_where_nothing_fits_the_most_thrifty_attempt_is_told(model):
     chip = small(H100, 1e-4)
     tried = remedies(model, chip, estimate(model, chip, 8))

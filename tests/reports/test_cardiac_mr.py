@@ -8,6 +8,8 @@ from medclip_jax.reports.findings import (
     CARDIAC_MR_FINDINGS,
     CT_RATE_FINDINGS,
     FINDINGS,
+    INSPECT_FINDINGS,
+    MERLIN_FINDINGS,
     PHANTOM_FINDINGS,
     extract,
     extract_detailed,
@@ -270,7 +272,13 @@ def test_sets():
     assert CARDIAC_MR_FINDINGS[9:] == CARDIAC_MR_DIAGNOSES
     assert len(CARDIAC_MR_FINDINGS) == len(set(CARDIAC_MR_FINDINGS)) == 13
     assert choose_findings(["cardiac_mr"])[0] == CARDIAC_MR_FINDINGS
-    assert set(FINDINGS) == {*CT_RATE_FINDINGS, *PHANTOM_FINDINGS, *CARDIAC_MR_FINDINGS}
+    assert set(FINDINGS) == {
+        *CT_RATE_FINDINGS,
+        *PHANTOM_FINDINGS,
+        *CARDIAC_MR_FINDINGS,
+        *MERLIN_FINDINGS,
+        *INSPECT_FINDINGS,
+    }
     # Shards that are there were prepared with these.
     assert len(CARDIAC_FINDINGS) == 7
     assert not set(CARDIAC_MR_FINDINGS) & {*CT_RATE_FINDINGS, *PHANTOM_FINDINGS} - {"pericardial_effusion"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medclip_jax.reports.context import Assertion, Sentence
+from medclip_jax.reports.definitions import BUILT_IN
 from medclip_jax.reports.findings import (
     CT_RATE_FINDINGS,
     FINDINGS,
@@ -167,6 +168,8 @@ def test_empty_report_mentions_nothing(empty):
 
 def test_statements_and_prompts_are_read_back():
     for name in FINDINGS:
+        if not BUILT_IN[name].is_read:  # outcomes, which no report states
+            continue
         for template in TEMPLATES:
             positive, negative = pair(name, template)
             assert extract(positive, [name])[name] == 1, positive
@@ -174,7 +177,7 @@ def test_statements_and_prompts_are_read_back():
 
 
 def test_unknown_names_say_what_is_known():
-    with pytest.raises(KeyError, match="unknown findings cardiomegali; known: aortic_calcification"):
+    with pytest.raises(KeyError, match="unknown findings cardiomegali; known: abdominal_aortic_aneurysm"):
         extract("x", ["cardiomegali"])
     with pytest.raises(ValueError, match="present, absent, unknown"):
         extract("x", uncertain="maybe")

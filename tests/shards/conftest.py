@@ -1,7 +1,13 @@
-"""Tiny archives in every state that an archive is found in."""
+"""Tiny archives in every state that an archive is found in, and an object store on this machine."""
 
 import csv
 import gzip
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import nibabel
@@ -147,3 +153,60 @@ def messy(tmp_path_factory) -> Path:
     save(root / "DOE^JANE_badmask.nii.gz", body(41))
     add("badmask.nii.gz", "rejected:organs-*", organs="DOE^JANE_m5.nii.gz", organ_classes=classes)
     return write_table(root / "studies.csv", rows)
+
+
+BUCKET = "scans"
+KEYS = {"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "verysecret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="session")
+def endpoint():
+    """Address of an S3 server with an empty bucket."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from moto.server import main; main(sys.argv[1:])"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **KEYS},
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/moto-api/", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.2)
+        request = urllib.request.Request(f"{address}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(endpoint, monkeypatch):
+    """Use the server; URL of its bucket."""
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    return f"s3://{BUCKET}"
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """Folder of this test alone that sets of stores are copied to."""
+    from medclip_jax.shards import fetch
+
+    monkeypatch.setenv(fetch.FOLDER_VARIABLE, str(tmp_path / "cache"))
+    fetch.fetch_set.cache_clear()
+    return tmp_path / "cache"

@@ -38,6 +38,69 @@ def test_small_arrays_are_left_to_malloc():
     assert buffers.borrow((10,), np.float32).base is None
 
 
+def lay_out(count, samples):
+    """Samples of a volume and a number, as a thread of the pipeline reads them."""
+    found = []
+    for n in range(samples):
+        with buffers.rows(count):
+            volume = buffers.borrow(SHAPE, np.int16)
+        volume[:] = n
+        found.append({"volume": volume, "number": np.array(n)})
+    return found
+
+
+def test_rows_of_a_batch_lie_where_they_belong():
+    samples = lay_out(3, 3)
+    places = [address(sample["volume"]) for sample in samples]
+    batch = buffers.stack_samples(samples)
+    assert batch["volume"].shape == (3, *SHAPE)
+    assert [address(row) for row in batch["volume"]] == places
+    np.testing.assert_array_equal(batch["volume"][:, 0, 0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(batch["number"], [0, 1, 2])
+    # The next batch has memory of its own, and the first one's comes back when it is gone.
+    other = buffers.stack_samples(lay_out(3, 3))
+    assert not np.shares_memory(other["volume"], batch["volume"])
+    del samples, batch
+    again = buffers.stack_samples(lay_out(3, 3))
+    assert address(again["volume"]) == places[0]
+
+
+def test_rows_in_another_order_are_copied():
+    samples = lay_out(3, 3)
+    mixed = [samples[2], samples[0], samples[1]]
+    np.testing.assert_array_equal(buffers.stack_samples(mixed)["volume"][:, 0, 0, 0], [2, 0, 1])
+
+
+def test_a_sample_that_changed_its_volume_counts():
+    samples = lay_out(3, 3)
+    samples[1]["volume"] = samples[1]["volume"][:, ::-1]
+    samples[2]["volume"] = np.full(SHAPE, 9, np.int16)
+    batch = buffers.stack_samples(samples)
+    np.testing.assert_array_equal(batch["volume"][:, 0, 0, 0], [0, 1, 9])
+    assert batch["volume"].dtype == np.int16
+
+
+def test_after_a_record_that_could_not_be_read_batches_are_right():
+    lay_out(3, 2)  # and then an error: nobody stacks them
+    for _ in range(2):
+        samples = lay_out(3, 3)
+        batch = buffers.stack_samples(samples)
+        np.testing.assert_array_equal(batch["volume"][:, 0, 0, 0], [0, 1, 2])
+    assert np.shares_memory(batch["volume"], samples[0]["volume"])  # the copy was the first one's alone
+
+
+def test_a_batch_of_one_is_its_sample():
+    samples = lay_out(1, 1)
+    assert np.shares_memory(buffers.stack_samples(samples)["volume"], samples[0]["volume"])
+
+
+def test_outside_of_rows_arrays_are_apart():
+    lay_out(3, 1)
+    first, second = (buffers.borrow(SHAPE, np.int16) for _ in range(2))
+    first[:], second[:] = 1, 2
+    assert (first == 1).all()
+
+
 def test_threads_never_share():
     wrong = []
 

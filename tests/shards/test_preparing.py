@@ -414,7 +414,7 @@ def test_full_disk(archive, prepared, tmp_path, monkeypatch, failing):
 
 
 def test_a_file_that_kills_its_reader_is_rejected(archive, tmp_path):
-    from medclip_jax.shards.pool import map_in_order
+    from medclip_jax.pool import map_in_order
 
     values = map_in_order(
         square, iter(range(6)), 2, lambda value: f"died {value}", is_suspect=lambda value: value == 4

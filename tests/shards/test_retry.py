@@ -10,12 +10,12 @@ import pytest
 from medclip_jax.cli.main import main
 from medclip_jax.corpora.folder import folder as read_table
 from medclip_jax.corpora.study import Series, Study
+from medclip_jax.pool import map_in_order
 from medclip_jax.shards import scan, work
 from medclip_jax.shards.files import content_state, earlier_state, is_missing
 from medclip_jax.shards.manifest import read_manifest
 from medclip_jax.shards.parts import Part
 from medclip_jax.shards.plan import examine, make_plan
-from medclip_jax.shards.pool import map_in_order
 from medclip_jax.shards.prepare import prepare, prepare_part
 from medclip_jax.shards.read import open_shards
 from medclip_jax.shards.record import ShardError

@@ -1,7 +1,9 @@
 import csv
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 
 from medclip_jax.sweeps.collect import collect, to_csv, to_markdown, write_results
@@ -61,6 +63,50 @@ def test_seeds_become_mean_and_spread_best_first(two_by_two):
     assert collect(two_by_two, "auroc", best="lowest").settings[0].values == {"batch_size": 4}
     assert collect(two_by_two, "loss").best == "lowest"
     assert collect(two_by_two, "loss").settings[0].values == {"batch_size": 4}
+
+
+def test_folds_and_seeds_of_a_share_are_its_runs(sweep):
+    runs = list(itertools.product((0.1, 1.0), (0, 1), (0, 1)))
+    scores = {(share, seed, fold): share + seed / 10 + fold / 100 for share, seed, fold in runs}
+    out = sweep(
+        [
+            "data.subset.share=0.1,1.0",
+            "seed+data.subset.seed=0,1",
+            "data.subset.fold=0,1",
+            "data.subset.folds=2",
+        ],
+        {
+            f"fold={fold},folds=2,share={share},subset.seed={seed},seed={seed}": {3: {"auroc": score}}
+            for (share, seed, fold), score in scores.items()
+            if (share, seed, fold) != (0.1, 1, 1)
+        },
+    )
+    results = collect(out, "auroc")
+    assert results.keys == ("data.subset.folds", "data.subset.share")
+    best, other = results.settings
+    assert (best.values["data.subset.share"], best.count) == (1, 4)
+    assert (other.values["data.subset.share"], other.count) == (0.1, 3)
+    found = [score for (share, *_), score in scores.items() if share == 1]
+    assert best.mean == pytest.approx(np.mean(found))
+    assert best.deviation == pytest.approx(np.std(found, ddof=1))
+    text = to_markdown(results)
+    assert "| ± over runs | lowest | highest | runs |" in text
+    assert "* fold=1,folds=2,share=0.1,subset.seed=1,seed=1: waiting" in text
+    keys = "data.subset.folds,data.subset.share,seed,data.subset.seed,data.subset.fold"
+    assert to_csv(results).splitlines()[0] == f"unit,{keys},state,step,auroc"
+    write_results(results, out)
+
+
+def test_results_of_evaluate(two_by_two):
+    units = sorted(path for path in two_by_two.iterdir() if path.is_dir())
+    for place, unit in enumerate(units[:3]):
+        (unit / "fold.json").write_text(json.dumps({"metrics": {"probe/auroc_mean": place / 10}}))
+    results = collect(two_by_two, "probe/auroc_mean", results="fold.json")
+    assert [(setting.mean, setting.count) for setting in results.settings] == [(0.2, 1), (0.05, 2)]
+    assert f"* {units[3].name}: no number" in to_markdown(results)
+    (units[3] / "fold.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"fold\.json is no result of `medclip evaluate --json`"):
+        collect(two_by_two, "probe/auroc_mean", results="fold.json")
 
 
 def test_tables_and_plot_are_written(two_by_two):

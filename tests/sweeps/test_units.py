@@ -45,6 +45,22 @@ def test_a_grid_that_cannot_be_read_is_an_error(text):
         parse_grid(text)
 
 
+def test_two_keys_that_are_swept_together(file, tmp_path):
+    grid = ["seed+data.subset.seed=0,1", "data.subset.share=0.1,1.0"]
+    units = expand(file, tmp_path, grid, settings=["data.subset.folds=2"])
+    assert [unit.name for unit in units] == [
+        f"share={share},subset.seed={seed},seed={seed}" for seed in (0, 1) for share in ("0.1", "1.0")
+    ]
+    assert [(unit.config.seed, unit.config.data.subset.seed) for unit in units] == [(0, 0)] * 2 + [(1, 1)] * 2
+    assert "--config.data.subset.seed=1" in units[-1].command
+    with pytest.raises(ValueError, match=r"config\.seed is swept twice"):
+        expand(file, tmp_path, ["seed+data.subset.seed=0,1"], seeds=(0, 1))
+    with pytest.raises(ValueError, match=r"write --grid first\.field\+second\.field"):
+        expand(file, tmp_path, ["seed+=0,1"])
+    with pytest.raises(ValueError, match=r"the 2 folds are 0 to 1"):
+        expand(file, tmp_path, ["data.subset.fold=0,1,2"], settings=["data.subset.folds=2"])
+
+
 def test_every_combination_becomes_a_resolved_unit(file, tmp_path):
     units = expand(
         file,

@@ -1,5 +1,8 @@
 """Where compiled programs are kept, and when they are not."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -51,3 +54,27 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     assert jax.jit(lambda x: x * 4.25)(2.0) == 8.5
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # not allowed by the convention
     assert default_folder().is_relative_to(Path.home() / ".cache")
+
+
+@pytest.mark.parametrize(("devices", "kept"), [(1, True), (2, False)])
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_several_cpu_devices_keep_none_whoever_asks(devices, kept, given, tmp_path):
+    """Read from disk, their programs hang: devices take collectives in different orders."""
+    folder = tmp_path / (given or "cache")
+    script = f"""
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", {devices})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+assert jax.jit(lambda x: x + 1)(2.0) == 3  # JAX settles on what it does with programs at the first of them
+from medclip_jax.training.compilation import use_compilation_cache
+assert (use_compilation_cache() is not None) is {kept}
+assert jax.jit(lambda x: x * 3.25 + 1)(2.0) == 7.5
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if given:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    programs = [file.name for file in folder.rglob("*") if "lambda" in file.name]
+    assert len({name.rsplit("-", 1)[0] for name in programs}) == kept + (given is not None)

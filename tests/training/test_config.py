@@ -101,6 +101,8 @@ def test_evaluators_are_emptied_changed_and_added_by_overrides(file):
         "retrieval": {"ks": (1, 2)},
         "grades": {"kind": "ordinal", "draws": 100},
     }
+    apply_override(config, "--config.evaluation.protocols=('ct_rate/mean7',)")
+    assert config.evaluation.protocols == ("ct_rate/mean7",)
     apply_override(config, "--config.evaluation.evaluators={}")
     assert config.evaluation.evaluators.to_dict() == {}
     apply_override(config, "--config.evaluation.evaluators.zero_shot.draws=0")

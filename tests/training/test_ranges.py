@@ -1,6 +1,6 @@
 import pytest
 
-from medclip_jax.objectives import clip, cmr_clip
+from medclip_jax.objectives import clip, cmr_clip, segment
 from medclip_jax.training.config import apply_override, base_config
 from medclip_jax.training.ranges import check_values
 
@@ -91,3 +91,21 @@ def test_a_batch_of_one(config):
     for override in ("batch_size=1", "steps=1", "optimizer.learning_rate=0", "objective.vision.patch=()"):
         apply_override(config, override)
     check_values(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.crops.foreground=1.5", "from 0 to 1"),
+        ("objective.crops.count=0", "from 1"),
+        ("objective.crops.shape=(8,8)", "three whole numbers"),
+        ("objective.feature_size=0", "from 1"),
+        ("objective.weights.dice=-1.0", "0 or more"),
+    ],
+)
+def test_fields_of_segmentation(config, override, message):
+    config.objective = segment.default_config()
+    check_values(config)
+    apply_override(config, override)
+    with pytest.raises(ValueError, match=message):
+        check_values(config)

@@ -16,10 +16,11 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, t3d
+from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
 from medclip_jax.objectives.base import Term
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import flatten, split, unflatten
+from medclip_jax.planning.collectives import bytes_by_kind, read_collectives
 from medclip_jax.training import mesh as meshes
 from medclip_jax.training import partition
 from medclip_jax.training.microbatches import loss_and_gradients
@@ -36,16 +37,20 @@ SPEC = base.DataSpec(
     mask_token=4,
     views=("cine_sa", "lge_sa"),
     frame_shape=(8, 8),
+    measurements=("months", "event"),
 )
 MODULES = {
     "mae": mae,
     "info_nce": clip,
     "sigmoid": clip,
+    "prompts": clip,
     "cardiac_clip": cardiac_clip,
     "hipro_ct": hipro_ct,
     "asap": asap,
     "t3d": t3d,
     "cmr_clip": cmr_clip,
+    "supervised": supervised,
+    "cox": supervised,
 }
 
 
@@ -87,8 +92,14 @@ def build(name):
         config.text.update(width=16, depth=1, heads=2, max_positions=8, dtype="float32")
     if "embedding_width" in config:
         config.embedding_width = 8
-    if name == "sigmoid":
+    if name in ("sigmoid", "prompts"):
         config.loss = "sigmoid"
+    if name == "prompts":
+        config.prompts.weight = 0.5
+    if name == "supervised":
+        config.head.update(layers="mlp", hidden=6, dropout=0.3)
+    if name == "cox":
+        config.target.update(task="cox", time="months", event="event")
     if name == "hipro_ct":
         config.weights.damage = 0.1
     if name == "asap":
@@ -110,6 +121,14 @@ def make_batch(name):
         "study": np.stack([np.arange(BATCH) // 2 * (np.arange(BATCH) < 4), np.arange(BATCH)], 1) // (1, 2),
         "sample": random.permutation(100)[:BATCH].astype(np.int32),
     }
+    if name == "supervised":
+        batch["labels"] = batch["findings"]
+    if name == "cox":  # the terms of a patient are of all who were at risk, wherever they lie
+        months = random.integers(1, 9, BATCH).astype(np.float32)
+        months[3] = np.nan
+        batch["measurements"] = np.stack([months, np.arange(BATCH) % 3 > 0], axis=1).astype(np.float32)
+    if name == "prompts":
+        batch["prompts"] = random.integers(1, spec.vocabulary_size, (BATCH, len(spec.findings), 2, 5))
     if name in ("hipro_ct", "asap"):
         batch["organs"] = random.integers(0, 256, (BATCH, 3, 2, 4, 4)) * (
             random.random((BATCH, 3, 2, 4, 4)) < 0.3
@@ -208,8 +227,28 @@ def test_every_shape_of_the_mesh_does_the_same(data, fsdp):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_microbatches_change_no_loss_and_no_gradient(name):
-    compare(compiled(name, 4, 2, 2)(make_batch(name)), reference(name))
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_microbatches_change_no_loss_and_no_gradient(name, fsdp):
+    compare(compiled(name, 4, fsdp, 2)(make_batch(name)), reference(name))
+
+
+def test_gradients_cross_the_network_once_however_many_microbatches():
+    """Bytes of the compiled program: those of the parameters, and of the features' derivatives."""
+    mesh = meshes.make_mesh(ConfigDict({"data": 4, "fsdp": 1}), jax.devices()[:4])
+    graphdef, params, variables = split(build("info_nce"))
+
+    def run(params, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            key = jax.random.key(3)
+            return loss_and_gradients(
+                graphdef, params, {}, variables, batch, key, mesh=mesh, microbatches=4
+            ).gradients
+
+    places = (meshes.replicated(mesh), meshes.batch_sharding(mesh))
+    step = jax.jit(run, in_shardings=places, out_shardings=meshes.replicated(mesh))
+    text = step.lower(params, make_batch("info_nce")).compile(compiler_options=FAST).as_text()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert size <= bytes_by_kind(read_collectives(text))["all-reduce"] < 1.1 * size
 
 
 @pytest.mark.parametrize(("data", "fsdp", "microbatches"), [(1, 1, 4), (2, 2, 4), (8, 1, 2)])

@@ -20,7 +20,8 @@ from medclip_jax import objectives
 from medclip_jax.export.folder import write_folder
 from medclip_jax.export.parity import largest_difference
 from medclip_jax.fields import Layout
-from medclip_jax.models.resnet import BatchNorm, ResNet
+from medclip_jax.models.norms import BatchNorm
+from medclip_jax.models.resnet import ResNet
 from medclip_jax.objectives.base import DataSpec, Embedding, Objective, Term
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
 from medclip_jax.pipeline import train_batches

@@ -80,13 +80,14 @@ def arrays_of(model):
 def config_for(**changes):
     config = ConfigDict(SpaceTimeTransformer.defaults() | {"dtype": "float32", "remat": "none"})
     config.update(width=WIDTH, depth=DEPTH, heads=HEADS, mlp_ratio=2.0, patch=(PATCH, PATCH), frames=4)
-    config.channels = IMAGENET
+    config.channels, config.motion = IMAGENET, 0.0
     config.update(changes)
     return config
 
 
 def build(config, shape):
-    return SpaceTimeTransformer.from_config(config, shape, len(config.channels), rngs=nnx.Rngs(0))
+    channels = len(config.channels) + (config.motion > 0)
+    return SpaceTimeTransformer.from_config(config, shape, channels, rngs=nnx.Rngs(0))
 
 
 def params_of(model):
@@ -131,6 +132,19 @@ def test_frame_by_frame_as_the_2d_model(request, tmp_path, layout):
     pictures = torch.tensor(frames).permute(0, 1, 4, 2, 3).flatten(0, 1)
     expected = of_pictures(given, pictures).reshape(2, 3, WIDTH)
     np.testing.assert_allclose(of_each_frame(filled(model, found), frames), expected, atol=2e-5)
+
+
+def test_a_channel_of_motion_has_no_part_in_it(vit):
+    """Whatever it holds, pictures are answered as the 2D model answers them."""
+    config = config_for(motion=3.0)
+    model = build(config, SHAPE)
+    found = convert_frames(recognize(arrays_of(vit)), config, SHAPE, params_of(model)).params
+    frames = normalized(gray_frames(), IMAGENET)
+    moved = np.random.default_rng(1).normal(size=(*frames.shape[:-1], 1)).astype(np.float32)
+    pictures = torch.tensor(frames).permute(0, 1, 4, 2, 3).flatten(0, 1)
+    expected = of_pictures(vit, pictures).reshape(2, 3, WIDTH)
+    seen = of_each_frame(filled(model, found), np.concatenate([frames, moved], axis=-1))
+    np.testing.assert_allclose(seen, expected, atol=2e-5)
 
 
 def test_one_channel_answers_as_three_equal_ones(vit):

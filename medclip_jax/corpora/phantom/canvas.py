@@ -38,7 +38,7 @@ class Box:
 
 
 class Canvas:
-    """Voxels in HU and their organ labels, painted back to front.
+    """Voxels in HU, their organ labels and lesion labels, painted back to front.
 
     Args:
         shape: (D, H, W).
@@ -65,6 +65,7 @@ class Canvas:
         self.y = (-self.sine * x[None, None, :] + self.cosine * y[None, :, None]).astype(np.float32)
         self.hu = np.full(shape, -1000, np.float32)
         self.organs = np.zeros(shape, np.uint8)
+        self.lesions = np.zeros(shape, np.uint8)
         self.softness = float(np.mean(spacing))
         self.voxel_mm3 = float(np.prod(spacing))
 
@@ -109,6 +110,7 @@ class Canvas:
         hu: float | Float32[np.ndarray, ...],
         organ: int | None = None,
         where: Bool[np.ndarray, "d h w"] | None = None,
+        lesion: int | None = None,
     ) -> None:
         """Fill `fraction` of each voxel with `hu`, and label those more than half filled."""
         part = self.hu[box.window]
@@ -118,6 +120,8 @@ class Canvas:
             if where is not None:
                 inside &= where
             self.organs[box.window][inside] = organ
+        if lesion is not None:
+            self.lesions[box.window][fraction > 0.5] = lesion
 
     def paint(
         self,
@@ -125,9 +129,10 @@ class Canvas:
         distance: Float32[np.ndarray, "d h w"],
         hu: float | np.ndarray,
         organ: int | None = None,
+        lesion: int | None = None,
     ) -> None:
         """Fill the inside of a surface, given the signed distance to it."""
-        self.blend(box, self.cover(distance), hu, organ)
+        self.blend(box, self.cover(distance), hu, organ, lesion=lesion)
 
     def ellipsoid(
         self,
@@ -136,12 +141,13 @@ class Canvas:
         hu: float,
         organ: int | None = None,
         axes: Float[np.ndarray, "3 3"] | None = None,
+        lesion: int | None = None,
     ) -> None:
         """Fill an ellipsoid; `axes` rows are the unit directions of `radii`."""
         reach = np.max(radii) + self.softness if axes is not None else np.asarray(radii) + self.softness
         box = self.box(center - reach, center + reach)
         if box is not None:
-            self.paint(box, ellipsoid_distance(box, center, radii, axes), hu, organ)
+            self.paint(box, ellipsoid_distance(box, center, radii, axes), hu, organ, lesion)
 
     def tube_distance(
         self, points: Float[np.ndarray, "N 3"], radii: Float[np.ndarray, N], margin: float = 4.0

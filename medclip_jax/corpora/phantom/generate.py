@@ -13,6 +13,7 @@ from medclip_jax.corpora.phantom import lesions, lungs, reports, scanner, wall
 from medclip_jax.corpora.phantom.calcium import cac_grade
 from medclip_jax.corpora.phantom.canvas import Canvas
 from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
+from medclip_jax.corpora.phantom.outcome import draw_survival, groups_of, log_hazard
 from medclip_jax.corpora.phantom.patient import Patient, draw_condition, draw_patient
 from medclip_jax.corpora.phantom.phrases import VESSELS
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
@@ -28,10 +29,13 @@ class Phantom:
     Attributes:
         voxels: HU in storage order (i, j, k), oriented as `affine` says.
         organs: values of `ORGAN_CLASSES` on the same grid.
+        lesions: values of `LESION_CLASSES` on the same grid.
         affine: (4, 4) from index (i, j, k, 1) to RAS+ world mm, as nibabel takes it.
         labels: finding to 1 present, -1 absent, 0 not assessable.
         severities: finding to a severity in (0, 1]; 0 where absent.
-        measurements: name to number: agatston_score, cac_grade, cardiothoracic_ratio, ...
+        measurements: name to number: agatston_score, cac_grade, cardiothoracic_ratio, ..., survival_months
+            and event (see `outcome`).
+        groups: scanner, sex, age and contrast to the group that the volume belongs to.
         report: the text with both sections.
         sections: "findings" and "impression".
         volume_id, study_id, patient_id: two reconstructions of a study share a report.
@@ -40,10 +44,12 @@ class Phantom:
 
     voxels: Int16[np.ndarray, "I J K"]
     organs: UInt8[np.ndarray, "I J K"]
+    lesions: UInt8[np.ndarray, "I J K"]
     affine: Float[np.ndarray, "4 4"]
     labels: Mapping[str, int]
     severities: Mapping[str, float]
     measurements: Mapping[str, float]
+    groups: Mapping[str, str]
     report: str
     sections: Mapping[str, str]
     volume_id: str
@@ -142,9 +148,8 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
         distractors.append("pacemaker lead")
     canvas.hu += np.float32(scan.uniform(-8, 8))
     thickness = 2 * (patient.half_depth + patient.muscle + patient.fat)
-    scanner.add_scanner(
-        canvas, float(scan.uniform(*settings.noise_hu)), float(scan.random()), thickness, scan
-    )
+    noise, sharpness = float(scan.uniform(*settings.noise_hu)), float(scan.random())
+    scanner.add_scanner(canvas, noise, sharpness, thickness, scan)
 
     severities, labels = _labels(condition, ratio, score)
     measurements = {
@@ -172,15 +177,27 @@ def generate(seed: int, index: int, *, settings: PhantomSettings | None = None) 
     shift = source(21).uniform(-120, 120, 3)
     voxels, affine = scanner.store(canvas, scanner.to_int16(canvas.hu), orientation, shift)
     organs, _ = scanner.store(canvas, canvas.organs, orientation, shift)
+    lesion_map, _ = scanner.store(canvas, lesions.lesion_map(canvas), orientation, shift)
+    months, died = draw_survival(patient.age, labels, source(22))
+    measurements |= {
+        "age": patient.age,
+        "log_hazard": log_hazard(patient.age, labels),
+        "survival_months": months,
+        "event": float(died),
+    }
     patient_id = f"p{number:06d}"
     study_id = f"{patient_id}_{study + 1}"
     return Phantom(
         voxels=voxels,
         organs=organs,
+        lesions=lesion_map,
         affine=affine,
         labels=labels,
         severities=severities,
         measurements=measurements,
+        groups=groups_of(
+            age=patient.age, female=patient.female, contrast=condition.contrast, sharpness=sharpness
+        ),
         report=reports.join_sections(sections),
         sections=sections,
         volume_id=f"{study_id}_{reconstruction + 1}",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from medclip_jax.corpora.phantom.calcium import Plaque, plaque_parcels, standard_score
 from medclip_jax.corpora.phantom.canvas import Canvas, spline, tube_parcels
 from medclip_jax.corpora.phantom.heart import Cloud, Heart
 from medclip_jax.corpora.phantom.lungs import Chest
-from medclip_jax.corpora.phantom.organs import ORGANS
+from medclip_jax.corpora.phantom.organs import LESIONS, LUNG_LOBES, ORGANS
 from medclip_jax.corpora.phantom.patient import Condition, Patient
 from medclip_jax.corpora.phantom.settings import PhantomSettings
 
@@ -199,6 +199,7 @@ def paint_emphysema(
     level = 1.1 - 1.0 * severity - 0.9 * (upper - 0.5)
     holes = np.clip((field - level) * 1.4, 0, 1) * canvas.cover(chest.lung + 2)
     canvas.hu += holes * (np.float32(rng.uniform(-985, -965)) - canvas.hu)
+    canvas.lesions[holes > 0.5] = LESIONS["emphysema"]
     points, _ = canvas.candidates(rng, 1500)
     depth = canvas.at(chest.lung, points)
     rim = np.flatnonzero((depth < -3) & (depth > -22) & (points[:, 2] > patient.dome_right + 40))
@@ -212,7 +213,7 @@ def paint_emphysema(
         )
         distance = np.maximum((distance - 1) * radii.min(), chest.lung[box.window] + 1)
         canvas.blend(box, canvas.cover(distance - 1.2), -780)
-        canvas.blend(box, canvas.cover(distance), -992)
+        canvas.blend(box, canvas.cover(distance), -992, lesion=LESIONS["emphysema"])
     lung = chest.lung < -2
     return float(holes[lung].mean())
 
@@ -264,7 +265,8 @@ def paint_consolidation(
         part = canvas.hu[box.window]
         part += 0.45 * halo * (30 - part)
         dense = np.clip(0.5 - distance / 6, 0, 1) * inside
-        canvas.blend(box, dense * 0.97, rng.uniform(15, 50) + 1.5 * condition.tissue_gain)
+        hu = rng.uniform(15, 50) + 1.5 * condition.tissue_gain
+        canvas.blend(box, dense * 0.97, hu, lesion=LESIONS["consolidation"])
         lobes.append(value)
     return lobes
 
@@ -293,15 +295,25 @@ def paint_nodules(
         axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
         part_solid = diameter > 9 and rng.random() < 0.25
         hu = rng.uniform(15, 60) + 2 * condition.tissue_gain
+        nodule = LESIONS["lung_nodule"]
         if part_solid:
-            canvas.ellipsoid(center, radii, rng.uniform(-560, -420), None, axes)
-            canvas.ellipsoid(center + radii * rng.uniform(-0.2, 0.2, 3), radii * 0.55, hu, None, axes)
+            canvas.ellipsoid(center, radii, rng.uniform(-560, -420), None, axes, nodule)
+            canvas.ellipsoid(center + radii * rng.uniform(-0.2, 0.2, 3), radii * 0.55, hu, None, axes, nodule)
         else:
-            canvas.ellipsoid(center, radii, hu, None, axes)
+            canvas.ellipsoid(center, radii, hu, None, axes, nodule)
             for _ in range(rng.integers(0, 5)):  # lobulation
-                canvas.ellipsoid(center + rng.normal(size=3) * radii * 0.4, radii * 0.6, hu, None, axes)
+                place = center + rng.normal(size=3) * radii * 0.4
+                canvas.ellipsoid(place, radii * 0.6, hu, None, axes, nodule)
         found.append(Nodule(float(diameter), int(chest.lobes[places][which]), bool(part_solid)))
     return found
+
+
+def lesion_map(canvas: Canvas) -> UInt8[np.ndarray, "D H W"]:
+    """Values of `LESION_CLASSES`, once everything is painted: the heart and the fluids lie over the lungs."""
+    lesions = np.where(np.isin(canvas.organs, LUNG_LOBES), canvas.lesions, 0).astype(np.uint8)
+    for name in ("pleural_effusion", "pericardial_effusion"):
+        lesions[canvas.organs == ORGANS[name]] = LESIONS[name]
+    return lesions
 
 
 def distractor_plaques(

@@ -1,4 +1,4 @@
-"""Values and names of the organ label map."""
+"""Values and names of the organ label map, and of the lesion label map."""
 
 from __future__ import annotations
 
@@ -34,3 +34,19 @@ of its other tasks; only `vertebrae` and `ribs` stand for its 24 and 24 numbered
 
 ORGANS: dict[str, int] = {name: value for value, name in ORGAN_CLASSES.items()}
 """The same, by name."""
+
+LESION_CLASSES: dict[int, str] = {
+    1: "lung_nodule",
+    2: "consolidation",
+    3: "pleural_effusion",
+    4: "pericardial_effusion",
+    5: "emphysema",
+}
+"""Values of the lesion map; the names are those of the findings. What is smaller than a voxel, as most
+plaques are, has no class there."""
+
+LESIONS: dict[str, int] = {name: value for value, name in LESION_CLASSES.items()}
+"""The same, by name."""
+
+LUNG_LOBES = (10, 11, 12, 13, 14)
+"""Values of the lobes in the organ map."""

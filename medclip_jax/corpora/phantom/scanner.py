@@ -7,6 +7,9 @@ from jaxtyping import Float, Float32, Int16
 
 from medclip_jax.corpora.phantom.canvas import Canvas
 
+SHARP_KERNEL = 0.6
+"""Sharpness from which a reconstruction's kernel sharpens the image; below, it smooths."""
+
 
 def blur(image: Float32[np.ndarray, "D H W"], side: float, axes=(0, 1, 2)) -> Float32[np.ndarray, "D H W"]:
     """Convolve with (side, 1 - 2 side, side) along `axes`; borders keep their value."""
@@ -34,8 +37,8 @@ def add_scanner(
         rng: source of the noise.
     """
     hu = canvas.hu
-    if sharpness < 0.6:
-        hu = blur(hu, 0.16 * (0.6 - sharpness))
+    if sharpness < SHARP_KERNEL:
+        hu = blur(hu, 0.16 * (SHARP_KERNEL - sharpness))
     else:
         hu = hu + (sharpness - 0.5) * (hu - blur(hu, 0.2, (1, 2)))
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)

@@ -11,19 +11,24 @@ import numpy as np
 
 from medclip_jax.corpora.generated_set import alone, is_whole, make_all, replace_file, split_of, table_text
 from medclip_jax.corpora.phantom.generate import generate
-from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
+from medclip_jax.corpora.phantom.organs import LESION_CLASSES, ORGAN_CLASSES
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
 
 _RECIPE_FILE = "phantoms.json"
 """What the phantoms of a folder were made from; written before the table, which is written last."""
 
+_LESION_FILE = "lesion_classes.json"
 
-def _write_one(task: tuple[str, int, int, PhantomSettings]) -> dict[str, object]:
+
+def _write_one(task: tuple[str, int, int, PhantomSettings, bool]) -> dict[str, object]:
     """Generate and write one phantom; return its row of the table."""
-    folder, seed, index, settings = task
+    folder, seed, index, settings, lesions = task
     phantom = generate(seed, index, settings=settings)
     name = f"{phantom.volume_id}.nii.gz"
-    for kind, array in (("volumes", phantom.voxels), ("organs", phantom.organs)):
+    kinds = {"volumes": phantom.voxels, "organs": phantom.organs}
+    if lesions:
+        kinds["lesions"] = phantom.lesions
+    for kind, array in kinds.items():
         image = nibabel.Nifti1Image(np.ascontiguousarray(array), phantom.affine)
         image.header.set_xyzt_units("mm")
         nibabel.save(image, Path(folder) / kind / name)
@@ -37,8 +42,10 @@ def _write_one(task: tuple[str, int, int, PhantomSettings]) -> dict[str, object]
         "split": split_of(seed, phantom.patient_id),
         "organs": f"organs/{name}",
         "organ_classes": "organ_classes.json",
+        **({"label_map": f"lesions/{name}", "label_classes": _LESION_FILE} if lesions else {}),
         **{f"label:{name}": phantom.labels[name] for name in FINDINGS},
         **{f"measurement:{name}": f"{value:.6g}" for name, value in phantom.measurements.items()},
+        **{f"group:{name}": group for name, group in phantom.groups.items()},
     }
 
 
@@ -50,6 +57,7 @@ def write(
     settings: PhantomSettings | None = None,
     workers: int = 1,
     start: int = 0,
+    lesions: bool = False,
 ) -> Path:
     """Write `count` phantoms with organ maps and `studies.csv`, in parallel; the table appears last.
 
@@ -63,6 +71,8 @@ def write(
         settings: `PhantomSettings()` if None.
         workers: processes; 1 runs in this one.
         start: index of the first volume, to extend a set or draw a disjoint one.
+        lesions: also write a label map of lesions for each (`LESION_CLASSES`), named in the table's column
+            `label_map`; all else stays the same.
 
     Returns:
         The path of `studies.csv`.
@@ -76,7 +86,7 @@ def write(
     import medclip_jax
 
     folder = Path(folder)
-    for kind in ("volumes", "organs"):
+    for kind in ("volumes", "organs", *(["lesions"] if lesions else [])):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     settings = settings or PhantomSettings()
     recipe = json.dumps(
@@ -86,16 +96,21 @@ def write(
             "seed": seed,
             "start": start,
             "settings": dataclasses.asdict(settings),
+            "survival": True,
+            **({"lesions": True} if lesions else {}),
         }
     )
     table = folder / "studies.csv"
     with alone(folder):
-        if is_whole(folder / _RECIPE_FILE, recipe, table, ("volume", "organs"), count):
+        files = ("volume", "organs", *(["label_map"] if lesions else []))
+        if is_whole(folder / _RECIPE_FILE, recipe, table, files, count):
             return table
         table.unlink(missing_ok=True)  # of another recipe
-        tasks = [(str(folder), seed, start + n, settings) for n in range(count)]
+        tasks = [(str(folder), seed, start + n, settings, lesions) for n in range(count)]
         rows = make_all(_write_one, tasks, workers, label="phantoms", unit="volume")
         replace_file(folder / "organ_classes.json", json.dumps(ORGAN_CLASSES, indent=1))
+        if lesions:
+            replace_file(folder / _LESION_FILE, json.dumps(LESION_CLASSES, indent=1))
         replace_file(folder / _RECIPE_FILE, recipe)
         replace_file(table, table_text(rows))
     return table

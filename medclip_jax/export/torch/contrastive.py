@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from medclip_jax.export.torch.loading import MedclipConfig
@@ -21,6 +22,8 @@ class ContrastiveModel(TextModel):
             self.add_module(f"{name}_projection", nn.ModuleDict({"linear": linear}))
         if "logit_scale" in objective:
             self.add_scale(bias=objective.get("loss") == "sigmoid")
+        if objective.get("prompts", {}).get("weight"):  # learned beside it, and of use in training alone
+            self.prompt_scale = nn.ParameterDict({"log_scale": torch.zeros(())})
         self.post_init()
 
     def see(self, volumes: Tensor) -> Embedding:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from medclip_jax.export.torch.vision import Encoded
 
-LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+LAYERS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 """Depth to blocks in each stage; from 50 on they are bottlenecks."""
 
 
@@ -87,6 +94,54 @@ class Residual(nn.Module):
         return (y + self.downsample(x)).relu()
 
 
+class Standard(nn.Module):
+    """How far each feature is from what is usual at its place, in units of its usual spread there.
+
+    Args:
+        places: N.
+        features: C.
+    """
+
+    def __init__(self, places: int, features: int):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(places, features))
+        self.register_buffer("running_var", torch.ones(places, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) by the running statistics; in training by the batch's, which then move those."""
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(variance * len(x) / max(len(x) - 1, 1), 0.1)
+        spread = (variance + 1e-8).sqrt()
+        return (x - mean) / (spread + 0.25 * spread.mean(dim=0) + 1e-6)
+
+
+class Extremes(nn.Module):
+    """One vector from several feature maps: their means, and what is most unusual anywhere in them.
+
+    Args:
+        sizes: (places, features) of each map.
+        width: features of the vector.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], width: int):
+        super().__init__()
+        self.standards = nn.ModuleList(Standard(*size) for size in sizes)
+        count = 3 * sum(features for _, features in sizes)
+        self.norm, self.linear = BatchNorm(count), nn.Linear(count, width)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """(B, N, C) each to (B, width)."""
+        found = []
+        for standard, features in zip(self.standards, maps, strict=True):
+            unusual = standard(features)
+            found += [features.mean(dim=1), unusual.amax(dim=1), unusual.amin(dim=1)]
+        return self.linear(self.norm(torch.cat(found, dim=-1)))
+
+
 class ResNet(nn.Module):
     """A feature map that is 32 times smaller along each axis, rounded up; volumes of any shape.
 
@@ -113,14 +168,36 @@ class ResNet(nn.Module):
                 inputs = 4 * inside if bottleneck else inside
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.width = self.pooled_width = inputs
+        self.shape, self.extremes = tuple(shape), None
+        if config.get("pooling", "mean") == "extremes":  # folders of earlier versions do not say
+            places, sizes = [math.prod(shape)], [len(config["windows"])]
+            for stage, factor in enumerate((2, 2, 4, 8, 16)):
+                steps = zip(shape, config["stem_stride"], strict=True)
+                places.append(math.prod(-(-size // (stride * factor)) for size, stride in steps))
+                sizes.append(width if not stage else self.width * 2**stage // 16)
+            self.extremes = Extremes(list(zip(places, sizes, strict=True)), self.width)
 
     def encode(self, voxels: Tensor) -> Encoded:
-        """Intensities (B, D, H, W, C) to tokens (B, N, width)."""
+        """Intensities (B, D, H, W, C) to tokens (B, N, width), and to what is unusual, if pooled."""
         x = self.bn1(self.conv1(voxels.movedim(-1, 1))).relu()
         x = F.max_pool3d(x, 3, stride=2, padding=1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return Encoded(x.flatten(2).transpose(1, 2))
+        maps = [voxels.flatten(1, 3), x.flatten(2).transpose(1, 2)]
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+            maps.append(x.flatten(2).transpose(1, 2))
+        if self.extremes is None or tuple(voxels.shape[1:4]) != self.shape:
+            return Encoded(maps[-1])
+        return Encoded(maps[-1], self.extremes(maps))
+
+    def last_states(self, voxels: Tensor) -> Tensor:
+        """The tokens: no norm follows the last stage."""
+        return self.encode(voxels).tokens
 
     def pool(self, encoded: Encoded) -> Tensor:
-        """The mean over the tokens, (B, pooled_width)."""
-        return encoded.tokens.float().mean(dim=1).to(encoded.tokens.dtype)
+        """The mean over the tokens, (B, pooled_width); plus the summary where there is one."""
+        mean = encoded.tokens.float().mean(dim=1).to(encoded.tokens.dtype)
+        if self.extremes is None:
+            return mean
+        if encoded.summary is None:
+            raise ValueError(f"the model knows what is usual in volumes of {self.shape} cells alone")
+        return mean + encoded.summary

@@ -132,7 +132,8 @@ class FrameTower(nn.Module):
     def __init__(self, config: dict, frame_shape: Sequence[int]):
         super().__init__()
         self.channels = config["channels"]
-        self.video = SpaceTimeTransformer(config, frame_shape, len(self.channels))
+        self.motion = config.get("motion", 0.0)
+        self.video = SpaceTimeTransformer(config, frame_shape, len(self.channels) + (self.motion > 0))
         self.width = self.video.pooled_width
 
     @property
@@ -140,16 +141,26 @@ class FrameTower(nn.Module):
         """From intensities to tokens."""
         return self.video
 
-    def to_float(self, frames: Tensor) -> Tensor:
-        """Intensities (B, T, H, W) to (B, T, H, W, C), normalized channel by channel."""
-        values = frames.float() / WINDOW_TOP
-        scaled = torch.stack([(values - mean) / deviation for mean, deviation in self.channels], dim=-1)
-        return scaled.to(next(self.parameters()).dtype)
+    def to_float(self, study: Frames) -> Tensor:
+        """Intensities (B, T, H, W) to (B, T, H, W, C), by channel; the last may be motion."""
+        values = study.frames.float() / WINDOW_TOP
+        channels = [(values - mean) / deviation for mean, deviation in self.channels]
+        if self.motion:
+            channels.append(self.motion * beyond_mean_frame(values, study.view, study.valid.bool()))
+        return torch.stack(channels, dim=-1).to(next(self.parameters()).dtype)
 
     def encode(self, study: Frames) -> Encoded:
         """Tokens (B, T * N, width), those of padding without meaning, and the class token's state."""
-        return self.video.encode(self.to_float(study.frames), study.valid.bool(), study.view)
+        return self.video.encode(self.to_float(study), study.valid.bool(), study.view)
 
     def forward(self, study: Frames) -> Tensor:
         """The class token's state (B, `width`)."""
         return self.encode(study).summary
+
+
+def beyond_mean_frame(frames: Tensor, view: Tensor, valid: Tensor) -> Tensor:
+    """What each frame (B, T, H, W) differs by from the mean frame of its series; 0 on padding."""
+    together = (view[:, :, None] == view[:, None]) & valid[:, None] & valid[:, :, None]
+    share = together / together.sum(dim=2, keepdim=True).clamp(min=1)
+    frames = torch.where(valid[..., None, None], frames, 0.0)
+    return frames - torch.einsum("btu,buhw->bthw", share.to(frames.dtype), frames)

@@ -57,6 +57,17 @@ class VisionTransformer(nn.Module):
 
         `keep` (B, K): indices of the patches to see, by default all N.
         """
+        tokens, embedded = self.run_blocks(voxels, keep)
+        tokens = self.norm(tokens)
+        tokens = tokens if self.skip_norm is None else tokens + self.skip_norm(embedded)
+        return Encoded(tokens[:, 1:], tokens[:, 0])
+
+    def last_states(self, voxels: Tensor) -> Tensor:
+        """Intensities to patch tokens (B, N, width) as the last block leaves them, before the final norm."""
+        return self.run_blocks(voxels)[0][:, 1:]
+
+    def run_blocks(self, voxels: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What leaves the last block and what entered the first, (B, 1 + N, width), the class token first."""
         tokens = patchify(voxels, self.patch)
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
@@ -76,9 +87,7 @@ class VisionTransformer(nn.Module):
         tokens = embedded = tokens if self.pre_norm is None else self.pre_norm(tokens)
         for block in self.blocks:
             tokens = block(tokens)
-        tokens = self.norm(tokens)
-        tokens = tokens if self.skip_norm is None else tokens + self.skip_norm(embedded)
-        return Encoded(tokens[:, 1:], tokens[:, 0])
+        return tokens, embedded
 
     def pool(self, encoded: Encoded) -> Tensor:
         """One vector a volume, (B, pooled_width)."""

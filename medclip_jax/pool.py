@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from medclip_jax.allocator import keep_freed_memory
+
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
@@ -42,6 +44,9 @@ def map_in_order(
         on_death: gives the result of an input that kills its worker (a crash in a decoder, a kill for
             want of memory) instead of ending the run.
         is_suspect: whether an input may kill its process, and is therefore given one of its own.
+
+    Raises:
+        RuntimeError: processes die before they have an input; the message says what a script must do.
     """
     if workers <= 1:
         for task in inputs:
@@ -67,8 +72,9 @@ def map_in_order(
             try:
                 result = future.result()
             except BrokenProcessPool:
-                # Nobody knows which input did it: try the unfinished ones again, one at a time.
                 pool.shutdown(wait=False, cancel_futures=True)
+                _see_that_workers_start()
+                # Nobody knows which input did it: try the unfinished ones again, one at a time.
                 suspects = [task, *(other for other, _ in waiting)]
                 waiting.clear()
                 yield from map_guarded(function, suspects, on_death)
@@ -77,6 +83,13 @@ def map_in_order(
             yield result
     finally:
         pool.shutdown(wait=not waiting, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: a batch system gives a part of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_guarded(
@@ -88,6 +101,9 @@ def map_guarded(
         function: picklable.
         tasks: picklable.
         on_death: gives the result of an input that kills the process.
+
+    Raises:
+        RuntimeError: as for `map_in_order`.
     """
     pool = _pool(1)
     try:
@@ -96,11 +112,29 @@ def map_guarded(
                 result = pool.submit(function, task).result()
             except BrokenProcessPool:
                 pool.shutdown(wait=False)
+                _see_that_workers_start()
                 pool = _pool(1)
                 result = on_death(task)
             yield result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _see_that_workers_start() -> None:
+    """See that it was an input that killed its process.
+
+    Raises:
+        RuntimeError: a process without one dies, too.
+    """
+    with _pool(1) as pool:
+        try:
+            pool.submit(int).result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "worker processes end before they have begun. Each of them imports the script that started "
+                "them: in a script of your own, put what calls this under `if __name__ == '__main__':`, or "
+                "set workers=1. Where it stands there already, what the processes wrote above says why"
+            ) from None
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -126,6 +160,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _start_worker() -> None:
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,16 @@
+"""The suite's segmentation of lesions with HiPro-CT's tower and UNETR's decoder.
+
+Command:   medclip evaluate --suite phantom --out medclip-suite
+           or: medclip train --config configs/suite/segment_hipro_ct.py --workdir W \
+               --config.data.shards=medclip-suite/shards --config.initial_weights.workdir=RUN
+Hardware:  2 CPU cores.
+Time:      docs/downstream.md has the suite's.
+Expected:  docs/downstream.md has the suite's.
+"""
+
+from ..hipro_ct import demo
+from .segment import segmentation_of
+
+
+def get_config():
+    return segmentation_of(demo.get_config())
