@@ -32,7 +32,8 @@ examples:
 
 A file for --config, so that several models are scored alike; options change what it says. Those that came
 with the package:
-  configs/evaluation/{classification,retrieval,representation,prognosis,segmentation,suite}.py.
+  configs/evaluation/{classification,pointing,prognosis,representation,retrieval,segmentation,subgroups,
+  suite,vocabulary}.py.
 
   from medclip_jax.evaluation.config import evaluation_config
 

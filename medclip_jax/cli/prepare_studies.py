@@ -297,7 +297,7 @@ def _generate(args: argparse.Namespace) -> Path:
         raise TableError(f"--corpus {args.corpus} makes its own studies: leave --table out, or --corpus")
     where = args.phantom_folder or args.out.with_name(args.out.name + ".phantoms")
     generate = CORPORA[args.corpus].generate
-    options = {"lesions": True} if args.label_maps == "corpus" else {}
+    options = {"label_maps": True} if args.label_maps == "corpus" else {}
     return generate(where, args.count, seed=args.seed, workers=args.workers or available_cores(), **options)
 
 

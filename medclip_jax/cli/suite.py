@@ -119,7 +119,7 @@ def _make_data(args: argparse.Namespace, clock: Stages) -> Path:
     from medclip_jax.corpora.folder import folder
 
     count = SHORT.phantoms if args.short else PHANTOMS
-    return make_shards("suite/data.py", partial(phantom.write, lesions=True), folder, args, count, clock)
+    return make_shards("suite/data.py", partial(phantom.write, label_maps=True), folder, args, count, clock)
 
 
 def _train(name: str, args: argparse.Namespace, shards: Path) -> bool:

@@ -205,10 +205,10 @@ def _of_channels(name: str) -> Callable[[Place], StudyTable]:
     return read
 
 
-def _write_phantoms(folder: Path, count: int, *, seed: int, workers: int, lesions: bool = False) -> Path:
+def _write_phantoms(folder: Path, count: int, *, seed: int, workers: int, label_maps: bool = False) -> Path:
     from medclip_jax.corpora import phantom
 
-    return phantom.write(folder, count, seed=seed, workers=workers, lesions=lesions)
+    return phantom.write(folder, count, seed=seed, workers=workers, label_maps=label_maps)
 
 
 def _write_cines(folder: Path, count: int, *, seed: int, workers: int) -> Path:

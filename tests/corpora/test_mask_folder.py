@@ -129,7 +129,7 @@ def test_masks_beside_a_corpus_become_cells_and_a_label_map(tmp_path):
     assert record["organs"].sum() > 0
 
 
-def test_a_phantoms_lesions_are_a_label_map(tmp_path):
+def test_a_phantoms_lesions_and_organs_are_a_label_map(tmp_path):
     out = tmp_path / "out"
     command = ["prepare", "--corpus", "phantom", "--count", "3", "--out", str(out), "--workers", "1"]
     command += ["--shape", "32", "48", "48", "--spacing", "8", "7", "7", "--tokenizer", "none"]
@@ -141,9 +141,14 @@ def test_a_phantoms_lesions_are_a_label_map(tmp_path):
         "pleural_effusion",
         "pericardial_effusion",
         "emphysema",
+        "lungs",
+        "heart",
+        "aorta",
+        "liver",
+        "vertebrae",
     )
     phantoms = out.with_name("out.phantoms")
-    assert (phantoms / "lesion_classes.json").is_file()
+    assert (phantoms / "label_classes.json").is_file()
     for split, count in info.splits.items():
         for record in (open_split(info, split)[index] for index in range(count)):
             values = set(np.unique(record["label_map"])) - {0, 255}
@@ -151,4 +156,6 @@ def test_a_phantoms_lesions_are_a_label_map(tmp_path):
                 name for name, label in zip(info.findings, record["labels"], strict=True) if label == 1
             }
             # What a map shows, the labels say; what is mild or small may fill no voxel.
-            assert {info.label_classes[value - 1] for value in values} <= present
+            shown = {info.label_classes[value - 1] for value in values}
+            assert shown & set(info.findings) <= present
+            assert {"lungs", "heart", "aorta", "vertebrae"} <= shown

@@ -1,4 +1,4 @@
-"""Lesion maps of phantoms: they lie on what was painted, and change nothing else."""
+"""Lesions and label maps of phantoms: they lie on what was painted, and change nothing else."""
 
 import csv
 import dataclasses
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medclip_jax.corpora.phantom import PhantomSettings, generate, write
-from medclip_jax.corpora.phantom.organs import LESION_CLASSES, LESIONS, LUNG_LOBES
+from medclip_jax.corpora.phantom.organs import LABELS, LARGE_ORGANS, LESION_CLASSES, LESIONS, LUNG_LOBES
 from medclip_jax.corpora.phantom.settings import PREVALENCES
 
 SICK = PhantomSettings(
@@ -72,17 +72,27 @@ def test_names_are_those_of_findings():
     assert set(LESION_CLASSES.values()) <= set(PREVALENCES)
 
 
-def test_lesion_maps_change_nothing_else(tmp_path):
+def test_label_maps_show_lesions_over_organs():
+    phantom = generate(3, 0, settings=SICK)
+    shown = phantom.label_map()
+    np.testing.assert_array_equal(np.where(shown <= max(LESION_CLASSES), shown, 0), phantom.lesions)
+    for name, values in LARGE_ORGANS.items():
+        organ = np.isin(phantom.organs, values)
+        assert (shown == LABELS[name]).sum() > 0.5 * organ.sum() > 0, name
+        assert not (shown == LABELS[name])[~organ].any(), name
+
+
+def test_label_maps_change_nothing_else(tmp_path):
     plain = write(tmp_path / "plain", 2, seed=4, settings=COARSE)
-    with_lesions = write(tmp_path / "lesions", 2, seed=4, settings=COARSE, lesions=True)
-    assert not (tmp_path / "plain/lesions").exists()
-    rows = [list(csv.DictReader(table.open())) for table in (plain, with_lesions)]
+    with_maps = write(tmp_path / "maps", 2, seed=4, settings=COARSE, label_maps=True)
+    assert not (tmp_path / "plain/label_maps").exists()
+    rows = [list(csv.DictReader(table.open())) for table in (plain, with_maps)]
     for before, after in zip(*rows, strict=True):
-        assert after.pop("label_classes") == "lesion_classes.json"
-        shown = nibabel.load(with_lesions.parent / after.pop("label_map"))
+        assert after.pop("label_classes") == "label_classes.json"
+        shown = nibabel.load(with_maps.parent / after.pop("label_map"))
         assert after == before
         for column in ("volume", "organs"):
-            one, other = (nibabel.load(table.parent / before[column]) for table in (plain, with_lesions))
+            one, other = (nibabel.load(table.parent / before[column]) for table in (plain, with_maps))
             np.testing.assert_array_equal(one.dataobj, other.dataobj)
             np.testing.assert_array_equal(other.affine, shown.affine)
-    assert write(tmp_path / "lesions", 2, seed=4, settings=COARSE, lesions=True) == with_lesions
+    assert write(tmp_path / "maps", 2, seed=4, settings=COARSE, label_maps=True) == with_maps

@@ -12,7 +12,7 @@ from medclip_jax.corpora.phantom import heart as hearts
 from medclip_jax.corpora.phantom import lesions, lungs, reports, scanner, wall
 from medclip_jax.corpora.phantom.calcium import cac_grade
 from medclip_jax.corpora.phantom.canvas import Canvas
-from medclip_jax.corpora.phantom.organs import ORGAN_CLASSES
+from medclip_jax.corpora.phantom.organs import LABELS, LARGE_ORGANS, ORGAN_CLASSES
 from medclip_jax.corpora.phantom.outcome import draw_survival, groups_of, log_hazard
 from medclip_jax.corpora.phantom.patient import Patient, draw_condition, draw_patient
 from medclip_jax.corpora.phantom.phrases import VESSELS
@@ -57,6 +57,13 @@ class Phantom:
     patient_id: str
     orientation: str = "RAS"
     notes: Mapping[str, object] = field(default_factory=dict)
+
+    def label_map(self) -> UInt8[np.ndarray, "I J K"]:
+        """Values of `LABEL_CLASSES`: lesions lie over the organs."""
+        found = self.lesions.copy()
+        for name, values in LARGE_ORGANS.items():
+            found[np.isin(self.organs, values) & (self.lesions == 0)] = LABELS[name]
+        return found
 
 
 def roster(index: int) -> tuple[int, int, int]:

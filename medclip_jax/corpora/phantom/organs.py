@@ -1,4 +1,4 @@
-"""Values and names of the organ label map, and of the lesion label map."""
+"""Values and names of the organ map, of lesions, and of the label map that holds both."""
 
 from __future__ import annotations
 
@@ -42,11 +42,26 @@ LESION_CLASSES: dict[int, str] = {
     4: "pericardial_effusion",
     5: "emphysema",
 }
-"""Values of the lesion map; the names are those of the findings. What is smaller than a voxel, as most
-plaques are, has no class there."""
+"""Values of lesions; the names are those of the findings. What is smaller than a voxel, as most plaques are,
+has no class there."""
 
 LESIONS: dict[str, int] = {name: value for value, name in LESION_CLASSES.items()}
 """The same, by name."""
 
 LUNG_LOBES = (10, 11, 12, 13, 14)
 """Values of the lobes in the organ map."""
+
+LARGE_ORGANS: dict[str, tuple[int, ...]] = {
+    "lungs": LUNG_LOBES,
+    "heart": (ORGANS["heart"], ORGANS["atrial_appendage_left"], ORGANS["coronary_arteries"]),
+    "aorta": (ORGANS["aorta"],),
+    "liver": (ORGANS["liver"],),
+    "vertebrae": (ORGANS["vertebrae"],),
+}
+"""Organs of the label map to their values in the organ map."""
+
+LABEL_CLASSES: dict[int, str] = LESION_CLASSES | dict(enumerate(LARGE_ORGANS, 1 + max(LESION_CLASSES)))
+"""Values of the label map: lesions, and large organs."""
+
+LABELS: dict[str, int] = {name: value for value, name in LABEL_CLASSES.items()}
+"""The same, by name."""

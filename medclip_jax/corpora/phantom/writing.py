@@ -11,23 +11,23 @@ import numpy as np
 
 from medclip_jax.corpora.generated_set import alone, is_whole, make_all, replace_file, split_of, table_text
 from medclip_jax.corpora.phantom.generate import generate
-from medclip_jax.corpora.phantom.organs import LESION_CLASSES, ORGAN_CLASSES
+from medclip_jax.corpora.phantom.organs import LABEL_CLASSES, ORGAN_CLASSES
 from medclip_jax.corpora.phantom.settings import FINDINGS, PhantomSettings
 
 _RECIPE_FILE = "phantoms.json"
 """What the phantoms of a folder were made from; written before the table, which is written last."""
 
-_LESION_FILE = "lesion_classes.json"
+_CLASS_FILE = "label_classes.json"
 
 
 def _write_one(task: tuple[str, int, int, PhantomSettings, bool]) -> dict[str, object]:
     """Generate and write one phantom; return its row of the table."""
-    folder, seed, index, settings, lesions = task
+    folder, seed, index, settings, label_maps = task
     phantom = generate(seed, index, settings=settings)
     name = f"{phantom.volume_id}.nii.gz"
     kinds = {"volumes": phantom.voxels, "organs": phantom.organs}
-    if lesions:
-        kinds["lesions"] = phantom.lesions
+    if label_maps:
+        kinds["label_maps"] = phantom.label_map()
     for kind, array in kinds.items():
         image = nibabel.Nifti1Image(np.ascontiguousarray(array), phantom.affine)
         image.header.set_xyzt_units("mm")
@@ -42,7 +42,7 @@ def _write_one(task: tuple[str, int, int, PhantomSettings, bool]) -> dict[str, o
         "split": split_of(seed, phantom.patient_id),
         "organs": f"organs/{name}",
         "organ_classes": "organ_classes.json",
-        **({"label_map": f"lesions/{name}", "label_classes": _LESION_FILE} if lesions else {}),
+        **({"label_map": f"label_maps/{name}", "label_classes": _CLASS_FILE} if label_maps else {}),
         **{f"label:{name}": phantom.labels[name] for name in FINDINGS},
         **{f"measurement:{name}": f"{value:.6g}" for name, value in phantom.measurements.items()},
         **{f"group:{name}": group for name, group in phantom.groups.items()},
@@ -57,7 +57,7 @@ def write(
     settings: PhantomSettings | None = None,
     workers: int = 1,
     start: int = 0,
-    lesions: bool = False,
+    label_maps: bool = False,
 ) -> Path:
     """Write `count` phantoms with organ maps and `studies.csv`, in parallel; the table appears last.
 
@@ -71,8 +71,8 @@ def write(
         settings: `PhantomSettings()` if None.
         workers: processes; 1 runs in this one.
         start: index of the first volume, to extend a set or draw a disjoint one.
-        lesions: also write a label map of lesions for each (`LESION_CLASSES`), named in the table's column
-            `label_map`; all else stays the same.
+        label_maps: also write a map of lesions and large organs for each (`LABEL_CLASSES`), named in the
+            table's column `label_map`; all else stays the same.
 
     Returns:
         The path of `studies.csv`.
@@ -86,7 +86,7 @@ def write(
     import medclip_jax
 
     folder = Path(folder)
-    for kind in ("volumes", "organs", *(["lesions"] if lesions else [])):
+    for kind in ("volumes", "organs", *(["label_maps"] if label_maps else [])):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     settings = settings or PhantomSettings()
     recipe = json.dumps(
@@ -97,20 +97,20 @@ def write(
             "start": start,
             "settings": dataclasses.asdict(settings),
             "survival": True,
-            **({"lesions": True} if lesions else {}),
+            **({"label_maps": True} if label_maps else {}),
         }
     )
     table = folder / "studies.csv"
     with alone(folder):
-        files = ("volume", "organs", *(["label_map"] if lesions else []))
+        files = ("volume", "organs", *(["label_map"] if label_maps else []))
         if is_whole(folder / _RECIPE_FILE, recipe, table, files, count):
             return table
         table.unlink(missing_ok=True)  # of another recipe
-        tasks = [(str(folder), seed, start + n, settings, lesions) for n in range(count)]
+        tasks = [(str(folder), seed, start + n, settings, label_maps) for n in range(count)]
         rows = make_all(_write_one, tasks, workers, label="phantoms", unit="volume")
         replace_file(folder / "organ_classes.json", json.dumps(ORGAN_CLASSES, indent=1))
-        if lesions:
-            replace_file(folder / _LESION_FILE, json.dumps(LESION_CLASSES, indent=1))
+        if label_maps:
+            replace_file(folder / _CLASS_FILE, json.dumps(LABEL_CLASSES, indent=1))
         replace_file(folder / _RECIPE_FILE, recipe)
         replace_file(table, table_text(rows))
     return table
