@@ -1,7 +1,7 @@
 """What `medclip evaluate --suite phantom` trains and scores on: the demo's phantoms, with organs and lesions.
 
 One set for all systems: organ cells small enough for ASAP's patches, sentences about organs for HiPro-CT,
-label maps of lesions to segment and to point at, survival and groups.
+label maps of organs and lesions to segment and to point at, survival and groups.
 """
 
 import dataclasses

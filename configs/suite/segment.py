@@ -1,4 +1,4 @@
-"""The suite's segmentation of lesions: the demo's tower with UNETR's decoder, on crops, for a few steps.
+"""The suite's segmentation of organs and lesions: the demo's tower with UNETR's decoder, for a few steps.
 
 `segmentation_of` makes the same of another system's config; `segment_*.py` beside this file do so.
 
@@ -20,17 +20,16 @@ def segmentation_of(config):
     vision = config.objective.vision
     config.objective = segment.default_config()
     config.objective.vision = vision
-    # Crops have fewer places than volumes, so nothing that belongs to a place can be taken over.
-    vision.pooling = "mean"
+    vision.pooling = "mean"  # a decoder reads tokens, and needs no pooling
     if vision.kind == "vit":
         vision.extremes = False
     vision.augment.shift_voxels = (0, 0, 0)
     config.objective.feature_size = 4
-    config.objective.crops.update(shape=(32, 36, 36), count=1, foreground=0.75)
-    config.objective.dice_over = "batch"  # few crops show any one lesion
+    # Full volumes: where an organ lies tells most of what it is, and is learned first.
+    config.objective.crops.update(shape=(), count=1)
     config.initial_weights.include = (r"^vision/(?!.*/(grid_|extreme))",)
-    config.batch_size = 4
-    config.steps = 80
+    config.batch_size = 1
+    config.steps = 50
     # A weight moves by no more than this in a step, and the decoder's have far to go.
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 10

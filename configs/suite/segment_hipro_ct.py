@@ -1,4 +1,4 @@
-"""The suite's segmentation of lesions with HiPro-CT's tower and UNETR's decoder.
+"""The suite's segmentation of organs and lesions with HiPro-CT's tower and UNETR's decoder.
 
 Command:   medclip evaluate --suite phantom --out medclip-suite
            or: medclip train --config configs/suite/segment_hipro_ct.py --workdir W \

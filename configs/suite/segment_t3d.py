@@ -1,4 +1,4 @@
-"""The suite's segmentation of lesions with T3D's tower and a U-Net's decoder.
+"""The suite's segmentation of organs and lesions with T3D's tower and a U-Net's decoder.
 
 Command:   medclip evaluate --suite phantom --out medclip-suite
            or: medclip train --config configs/suite/segment_t3d.py --workdir W \

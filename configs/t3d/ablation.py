@@ -25,7 +25,7 @@ Command:   the paper's table IV a: both losses and views alone, then contrast al
            medclip sweep --collect sweeps/t3d_text --metric zero_shot/auroc_mean
 Hardware:  one CPU core.
 Time:      1 to 1.2 minutes of processor time a run, and 48 to 64 s more where its program is not compiled yet
-           (measured). A seed is part of the program, so each is compiled.
+           (measured). Seeds share the compiled program.
 Expected:  on phantoms, zero-shot AUROC: contrast alone 0.585, views alone 0.494, both
            0.565; without the report 0.541; 1, 3 views 0.551, 0.565; the paper's head
            0.504 (measured, 3 seeds, docs/results.md).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 MINUTES = 30
 """What the whole suite is planned for, on two CPU cores."""
 
-PHANTOMS = 1000
+PHANTOMS = 900
 DATA_SECONDS = 200
 """Of generating and preparing them."""
 
@@ -17,8 +17,8 @@ EVALUATION_SECONDS = 63
 SEGMENTATION_SECONDS = 45
 """Of fine-tuning one system's tower to segment, and scoring it."""
 
-SEGMENTED = 40
-"""Scans of the test split that segmentation is scored on: a window slides over each."""
+SEGMENTED = 24
+"""Scans of the test split that segmentation is scored on."""
 
 NOT_HERE = (
     "CMR-CLIP is not in this table: it reads frames of cardiac MR, and these are chest CTs. "
@@ -232,10 +232,10 @@ TASKS: tuple[Task, ...] = (
         for column in ("contrast", "scanner", "sex")
     ),
     Task(
-        "lesions, Dice",
+        "segmentation, Dice",
         "segmentation",
         "dice_mean",
-        f"lesions segmented after a few steps with a decoder, on {SEGMENTED} scans, mean over the classes",
+        f"five organs and five lesions after a few steps with a decoder, on {SEGMENTED} scans, mean over them",
         "0",
         fine_tuned=True,
     ),

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from medclip_jax.models.blocks import stack
+from medclip_jax.models.convolution import convolution
 from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.models.extremes import Extremes
 from medclip_jax.models.kernels import variance_scaling
@@ -31,91 +32,18 @@ REMAT = ("none", "stage")
 """What is kept for the backward pass: everything, or the input of each stage alone."""
 
 
-class _SpaceToDepthConv(nnx.Conv):
-    """A convolution with strides of volumes of one channel: the same sums, laid out to be faster.
-
-    2 x 2 x 2 voxels (what the strides say) become the channels of one place, and a kernel of 7 x 7 x 7 one of
-    4 x 4 x 4 such places, filled up with zeros: one input channel leaves most of a vector or matrix unit
-    idle. The parameter remains the kernel of 7 x 7 x 7.
-    """
-
-    def __call__(self, x: Float[Array, "B D H W 1"]) -> Float[Array, "B d h w F"]:
-        """Each axis divided by the stride, rounded up."""
-        kernel = self.kernel[...].astype(self.dtype)
-        reach = [size // 2 for size in self.kernel_size]
-        pairs = tuple(zip(reach, self.strides, strict=True))
-        # Output i sees the voxels from i * stride - reach to i * stride + reach.
-        around = [(-(-far // stride), far // stride) for far, stride in pairs]
-        fill = []
-        for (before, after), (far, stride) in zip(around, pairs, strict=True):
-            fill.append((before * stride - far, (after + 1) * stride - 1 - far))
-        kernel = _space_to_depth(jnp.pad(kernel, [*fill, (0, 0), (0, 0)])[None, ..., 0, :], self.strides)[0]
-        ends = [(0, -size % stride) for size, stride in zip(x.shape[1:4], self.strides, strict=True)]
-        x = _space_to_depth(jnp.pad(x.astype(self.dtype), [(0, 0), *ends, (0, 0)]), self.strides)
-        # A kernel's features follow its channels; a volume has the one that it began with.
-        kernel = kernel.reshape(*kernel.shape[:3], x.shape[-1], -1)
-        layout = ("NDHWC", "DHWIO", "NDHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), around, dimension_numbers=layout)
-
-
-class _StridedConv(nnx.Conv):
-    """A convolution with strides, which on CPUs is a product of matrices.
-
-    There XLA's gradient of a 3D convolution with strides takes 15 to 35 times as long as the product's.
-    """
-
-    def __call__(self, x: Float[Array, "B D H W C"]) -> Float[Array, "B d h w F"]:
-        """Each axis divided by the stride, rounded up."""
-        kernel = self.kernel[...].astype(self.dtype)
-        return jax.lax.platform_dependent(
-            x.astype(self.dtype), kernel, cpu=self._as_product, default=self._as_convolution
-        )
-
-    def _as_convolution(self, x, kernel):
-        layout = ("NDHWC", "DHWIO", "NDHWC")
-        return jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=layout)
-
-    def _as_product(self, x, kernel):
-        sizes = [-(-size // stride) for size, stride in zip(x.shape[1:4], self.strides, strict=True)]
-        x = jnp.pad(x, [(0, 0), *self.padding, (0, 0)])
-        columns = [
-            # Of each output, the voxel at one place of the kernel.
-            x[(slice(None), *map(_every, place, sizes, self.strides))]
-            for place in np.ndindex(*self.kernel_size)
-        ]
-        return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _every(first: int, count: int, stride: int) -> slice:
-    return slice(first, first + stride * (count - 1) + 1, stride)
-
-
-def _space_to_depth(x: Float[Array, "B D H W C"], cell: Sequence[int]) -> Float[Array, "B d h w F"]:
-    """The voxels of each cell side by side in the last axis, C values of each."""
-    batch, depth, height, width, channels = x.shape
-    p, q, r = cell
-    x = x.reshape(batch, depth // p, p, height // q, q, width // r, r, channels)
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(batch, depth // p, height // q, width // r, p * q * r * channels)
-
-
 def _convolution(
     inputs: int, outputs: int, size: int | Sequence[int], strides: Sequence[int], *, dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """Without bias, padded alike on both sides so that stride 1 keeps the size."""
     sizes = (size,) * 3 if isinstance(size, int) else tuple(size)
-    kind: type[nnx.Conv] = nnx.Conv
-    if math.prod(strides) > 1:
-        kind = _SpaceToDepthConv if inputs == 1 else _StridedConv
-    return kind(
+    return convolution(
         inputs,
         outputs,
-        kernel_size=sizes,
-        strides=tuple(strides),
-        padding=tuple((size // 2, size // 2) for size in sizes),  # hashable, as a static argument is
-        use_bias=False,
+        sizes,
+        strides,
         dtype=dtype,
-        kernel_init=variance_scaling(2.0, "fan_out", "normal"),
+        initial=variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from medclip_jax.models.convolution import convolution
 from medclip_jax.models.kernels import variance_scaling
 from medclip_jax.models.resnet import STAGES, ResNet
 from medclip_jax.sharding import batch_sharded
@@ -50,9 +51,7 @@ def resize(x: Float[Array, "B D H W C"], shape: Sequence[int]) -> Float[Array, "
 
 
 def _convolution(inputs: int, outputs: int, size: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        inputs, outputs, (size,) * 3, use_bias=False, dtype=dtype, kernel_init=_he(_SLOPE), rngs=rngs
-    )
+    return convolution(inputs, outputs, (size,) * 3, dtype=dtype, initial=_he(_SLOPE), rngs=rngs)
 
 
 def _he(slope: float) -> nnx.initializers.Initializer:

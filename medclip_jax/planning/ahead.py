@@ -178,7 +178,6 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         model.graphdef,
         model.optimizer,
         mesh,
-        seed=config.seed,
         shardings=state_shardings(model.state, mesh, config.mesh.rules),
         microbatches=config.microbatches,
         ema_decay=config.ema.decay,
@@ -196,7 +195,8 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         "peak": 0.0,
     }
     try:
-        compiled = step.trace(model.state, dict(model.batch)).lower(lowering_platforms=(platform,)).compile()
+        traced = step.trace(model.state, dict(model.batch), jax.eval_shape(jax.random.key, 0))
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" not in message:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medclip_jax.planning.attention_cost import BACKWARD, FORWARD, kernel_flops
-from medclip_jax.training.flops import inner_programs, operation_flops
+from medclip_jax.training.flops import default_branch, inner_programs, operation_flops
 
 VIEWS = frozenset(
     (
@@ -241,8 +241,10 @@ def _flatten(jaxpr: Any, values: dict[Any, _Value], steps: list[_Step]) -> None:
                 values[var] = value
             continue
         bodies = inner_programs(equation.params)
+        body = default_branch(equation)
         if name in INLINED and len(bodies) >= 1:
             body = bodies[0]
+        if body is not None:
             inside: dict[Any, _Value] = dict(zip(body.invars, inputs[-len(body.invars) :], strict=True))
             for var in body.constvars:
                 inside[var] = _Value(_size(var.aval), stored=True, free=True)

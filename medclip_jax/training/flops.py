@@ -11,7 +11,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """Operations of the matrix products and convolutions of one call; everything else is left out.
 
     A scanned body counts once for each turn (XLA's own cost analysis counts it once in all), the dearest
-    branch of a conditional counts, and the body of a loop of unknown length counts once.
+    branch of a conditional counts, of what depends on the platform that of accelerators, and the body of a
+    loop of unknown length counts once.
 
     Args:
         function: traced, not run.
@@ -70,12 +71,23 @@ def inner_programs(params: dict[str, Any]) -> list[Any]:
     return found
 
 
+def default_branch(equation: Any) -> Any:
+    """Of a conditional on the platform, the program of those that are not named; None for all else.
+
+    Args:
+        equation: a `JaxprEqn`.
+    """
+    return equation.params["branches"][-1].jaxpr if equation.params.get("branches_platforms") else None
+
+
 def _count(jaxpr: Any) -> float:
     flops = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         flops += operation_flops(equation)
-        if name == "cond":
+        if (chosen := default_branch(equation)) is not None:
+            flops += _count(chosen)
+        elif name == "cond":
             flops += max(_count(branch.jaxpr) for branch in equation.params["branches"])
         elif not name.startswith("dot_product_attention_fwd"):
             times = equation.params["length"] if name == "scan" else 1

@@ -200,6 +200,8 @@ class _Run:
             process_index=self.processes.index,
             process_count=self.processes.count,
         )
+        everywhere = meshes.replicated(self.model.mesh)
+        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=everywhere)()
         advance: Callable[..., tuple[TrainState, Metrics]] | None = None
         pending: _Pending | None = None
         try:
@@ -215,13 +217,13 @@ class _Run:
                     # Compiling cannot be broken off: ask before, too, so that stopping is not put off by it.
                     if self.preemption.agreed(step):
                         raise _Stopped
-                    advance = self._compile(state, placed)
+                    advance = self._compile(state, placed, key)
                     if self.preemption.agreed(step):
                         raise _Stopped
                     self.clock.started()
                 # Whatever slips to or from the device unasked would make it wait: an error here.
                 with jax.transfer_guard("disallow"):
-                    state, metrics = advance(state, placed)
+                    state, metrics = advance(state, placed, key)
                     if pending:
                         last = self._finish(pending, logs)
                 step += 1
@@ -272,12 +274,14 @@ class _Run:
             }
             self.checkpoints.save(state, run)
 
-    def _compile(self, state: TrainState, batch: Mapping[str, jax.Array]) -> Callable[..., Any]:
+    def _compile(
+        self, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> Callable[..., tuple[TrainState, Metrics]]:
         """Compile the step on its own, so that it is counted as such and a signal is heard in between."""
         if self.config.log.peak_tflops:
             self.flops = self._count_flops(state, batch)
         with self.clock.spend("compile"):
-            compiled = self.model.step.lower(state, batch).compile()
+            compiled = self.model.step.lower(state, batch, key).compile()
             # Whoever is done first waits here, where there is time, and not in a collective operation.
             distributed.barrier("the first step", timeout=COMPILE_SECONDS)
             return compiled

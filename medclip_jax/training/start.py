@@ -227,7 +227,6 @@ def make_model(
         graphdef,
         optimizer,
         mesh,
-        seed=config.seed,
         shardings=shardings,
         microbatches=config.microbatches,
         ema_decay=config.ema.decay,

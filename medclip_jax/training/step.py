@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from medclip_jax.objectives.base import Batch
 from medclip_jax.parameters import Tree, combine, flatten, select
@@ -23,7 +23,7 @@ Metrics = dict[str, Any]
 each parameter's gradient, update and value, in the order of `trained_paths`, which the norms need anyway;
 under "finite_samples" (B,) whether all features of a sample are finite."""
 
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFunction = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -31,7 +31,6 @@ def make_train_step(
     optimizer: Optimizer,
     mesh: Mesh,
     *,
-    seed: int,
     shardings: Any = None,
     microbatches: int = 1,
     ema_decay: float = 0.0,
@@ -39,24 +38,24 @@ def make_train_step(
 ) -> StepFunction:
     """Compile-on-first-call step.
 
-    All randomness comes from ``fold_in(key(seed), step)``. Gradients are taken for the parameters that
-    are trained, and only for them.
+    All randomness comes from ``fold_in(key, step)``; the key is an argument, so that runs of other seeds are
+    the same program and share its compilation. Gradients are taken for the parameters that are trained, and
+    only for them.
 
     Args:
         graphdef: from `parameters.split`.
         optimizer: from `training.optimizer.make_optimizer`.
         mesh: from `training.mesh.make_mesh`.
-        seed: of the run.
         shardings: from `training.partition.state_shardings`; by default the state is replicated.
         microbatches: slices in which a batch is encoded, see `training.microbatches`.
         ema_decay: 0 = no moving average. The average starts faster, as min(decay, (1 + n) / (10 + n)).
         skip_nonfinite: keep the old state where loss or gradient is not finite.
 
     Returns:
-        ``step(state, batch) -> (state, metrics)``. It consumes the state that it is given, and returns it in
-        the same place; the batch is `mesh.put_batch`'s, metrics are replicated. Metrics:
-        `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm` (of what
-        is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`,
+        ``step(state, batch, key) -> (state, metrics)``. It consumes the state that it is given, and returns
+        it in the same place; the batch is `mesh.put_batch`'s, the key the run's, metrics are replicated.
+        Metrics: `loss`, `terms/<name>` (each a mean), `gradient_norm`, `update_norm`, `parameter_norm`
+        (of what is trained), `learning_rate`, `skipped` (1 where the update was dropped), `squares`,
         `finite_samples`.
     """
 
@@ -67,13 +66,12 @@ def make_train_step(
     def constrain(tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, trained_shardings or everywhere)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         # Models pin activations to the mesh in force (`medclip_jax.sharding`).
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return advance(state, batch)
+            return advance(state, batch, jax.random.fold_in(key, state["step"]))
 
-    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    def advance(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         trained = select(state["params"], optimizer.trained)
         fixed = select(state["params"], flatten(state["params"]).keys() - optimizer.trained)
         value, terms, variables, finite, gradients = loss_and_gradients(
@@ -129,7 +127,7 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, batch_sharding(mesh)),
+        in_shardings=(placed, batch_sharding(mesh), everywhere),
         out_shardings=(placed, everywhere),
     )
 

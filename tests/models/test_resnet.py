@@ -49,35 +49,6 @@ def test_16_bits_in_and_out_with_statistics_in_float32():
     np.testing.assert_allclose(norm.running_var[...], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("size", "strides", "shape"),
-    [
-        ((7, 7, 7), (2, 2, 2), (8, 12, 10)),
-        ((3, 7, 5), (1, 2, 2), (5, 9, 11)),
-        ((5, 1, 3), (3, 2, 1), (7, 5, 3)),
-    ],
-)
-def test_strides_give_what_the_plain_convolution_gives(size, strides, shape, channels):
-    rngs, x = nnx.Rngs(0), np.random.default_rng(0).normal(size=(2, *shape, channels)).astype(np.float32)
-    resnet = ResNet(18, width=4, channels=channels, stem_size=size, stem_stride=strides, rngs=rngs)
-    padding = [(k // 2, k // 2) for k in size]
-    plain = nnx.Conv(channels, 4, size, strides, padding=padding, use_bias=False, rngs=rngs)
-    assert resnet.conv1.kernel.shape == plain.kernel.shape == (*size, channels, 4)
-    plain.kernel[...] = resnet.conv1.kernel[...]
-    weights = np.random.default_rng(1).normal(size=plain(x).shape).astype(np.float32)
-
-    @nnx.jit
-    def run(conv, x):
-        return conv(x), nnx.grad(lambda conv, x: (conv(x) * weights).sum(), argnums=(0, 1))(conv, x)
-
-    assert type(resnet.conv1) is not nnx.Conv
-    for found, expected in zip(
-        jax.tree.leaves(run(resnet.conv1, x)), jax.tree.leaves(run(plain, x)), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-
-
 def test_tokens_and_pooled_mean():
     resnet = ResNet(18, width=4, channels=2, stem_stride=(1, 2, 2), rngs=nnx.Rngs(0))
     volume = np.random.default_rng(0).normal(size=(2, 20, 40, 70, 2)).astype(np.float32)

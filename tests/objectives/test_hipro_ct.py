@@ -400,10 +400,10 @@ def test_it_learns_a_toy_batch_through_the_training_step():
     graphdef, params, variables = split(build(**{"weights.damage": 0.5}))
     optimizer = make_optimizer(config.optimizer, params, 100)
     state = meshes.put_state(initial_state(params, variables, optimizer, ema=False), meshes.replicated(mesh))
-    step = make_train_step(graphdef, optimizer, mesh, seed=0)
+    step = make_train_step(graphdef, optimizer, mesh)
     history = []
     for _ in range(60):
-        state, metrics = step(state, meshes.put_batch(batch, mesh))
+        state, metrics = step(state, meshes.put_batch(batch, mesh), jax.random.key(0))
         history.append(jax.device_get(metrics))
     for name in ("terms/contrast", "terms/local_contrast", "loss"):
         assert history[-1][name] < 0.7 * history[0][name], name

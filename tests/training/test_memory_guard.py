@@ -42,16 +42,16 @@ def temporary_mebibytes():
         return initial_state(params, variables, made["optimizer"], ema=False)
 
     state = jax.eval_shape(build)
-    step = make_train_step(
-        made["graphdef"], made["optimizer"], mesh, seed=0, shardings=state_shardings(state, mesh)
-    )
+    step = make_train_step(made["graphdef"], made["optimizer"], mesh, shardings=state_shardings(state, mesh))
     batch = {
         "volume": jax.ShapeDtypeStruct((BATCH, *SPEC.shape), jnp.int16),
         "tokens": jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32),
         "study": jax.ShapeDtypeStruct((BATCH, 2), jnp.int32),
         "sample": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
     }
-    program = step.lower(state, batch).compile(compiler_options={"xla_backend_optimization_level": 0})
+    program = step.lower(state, batch, jax.random.key(0)).compile(
+        compiler_options={"xla_backend_optimization_level": 0}
+    )
     return program.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -11,6 +11,7 @@ from toy import Toy, make_config, make_data, make_layout, make_records
 
 from medclip_jax.parameters import flatten
 from medclip_jax.pipeline import train_batches
+from medclip_jax.training import loop
 from medclip_jax.training.checkpoints import latest_step, restore_weights
 from medclip_jax.training.logs import Logs
 from medclip_jax.training.loop import train
@@ -98,6 +99,25 @@ def test_calibration_sees_what_is_encoded_at_once(tmp_path):
         expected = -volumes.mean() - 0.1 * batch["sample"].std()
         found = first_bias(tmp_path / str(microbatches), microbatches)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_runs_of_other_seeds_are_one_program_and_draw_anew(tmp_path, monkeypatch):
+    compiled = loop._Run._compile
+    programs = []
+
+    def noted(run, *arguments):
+        programs.append(run.model.step.lower(*arguments).as_text())
+        return compiled(run, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_compile", noted)
+    # Steps of no size from the same weights: what differs are samples and noise.
+    start(tmp_path / "weights", 1)
+    for seed in (0, 1):
+        start(
+            tmp_path / str(seed), 1, seed=seed, weights=tmp_path / "weights", optimizer__learning_rate=1e-30
+        )
+    assert programs[1] == programs[2]
+    assert metrics(tmp_path / "0")[0]["loss"] != metrics(tmp_path / "1")[0]["loss"]
 
 
 def test_only_the_first_process_writes(tmp_path, capsys):

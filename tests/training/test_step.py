@@ -37,7 +37,6 @@ def run(config, devices=8, steps=3):
         graphdef,
         optimizer,
         mesh,
-        seed=config.seed,
         shardings=shardings,
         microbatches=config.microbatches,
         ema_decay=config.ema.decay,
@@ -46,9 +45,10 @@ def run(config, devices=8, steps=3):
     batches = train_batches(
         make_records(24), make_layout(config), seed=config.seed, batch_size=config.batch_size
     )
+    key = jax.random.key(config.seed)
     history = []
     for _ in range(steps):
-        state, metrics = step(state, meshes.put_batch(next(batches), mesh))
+        state, metrics = step(state, meshes.put_batch(next(batches), mesh), key)
         history.append(jax.device_get(metrics))
     batches.close()
     jax.tree.map(lambda leaf, place: assert_placed(leaf, place), state, shardings)
