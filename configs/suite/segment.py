@@ -24,9 +24,9 @@ def segmentation_of(config):
     if vision.kind == "vit":
         vision.extremes = False
     vision.augment.shift_voxels = (0, 0, 0)
-    config.objective.feature_size = 4
-    # Full volumes: where an organ lies tells most of what it is, and is learned first.
-    config.objective.crops.update(shape=(), count=1)
+    config.objective.feature_size = 8
+    # Half of a volume: where an organ lies tells most of what it is, and is learned first.
+    config.objective.crops.update(shape=(32, 60, 72), count=1)
     config.initial_weights.include = (r"^vision/(?!.*/(grid_|extreme))",)
     config.batch_size = 1
     config.steps = 50
