@@ -240,9 +240,13 @@ def drawn_interval(scored: Scored, metric: str, *, mean: bool) -> tuple[float, f
     Args:
         scored: of every volume.
         metric: of findings, such as "auroc"; or the name of a task of values.
-        mean: over all tasks in which it is defined; else of the task of that name.
+        mean: over all tasks that have this metric, and in which it is defined; else of the task of that name.
     """
-    tasks = scored.tasks if mean else {name: one for name, one in scored.tasks.items() if name == metric}
+    tasks = {
+        name: one
+        for name, one in scored.tasks.items()
+        if (task_metrics.metric_of(one, metric) if mean else name) == metric
+    }
     weights = draw_patients(scored.patients, DRAWS, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # draws in which no task is defined

@@ -235,7 +235,7 @@ TASKS: tuple[Task, ...] = (
         "segmentation, Dice",
         "segmentation",
         "dice_mean",
-        f"five organs and five lesions after a few steps with a decoder, on {SEGMENTED} scans, mean over them",
+        f"five organs and five lesions after a few steps with a decoder, {SEGMENTED} scans, mean over them",
         "0",
         fine_tuned=True,
     ),

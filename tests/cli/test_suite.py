@@ -126,6 +126,8 @@ def test_intervals_by_the_scores_of_every_volume():
     found = suite.drawn_interval(hits, "R@1", mean=False)
     assert found == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
     np.testing.assert_equal(suite.drawn_interval(hits, "R@5", mean=False), (math.nan, math.nan))
+    # A mean of accuracies is no AUROC, and neither is its interval.
+    np.testing.assert_equal(suite.drawn_interval(hits, "auroc", mean=True), (math.nan, math.nan))
 
 
 def test_another_suite_in_the_same_folder_is_refused(tmp_path, capsys):
