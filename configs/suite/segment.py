@@ -29,6 +29,7 @@ def segmentation_of(config):
     config.objective.crops.update(shape=(32, 60, 72), count=1)
     config.initial_weights.include = (r"^vision/(?!.*/(grid_|extreme))",)
     config.batch_size = 1
+    config.mesh.data = 1  # one volume is for one device
     config.steps = 40
     # A weight moves by no more than this in a step, and the decoder's have far to go.
     config.optimizer.learning_rate = 1e-2

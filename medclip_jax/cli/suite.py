@@ -38,7 +38,7 @@ DRAWS = 500
 
 SHORT = Size(
     phantoms=96,
-    overrides=("--config.steps=2", "--config.batch_size=8", "--config.optimizer.warmup_steps=0"),
+    overrides=("--config.steps=2", "--config.optimizer.warmup_steps=0"),
 )
 """Everything runs, nothing is learned."""
 
@@ -126,6 +126,8 @@ def _train(name: str, args: argparse.Namespace, shards: Path) -> bool:
     """Train a system, unless that is done; whether it is."""
     system = SYSTEMS[name]
     overrides = [f"--config.steps={system.steps}", *system.overrides]
+    if args.short:
+        overrides.append("--config.batch_size=8")
     return _trained(args, shards, system.config, name, system.begins_with, overrides)
 
 
@@ -156,7 +158,8 @@ def _segment(name: str, args: argparse.Namespace, shards: Path) -> bool:
         return False
     settings = {"overlap": 0.0, "draws": 10 if args.short else 200, "pictures": 0}
     count = 4 if args.short else SEGMENTED
-    _evaluate(args, shards, f"test[:{count}]", {"segmentation": settings}, run)
+    # Few at once: a decoder holds many numbers for each voxel.
+    _evaluate(args, shards, f"test[:{count}]", {"segmentation": settings}, run, batch_size=4)
     return True
 
 
@@ -175,7 +178,13 @@ def _plan(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _evaluate(
-    args: argparse.Namespace, shards: Path, split: str, plan: Mapping[str, Mapping[str, Any]], run: str
+    args: argparse.Namespace,
+    shards: Path,
+    split: str,
+    plan: Mapping[str, Mapping[str, Any]],
+    run: str,
+    *,
+    batch_size: int = 32,
 ) -> None:
     """Score a run, unless the file of its results is there."""
     import jax
@@ -187,7 +196,7 @@ def _evaluate(
     file = results_file(args.out, run)
     if file.exists() and json.loads(file.read_text())["settings"] == json.loads(json.dumps(plan)):
         return
-    model = medclip_jax.load(args.out / "runs" / run, batch_size=32, progress=False)
+    model = medclip_jax.load(args.out / "runs" / run, batch_size=batch_size, progress=False)
     evaluation = evaluate_all(model.embedder, plan, shards=shards, split=split)
     print(evaluation)
     partial = file.with_suffix(".partial")
