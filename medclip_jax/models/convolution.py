@@ -79,7 +79,10 @@ def banded_convolution(
 
     Args:
         x: volumes.
-        kernel: its axes, channels in, channels out.
+        kernel: of odd sizes along depth, height, width; channels in, channels out.
+
+    Returns:
+        What `jax.lax.conv_general_dilated` gives with padding "SAME".
     """
     p, q, r, inputs, outputs = kernel.shape
     batch, depth, height, width, _ = x.shape
