@@ -328,6 +328,39 @@ def mirror(
     return jax.vmap(one)(boxes, keys)
 
 
+def quarter_turns(
+    boxes: Num[Array, "boxes d h w"], keys: jax.Array, probability: float
+) -> Num[Array, "boxes d h w"]:
+    """Turn each box about its first axis by one, two or three quarters with some probability.
+
+    With the same keys, its label map is turned likewise. Nothing is interpolated.
+
+    Args:
+        boxes: (N, d, h, w), as high as wide.
+        keys: (N,) one random key a box.
+        probability: that a box is turned; each of the three turns is then equally likely.
+
+    Raises:
+        ValueError: boxes that are not as high as wide.
+
+    References:
+        T3D, appendix, "Segmentation tasks" (rotation with probability .3).
+    """
+    if boxes.shape[2] != boxes.shape[3]:
+        raise ValueError(
+            f"boxes of {boxes.shape[1:]} voxels change their shape by a quarter turn: take some that are as "
+            "high as wide"
+        )
+
+    def one(box, key):
+        whether, which = jax.random.split(key)
+        turned = [jnp.rot90(box, count, axes=(1, 2)) for count in range(4)]
+        count = jax.random.bernoulli(whether, probability) * jax.random.randint(which, (), 1, 4)
+        return jnp.stack(turned)[count]
+
+    return jax.vmap(one)(boxes, keys)
+
+
 CROP_ASPECTS = (3 / 4, 4 / 3)
 """Width over height of the boxes of `augment_frames`."""
 

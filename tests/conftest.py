@@ -29,6 +29,17 @@ def _keep_those_of_one_device(key, name, executable, *rest):
 
 compilation_cache.put_executable_and_time = _keep_those_of_one_device
 
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave programs as they are lowered: most tests compile for far longer than they compute.
+
+    It takes two fifths of the time off. Slow tests train, and run programs as users do.
+    """
+    if config.option.markexpr != "slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in the background of a script, and whatever a test starts would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

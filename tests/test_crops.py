@@ -1,10 +1,10 @@
-"""Crops with a share of foreground, and mirrored crops."""
+"""Crops with a share of foreground, mirrored and turned."""
 
 import jax
 import numpy as np
 import pytest
 
-from medclip_jax.transforms import cut_boxes, foreground_starts, mirror
+from medclip_jax.transforms import cut_boxes, foreground_starts, mirror, quarter_turns
 
 SHAPE, BOX = (5, 6, 7), (3, 2, 4)
 
@@ -80,3 +80,15 @@ def test_mirror():
     many = np.asarray(mirror(np.repeat(boxes[:1], 64, 0), keys(0, 64), 0.5))
     assert len({box.tobytes() for box in many}) == 8
     np.testing.assert_array_equal(many, mirror(np.repeat(boxes[:1], 64, 0), keys(0, 64), 0.5))
+
+
+def test_quarter_turns():
+    boxes = np.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    np.testing.assert_array_equal(quarter_turns(boxes, keys(0, 2), 0.0), boxes)
+    turns = [np.rot90(boxes[0], count, axes=(1, 2)) for count in range(4)]
+    for probability, shares in ((1.0, (0, 1 / 3, 1 / 3, 1 / 3)), (0.3, (0.7, 0.1, 0.1, 0.1))):
+        many = np.asarray(quarter_turns(np.repeat(boxes[:1], 3000, 0), keys(0, 3000), probability))
+        found = [np.mean([np.array_equal(box, turn) for box in many]) for turn in turns]
+        np.testing.assert_allclose(found, shares, atol=0.03)
+    with pytest.raises(ValueError, match="as high as wide"):
+        quarter_turns(boxes[:, :, :3], keys(0, 2), 0.5)

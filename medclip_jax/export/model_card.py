@@ -19,6 +19,7 @@ from medclip_jax.shards.grid import shown_spacing
 
 if TYPE_CHECKING:
     from medclip_jax.inference.model import Model
+    from medclip_jax.objectives.base import Objective
     from medclip_jax.shards.read import PreparedInfo
 
 PHANTOM_MEASUREMENTS = {
@@ -95,7 +96,7 @@ def model_card(
     has_text = model.objective.has_text
     phantoms = _phantoms(info)
     sections = [
-        _front_matter(has_text),
+        _front_matter(model.objective),
         f"# {name}",
         f"A model of {_studies(model)}: {model.objective.description}. Written by `medclip export`. "
         "**Not a medical device.**",
@@ -144,8 +145,14 @@ def _studies(model: Model) -> str:
     return f"{model.modality} studies" if model.spec.frame_shape else f"3D {model.modality} scans"
 
 
-def _front_matter(has_text: bool) -> str:
-    task = "zero-shot-image-classification" if has_text else "image-feature-extraction"
+def _front_matter(objective: Objective) -> str:
+    has_text, task = objective.has_text, "image-feature-extraction"
+    if has_text:
+        task = "zero-shot-image-classification"
+    elif objective.segments:
+        task = "image-segmentation"
+    elif objective.predicts:
+        task = "image-classification"
     tags = ["medclip", "medical-imaging", "radiology", "3d", *(["clip"] if has_text else []), "custom_code"]
     lines = [
         "---",
@@ -164,6 +171,10 @@ def _torch_call(model: Model, has_text: bool) -> str:
         lines, given = [f"study = {{{', '.join(images)}}}  # and others"], "study"
     if has_text:
         call = f"model.zero_shot({given})  # probability of each finding that it was trained for"
+    elif model.objective.segments:
+        call = f"model.segment({given})  # (1, D, H, W): 0 the background, n the n-th of model.classes"
+    elif model.objective.predicts:
+        call = f"model.predict({given})  # name to number, for each volume; names: model.predicts"
     else:
         call = f"model.embed_volumes({given}).mean"
     return "\n".join([*lines, call])
@@ -184,6 +195,10 @@ def _shown_series(model: Model) -> list[str]:
 
 def _jax_call(model: Model, has_text: bool) -> str:
     given = "STUDY_FOLDER" if model.spec.frame_shape else "scan.nii.gz"
+    if model.objective.segments:
+        return 'model.segment("scan.nii.gz").save("labels.nii.gz")  # on the scan\'s own grid'
+    if model.objective.predicts:
+        return f'model.predict("{given}")'
     if not has_text:
         return f'model.embed_volumes("{given}")'
     return f'model.zero_shot("{given}", {json.dumps(list(model.spec.findings[:2]))})'
@@ -210,6 +225,13 @@ def _parts(model: Model) -> list[str]:
             f"{grid}shares = model.predict_organs(volume)  # (1, N, organs), each in [0, 1]\n"
             "shares.unflatten(1, grid)  # (1, d, h, w, organs)\n"
             f"model.organ_names  # {_listed(objective.organ_names())}",
+        ]
+    if objective.segments:
+        sections += [
+            f"It looks at crops of {_times(objective.crop_shape())} voxels. Training goes by logits of crops "
+            "(B, d, h, w) of prepared HU, with gradients:",
+            "model.logits(crops)  # (B, d, h, w, 1 + classes)\n"
+            f"model.classes  # {_listed(objective.segmented_classes())}",
         ]
     if objective.fills_words:
         sections += [

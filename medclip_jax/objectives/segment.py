@@ -54,6 +54,9 @@ def default_config() -> Section:
                 # Mirrors a crop along each axis with this probability. Left is then right: for classes that
                 # have no sides.
                 "mirror": 0.0,
+                # Turns a crop by one to three quarters about the body's axis with this probability; for crops
+                # that are as high as wide.
+                "turn": 0.0,
             },
             "weights": {"dice": 1.0, "cross_entropy": 1.0},
             # "crop": Dice of each crop, then the mean | "batch": of all crops of the batch together, for
@@ -80,6 +83,7 @@ class Segment(Objective):
 
     description: ClassVar[str] = "a segmentation model: it tells the class of each voxel of a scan"
     segments: ClassVar[bool] = True
+    torch_twin: ClassVar[str] = "medclip_jax.export.torch.segmenter:SegmenterModel"
 
     @classmethod
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
@@ -102,7 +106,13 @@ class Segment(Objective):
                 "take smaller crops, or () for full volumes"
             )
         self.count, self.foreground = config.crops.count, float(config.crops.foreground)
-        self.mirror, self.dice_over = float(config.crops.mirror), config.dice_over
+        self.mirror, self.turn = float(config.crops.mirror), float(config.crops.turn)
+        if self.turn and self.crop[1] != self.crop[2]:
+            raise ValueError(
+                f"config.objective.crops.turn={self.turn:g} needs crops as high as wide, and {self.crop} is "
+                "not: take others, or turn=0"
+            )
+        self.dice_over = config.dice_over
         self.dice_weight, self.entropy_weight = config.weights.dice, config.weights.cross_entropy
         self.vision = VisionTower(config.vision, dataclasses.replace(spec, shape=self.crop), rngs=rngs)
         options = {
@@ -134,7 +144,7 @@ class Segment(Objective):
 
     def _crops(self, batch: Batch, key: jax.Array, train: bool):
         """Crops (B * M, d, h, w) of volumes and of their label maps."""
-        augment_key, crop_key, mirror_key = jax.random.split(key, 3)
+        augment_key, crop_key, pose_key = jax.random.split(key, 3)
         keys = sample_keys(augment_key, batch["sample"]) if train else None
         volume = self.vision.augment(batch["volume"], keys)
         labels = self.vision.augment_labels(batch["label_map"], keys)
@@ -149,11 +159,15 @@ class Segment(Objective):
             batch_sharded(transforms.cut_boxes(part, starts, self.crop).reshape(-1, *self.crop))
             for part in (volume, labels)
         ]
-        if train and self.mirror:
-            keys = jax.vmap(lambda key: jax.random.split(key, self.count))(
-                sample_keys(mirror_key, batch["sample"])
-            ).reshape(-1)
+        if not train:
+            return crops
+        keys = jax.vmap(lambda key: jax.random.split(key, self.count))(sample_keys(pose_key, batch["sample"]))
+        keys = keys.reshape(-1)
+        if self.mirror:
             crops = [transforms.mirror(part, keys, self.mirror) for part in crops]
+        if self.turn:
+            turn_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            crops = [transforms.quarter_turns(part, turn_keys, self.turn) for part in crops]
         return crops
 
     def calibrate(self, batch: Batch, key: jax.Array) -> None:

@@ -1,6 +1,7 @@
 """Model cards: what they say, what they never say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,23 @@ def test_front_matter_is_yaml_that_the_hub_knows(model):
     assert front["pipeline_tag"] == "zero-shot-image-classification"
     assert "custom_code" in front["tags"]
     assert "# a: model\n" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "call"),
+    [
+        ("mae", "image-feature-extraction", "model.embed_volumes("),
+        ("supervised", "image-classification", "model.predict("),
+        ("segment", "image-segmentation", "model.segment("),
+    ],
+)
+def test_the_first_call_is_what_the_model_is_for(name, task, call):
+    config = small(name)
+    if name == "segment":
+        config.crops.shape = ()
+    card = model_card(make_model(config, replace(spec_of(), label_classes=("liver",))), name="m")
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == task
+    assert card.count(call) >= 2  # in PyTorch and in JAX
 
 
 def test_counts_by_split_and_class_and_nothing_of_a_study(model):

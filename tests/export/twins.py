@@ -17,7 +17,17 @@ from medclip_jax import objectives
 from medclip_jax.export.folder import folder_config, torch_code, write_folder
 from medclip_jax.export.inputs import input_shapes
 from medclip_jax.inference.model import Model
-from medclip_jax.objectives import asap, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
+from medclip_jax.objectives import (
+    asap,
+    cardiac_clip,
+    clip,
+    cmr_clip,
+    hipro_ct,
+    mae,
+    segment,
+    supervised,
+    t3d,
+)
 from medclip_jax.objectives.base import DataSpec, Objective
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import combine, flatten, merge, split, unflatten
@@ -37,6 +47,7 @@ DEFAULTS = {
     "t3d": t3d.default_config,
     "cmr_clip": cmr_clip.default_config,
     "supervised": supervised.default_config,
+    "segment": segment.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
 TEXT = [text for name in NAMES for text in pair(name)]

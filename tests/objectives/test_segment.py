@@ -145,7 +145,7 @@ def test_volumes_and_maps_are_cut_and_moved_alike():
     """Of volumes whose HU are 100 times their class, as far as a shift left anything."""
     config = config_of()
     config.vision.augment.shift_voxels = (1, 2, 2)
-    config.crops.mirror = 0.5
+    config.crops.update(mirror=0.5, turn=0.5)
     model, batch = create(config), batch_of()
     labels = np.random.default_rng(1).integers(0, 3, batch["label_map"].shape).astype(np.uint8)
     batch |= {"label_map": jnp.asarray(labels), "volume": jnp.asarray(100 * labels.astype(np.int16))}
@@ -184,6 +184,7 @@ def test_embeddings_see_the_full_volume():
     [
         ({"dice_over": "voxel"}, "choose 'crop' or 'batch'"),
         ({"crops": {"shape": (9, 8, 8)}}, "does not fit into volumes"),
+        ({"crops": {"shape": (4, 8, 4), "turn": 0.5}}, "needs crops as high as wide"),
     ],
 )
 def test_refusals(changes, message):

@@ -179,15 +179,23 @@ class ResNet(nn.Module):
 
     def encode(self, voxels: Tensor) -> Encoded:
         """Intensities (B, D, H, W, C) to tokens (B, N, width), and to what is unusual, if pooled."""
-        x = self.bn1(self.conv1(voxels.movedim(-1, 1))).relu()
-        x = F.max_pool3d(x, 3, stride=2, padding=1)
-        maps = [voxels.flatten(1, 3), x.flatten(2).transpose(1, 2)]
-        for stage in range(1, 5):
-            x = getattr(self, f"layer{stage}")(x)
-            maps.append(x.flatten(2).transpose(1, 2))
+        found = [x.flatten(2).transpose(1, 2) for x in self.all_maps(voxels)]
+        maps = [voxels.flatten(1, 3), *found]
         if self.extremes is None or tuple(voxels.shape[1:4]) != self.shape:
             return Encoded(maps[-1])
         return Encoded(maps[-1], self.extremes(maps))
+
+    def all_maps(self, voxels: Tensor) -> list[Tensor]:
+        """Feature maps (B, F, d, h, w) of the stem, after its max pooling, and of the four stages."""
+        x = self.bn1(self.conv1(voxels.movedim(-1, 1))).relu()
+        maps = [F.max_pool3d(x, 3, stride=2, padding=1)]
+        for stage in range(1, 5):
+            maps.append(getattr(self, f"layer{stage}")(maps[-1]))
+        return maps
+
+    def stage_maps(self, voxels: Tensor) -> list[Tensor]:
+        """Feature maps (B, F, d, h, w) of the four stages."""
+        return self.all_maps(voxels)[1:]
 
     def last_states(self, voxels: Tensor) -> Tensor:
         """The tokens: no norm follows the last stage."""

@@ -83,6 +83,13 @@ class VisionTower(nn.Module):
             channels[index] = (channels[index] - mean) / deviation
         return torch.stack(channels, dim=-1).to(next(self.parameters()).dtype)
 
+    def windowed(self, volume: Tensor) -> Tensor:
+        """HU (B, D, H, W) to (B, D, H, W, C): every voxel, one channel a window, not standardized."""
+        channels = [
+            (volume.float().clamp(low, high) - low) * (2.0 / (high - low)) - 1.0 for low, high in self.windows
+        ]
+        return torch.stack(channels, dim=-1).to(next(self.parameters()).dtype)
+
     def to_windows(self, voxels: Tensor) -> Tensor:
         """Undo the standardization of `to_voxels`: each window within [-1, 1] again."""
         for index, (mean, deviation) in enumerate(self.standardize):

@@ -57,10 +57,21 @@ class VisionTransformer(nn.Module):
 
         `keep` (B, K): indices of the patches to see, by default all N.
         """
-        tokens, embedded = self.run_blocks(voxels, keep)
-        tokens = self.norm(tokens)
-        tokens = tokens if self.skip_norm is None else tokens + self.skip_norm(embedded)
+        tokens = self.finish(*self.run_blocks(voxels, keep))
         return Encoded(tokens[:, 1:], tokens[:, 0])
+
+    def finish(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        """The final norm of what leaves the last block; `embedded` is what entered the first."""
+        tokens = self.norm(tokens)
+        return tokens if self.skip_norm is None else tokens + self.skip_norm(embedded)
+
+    def tapped_tokens(self, voxels: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Patch tokens (B, N, width) after so many blocks each and, last, those that `encode` returns."""
+        tokens = embedded = self.first_tokens(voxels)
+        found = {0: tokens}
+        for index, block in enumerate(self.blocks, start=1):
+            found[index] = tokens = block(tokens)
+        return [*(found[index][:, 1:] for index in after), self.finish(tokens, embedded)[:, 1:]]
 
     def last_states(self, voxels: Tensor) -> Tensor:
         """Intensities to patch tokens (B, N, width) as the last block leaves them, before the final norm."""
@@ -68,6 +79,13 @@ class VisionTransformer(nn.Module):
 
     def run_blocks(self, voxels: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What leaves the last block and what entered the first, (B, 1 + N, width), the class token first."""
+        tokens = embedded = self.first_tokens(voxels, keep)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens, embedded
+
+    def first_tokens(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What enters the first block, (B, 1 + N, width)."""
         tokens = patchify(voxels, self.patch)
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
@@ -84,10 +102,7 @@ class VisionTransformer(nn.Module):
             unusual = torch.cat([unusual.amax(dim=1), unusual.amin(dim=1)], dim=-1)
             first = first + self.extreme_embed(unusual)[:, None]
         tokens = torch.cat([first, tokens], dim=1)
-        tokens = embedded = tokens if self.pre_norm is None else self.pre_norm(tokens)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens, embedded
+        return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
     def pool(self, encoded: Encoded) -> Tensor:
         """One vector a volume, (B, pooled_width)."""
