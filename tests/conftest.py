@@ -30,7 +30,6 @@ def _keep_those_of_one_device(key, name, executable, *rest):
 compilation_cache.put_executable_and_time = _keep_those_of_one_device
 
 
-
 def pytest_configure(config: pytest.Config) -> None:
     """Leave programs as they are lowered: most tests compile for far longer than they compute.
 

@@ -15,6 +15,7 @@ from medclip_jax.models import blocks
 from medclip_jax.models.activations import gelu
 from medclip_jax.models.adapters import AdapterSize
 from medclip_jax.models.attention import SelfAttention
+from medclip_jax.models.norms import LayerNorm
 from medclip_jax.sharding import batch_sharded
 
 ACTIVATIONS = {
@@ -108,10 +109,10 @@ class BertBlock(nnx.Module):
         self.attention = SelfAttention(
             config.width, config.heads, dtype=dtype, kernel_init=init, adapters=adapters, rngs=rngs
         )
-        self.attention_norm = nnx.LayerNorm(config.width, **norm)
+        self.attention_norm = LayerNorm(config.width, **norm)
         self.mlp_in = nnx.Linear(config.width, config.mlp_width, **linear)
         self.mlp_out = nnx.Linear(config.mlp_width, config.width, **linear)
-        self.mlp_norm = nnx.LayerNorm(config.width, **norm)
+        self.mlp_norm = LayerNorm(config.width, **norm)
 
     def __call__(
         self,
@@ -157,7 +158,7 @@ class Bert(nnx.Module):
         self.words = nnx.Embed(config.vocabulary_size, config.width, **table)
         self.positions = nnx.Embed(config.max_positions, config.width, **table)
         self.types = nnx.Embed(config.type_vocabulary, config.width, **table)
-        self.norm = nnx.LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.blocks = blocks.stack(
             config.depth, lambda: BertBlock(config, dtype=dtype, adapters=adapters, rngs=rngs)
         )

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from medclip_jax.models.activations import gelu, quick_gelu
 from medclip_jax.models.attention import SAVED, CrossAttention, SelfAttention, filled
+from medclip_jax.models.norms import LayerNorm
 from medclip_jax.sharding import batch_sharded
 
 REMAT = ("none", "block", "attention", "dots")
@@ -53,7 +54,7 @@ class _WithMlp(nnx.Module):
         self.activation = activation
         linear = {"dtype": dtype, "kernel_init": nnx.initializers.xavier_uniform(), "rngs": rngs}
         hidden = round(width * mlp_ratio)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.mlp_in = nnx.Linear(width, hidden, **linear)
         self.mlp_out = nnx.Linear(hidden, width, **linear)
 
@@ -88,7 +89,7 @@ class Block(_WithMlp):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.attention_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
         self._add_mlp(width, mlp_ratio, activation, layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
@@ -142,9 +143,9 @@ class CrossBlock(_WithMlp):
         rngs: nnx.Rngs,
     ):
         norm = {"epsilon": layer_norm_epsilon, "dtype": dtype, "rngs": rngs}
-        self.attention_norm = nnx.LayerNorm(width, **norm)
+        self.attention_norm = LayerNorm(width, **norm)
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
-        self.cross_norm = nnx.LayerNorm(width, **norm)
+        self.cross_norm = LayerNorm(width, **norm)
         self.cross_attention = CrossAttention(
             width, heads, context_width=context_width, dtype=dtype, rngs=rngs
         )

@@ -12,6 +12,7 @@ from medclip_jax.models import blocks
 from medclip_jax.models.activations import gelu
 from medclip_jax.models.attention import CrossAttention, SelfAttention
 from medclip_jax.models.bert import BertBlock, BertConfig
+from medclip_jax.models.norms import LayerNorm
 
 LOGITS_AT_ONCE = 2**24
 """Of a sample's words at once, tokens x vocabulary: what is beyond is computed in parts of the text."""
@@ -57,13 +58,13 @@ class FusionBlock(nnx.Module):
         norm = {"epsilon": config.layer_norm_epsilon, "dtype": dtype, "rngs": rngs}
         linear = {"dtype": dtype, "kernel_init": init, "rngs": rngs}
         self.attention = SelfAttention(config.width, config.heads, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.attention_norm = nnx.LayerNorm(config.width, **norm)
+        self.attention_norm = LayerNorm(config.width, **norm)
         self.cross_attention = CrossAttention(config.width, config.heads, dtype=dtype, rngs=rngs)
         self.overall = nnx.Linear(config.width, config.width, **linear) if overall else None
-        self.cross_norm = nnx.LayerNorm(config.width, **norm)
+        self.cross_norm = LayerNorm(config.width, **norm)
         self.mlp_in = nnx.Linear(config.width, config.mlp_width, **linear)
         self.mlp_out = nnx.Linear(config.mlp_width, config.width, **linear)
-        self.mlp_norm = nnx.LayerNorm(config.width, **norm)
+        self.mlp_norm = LayerNorm(config.width, **norm)
 
     def __call__(
         self,
@@ -120,7 +121,7 @@ class TextDecoder(nnx.Module):
         self.fusion = FusionBlock(config, overall=overall, dtype=dtype, rngs=rngs)
         self.blocks = blocks.stack(config.depth, lambda: BertBlock(config, dtype=dtype, rngs=rngs))
         self.transform = nnx.Linear(config.width, config.width, **linear)
-        self.norm = nnx.LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.words = nnx.Linear(config.width, config.vocabulary_size, **linear)
 
     def __call__(

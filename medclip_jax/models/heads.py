@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medclip_jax.models.norms import LayerNorm
+
 
 def common_part(vectors: Float[Array, "batch features"]) -> Float[Array, " features"]:
     """The mean of vectors; 0 where all are alike, of one sample or of copies of one.
@@ -146,7 +148,7 @@ class ClassifierHead(nnx.Module):
         if layers == "mlp":
             width = hidden or in_features
             self.hidden = nnx.Linear(in_features, width, rngs=rngs)
-            self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+            self.norm = LayerNorm(width, epsilon=1e-6, rngs=rngs)
         # Small, so that the first probabilities are near to 1/2 whatever the scale of the features is.
         init = nnx.initializers.normal(0.01)
         self.out = nnx.Linear(width, outputs, kernel_init=init, rngs=rngs)

@@ -1,7 +1,8 @@
-"""Normalization by statistics of the batch, or of each volume's groups of channels."""
+"""Normalization by statistics of the batch, of each volume's groups of channels, or of each token."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -104,6 +105,55 @@ class GroupNorm(nnx.Module):
         variance = jnp.square(centered).mean((1, 3), keepdims=True)
         normal = (centered * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm of the last axis, at least in float32; the parameters are those of `flax.nnx.LayerNorm`.
+
+    Its derivative is its own: the backward pass keeps the input and two numbers a token, where
+    differentiation would keep several float32 arrays of the input's size. It has no forward-mode derivative.
+    """
+
+    def __call__(self, x: Float[Array, "*axes C"]) -> Float[Array, "*axes C"]:
+        """The shape stays; the type is the module's `dtype`, by default that of `x`."""
+        x = x if self.dtype is None else x.astype(self.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*axes C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> Float[Array, "*axes C"]:
+    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` over the last axis, in the type of `x`.
+
+    References:
+        Ba et al. 2016, "Layer normalization".
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(-1, keepdims=True)
+    # The square of the mean taken away, and not each value centered first: x is read once.
+    variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(epsilon, kept, gradient):
+    x, mean, inverse, scale = kept
+    normal = (x.astype(mean.dtype) - mean) * inverse
+    gradient = gradient.astype(mean.dtype)
+    others = tuple(range(x.ndim - 1))
+    to_scale, to_bias = (gradient * normal).sum(others), gradient.sum(others)
+    gradient = gradient * scale
+    along = (gradient * normal).mean(-1, keepdims=True)
+    to_x = inverse * (gradient - gradient.mean(-1, keepdims=True) - normal * along)
+    return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 NORMS: dict[str, type[BatchNorm] | type[GroupNorm]] = {"batch": BatchNorm, "group": GroupNorm}

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.models.activations import gelu
+from medclip_jax.models.norms import LayerNorm
 
 
 class AlignHead(nnx.Module):
@@ -18,7 +19,7 @@ class AlignHead(nnx.Module):
     def __init__(self, in_features: int, out_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         linear = {"dtype": dtype, "kernel_init": nnx.initializers.xavier_uniform(), "rngs": rngs}
         self.first = nnx.Linear(in_features, out_features, **linear)
-        self.norm = nnx.LayerNorm(out_features, epsilon=1e-12, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(out_features, epsilon=1e-12, dtype=dtype, rngs=rngs)
         self.second = nnx.Linear(out_features, out_features, **linear)
 
     def __call__(self, features: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:

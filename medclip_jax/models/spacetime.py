@@ -13,6 +13,7 @@ from medclip_jax.models import attention as kernels
 from medclip_jax.models import blocks, positions
 from medclip_jax.models.attention import SelfAttention, attend_plain, attention_weights
 from medclip_jax.models.encoder import Encoded
+from medclip_jax.models.norms import LayerNorm
 from medclip_jax.models.patches import PatchEmbedding, grid_of
 from medclip_jax.sharding import batch_sharded
 
@@ -133,7 +134,7 @@ class SpaceTimeBlock(blocks.Block):
             rngs=rngs,
         )
         self.places = places
-        self.time_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.time_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.time_attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
         qkv, output = self.time_attention.qkv.kernel, self.time_attention.output.kernel
         if time_init == "released":
@@ -283,7 +284,7 @@ class SpaceTimeTransformer(nnx.Module):
                 rngs=rngs,
             ),
         )
-        self.norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
     def grid_of(self, frame_shape: Sequence[int]) -> tuple[int, int]:
         """Patches along height and width. Raises ValueError where the patch does not divide the frame."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
 from medclip_jax.models.encoder import Encoded, VisionEncoder
+from medclip_jax.models.norms import LayerNorm
 from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 from medclip_jax.sharding import batch_sharded
 
@@ -135,7 +136,7 @@ class VisionTransformer(VisionEncoder):
             nnx.Param(positions.learned(rngs.params(), tokens, width)) if position == "learned" else None
         )
         self.pre_norm = (
-            nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs) if pre_norm else None
+            LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs) if pre_norm else None
         )
         self.blocks = blocks.stack(
             depth,
@@ -149,10 +150,10 @@ class VisionTransformer(VisionEncoder):
                 rngs=rngs,
             ),
         )
-        self.norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.skip = skip
         if skip:
-            self.skip_norm = nnx.LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
+            self.skip_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
         self.pooled_width = width
         if pooling == "grid":
             places = tokens + extremes

@@ -40,6 +40,7 @@ OBJECTIVES: dict[str, str] = {
     "cmr_clip": "medclip_jax.objectives.cmr_clip:CmrClip",
     "segment": "medclip_jax.objectives.segment:Segment",
     "supervised": "medclip_jax.objectives.supervised:Supervised",
+    "supervised_frames": "medclip_jax.objectives.supervised_frames:SupervisedFrames",
 }
 """Name in a config to "package.module:Class", as which a system from elsewhere is named at once."""
 

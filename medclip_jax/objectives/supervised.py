@@ -72,16 +72,10 @@ class Supervised(Objective):
         return ("volume", *target_fields(config.target))
 
     def __init__(self, config: Any, spec: DataSpec, *, rngs: nnx.Rngs):
-        if config.features not in FEATURES:
-            raise ValueError(
-                f"config.objective.features={config.features!r}: use one of {', '.join(FEATURES)}"
-            )
-        self.vision = VisionTower(config.vision, spec, rngs=rngs)
-        self.features, self.calibrates = config.features, bool(config.calibrate)
+        width = self._add_tower(config, spec, rngs)
         self.target = make_target(config.target, spec)
         self.predicts, self.outcome = self.target.outputs, self.target.outcome
         self.exclusive = self.target.task == "multi_class"
-        width = self.vision.pooled_width if self.features == "pooled" else self.vision.width
         self.head = ClassifierHead(
             width,
             self.target.scores,
@@ -92,12 +86,23 @@ class Supervised(Objective):
         )
         self.cuts = OrderedCuts(len(self.predicts), rngs=rngs) if self.target.task == "ordinal" else None
 
+    def _add_tower(self, config: Any, spec: DataSpec, rngs: nnx.Rngs) -> int:
+        """Build `vision`; how many features the head reads of it."""
+        if config.features not in FEATURES:
+            raise ValueError(
+                f"config.objective.features={config.features!r}: use one of {', '.join(FEATURES)}"
+            )
+        self.vision = VisionTower(config.vision, spec, rngs=rngs)
+        self.features, self.calibrates = config.features, bool(config.calibrate)
+        return self.vision.pooled_width if self.features == "pooled" else self.vision.width
+
     def _features(
-        self, volume: jax.Array, keys: jax.Array | None = None, *, train: bool = False
+        self, inputs: Inputs, keys: jax.Array | None = None, *, train: bool = False
     ) -> Float[Array, "B F"]:
+        """What the head reads."""
         if self.features == "pooled":
-            return self.vision(volume, keys, train=train).astype(jnp.float32)
-        return self.vision.mean_token(volume, keys, train=train)
+            return self.vision(inputs["volume"], keys, train=train).astype(jnp.float32)
+        return self.vision.mean_token(inputs["volume"], keys, train=train)
 
     def _logits(self, features: Float[Array, "B F"], keys: jax.Array | None = None) -> Float[Array, "B K"]:
         scores = self.head(features, keys)
@@ -108,7 +113,7 @@ class Supervised(Objective):
         augment_key, dropout_key = jax.random.split(key)
         augment = sample_keys(augment_key, batch["sample"]) if train else None
         dropout = sample_keys(dropout_key, batch["sample"]) if train else None
-        return {"logits": self._logits(self._features(batch["volume"], augment, train=train), dropout)}
+        return {"logits": self._logits(self._features(batch, augment, train=train), dropout)}
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """The loss of the target, over what is known in the batch."""
@@ -125,7 +130,7 @@ class Supervised(Objective):
 
     def pool_volumes(self, inputs: Inputs) -> Float[Array, "B pooled"]:
         """What the head reads."""
-        return self._features(inputs["volume"])
+        return self._features(inputs)
 
     def predict(self, inputs: Inputs) -> Float[Array, "B P"]:
         """Probability of each of `predicts`."""

@@ -43,6 +43,25 @@ def made_studies(count=3, frames=7):
     }
 
 
+@pytest.mark.parametrize("target", [{}, {"task": "ordinal", "measurement": "grade", "edges": (1.0, 2.0)}])
+def test_classifiers_of_studies(target):
+    objective, twin = twins("supervised_frames", SPEC, target=target, head={"layers": "mlp", "hidden": 7})
+    arrays = tuple(made_studies()[name] for name in INPUTS)
+
+    def told(objective, *arrays):
+        inputs = dict(zip(INPUTS, arrays, strict=True))
+        return objective.embed_volumes(inputs).mean, objective.predict(inputs)
+
+    embedded, predicted = compiled(objective, told, *arrays)
+    studies = twin.packed(*arrays)
+    with torch.no_grad():
+        assert_same(twin.embed_volumes(studies).mean, embedded)
+    rows = twin.predict(studies)
+    assert tuple(rows[0]) == objective.predicts
+    assert_same(torch.tensor([list(row.values()) for row in rows]), predicted)
+    assert np.ptp(np.asarray(predicted)) > 1e-3
+
+
 def of_studies(objective, *arrays):
     return objective.embed_volumes(dict(zip(INPUTS, arrays, strict=True))).mean
 

@@ -26,6 +26,7 @@ from medclip_jax.objectives import (
     mae,
     segment,
     supervised,
+    supervised_frames,
     t3d,
 )
 from medclip_jax.objectives.base import DataSpec, Objective
@@ -47,6 +48,7 @@ DEFAULTS = {
     "t3d": t3d.default_config,
     "cmr_clip": cmr_clip.default_config,
     "supervised": supervised.default_config,
+    "supervised_frames": supervised_frames.default_config,
     "segment": segment.default_config,
 }
 NAMES = cardiac_clip.FINDINGS
@@ -81,7 +83,7 @@ def small(name: str, vision=None, text=None, **entries):
     if name == "t3d":
         config.vision.update(depth=18, width=4, dtype="float32")
         config.views.update(count=2, shape=(4, 9, 11), heads=4)
-    elif name == "cmr_clip":
+    elif name in ("cmr_clip", "supervised_frames"):
         config.vision.update(patch=(5, 3), width=24, depth=2, heads=3, frames=9, views=4, dtype="float32")
     elif (vision or {}).get("kind") == "resnet":
         with config.unlocked():

@@ -25,7 +25,7 @@ SPEC = base.DataSpec(
 def small(config):
     """Shrink a default config to seconds on a CPU."""
     config = config.copy_and_resolve_references()
-    if config.name == "cmr_clip":
+    if "views" in config.vision:
         config.vision.update(patch=(4, 4), width=24, depth=2, heads=2, dtype="float32")
     elif config.name == "t3d":
         # Not on batch norm, with which samples are not encoded each on its own.

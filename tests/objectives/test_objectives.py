@@ -11,7 +11,18 @@ from flax import nnx
 from medclip_jax import objectives
 from medclip_jax.fields import Layout
 from medclip_jax.models.encoder import Encoded
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
+from medclip_jax.objectives import (
+    asap,
+    base,
+    cardiac_clip,
+    clip,
+    cmr_clip,
+    hipro_ct,
+    mae,
+    supervised,
+    supervised_frames,
+    t3d,
+)
 from medclip_jax.reports.prompts import PAIRS
 from medclip_jax.vectors import normalize
 from tests.objectives.made_batches import SPEC, make_batch, prompted, small
@@ -35,6 +46,7 @@ CONFIGS = {
     "t3d": t3d.default_config,
     "cmr_clip": cmr_clip.default_config,
     "supervised": supervised.default_config,
+    "supervised_frames": supervised_frames.default_config,
 }
 
 
@@ -78,7 +90,7 @@ def test_encode_looks_at_one_sample_at_a_time(objective):
 def test_volumes_are_varied_in_training_alone(name):
     """Noise of the config reaches the features, and what is embedded or evaluated is never varied."""
     plain, varied = small(CONFIGS[name]()), small(CONFIGS[name]())
-    varied.vision.augment.update({"noise": 0.5} if name == "cmr_clip" else {"noise_hu": 300.0})
+    varied.vision.augment.update({"noise": 0.5} if "noise" in varied.vision.augment else {"noise_hu": 300.0})
     models = [objectives.create(config, SPEC, rngs=nnx.Rngs(0)) for config in (plain, varied)]
     batch, key = make_batch(), jax.random.key(1)
 

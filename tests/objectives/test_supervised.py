@@ -8,7 +8,7 @@ from flax import nnx
 
 from medclip_jax import objectives
 from medclip_jax.models.heads import ClassifierHead, OrderedCuts, standardized
-from medclip_jax.objectives import supervised
+from medclip_jax.objectives import supervised, supervised_frames
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.objectives.targets import make_target
 from tests.objectives.made_batches import SPEC, make_batch, small
@@ -270,3 +270,26 @@ def test_a_model_predicts_scans():
     other = objectives.create(small(mae.default_config()), SPEC, rngs=nnx.Rngs(0))
     with pytest.raises(NotEvaluable, match="the model predicts nothing by itself"):
         Model(other, SPEC, None, config.to_dict(), progress=False).predict(volumes)
+
+
+@pytest.mark.parametrize("target", [{}, {"task": "ordinal", "measurement": "cac_grade", "edges": (1, 3)}])
+def test_a_study_without_frames_takes_no_part(target):
+    config = small(supervised_frames.default_config())
+    config.target.update(target)
+    model, batch = objectives.create(config, SPEC, rngs=nnx.Rngs(0)), make_batch()
+    logits = jax.random.normal(jax.random.key(0), (6, len(model.predicts)))
+    batch["frame_valid"] = batch["frame_valid"].at[2].set(0)
+
+    @jax.jit
+    def terms(logits):
+        return {
+            name: (term.sum, term.count) for name, term in model.couple({"logits": logits}, batch).items()
+        }
+
+    found, other = terms(logits), terms(logits.at[2].add(5.0))
+    np.testing.assert_array_equal(found[model.target.task], other[model.target.task])
+    field = model.target.field
+    rows = [0, 1, 3, 4, 5]
+    total, count = model.target.loss(logits[jnp.array(rows)], {field: batch[field][jnp.array(rows)]})
+    np.testing.assert_allclose(found[model.target.task], (total, count), rtol=1e-6)
+    np.testing.assert_allclose(found["without_frames"], (1, 6))

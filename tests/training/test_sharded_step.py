@@ -16,7 +16,18 @@ from toy import SPEC as TOY_SPEC
 from toy import Toy, make_config
 
 from medclip_jax import objectives
-from medclip_jax.objectives import asap, base, cardiac_clip, clip, cmr_clip, hipro_ct, mae, supervised, t3d
+from medclip_jax.objectives import (
+    asap,
+    base,
+    cardiac_clip,
+    clip,
+    cmr_clip,
+    hipro_ct,
+    mae,
+    supervised,
+    supervised_frames,
+    t3d,
+)
 from medclip_jax.objectives.base import Term
 from medclip_jax.objectives.towers import vision_defaults
 from medclip_jax.parameters import flatten, split, unflatten
@@ -51,6 +62,7 @@ MODULES = {
     "cmr_clip": cmr_clip,
     "supervised": supervised,
     "cox": supervised,
+    "supervised_frames": supervised_frames,
 }
 
 
@@ -82,7 +94,7 @@ def build(name):
         with config.unlocked():
             config.vision = vision_defaults(any_shape.KIND) | {"dtype": "float32"}
         config.views.update(count=2, shape=(3, 5, 6), heads=2)
-    elif name == "cmr_clip":
+    elif name in ("cmr_clip", "supervised_frames"):
         config.vision.update(patch=(4, 4), width=16, depth=1, heads=2, dtype="float32")
     else:
         config.vision.update(patch=(4, 4, 4), width=16, depth=1, heads=2, dtype="float32")
@@ -121,7 +133,7 @@ def make_batch(name):
         "study": np.stack([np.arange(BATCH) // 2 * (np.arange(BATCH) < 4), np.arange(BATCH)], 1) // (1, 2),
         "sample": random.permutation(100)[:BATCH].astype(np.int32),
     }
-    if name == "supervised":
+    if name in ("supervised", "supervised_frames"):
         batch["labels"] = batch["findings"]
     if name == "cox":  # the terms of a patient are of all who were at risk, wherever they lie
         months = random.integers(1, 9, BATCH).astype(np.float32)
@@ -138,7 +150,7 @@ def make_batch(name):
         batch["organ_tokens"] = random.integers(1, spec.vocabulary_size, (BATCH, 5)).astype(np.int32)
         batch["organ_tokens"][batch["organ"] < 0] = spec.pad_token
         batch["organ_normal"] = random.integers(0, 2, BATCH).astype(np.int8)
-    if name == "cmr_clip":
+    if name in ("cmr_clip", "supervised_frames"):
         batch["frames"] = random.integers(0, 4096, (BATCH, 3, *spec.frame_shape)).astype(np.int16)
         batch["frame_valid"] = (np.arange(3) < random.integers(0, 4, (BATCH, 1))).astype(np.int8)
         batch["view"] = np.where(batch["frame_valid"], np.array([0, 1, 1]), -1).astype(np.int32)

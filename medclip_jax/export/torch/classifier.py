@@ -76,18 +76,22 @@ class ClassifierModel(VolumeModel):
 
     def __init__(self, config: MedclipConfig):
         super().__init__(config)
-        objective, encoder = config.objective, self.vision.encoder
-        self.task, self.asap = objective["target"]["task"], objective["features"] == "asap"
+        objective = config.objective
+        self.task = objective["target"]["task"]
         self.predicts = answers(objective["target"], config.data.get("findings", []))
         scores = 1 if self.task == "ordinal" else len(self.predicts)
-        width = encoder.width if self.asap else encoder.pooled_width
-        self.head = ClassifierHead(width, scores, objective["head"])
+        self.head = ClassifierHead(self.head_width(), scores, objective["head"])
         self.cuts = OrderedCuts(len(self.predicts)) if self.task == "ordinal" else None
         self.post_init()
 
+    def head_width(self) -> int:
+        """Features that the head reads."""
+        encoder = self.vision.encoder
+        return encoder.width if self.config.objective["features"] == "asap" else encoder.pooled_width
+
     def features(self, volumes: Tensor) -> Tensor:
         """What the head reads of prepared HU (B, D, H, W)."""
-        if not self.asap:
+        if self.config.objective["features"] != "asap":
             return self.vision(volumes).float()
         states = self.vision.encoder.last_states(self.vision.to_voxels(volumes))
         mean = states.float().mean(dim=1)
