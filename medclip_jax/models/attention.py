@@ -217,8 +217,24 @@ class SelfAttention(nnx.Module):
         mask: Bool[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens features"]:
         """(B, T, W) to (B, T, W); `mask` is False on padding."""
+        if compiled_for()[0] == "tpu" and not self.adapted:
+            return self._few_sums(tokens, mask)
         mixed = attend(*self.queries_keys_values(tokens), mask)
         return self._from_heads(batch_sharded(mixed.reshape(tokens.shape)))
+
+    def _few_sums(self, tokens, mask):
+        """The same with fewer sums over all tokens, which gradients of biases are, and TPUs are slow at.
+
+        The keys' bias moves all similarities of a query alike, which the softmax does not see: it is left
+        out. The values' is the same in every mean, and joins the bias of the output.
+        """
+        query, key, value = self._by_head(tokens)
+        of_queries, _, of_values = self.qkv.bias[...].reshape(3, -1)
+        query = query + of_queries.astype(query.dtype).reshape(self.heads, -1)
+        mixed = batch_sharded(attend(query, key, value, mask).reshape(tokens.shape))
+        kernel = self.output.kernel[...]
+        bias = self.output.bias[...] + of_values @ kernel
+        return mixed @ kernel.astype(mixed.dtype) + bias.astype(mixed.dtype)
 
     def _from_heads(
         self, mixed: Float[Array, "batch tokens features"]
@@ -252,7 +268,9 @@ class SelfAttention(nnx.Module):
         """Queries, keys and values by head: (B, T, H, W / H) each."""
         batch, count, _ = tokens.shape
         if compiled_for()[0] == "tpu" and not self.adapted:
-            return self._by_head(tokens)
+            bias = self.qkv.bias[...].reshape(3, self.heads, -1)
+            products = zip(self._by_head(tokens), bias, strict=True)
+            return tuple(product + part.astype(product.dtype) for product, part in products)
         fused = self.qkv(tokens)
         if self.adapted:
             fused = fused + jnp.concatenate([getattr(self, name)(tokens) for name in FUSED], axis=-1)
@@ -260,12 +278,11 @@ class SelfAttention(nnx.Module):
         return fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
 
     def _by_head(self, tokens):
-        """The same by three products: a TPU's compiler lays heads out as it makes them."""
+        """Without biases, by three products: a TPU's compiler lays heads out as it makes them."""
         dtype = self.qkv.dtype
         kernel = self.qkv.kernel[...].astype(dtype).reshape(tokens.shape[-1], 3, self.heads, -1)
-        bias = self.qkv.bias[...].astype(dtype).reshape(3, self.heads, -1)
         tokens = tokens.astype(dtype)
-        return tuple(jnp.einsum("btw,whk->bthk", tokens, kernel[:, part]) + bias[part] for part in range(3))
+        return tuple(jnp.einsum("btw,whk->bthk", tokens, kernel[:, part]) for part in range(3))
 
 
 class CrossAttention(nnx.Module):

@@ -240,6 +240,31 @@ def test_projections_by_head_are_those_of_the_fused_matrix(monkeypatch):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_biases_of_keys_and_values_on_tpus(monkeypatch, masked):
+    """Left out, and moved behind the means: the same output and gradients."""
+    module = attention.SelfAttention(12, 3, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(0)
+    for linear in (module.qkv, module.output):
+        linear.bias[...] = jnp.asarray(random.normal(size=linear.bias.shape), jnp.float32)
+    tokens = jnp.asarray(random.normal(size=(2, 5, 12)), jnp.float32)
+    mask = jnp.arange(5)[None] < jnp.array([[5], [3]]) if masked else None
+    weights = random.normal(size=tokens.shape)
+    graph, params = nnx.split(module)
+
+    def graded():
+        def loss(params, tokens):
+            found = nnx.merge(graph, params)(tokens, mask)
+            return (found * weights).sum(), found
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, tokens)
+
+    expected = graded()
+    monkeypatch.setattr(attention, "compiled_for", lambda: ("tpu", None))
+    for got, want in zip(*map(jax.tree.leaves, (graded(), expected)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_tpu_kernel_in_16_bits_without_mask():
     """Values of bfloat16 have 8 bits: 2^-8 of values up to about 1."""
     qkv = kernel_sample(1, jnp.bfloat16)
