@@ -17,7 +17,6 @@ from medclip_jax.training.microbatches import loss_and_gradients
 
 SPEC = base.DataSpec(shape=(9, 20, 14), spacing=(4.0, 3.0, 3.0), vocabulary_size=50, pad_token=0)
 SIZE = 4
-FAST = {"xla_backend_optimization_level": 0}  # to compile a ResNet takes longer than to run it
 
 
 def small(**changes):
@@ -48,7 +47,7 @@ def make_batch(size=SIZE, seed=0):
 
 
 def step(model, batch, key=0, train=False):
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def run(batch):
         return model.couple(model.encode(batch, jax.random.key(key), train=train), batch)
 
@@ -67,7 +66,7 @@ def entropy(logits, own):
     return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[own]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def seen(graph, state, volume, crops):
     """What the tower makes of volumes and of crops, each crop encoded by itself: vectors, tokens."""
     vision = nnx.merge(graph, state)
@@ -166,7 +165,7 @@ def gradients_in_slices(model, batch, microbatches):
     graph, params, variables = split(model)
     mesh = meshes.make_mesh(ConfigDict({"data": 1, "fsdp": 1}), jax.devices()[:1])
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def run(params, variables, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return loss_and_gradients(
@@ -199,7 +198,7 @@ def test_batch_norm_in_slices_is_exact_for_the_statistics_of_the_slices():
         features = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), parts)
         return base.total(model.couple(features, batch))
 
-    value, gradient = jax.jit(jax.value_and_grad(sliced), compiler_options=FAST)(params)
+    value, gradient = jax.jit(jax.value_and_grad(sliced))(params)
     found = gradients_in_slices(model, batch, 2)
     np.testing.assert_allclose(found.loss, value, rtol=1e-5)
     assert_close(found.gradients, gradient, 1e-4)

@@ -38,7 +38,6 @@ from medclip_jax.training.microbatches import loss_and_gradients
 from tests import any_shape
 
 BATCH = 16
-FAST = {"xla_backend_optimization_level": 0}  # half the time to compile
 SPEC = base.DataSpec(
     shape=(4, 8, 8),
     spacing=(1.0, 1.0, 1.0),
@@ -203,7 +202,7 @@ def compiled(name, data, fsdp, microbatches):
                 constrain=lambda tree: jax.lax.with_sharding_constraint(tree, shardings),
             )
 
-    step = jax.jit(run, in_shardings=(shardings, meshes.batch_sharding(mesh)), compiler_options=FAST)
+    step = jax.jit(run, in_shardings=(shardings, meshes.batch_sharding(mesh)))
     params = meshes.put_state(params, shardings)
     return lambda batch: jax.device_get(step(params, meshes.put_batch(batch, mesh)))
 
@@ -258,7 +257,7 @@ def test_gradients_cross_the_network_once_however_many_microbatches():
 
     places = (meshes.replicated(mesh), meshes.batch_sharding(mesh))
     step = jax.jit(run, in_shardings=places, out_shardings=meshes.replicated(mesh))
-    text = step.lower(params, make_batch("info_nce")).compile(compiler_options=FAST).as_text()
+    text = step.lower(params, make_batch("info_nce")).compile().as_text()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert size <= bytes_by_kind(read_collectives(text))["all-reduce"] < 1.1 * size
 
@@ -293,7 +292,7 @@ def test_other_variables_pass_through_the_slices_in_order():
             graphdef, params, {}, {"seen": jnp.ones(())}, batch, key, mesh=mesh, microbatches=microbatches
         )
 
-    got = jax.jit(run, static_argnums=2, compiler_options=FAST)(params, meshes.put_batch(batch, mesh), 2)
+    got = jax.jit(run, static_argnums=2)(params, meshes.put_batch(batch, mesh), 2)
     # A slice takes the same share of both devices' samples.
     first, second = (batch["sample"].reshape(2, 2, 4)[:, index].sum() for index in (0, 1))
     assert got.variables["seen"] == 2 * (2 * 1 + first) + second
@@ -318,7 +317,7 @@ def test_other_variables_pass_through_the_slices_in_order():
         }
         return base.total(objective.couple(features, batch))
 
-    loss, gradients = jax.jit(jax.value_and_grad(by_hand), compiler_options=FAST)(params)
+    loss, gradients = jax.jit(jax.value_and_grad(by_hand))(params)
     np.testing.assert_allclose(got.loss, loss, rtol=1e-6)
     for name, leaf in flatten(gradients).items():
         np.testing.assert_allclose(flatten(got.gradients)[name], leaf, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -357,7 +356,7 @@ def test_temporary_memory_follows_the_slice_and_not_the_batch():
             )
 
         places = (meshes.replicated(mesh), meshes.batch_sharding(mesh))
-        program = jax.jit(run, in_shardings=places).lower(params, batch).compile(compiler_options=FAST)
+        program = jax.jit(run, in_shardings=places).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     slice_alone = temporary(16, 1)
