@@ -307,6 +307,7 @@ class Embedder:
         read: Callable[[int], tuple[Any, ...]],
         *,
         label: str,
+        unit: str = "volume",
     ) -> Iterator[Any]:
         """Call a function of the model on volumes that are read one by one, a batch at a time.
 
@@ -316,6 +317,7 @@ class Embedder:
             count: number of volumes.
             read: index to arguments; arrays, or mappings of arrays.
             label: of the progress bar.
+            unit: what is read one by one, where that is a part of a volume.
 
         Yields:
             What the function returned of each batch, on the host, without the rows that only fill it up.
@@ -323,7 +325,7 @@ class Embedder:
         own, compiled = self.own_rows(), partial(self._compiled(function), self._parameters())
         with (
             ThreadPoolExecutor(self.readers) as pool,
-            track(total=count, label=label, unit="volume", show=self.progress) as bar,
+            track(total=count, label=label, unit=unit, show=self.progress) as bar,
         ):
             # Rows beyond the end repeat the last volume, up to the one shape that is compiled.
             batches = _batches(

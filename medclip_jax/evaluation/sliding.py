@@ -99,7 +99,8 @@ def slide(
     for start in starts:
         total[_box(start, window)] += weights
     index = 0
-    for logits in embedder.each(_segment, len(volumes) * len(starts), crop, label="segment"):
+    count = len(volumes) * len(starts)
+    for logits in embedder.each(_segment, count, crop, label="segment", unit="window"):
         for one in np.asarray(logits):
             place = index % len(starts)
             if place == 0:

@@ -20,6 +20,8 @@ from medclip_jax.objectives.towers import scanned
 from medclip_jax.parameters import flatten, select
 from medclip_jax.planning.chips import Chip
 from medclip_jax.planning.collectives import Exchange, on_paper
+from medclip_jax.planning.cycles import MATRIX_UNIT
+from medclip_jax.planning.footprint import Work
 from medclip_jax.planning.shapes import (
     Model,
     compute_dtype,
@@ -34,7 +36,8 @@ from medclip_jax.sharding import BATCH_AXES
 from medclip_jax.training.partition import state_shardings
 
 PRODUCT_EFFICIENCY = 0.65
-"""Share of the peak that large matrix products reach."""
+"""Share of the peak that large matrix products reach. Of attention's kernels on TPUs it is the share of the
+matrix unit that a head fills, as in `planning.cycles`."""
 
 BANDWIDTH_EFFICIENCY = 0.8
 """Share of the memory's bandwidth that simple loops reach."""
@@ -182,8 +185,11 @@ def estimate(model: Model, chip: Chip, devices: int) -> Estimate:
     forward = forward_flops(model)
     again = forward if microbatches > 1 else 0.0
 
-    def rate(dtype: str) -> float:
-        return chip.peak_tflops(dtype) * 1e12 * PRODUCT_EFFICIENCY
+    def rate(work: Work) -> float:
+        efficiency = PRODUCT_EFFICIENCY
+        if work.head and chip.kind == "tpu":
+            efficiency = min(1.0, work.head / MATRIX_UNIT)
+        return chip.peak_tflops(work.dtype) * 1e12 * efficiency
 
     bandwidth = chip.memory_bandwidth * 1e9 * BANDWIDTH_EFFICIENCY
     encoding = encoders.seconds(rate, bandwidth)

@@ -8,6 +8,7 @@ transpose) are free. `docs/reference/scaling.md` says how far that is from what 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,12 +105,14 @@ class Work:
         moved: bytes read and written.
         dtype: of its operands.
         times: how often it runs.
+        head: features of a head, of the kernels of attention; 0 for everything else.
     """
 
     flops: float
     moved: float
     dtype: str
     times: float = 1.0
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,15 @@ class Footprint:
         """Bytes read and written."""
         return sum(work.moved * work.times for work in self.works)
 
-    def seconds(self, flops_per_second: Callable[[str], float], bytes_per_second: float) -> float:
+    def seconds(self, flops_per_second: Callable[[Work], float], bytes_per_second: float) -> float:
         """Roofline: each operation takes as long as the slower of its arithmetic and its traffic.
 
         Args:
-            flops_per_second: of matrix products in a type, by the type's name.
+            flops_per_second: of an operation's matrix products.
             bytes_per_second: of memory.
         """
         return sum(
-            work.times * max(work.flops / flops_per_second(work.dtype), work.moved / bytes_per_second)
+            work.times * max(work.flops / flops_per_second(work), work.moved / bytes_per_second)
             for work in self.works
         )
 
@@ -172,6 +175,7 @@ class _Step:
     outputs: list[_Value]
     flops: float
     dtype: str
+    head: int = 0
     inner: Footprint | None = None
     times: float = 1.0
 
@@ -255,10 +259,13 @@ def _flatten(jaxpr: Any, values: dict[Any, _Value], steps: list[_Step]) -> None:
         outputs = [_Value(_size(var.aval), stored=name in STORED) for var in equation.outvars]
         values.update(zip(equation.outvars, outputs, strict=True))
         first = equation.invars[0].aval if equation.invars else equation.outvars[0].aval
-        flops = operation_flops(equation)
+        flops, head = operation_flops(equation), 0
         if name in (FORWARD, BACKWARD):
-            flops = kernel_flops(name, *(atom.aval.shape for atom in equation.invars[:2]))
-        step = _Step(name, inputs, outputs, flops, str(getattr(first, "dtype", "")))
+            flops, head = (
+                kernel_flops(name, *(atom.aval.shape for atom in equation.invars[:2])),
+                first.shape[-1],
+            )
+        step = _Step(name, inputs, outputs, flops, str(getattr(first, "dtype", "")), head)
         if bodies and name not in ("pallas_call", FORWARD, BACKWARD):
             inner = [_footprint(body, [True] * len(body.invars)) for body in bodies]
             step.times = equation.params["length"] if name == "scan" else 1
@@ -301,12 +308,10 @@ def _simulate(steps: list[_Step], results: set[int]) -> Footprint:
             value.born = time
             value.last = max(value.last, time)
         if step.inner is not None:
-            works += [
-                Work(work.flops, work.moved, work.dtype, work.times * step.times) for work in step.inner.works
-            ]
+            works += [dataclasses.replace(work, times=work.times * step.times) for work in step.inner.works]
         else:
             moved = sum(root.bytes for root in roots.values()) + sum(value.bytes for value in written)
-            works.append(Work(step.flops, moved, step.dtype))
+            works.append(Work(step.flops, moved, step.dtype, head=step.head))
     changes = [0.0] * (len(steps) + 1)
     counted: set[int] = set()
     for time, step in enumerate(steps):
