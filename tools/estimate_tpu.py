@@ -24,7 +24,7 @@ from medclip_jax.cli.cycles_report import cycles_report
 from medclip_jax.planning.ahead import compile_step
 from medclip_jax.planning.chips import find_topology
 from medclip_jax.planning.cycles import read_cycles, step_time
-from medclip_jax.planning.estimate import estimate
+from medclip_jax.planning.remedies import settled
 from medclip_jax.planning.shapes import build
 from medclip_jax.training.config import load_config
 
@@ -44,8 +44,9 @@ def main() -> int:
     chip, devices = find_topology(options.tpu)
     config = load_config(options.config, overrides)
     data = check_data.assume(config, options)
-    model = build(config, data.spec, samples=10**6)
-    found = estimate(model, chip, devices)
+    model, found = settled(build(config, data.spec, samples=10**6), chip, devices)
+    # The same for the process that compiles, which reads the config anew.
+    overrides += [f"--config.{name}={model.config[name]}" for name in ("batch_size", "microbatches")]
     if options.read:
         cycles, peak = read_cycles(Path(options.read).read_text()), None
     else:

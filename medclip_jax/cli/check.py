@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from medclip_jax.cli import check_report
     from medclip_jax.cli.cycles_report import cycles_report
     from medclip_jax.planning.ahead import compile_step
-    from medclip_jax.planning.estimate import estimate
-    from medclip_jax.planning.remedies import changed_model, fewest_microbatches, remedies
+    from medclip_jax.planning.remedies import remedies, settled
     from medclip_jax.planning.shapes import build
     from medclip_jax.training.config import load_config
 
@@ -98,11 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     data = check_data.assume(config, args)
     model = build(config, data.spec, samples=data.samples)
-    if model.config.microbatches:
-        found = estimate(model, chip, devices)
-    else:
-        found = fewest_microbatches(model, chip, devices)
-        model = changed_model(model, (f"--config.microbatches={found.microbatches}",))
+    model, found = settled(model, chip, devices)
     # The same for whoever reads the config anew.
     overrides += [f"--config.{name}={model.config[name]}" for name in ("batch_size", "microbatches")]
     figures = check_report.figures(model, data, found)

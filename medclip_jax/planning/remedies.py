@@ -94,6 +94,24 @@ def fewest_microbatches(model: Model, chip: Chip, devices: int) -> Estimate:
     return fewer.estimate if fewer else found
 
 
+def settled(model: Model, chip: Chip, devices: int) -> tuple[Model, Estimate]:
+    """The model with a number of microbatches, and its estimate.
+
+    Args:
+        model: from `planning.shapes.build`; where its config leaves the microbatches to the memory (0), they
+            become as few as fit.
+        chip: what each device is.
+        devices: how many.
+
+    Raises:
+        ValueError: mesh and batch size do not divide.
+    """
+    if model.config.microbatches:
+        return model, estimate(model, chip, devices)
+    found = fewest_microbatches(model, chip, devices)
+    return changed_model(model, (f"--config.microbatches={found.microbatches}",)), found
+
+
 def chips_that_hold(found: Estimate) -> list[str]:
     """Names of the chips whose memory would hold an estimate."""
     return [chip.name for chip in CHIPS.values() if found.memory.total <= chip.usable_bytes]
