@@ -43,10 +43,13 @@ def cycles_report(program: ProgramCycles, chip: Chip, flops: float, samples: flo
     rows.append(("together", time.step, f"{samples / time.step:.4g} volumes/s a device"))
     lines = [f"CYCLES of one {chip.name} in a step by the compiler's estimate, not measured"]
     lines += [f"  {name:36}{seconds * 1e3:9.2f} ms  {note}" for name, seconds, note in rows]
-    lines.append(
-        f"  utilization {time.utilization(flops, chip):.1%} = {flops / 1e12:.3g} model TFLOPs / time / "
-        f"{chip.bf16_tflops:.0f} TFLOP/s"
-    )
+    if program.once:
+        lines.append(f"  TOO LITTLE: how often these loops turn is not known: {', '.join(program.once)}")
+    else:
+        lines.append(
+            f"  utilization {time.utilization(flops, chip):.1%} = {flops / 1e12:.3g} model TFLOPs / time / "
+            f"{chip.bf16_tflops:.0f} TFLOP/s"
+        )
     if program.unknown:
         lines.append(f"  NOT COUNTED, kernels without an estimate: {', '.join(program.unknown)}")
     clock = sum(cycles.values()) / sum(time.by_kind.values())

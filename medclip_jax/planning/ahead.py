@@ -129,6 +129,7 @@ def _cycles_of(found: dict[str, Any]) -> ProgramCycles:
         tuple(Operation(**item) for item in found["operations"]),
         tuple(Kernel(**item) for item in found["kernels"]),
         tuple(found["unknown"]),
+        tuple(found["once"]),
     )
 
 

@@ -86,11 +86,13 @@ class ProgramCycles:
         operations: those with an estimate.
         kernels: of attention.
         unknown: names of kernels that are not known here, whose time is missing.
+        once: names of loops that were counted as one turn, because nothing says how often they turn.
     """
 
     operations: tuple[Operation, ...]
     kernels: tuple[Kernel, ...]
     unknown: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
 
     def by_kind(self) -> dict[str, float]:
         """Cycles of a step by kind, every kind of `KINDS`."""
@@ -172,6 +174,8 @@ _OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BELOW = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
+_CONSTANT = re.compile(r"constant\((\d+)\)")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
 _SPLASH = re.compile(r"splash_\w+?_(fwd|dkv|dq)\w*")
@@ -220,8 +224,8 @@ class _Program:
 def read_cycles(text: str) -> ProgramCycles:
     """Costs of an optimized program for TPUs (`compiled.as_text()`).
 
-    Loops count as often as they turn, once where the compiler does not say how often; of branches the
-    dearest counts.
+    Loops count as often as they turn: what the compiler says, or the limit of their counter, which JAX
+    begins at 0. Of branches the dearest counts.
 
     Args:
         text: of one module.
@@ -235,10 +239,11 @@ def read_cycles(text: str) -> ProgramCycles:
     operations: list[Operation] = []
     kernels: list[Kernel] = []
     unknown: list[str] = []
-    _walk(program, program.entry, 1.0, operations, kernels, unknown)
+    once: list[str] = []
+    _walk(program, program.entry, 1.0, operations, kernels, unknown, once)
     if not operations:
         raise ValueError("the program holds no estimated cycles: it was not compiled for a TPU")
-    return ProgramCycles(tuple(operations), tuple(kernels), tuple(dict.fromkeys(unknown)))
+    return ProgramCycles(tuple(operations), tuple(kernels), tuple(dict.fromkeys(unknown)), tuple(once))
 
 
 def _parse(text: str) -> _Program:
@@ -310,6 +315,7 @@ def _walk(
     operations: list[Operation],
     kernels: list[Kernel],
     unknown: list[str],
+    once: list[str],
 ) -> None:
     instructions = program.computations.get(computation, [])
     types = {item.name: item.type for item in instructions}
@@ -326,24 +332,40 @@ def _walk(
                 Operation(item.name, _kind(program, item), float(cycles[-1]), times, source, path)
             )
         elif item.opcode in ("while", "call", "async-start"):
-            turns = _TURNS.search(item.line) if item.opcode == "while" else None
+            turns = _turns(program, item) if item.opcode == "while" else 1
+            if not turns:
+                once.append(item.name)
             for called in _CALLED.findall(item.code):
-                _walk(program, called, times * (int(turns[1]) if turns else 1), operations, kernels, unknown)
+                _walk(program, called, times * (turns or 1), operations, kernels, unknown, once)
         elif item.opcode == "conditional":
-            _dearest_branch(program, item, times, operations, kernels, unknown)
+            _dearest_branch(program, item, times, operations, kernels, unknown, once)
 
 
-def _dearest_branch(program, item, times, operations, kernels, unknown) -> None:
+def _turns(program: _Program, loop: _Instruction) -> int:
+    """How often a loop turns, 0 where nothing says it."""
+    if known := _TURNS.search(loop.line):
+        return int(known[1])
+    named = re.search(r"condition=%?([\w.\-]+)", loop.code)
+    condition = {item.name: item.code for item in program.computations.get(named[1] if named else "", [])}
+    for code in condition.values():
+        below = _BELOW.search(code)
+        limit = _CONSTANT.search(condition.get(below[2], "")) if below else None
+        if limit:
+            return int(limit[1])
+    return 0
+
+
+def _dearest_branch(program, item, times, operations, kernels, unknown, once) -> None:
     names = []
     for listed, single in _BRANCHES.findall(item.code):
         names += [single] if single else [name.strip().lstrip("%") for name in listed.split(",")]
     branches = []
     for name in names:
-        found: tuple[list, list, list] = [], [], []
+        found: tuple[list, ...] = [], [], [], []
         _walk(program, name, times, *found)
         branches.append(found)
     dearest = max(branches, key=lambda found: sum(one.total for one in found[0]), default=None)
-    for every, more in zip((operations, kernels, unknown), dearest or ([], [], []), strict=True):
+    for every, more in zip((operations, kernels, unknown, once), dearest or ([],) * 4, strict=True):
         every += more
 
 

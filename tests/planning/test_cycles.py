@@ -34,6 +34,23 @@ def test_cycles_by_kind_with_loops_branches_and_sources():
     assert by_name["fusion.4"].source == "medclip_jax/models/blocks.py:68"
 
 
+def test_turns_of_a_loop_by_its_counter():
+    """Where the compiler says nothing; a loop that ends by anything else counts once, and it is said."""
+    known = '"known_trip_count":{"n":"12"},"known_init_step":{"init":"0","step":"1"}'
+    assert known in PROGRAM
+    counter = "  %limit = s32[] constant(7)\n  ROOT %below = pred[] compare(%at, %limit), direction=LT\n"
+    head, _, rest = PROGRAM.replace(known, "").partition("-> pred[] {\n")
+    body, _, rest = rest.partition("}\n")
+    counted, other = (read_cycles(f"{head}-> pred[] {{\n{text}}}\n{rest}") for text in (counter, body))
+    assert counted.by_kind()["products"] == 7 * 1000
+    assert counted.once == read_cycles(PROGRAM).once == ()
+    assert other.by_kind()["products"] == 1000
+    assert other.once == ("loop",)
+    text = cycles_report(other, find_chip("v5e")[0], flops=1e6, samples=8)
+    assert "TOO LITTLE: how often these loops turn is not known: loop" in text
+    assert "utilization" not in text
+
+
 def test_kernels_of_attention_are_counted_by_their_products():
     found = read_cycles(PROGRAM)
     pair = 2.0 * 2 * 3 * 256 * 128 * 64
