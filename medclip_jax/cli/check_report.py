@@ -273,7 +273,7 @@ def _memory(found: Estimate) -> str:
     policies = ", ".join(f"{name} {policy}" for name, policy in found.remat.items())
     scan = ""
     if found.scanned and found.chip.kind == "tpu":
-        scan = f"  scan: {', '.join(found.scanned)}; {SCANNED_ON_TPU:.0f} times the activations on a TPU\n"
+        scan = f"  scan: {', '.join(found.scanned)}; {SCANNED_ON_TPU:g} times the activations on a TPU\n"
     return (
         f"MEMORY of one device, GiB: {found.devices} x {found.chip.name}, data={found.data} "
         f"fsdp={found.fsdp}, batch {found.batch_size}{slices}\n{table}\n"

@@ -42,7 +42,7 @@ matrix unit that a head fills, as in `planning.cycles`."""
 BANDWIDTH_EFFICIENCY = 0.8
 """Share of the memory's bandwidth that simple loops reach."""
 
-SCANNED_ON_TPU = 3.0
+SCANNED_ON_TPU = 1.8
 """Times the activations that a TPU's compiler holds where a tower's blocks run in a loop (`scan=True`)."""
 
 LINK_EFFICIENCY = 0.75

@@ -239,7 +239,7 @@ def warn_of_scan(objective: Any, platform: str) -> None:
     """Say that a loop over blocks costs memory where it does."""
     if platform == "tpu" and (names := scanned(objective)):
         logging.warning(
-            "%s: on a TPU a loop over blocks holds about three times the activations; set it to False unless "
+            "%s: on a TPU a loop over blocks holds 1.8 times the activations; set it to False unless "
             "compiling takes too long", ", ".join(f"config.objective.{name}.scan=True" for name in names),
         )  # fmt: skip
 

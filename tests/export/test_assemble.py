@@ -18,6 +18,8 @@ CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:Vision
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
 MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
 CLASSIFIER = f"{PARTS}.classifier:ClassifierModel"
+FRAME_CLASSIFIER = "medclip_jax.export.torch.frame_classifier:FrameClassifierModel"
+SEGMENTER = "medclip_jax.export.torch.segmenter:SegmenterModel"
 T3D, CMR_CLIP = f"{PARTS}.t3d:T3dModel", f"{PARTS}.cmr_clip:CmrClipModel"
 
 
@@ -67,7 +69,8 @@ def test_every_part_is_short_and_is_used():
         for twin in (CONTRASTIVE, GAUSSIAN, MASKED, ASAP, T3D)
         for encoder in (VIT, RESNET)
     )
-    joined += assemble(CMR_CLIP, "", has_text=True) + assemble(CLASSIFIER, VIT, has_text=False)
+    joined += assemble(CMR_CLIP, "", has_text=True) + assemble(FRAME_CLASSIFIER, "", has_text=False)
+    joined += "".join(assemble(twin, VIT, has_text=False) for twin in (CLASSIFIER, SEGMENTER))
     for path in files.values():
         title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0].rstrip(".")
         assert f"# --- {title} ---" in joined

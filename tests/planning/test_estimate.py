@@ -162,9 +162,9 @@ def test_a_loop_over_blocks_costs_memory_on_a_tpu_alone(model):
     found = estimate(looped, tpu, 1)
     assert found.scanned == ("text", "vision")
     plain = dataclasses.replace(looped, config=model.config)
-    assert found.memory.activations == 3 * estimate(plain, tpu, 1).memory.activations
+    assert found.memory.activations == 1.8 * estimate(plain, tpu, 1).memory.activations
     assert estimate(looped, H100, 1).memory.activations == estimate(plain, H100, 1).memory.activations
-    chip = small(tpu, (found.memory.total - found.memory.activations / 2) / 1e9)
+    chip = small(tpu, (found.memory.total - 0.4 * found.memory.activations) / 1e9)
     overrides = [remedy.overrides for remedy in remedies(looped, chip, found)]
     assert ("--config.objective.text.scan=False", "--config.objective.vision.scan=False") in overrides
 
