@@ -18,8 +18,8 @@ CONTRASTIVE, VIT = f"{PARTS}.contrastive:ContrastiveModel", f"{PARTS}.vit:Vision
 GAUSSIAN, RESNET = f"{PARTS}.gaussian:GaussianModel", f"{PARTS}.resnet:ResNet"
 MASKED, ASAP = f"{PARTS}.masked:MaskedModel", f"{PARTS}.asap:AsapModel"
 CLASSIFIER = f"{PARTS}.classifier:ClassifierModel"
-FRAME_CLASSIFIER = "medclip_jax.export.torch.frame_classifier:FrameClassifierModel"
-SEGMENTER = "medclip_jax.export.torch.segmenter:SegmenterModel"
+FRAME_CLASSIFIER = f"{PARTS}.frame_classifier:FrameClassifierModel"
+SEGMENTER = f"{PARTS}.segmenter:SegmenterModel"
 T3D, CMR_CLIP = f"{PARTS}.t3d:T3dModel", f"{PARTS}.cmr_clip:CmrClipModel"
 
 
