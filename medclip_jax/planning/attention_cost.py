@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models import attention
 from medclip_jax.planning.chips import Chip
+from medclip_jax.planning.cycles import MATRIX_UNIT
 
 FORWARD, BACKWARD = "fused_attention_forward", "fused_attention_backward"
 """Names of the stand-ins in a traced program."""
@@ -42,7 +43,11 @@ def attention_of(chip: Chip, chosen: set[str] | None = None) -> Iterator[None]:
         sizes = query.shape[1], key.shape[1], query.shape[-1]
         how = attention.implementation(chip.kind, query.dtype, *sizes, chip.capability)
         if chosen is not None:
-            chosen.add(f"{how} at {sizes[0]} tokens, {query.shape[2]} heads of {sizes[2]}, {query.dtype}")
+            line = f"{how} at {sizes[0]} tokens, {query.shape[2]} heads of {sizes[2]}, {query.dtype}"
+            if how == "splash" and sizes[2] < MATRIX_UNIT:
+                share = sizes[2] / MATRIX_UNIT
+                line += f"; they fill {share:.0%} of the matrix unit, fewer heads of {MATRIX_UNIT} all of it"
+            chosen.add(line)
         if how in FUSED:
             return _stand_in(query, key, value)
         return attention.FORMS[how](query, key, value, mask)

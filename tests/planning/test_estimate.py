@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 from medclip_jax import objectives
+from medclip_jax.models import attention
 from medclip_jax.objectives import clip, mae
 from medclip_jax.objectives.base import DataSpec
 from medclip_jax.parameters import split
 from medclip_jax.planning.ahead import compile_step
+from medclip_jax.planning.attention_cost import attention_of
 from medclip_jax.planning.chips import CHIPS
 from medclip_jax.planning.collectives import bytes_by_kind
 from medclip_jax.planning.estimate import estimate, exchange_seconds
@@ -167,6 +169,17 @@ def test_a_loop_over_blocks_costs_memory_on_a_tpu_alone(model):
     chip = small(tpu, (found.memory.total - 0.4 * found.memory.activations) / 1e9)
     overrides = [remedy.overrides for remedy in remedies(looped, chip, found)]
     assert ("--config.objective.text.scan=False", "--config.objective.vision.scan=False") in overrides
+
+
+@pytest.mark.parametrize(
+    ("chip", "features", "said"), [("v5e", 64, True), ("v5e", 128, False), ("h100", 64, False)]
+)
+def test_heads_that_leave_a_matrix_unit_half_empty_are_told(chip, features, said):
+    tokens, chosen = jax.ShapeDtypeStruct((1, 1024, 2, features), "bfloat16"), set()
+    with attention_of(CHIPS[chip], chosen):
+        jax.eval_shape(lambda x: attention.attend(x, x, x), tokens)
+    (line,) = chosen
+    assert ("they fill 50% of the matrix unit, fewer heads of 128 all of it" in line) == said
 
 
 def test_where_nothing_fits_the_most_thrifty_attempt_is_told(model):
