@@ -8,14 +8,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as static_mask
 from jaxtyping import Array, Bool, Float
 
+from medclip_jax.models.fast_memory import most_keys
 from medclip_jax.sharding import on_batch_shards
 
 BLOCKS = (512, 384, 256, 128)
 """Tokens that the kernel may hold at a time: multiples of a TPU's 128 lanes, the largest first."""
 
-
-MOST_KEYS = 22 * 128
-"""Keys that lie in the chip's fast memory. Many: the queries' gradients are summed over such blocks."""
 
 MOST_SCORES = 512 * 512
 """Scores that the kernel computes at a time."""
@@ -32,18 +30,19 @@ def filled_length(tokens: int) -> int:
     return tokens + -tokens % block_of(tokens)
 
 
-def key_blocks(keys: int, block: int) -> tuple[int, int]:
+def key_blocks(keys: int, block: int, itemsize: int = 2) -> tuple[int, int]:
     """Keys that lie in fast memory at a time, and those of them whose scores are computed at a time.
 
     Args:
         keys: a multiple of 128.
         block: queries at a time.
+        itemsize: bytes of one feature of a key.
     """
 
     def largest_part(whole: int, most: int) -> int:
         return next(part for part in range(most - most % 128, 0, -128) if whole % part == 0)
 
-    held = largest_part(keys, min(keys, MOST_KEYS))
+    held = largest_part(keys, min(keys, most_keys(itemsize)))
     return held, largest_part(held, min(held, MOST_SCORES // block))
 
 
@@ -89,7 +88,7 @@ def _attend(query, key, value, mask, saved, interpret):
     padded_query = _blocks(scaled, block)
     padded_key, padded_value = (_blocks(x, block_of(keys)) for x in (key, value))
     segments, rows = None, padded_key.shape[2]
-    held, at_once = key_blocks(rows, block)
+    held, at_once = key_blocks(rows, block, key.dtype.itemsize)
     if mask is not None or rows != keys:
         mask = jnp.ones((batch, keys), bool) if mask is None else mask
         real = jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, rows - keys)))

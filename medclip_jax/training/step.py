@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from medclip_jax.models import fast_memory
 from medclip_jax.objectives.base import Batch
 from medclip_jax.parameters import Tree, combine, flatten, select
 from medclip_jax.training.mesh import batch_sharding, replicated
@@ -59,6 +60,7 @@ def make_train_step(
         `finite_samples`.
     """
 
+    options = fast_memory.program_options(mesh.devices.flat[0].device_kind)
     everywhere = replicated(mesh)
     placed = everywhere if shardings is None else shardings
     trained_shardings = None if shardings is None else select(shardings["params"], optimizer.trained)
@@ -68,7 +70,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         # Models pin activations to the mesh in force (`medclip_jax.sharding`).
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), fast_memory.held_by(options):
             return advance(state, batch, jax.random.fold_in(key, state["step"]))
 
     def advance(state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -129,6 +131,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(placed, batch_sharding(mesh), everywhere),
         out_shardings=(placed, everywhere),
+        compiler_options=dict(options) or None,
     )
 
 

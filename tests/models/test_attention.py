@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from scipy.special import softmax
 
-from medclip_jax.models import attention, blocks, splash
+from medclip_jax.models import attention, blocks, fast_memory, splash
 from medclip_jax.models.attention_chunks import CHUNK_SCORES, attend_in_chunks
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.models.encoder import Encoded
@@ -193,9 +193,22 @@ def test_key_blocks_of_the_tpu_kernel(keys, block, expected):
     assert splash.key_blocks(keys, block) == expected
 
 
+def test_a_step_on_a_chip_with_much_fast_memory_holds_all_keys():
+    roomy, other = (fast_memory.program_options(kind) for kind in ("TPU v5 lite", "TPU v4"))
+    assert (dict(roomy), dict(other)) == ({"xla_tpu_scoped_vmem_limit_kib": 32768}, {})
+    assert splash.key_blocks(5376, 384)[0] == 2688
+    assert splash.key_blocks(5376, 384, itemsize=4)[0] == 896
+    with fast_memory.held_by(roomy):
+        assert splash.key_blocks(5376, 384)[0] == 5376
+        assert splash.key_blocks(11264, 512)[0] == 5632
+        with fast_memory.held_by(other):
+            assert splash.key_blocks(5376, 384)[0] == 2688
+    assert splash.key_blocks(5376, 384)[0] == 2688
+
+
 def test_gradients_of_the_tpu_kernel_with_keys_in_several_blocks(monkeypatch):
     """The one backward kernel gives the queries' gradient in parts, one for each block of keys."""
-    monkeypatch.setattr(splash, "MOST_KEYS", 128)
+    monkeypatch.setattr(splash, "most_keys", lambda itemsize: 128)
     qkv = kernel_sample(1, jnp.float32)
 
     def gradients(form):
