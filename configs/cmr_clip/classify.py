@@ -6,7 +6,7 @@ Command:   medclip train --config configs/cmr_clip/classify.py --workdir runs/cm
            From scratch, as a supervised baseline: --config.initial_weights.workdir=
            SHARDS is a set of `medclip prepare --corpus cmr` with labels. A head on a frozen tower:
            --config.optimizer.frozen="('^vision/',)"
-Hardware:  `medclip check --config configs/cmr_clip/classify.py --chip h100` says what fits yours.
+Hardware:  `medclip check --config configs/cmr_clip/classify.py --findings 13 --chip h100` says what fits.
 Time:      not measured on an archive; configs/cmr_clip/classify_demo.py has a small run.
 Expected:  not measured: it depends on the studies. `medclip evaluate --split test` says it.
 """

@@ -14,11 +14,14 @@ Expected:  from the paper, Dice 0.898 on AMOS, 0.701 on MSD-Lung. Not reproduced
            It does not say the grid, the batch, the rate or the steps.
 """
 
+from medclip_jax.objectives import t3d
+
 from ..downstream import unet
 
 
 def get_config():
     config = unet.get_config()
+    config.objective.vision = t3d.default_config().vision  # batch norm, as it was pretrained
     config.data.prepare.update(shape=(320, 320, 320), spacing=(1.0, 1.0, 1.0))
     config.objective.vision.remat = "stage"
     config.objective.crops.update(shape=(), count=1, foreground=0.0, mirror=0.5, turn=0.3)

@@ -14,7 +14,8 @@ ROOMY = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e"
 """Kinds of devices with 64 MiB of fast memory or more."""
 
 ROOMY_OPTIONS, ROOMY_KEYS = {"xla_tpu_scoped_vmem_limit_kib": 32 * 1024}, 44 * 128
-"""Options of a program in which kernels have 32 MiB, and the keys of 16 bits that these hold."""
+"""Options of a program in which kernels have 32 MiB, and the keys of 16 bits that these hold: as many
+compile for v5e, v5p and v6e."""
 
 _most_keys = ContextVar("most_keys", default=MOST_KEYS)
 
