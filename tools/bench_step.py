@@ -24,16 +24,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import statistics
 import time
-from multiprocessing.connection import Connection
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from taking_turns import ratios, take_turns
 
 from medclip_jax.losses.masked import reconstruction_sums
 from medclip_jax.models.mae import MaskedDecoder, random_keep
@@ -280,8 +280,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
-    """Build one side and answer each number with its loss, seconds and processor seconds of one step."""
+def build(name: str, options: argparse.Namespace):
+    """One side's step and what is to be printed of it."""
     model = MaskedAutoencoder(options)
     shape = (options.batch, *options.shape, 1)
     volume = np.random.default_rng(0).uniform(-1, 1, size=shape).astype(np.float32)
@@ -291,6 +291,7 @@ def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
             sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6, 1
         ),
         "device": jax.devices()[0].device_kind,
+        "batch": options.batch,
     }
     start = time.perf_counter()
     if name == "jax":
@@ -298,54 +299,25 @@ def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
         details |= more | {"compile_s": round(time.perf_counter() - start, 2)}
     else:
         run = torch_side(options, model, volume)
-    pipe.send(details)
-    while (index := pipe.recv()) is not None:
-        start, busy = time.perf_counter(), time.process_time()
-        loss = run(jax.random.key(index))
-        pipe.send((loss, time.perf_counter() - start, time.process_time() - busy))
+    return lambda index: run(jax.random.key(index)), details
 
 
 def main() -> None:
     """Build both sides, compare their first loss, time their steps in turn."""
     options = parse()
     names = ["jax", *([] if options.torch == "none" else [f"torch-{options.torch}"])]
-    processes = multiprocessing.get_context("spawn")
-    pipes, details = {}, {}
-    for name in names:
-        pipes[name], other = processes.Pipe()
-        processes.Process(target=serve, args=(name, options, other), daemon=True).start()
-        details[name] = pipes[name].recv()
-
-    def step(name: str, index: int) -> tuple[float, float, float]:
-        pipes[name].send(index)
-        return pipes[name].recv()
-
-    first = {name: step(name, 0) for name in names}
-    for name, (_, seconds, _) in first.items():
-        print(json.dumps({"side": name, "first_step_s": round(seconds, 2)}), flush=True)
-    losses = [loss for loss, _, _ in first.values()]
-    if max(losses) - min(losses) > (1e-4 if options.dtype == "float32" else 1e-2):
-        raise SystemExit(f"the two sides do not compute the same loss: {first}")
-    seconds = {name: [] for name in names}
-    busy = {name: [] for name in names}
-    for index in range(1, options.steps + 1):
-        for name in names:
-            _, wall, processor = step(name, index)
-            seconds[name].append(wall)
-            busy[name].append(processor)
-    for pipe in pipes.values():
-        pipe.send(None)
-    kept, tokens = details["jax"]["tokens"]
+    taken = take_turns(
+        {name: partial(build, name, options) for name in names},
+        options.steps,
+        tolerance=1e-4 if options.dtype == "float32" else 1e-2,
+    )
+    kept, tokens = taken["jax"].details["tokens"]
     flops = step_flops(options, tokens, kept)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, median in medians.items():
+    for name, side in taken.items():
+        median = statistics.median(side.seconds)
         result = {
             "side": name,
-            **details[name],
-            "batch": options.batch,
-            "step_ms": round(1e3 * median, 1),
-            "fastest_ms": round(1e3 * min(seconds[name]), 1),
-            "cpu_ms": round(1e3 * statistics.median(busy[name]), 1),
+            **side.result(),
             "volumes_per_second": round(options.batch / median, 2),
             "model_gflop": round(flops / 1e9, 1),
             "gflop_per_second": round(flops / median / 1e9, 1),
@@ -353,14 +325,8 @@ def main() -> None:
         if options.peak_tflops:
             result["mfu"] = round(flops / median / (options.peak_tflops * 1e12), 4)
         print(json.dumps(result))
-    for name, median in medians.items():
-        if name != "jax":
-            ratio = {
-                f"{name}_over_jax": round(median / medians["jax"], 3),
-                "fastest": round(min(seconds[name]) / min(seconds["jax"]), 3),
-                "cpu": round(statistics.median(busy[name]) / statistics.median(busy["jax"]), 3),
-            }
-            print(json.dumps(ratio))
+    for ratio in ratios(taken, "jax"):
+        print(json.dumps(ratio))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from medclip_jax.draws import Draw, Record
 from medclip_jax.fields.base import ALWAYS, Columns, Field, Measurements, Sample, Study, Tokenizer
 from medclip_jax.fields.images import Frames, FrameValid, FrameView, LabelMap, Volume
-from medclip_jax.fields.organs import Organ, OrganNormal, Organs, OrganTokens
+from medclip_jax.fields.organs import Organ, OrganNormal, Organs, OrganTokens, SentenceOrgans
 from medclip_jax.fields.texts import Prompts, ReportTokens, Sentence, Sentences, TextVector, Tokens
 from medclip_jax.reports.definitions import BUILT_IN, Findings
 
@@ -23,6 +23,7 @@ FIELDS: dict[str, Field] = {
     "text_vector": TextVector(),
     "sentence": Sentence(),
     "sentences": Sentences(),
+    "sentence_organs": SentenceOrgans(),
     "report_tokens": ReportTokens(),
     "findings": Columns("findings"),
     "labels": Columns("labels"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medclip_jax.draws import TEXT_FALLBACK, Draw
 from medclip_jax.fields.base import Field
-from medclip_jax.fields.texts import _lacks_tokenizer, _lacks_weights
+from medclip_jax.fields.texts import Sentence, _lacks_tokenizer, _lacks_weights
+from medclip_jax.reports.places import named_places
+from medclip_jax.reports.sentences import split_sentences
 
 if TYPE_CHECKING:
     from medclip_jax.objectives.base import DataSpec
@@ -88,11 +91,39 @@ class OrganTokens(Organ):
         return tokenizer([draw.organ_text["text"]], length)[0]
 
 
+class SentenceOrgans(Sentence):
+    """1 where the sentence of a token names an organ, affirmed or denied, by the rules for reports."""
+
+    dtype = np.uint8
+
+    def shape(self, spec: DataSpec, config: Any) -> tuple[int, ...]:
+        """(L, O)."""
+        return (config.text_length, len(spec.organs))
+
+    def lacks(self, spec: DataSpec, config: Any) -> str:
+        """No organs were prepared, no tokenizer, or weights by which no text can be drawn."""
+        return _lacks_organs(spec) or super().lacks(spec, config)
+
+    def make(self, draw: Draw) -> np.ndarray:
+        """Each sentence of the text is read once."""
+        organs, sentences = tuple(draw.layout.spec.organs), split_sentences(draw.text)
+        named = np.zeros((len(sentences) + 1, len(organs)), np.uint8)  # the last is that of no sentence
+        for row, sentence in zip(named, sentences, strict=False):
+            row[list(_named(sentence, organs))] = 1
+        return named[super().make(draw)]
+
+
+@lru_cache(maxsize=2**16)  # reports repeat themselves, and rules take longer than all else of a text
+def _named(sentence: str, organs: tuple[str, ...]) -> frozenset[int]:
+    return frozenset(index for channels in named_places(sentence, organs).values() for index in channels)
+
+
 def _lacks_organs(spec: DataSpec) -> str:
     if spec.organ_shape:
         return ""
     return (
         "the shards hold no organs: prepare from a table with organ masks and --organ-cell, or set the "
         "weights of config.objective so that it needs none (hipro_ct: config.objective.weights.local=0 and "
-        "config.objective.weights.hierarchy=0; asap: config.objective.weights.anatomy=0)"
+        "config.objective.weights.hierarchy=0; asap: config.objective.weights.anatomy=0 and "
+        "config.objective.weights.places=0)"
     )

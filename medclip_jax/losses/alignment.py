@@ -1,4 +1,4 @@
-"""Sentences of a report against the patches of its own volume."""
+"""Sentences of a report against the patches of its own volume, and against where their organs lie."""
 
 from __future__ import annotations
 
@@ -92,6 +92,35 @@ def sentence_contrast(
     own = jnp.diagonal(logits, axis1=1, axis2=2)
     loss = jax.nn.logsumexp(logits, axis=2) + jax.nn.logsumexp(logits, axis=1) - 2.0 * own
     return jnp.where(valid, loss, 0.0)
+
+
+def sentence_places(
+    tokens: Float[Array, "batch tokens features"],
+    sentences: Float[Array, "batch sentences features"],
+    shares: Float[Array, "batch sentences tokens"],
+    *,
+    temperature: float = 0.07,
+) -> tuple[Float[Array, "batch sentences"], Bool[Array, "batch sentences"]]:
+    """Cross-entropy of a sentence's choice among patches with where the organs lie that it names.
+
+    With s_n the share of patch n that these organs fill, q = s / sum(s), and p the softmax over the patches
+    of cosine / temperature: -sum over n of q_n ln p_n. It is least, the entropy of q, where p = q.
+
+    Args:
+        tokens: (B, N, D) patch tokens that were seen; not normalized.
+        sentences: (B, S, D), not normalized.
+        shares: (B, S, N) within 0 and 1; all 0 for a sentence that names nothing that was seen.
+        temperature: divides the cosines.
+
+    Returns:
+        (B, S) float32, 0 for a sentence that names nothing; and (B, S) whether it names something.
+    """
+    shares = shares.astype(jnp.float32)
+    total = shares.sum(axis=-1, keepdims=True)
+    wanted = shares / jnp.where(total > 0, total, 1.0)
+    logits = jnp.einsum("bsd,bnd->bsn", normalize(sentences), normalize(tokens)) / temperature
+    loss = -(wanted * jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)).sum(axis=-1)
+    return loss, total[..., 0] > 0
 
 
 def sentence_alignment(

@@ -51,8 +51,16 @@ def default_config() -> Section:
             "name": "asap",
             "vision": vision_defaults() | {"patch": (8, 16, 16), "pooling": "mean"},
             "text": text_defaults() | {"pooling": "mean"},
-            # 0 leaves a term out, and what only it needs: without `anatomy` the data need no organs.
-            "weights": {"reconstruction": 1.0, "anatomy": 1.0, "alignment": 1.0, "language": 1.0},
+            # 0 leaves a term out, and what only it needs: without `anatomy` and `places` the data need no
+            # organs. `places` is not in the paper: a sentence learns to select patches of the organs that it
+            # names, see `losses.alignment.sentence_places`.
+            "weights": {
+                "reconstruction": 1.0,
+                "anatomy": 1.0,
+                "alignment": 1.0,
+                "language": 1.0,
+                "places": 0.0,
+            },
             "mask_fraction": 0.75,  # share of the patches that is hidden
             "decoder": {"width": 768, "depth": 4, "heads": 16},
             "normalize_patches": False,  # as in `objectives.mae`, as the next three are
@@ -90,6 +98,7 @@ class Weights:
     anatomy: float
     alignment: float
     language: float
+    places: float
 
 
 class Asap(MaskedAutoencoder):
@@ -112,10 +121,12 @@ class Asap(MaskedAutoencoder):
     def batch_fields(cls, config: Any) -> tuple[str, ...]:
         """Volumes, and what the terms with a weight read."""
         weights, fields = config.weights, ["volume"]
-        if weights.anatomy:
+        if weights.anatomy or weights.places:
             fields.append("organs")
         if weights.alignment:
             fields += ["tokens", "sentence", "sentences"]
+        if weights.places:
+            fields.append("sentence_organs")
         if weights.language:
             fields.append("report_tokens")
         return tuple(fields)
@@ -124,6 +135,11 @@ class Asap(MaskedAutoencoder):
         super().__init__(config, spec, rngs=rngs)
         self.weights = Weights(**config.weights)
         self.selects_patches = self.weights.alignment > 0
+        if self.weights.places and not self.selects_patches:
+            raise ValueError(
+                "config.objective.weights.places compares patches with sentences, and weights.alignment "
+                "is 0: set both or none"
+            )
         self.predicts_organs = self.weights.anatomy > 0
         self.fills_words = self.weights.language > 0
         sentences = ("tokens", "sentence", "sentences") if config.fusion.prior else ()
@@ -235,8 +251,11 @@ class Asap(MaskedAutoencoder):
             )
         prior = None
         if self.selects_patches:
-            sums, prior = self._align(encoded.tokens, batch)
+            compared = self._compared(encoded.tokens, batch)
+            sums, prior = self._align(*compared, batch["sentences"])
             features |= sums
+            if self.weights.places:
+                features["places"] = self._places(*compared[:2], keep, batch, keys)
         if self.fills_words:
             tokens = batch["report_tokens"]
             masked_tokens, hidden = self._hide_words(tokens, word_key)
@@ -245,10 +264,12 @@ class Asap(MaskedAutoencoder):
             features |= {"language": (loss, count), "word_accuracy": (hits, count)}
         return {name: jnp.stack(pair, axis=1) for name, pair in features.items()}
 
-    def _align(self, tokens, batch):
+    def _compared(self, tokens, batch):
+        """Vectors of patches (B, N, W) and of sentences (B, S, W), and which sentences there are (B, S)."""
+        return self._patch_vectors(tokens), *self._sentences(batch["tokens"], batch["sentence"])
+
+    def _align(self, patches, sentences, valid, stated):
         """Sums of the alignment and of what is logged of it, and the token that the sentences make."""
-        sentences, valid = self._sentences(batch["tokens"], batch["sentence"])
-        patches = self._patch_vectors(tokens)
         rank = alignment.similarity_ranks(patches, sentences)
         if self.budget is None:
             count = jnp.full(valid.shape, min(self.fixed, patches.shape[1]))
@@ -264,13 +285,21 @@ class Asap(MaskedAutoencoder):
             aligned, sentences, valid, temperature=self.temperature, padded=self.padded
         )
         used = valid.sum(axis=1).astype(jnp.float32)
-        stated = batch["sentences"].astype(jnp.float32)
+        stated = stated.astype(jnp.float32)
         sums = {
             "alignment": (loss.sum(axis=1), used),
             "patches_selected": (jnp.where(valid, count, 0).sum(axis=1).astype(jnp.float32), used),
             "sentences_lost": (stated - used, stated),
         }
         return sums, None if self.prior is None else self.prior(aligned, valid)
+
+    def _places(self, patches, sentences, keep, batch, keys):
+        """Sum over the sentences that name an organ of which something is visible, and their number."""
+        named, _ = sentence_means(batch["sentence_organs"], batch["sentence"], self.most_sentences)
+        shares = jnp.take_along_axis(self._shares(batch, keys), keep[:, None], axis=2)
+        shares = jnp.minimum(jnp.einsum("bso,bon->bsn", named, shares), 1.0)
+        loss, names = alignment.sentence_places(patches, sentences, shares, temperature=self.temperature)
+        return loss.sum(axis=1), names.sum(axis=1).astype(jnp.float32)
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """Means over the patches, sentences and words of the batch; then what is only logged.
@@ -284,14 +313,18 @@ class Asap(MaskedAutoencoder):
             for name, pairs in features.items()
         }
 
-    def _labels(self, batch, keys):
-        """Share of each patch that each organ, or group of organs, fills: (B, N, O)."""
+    def _shares(self, batch, keys):
+        """Share of each patch that each organ fills: (B, O, N)."""
         cells = batch["organs"]
         cell = self.shape[0] // cells.shape[2]
         if keys is not None and any(self.vision.shift_voxels):
             offsets = transforms.shift_offsets(keys, self.vision.shift_voxels)
             cells = transforms.shift_cells(cells, offsets, cell)
-        shares = pool_cells(cells, cell, self.vision.token_voxels)
+        return pool_cells(cells, cell, self.vision.token_voxels)
+
+    def _labels(self, batch, keys):
+        """What is predicted of each patch, by organ or group of organs: (B, N, O)."""
+        shares = self._shares(batch, keys)
         shares = jnp.stack([shares[:, list(group)].sum(axis=1) for group in self.groups], axis=-1)
         shares = jnp.minimum(shares, 1.0)
         if self.one_hot:
@@ -390,7 +423,9 @@ class Asap(MaskedAutoencoder):
         if not self.fills_words:
             raise ValueError("this model fills in no words: it was trained with weights.language=0")
         tokens = self.vision.encode(self.vision.to_voxels(batch["volume"])).tokens
-        prior = self._align(tokens, batch)[1] if self.prior is not None else None
+        prior = None
+        if self.prior is not None:
+            prior = self._align(*self._compared(tokens, batch), batch["sentences"])[1]
         if image == "other":
             tokens, prior = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), (tokens, prior))
         elif image == "none":
