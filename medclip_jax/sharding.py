@@ -51,6 +51,16 @@ def batch_sharded(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
+def compiled_for() -> tuple[str, str | None]:
+    """Platform, and compute capability where it is known, of the device that is compiled for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meant = None if mesh.empty else mesh.abstract_device
+    if meant is not None and meant.platform != jax.default_backend():
+        return meant.platform, None
+    device = jax.devices()[0]
+    return device.platform, getattr(device, "compute_capability", None)
+
+
 def on_batch_shards(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
     """Call a function on each device's part of the batch, where the compiler could not split it by itself.
 

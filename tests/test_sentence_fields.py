@@ -14,6 +14,9 @@ NAMES = ("tokens", "sentence", "sentences", "report_tokens")
 SIXTY = " ".join(f"Finding {n} is clear." for n in range(60))
 
 
+ORGANS = ("heart", "lung_upper_lobe_left", "lung_lower_lobe_left", "liver")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = [
@@ -47,6 +50,41 @@ def test_each_token_has_the_sentence_it_stands_in(tokenizer):
     special = [index for index, name in enumerate(found["tokens"]) if name in (tokenizer.cls, tokenizer.sep)]
     assert found["sentence"][special].tolist() == [-1, -1]
     assert (found["sentence"][found["tokens"] == tokenizer.pad] == -1).all()
+
+
+def named(tokenizer, text, length=64):
+    """Organs that each of the tokens has, by name."""
+    config = SimpleNamespace(
+        text={"findings_text": 1.0}, most_statements=0, text_length=length, organ_text_length=0
+    )
+    spec = DataSpec(
+        (2, 2, 2),
+        (1.0, 1.0, 1.0),
+        organs=ORGANS,
+        organ_shape=(4, 1, 1, 1),
+        vocabulary_size=tokenizer.vocabulary_size,
+    )
+    layout = Layout(("sentence", "sentence_organs"), spec, config, tokenizer)
+    found = layout.sample({"study": 0, "findings_text": text}, 0, np.random.default_rng(0))
+    assert found["sentence_organs"].shape == (length, 4)
+    assert found["sentence_organs"].dtype == np.uint8
+    rows = [{ORGANS[index] for index in np.flatnonzero(row)} for row in found["sentence_organs"]]
+    return [(int(sentence), row) for sentence, row in zip(found["sentence"], rows, strict=True)]
+
+
+def test_each_token_has_the_organs_that_its_sentence_names(tokenizer):
+    text = "Lungs are clear. Finding in the left lower lobe. No cardiomegaly. Clear."
+    wanted = [{"lung_upper_lobe_left", "lung_lower_lobe_left"}, {"lung_lower_lobe_left"}, {"heart"}, set()]
+    found = named(tokenizer, text)
+    assert {sentence for sentence, _ in found} == {-1, 0, 1, 2, 3}
+    for sentence, organs in found:
+        assert organs == (wanted[sentence] if sentence >= 0 else set())
+
+
+@pytest.mark.parametrize("text", ["", " ", "Lungs"])
+def test_texts_without_a_sentence_or_with_one_name_what_they_name(tokenizer, text):
+    found = named(tokenizer, text)
+    assert any(organs for _, organs in found) == bool(text.strip())
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "- •"])

@@ -29,6 +29,7 @@ from . import demo
 
 def get_config():
     config = demo.get_config()
+    config.objective.weights.places = 0.0  # the paper has no such term
     config.evaluation.split = "test"
     config.evaluation.evaluators = {"probe": {}}
     return config

@@ -47,6 +47,7 @@ def get_config():
     config.objective.text.update(width=128, depth=1, heads=4, dtype="float32")
     config.objective.decoder.update(width=64, depth=2, heads=4)
     config.objective.anatomy.block = 1
+    config.objective.weights.places = 1.0
     config.objective.selection.candidates = (2, 8, 32)
     config.objective.most_sentences = 24
     config.objective.text_decoder.update(depth=1, heads=4)

@@ -123,6 +123,26 @@ def sentence_places(
     return loss, total[..., 0] > 0
 
 
+def place_overlap(
+    selected: Bool[Array, "batch sentences tokens"], shares: Float[Array, "batch sentences tokens"]
+) -> Float[Array, "batch sentences"]:
+    """Dice coefficient of the patches that a sentence selects and where the organs lie that it names.
+
+    Twice the share of the selected patches over their number plus the share of all: 1 where the selected
+    patches are filled and no other has a part.
+
+    Args:
+        selected: (B, S, N).
+        shares: (B, S, N) of each patch, within 0 and 1.
+
+    Returns:
+        (B, S) float32; 0 where nothing is selected and no patch has a part.
+    """
+    selected, shares = selected.astype(jnp.float32), shares.astype(jnp.float32)
+    both = (selected * shares).sum(axis=-1)
+    return 2.0 * both / jnp.maximum(selected.sum(axis=-1) + shares.sum(axis=-1), 1e-6)
+
+
 def sentence_alignment(
     tokens: Float[Array, "batch tokens features"],
     sentences: Float[Array, "batch sentences features"],

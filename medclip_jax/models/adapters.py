@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medclip_jax.models.linear import Linear
+
 FUSED = ("query_adapter", "key_adapter", "value_adapter")
 """Adapters of an attention's fused matrix `qkv`, in the order of its columns."""
 
@@ -54,8 +56,8 @@ class Adapter(nnx.Module):
     def __init__(self, in_features: int, out_features: int, size: AdapterSize, *, dtype, rngs: nnx.Rngs):
         linear = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         init = nnx.initializers.normal(in_features**-0.5)
-        self.down = nnx.Linear(in_features, size.rank, kernel_init=init, **linear)
-        self.up = nnx.Linear(size.rank, out_features, kernel_init=nnx.initializers.zeros, **linear)
+        self.down = Linear(in_features, size.rank, kernel_init=init, **linear)
+        self.up = Linear(size.rank, out_features, kernel_init=nnx.initializers.zeros, **linear)
         self.scale = size.alpha / size.rank
 
     def __call__(self, features: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from medclip_jax.models.adapters import FUSED, OUTPUT, Adapter, AdapterSize
 from medclip_jax.models.attention_chunks import MASKED, attend_in_chunks
-from medclip_jax.sharding import batch_sharded
+from medclip_jax.models.linear import Linear
+from medclip_jax.sharding import batch_sharded, compiled_for
 
 DENSE_SCORES = 4096 * 1024
 """Scores (queries x keys, one head) up to which the full map may lie in memory."""
@@ -122,16 +123,6 @@ def filled(
     return jnp.pad(tokens, ((0, 0), (0, length - count), (0, 0))), real
 
 
-def compiled_for() -> tuple[str, str | None]:
-    """Platform, and compute capability where it is known, of the device that is compiled for."""
-    mesh = jax.sharding.get_abstract_mesh()
-    meant = None if mesh.empty else mesh.abstract_device
-    if meant is not None and meant.platform != jax.default_backend():
-        return meant.platform, None
-    device = jax.devices()[0]
-    return device.platform, getattr(device, "compute_capability", None)
-
-
 def _attend_cudnn(query, key, value, mask):
     if mask is None:
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -205,8 +196,8 @@ class SelfAttention(nnx.Module):
             raise ValueError(f"width {width} is no multiple of heads {heads}: change one of them")
         init = kernel_init or nnx.initializers.xavier_uniform()
         self.heads = heads
-        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.output = nnx.Linear(width, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.output = Linear(width, width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.adapted = adapters is not None
         for name in (*FUSED, OUTPUT) if adapters else ():
             setattr(self, name, Adapter(width, width, adapters, dtype=dtype, rngs=rngs))
@@ -319,10 +310,10 @@ class CrossAttention(nnx.Module):
             "rngs": rngs,
         }
         self.heads = heads
-        self.to_query = nnx.Linear(width, width, **linear)
-        self.to_key = nnx.Linear(seen, width, **linear)
-        self.to_value = nnx.Linear(seen, width, **linear)
-        self.output = nnx.Linear(width, width, **linear)
+        self.to_query = Linear(width, width, **linear)
+        self.to_key = Linear(seen, width, **linear)
+        self.to_value = Linear(seen, width, **linear)
+        self.output = Linear(width, width, **linear)
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ from medclip_jax.models import blocks
 from medclip_jax.models.activations import gelu
 from medclip_jax.models.adapters import AdapterSize
 from medclip_jax.models.attention import SelfAttention
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 from medclip_jax.sharding import batch_sharded
 
@@ -110,8 +111,8 @@ class BertBlock(nnx.Module):
             config.width, config.heads, dtype=dtype, kernel_init=init, adapters=adapters, rngs=rngs
         )
         self.attention_norm = LayerNorm(config.width, **norm)
-        self.mlp_in = nnx.Linear(config.width, config.mlp_width, **linear)
-        self.mlp_out = nnx.Linear(config.mlp_width, config.width, **linear)
+        self.mlp_in = Linear(config.width, config.mlp_width, **linear)
+        self.mlp_out = Linear(config.mlp_width, config.width, **linear)
         self.mlp_norm = LayerNorm(config.width, **norm)
 
     def __call__(

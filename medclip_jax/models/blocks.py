@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from medclip_jax.models.activations import gelu, quick_gelu
 from medclip_jax.models.attention import SAVED, CrossAttention, SelfAttention, filled
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 from medclip_jax.sharding import batch_sharded
 
@@ -55,8 +56,8 @@ class _WithMlp(nnx.Module):
         linear = {"dtype": dtype, "kernel_init": nnx.initializers.xavier_uniform(), "rngs": rngs}
         hidden = round(width * mlp_ratio)
         self.mlp_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, hidden, **linear)
-        self.mlp_out = nnx.Linear(hidden, width, **linear)
+        self.mlp_in = Linear(width, hidden, **linear)
+        self.mlp_out = Linear(hidden, width, **linear)
 
     def _mlp(self, tokens):
         return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(self.mlp_norm(tokens))))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import BatchNorm, RunningStatistics
 
 
@@ -53,7 +54,7 @@ class Extremes(nnx.Module):
         self.standards = nnx.Dict({str(i): Standard(*size) for i, size in enumerate(sizes)})
         count = 3 * sum(features for _, features in sizes)
         self.norm = BatchNorm(count)
-        self.linear = nnx.Linear(count, width, dtype=dtype, rngs=rngs)
+        self.linear = Linear(count, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, maps: Sequence[Float[Array, "B places features"]], *, train: bool

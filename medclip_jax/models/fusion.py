@@ -12,6 +12,7 @@ from medclip_jax.models import blocks
 from medclip_jax.models.activations import gelu
 from medclip_jax.models.attention import CrossAttention, SelfAttention
 from medclip_jax.models.bert import BertBlock, BertConfig
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 
 LOGITS_AT_ONCE = 2**24
@@ -60,10 +61,10 @@ class FusionBlock(nnx.Module):
         self.attention = SelfAttention(config.width, config.heads, dtype=dtype, kernel_init=init, rngs=rngs)
         self.attention_norm = LayerNorm(config.width, **norm)
         self.cross_attention = CrossAttention(config.width, config.heads, dtype=dtype, rngs=rngs)
-        self.overall = nnx.Linear(config.width, config.width, **linear) if overall else None
+        self.overall = Linear(config.width, config.width, **linear) if overall else None
         self.cross_norm = LayerNorm(config.width, **norm)
-        self.mlp_in = nnx.Linear(config.width, config.mlp_width, **linear)
-        self.mlp_out = nnx.Linear(config.mlp_width, config.width, **linear)
+        self.mlp_in = Linear(config.width, config.mlp_width, **linear)
+        self.mlp_out = Linear(config.mlp_width, config.width, **linear)
         self.mlp_norm = LayerNorm(config.width, **norm)
 
     def __call__(
@@ -117,12 +118,12 @@ class TextDecoder(nnx.Module):
         self.remat = remat
         self.scan = scan
         self.vocabulary_size = config.vocabulary_size
-        self.to_volume = nnx.Linear(volume_width, config.width, **linear)
+        self.to_volume = Linear(volume_width, config.width, **linear)
         self.fusion = FusionBlock(config, overall=overall, dtype=dtype, rngs=rngs)
         self.blocks = blocks.stack(config.depth, lambda: BertBlock(config, dtype=dtype, rngs=rngs))
-        self.transform = nnx.Linear(config.width, config.width, **linear)
+        self.transform = Linear(config.width, config.width, **linear)
         self.norm = LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
-        self.words = nnx.Linear(config.width, config.vocabulary_size, **linear)
+        self.words = Linear(config.width, config.vocabulary_size, **linear)
 
     def __call__(
         self,

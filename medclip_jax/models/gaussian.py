@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from medclip_jax.models.attention import CrossAttention
 from medclip_jax.models.attention_chunks import MASKED
 from medclip_jax.models.heads import Projection, common_part
+from medclip_jax.models.linear import Linear
 from medclip_jax.sharding import batch_sharded
 from medclip_jax.vectors import normalize
 
@@ -68,7 +69,7 @@ class VarianceQuery(CrossAttention):
         init = nnx.initializers.normal(width**-0.5)
         self.query = nnx.Param(init(rngs.params(), (width,)))
         super().__init__(width, heads, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.log_variance = nnx.Linear(
+        self.log_variance = Linear(
             width,
             out_features,
             kernel_init=init,

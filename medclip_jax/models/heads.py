@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 
 
@@ -35,7 +36,7 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.normal(in_features**-0.5)
-        self.linear = nnx.Linear(
+        self.linear = Linear(
             in_features, out_features, use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs
         )
 
@@ -94,10 +95,10 @@ class OrganHead(nnx.Module):
 
     def __init__(self, in_features: int, organs: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.xavier_uniform()
-        self.first = nnx.Linear(in_features, organs, kernel_init=init, rngs=rngs)
+        self.first = Linear(in_features, organs, kernel_init=init, rngs=rngs)
         # Over few numbers, E[x^2] - E[x]^2 would lose the digits that matter.
         self.norm = nnx.LayerNorm(organs, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
-        self.second = nnx.Linear(organs, organs, kernel_init=init, rngs=rngs)
+        self.second = Linear(organs, organs, kernel_init=init, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "batch tokens in"]) -> Float[Array, "batch tokens organs"]:
         """(B, N, in) to (B, N, organs), float32."""
@@ -147,11 +148,11 @@ class ClassifierHead(nnx.Module):
         width = in_features
         if layers == "mlp":
             width = hidden or in_features
-            self.hidden = nnx.Linear(in_features, width, rngs=rngs)
+            self.hidden = Linear(in_features, width, rngs=rngs)
             self.norm = LayerNorm(width, epsilon=1e-6, rngs=rngs)
         # Small, so that the first probabilities are near to 1/2 whatever the scale of the features is.
         init = nnx.initializers.normal(0.01)
-        self.out = nnx.Linear(width, outputs, kernel_init=init, rngs=rngs)
+        self.out = Linear(width, outputs, kernel_init=init, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "batch in"], keys: jax.Array | None = None

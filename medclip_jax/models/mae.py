@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
 from medclip_jax.models.encoder import Encoded
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 from medclip_jax.sharding import batch_sharded
 
@@ -86,13 +87,13 @@ class MaskedDecoder(nnx.Module):
         self.width = width
         self.remat = remat
         self.scan = scan
-        self.embed = nnx.Linear(encoder_width, width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.embed = Linear(encoder_width, width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
         self.blocks = blocks.stack(depth, lambda: blocks.Block(width, heads, dtype=dtype, rngs=rngs))
         self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         voxels = patch[0] * patch[1] * patch[2] * channels
         last = nnx.initializers.zeros if from_mean else init
-        self.predict = nnx.Linear(width, voxels, dtype=dtype, kernel_init=last, rngs=rngs)
+        self.predict = Linear(width, voxels, dtype=dtype, kernel_init=last, rngs=rngs)
         self.mean_bias = nnx.Param(jnp.zeros((math.prod(self.grid), voxels))) if from_mean else None
 
     def __call__(

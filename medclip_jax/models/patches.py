@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
-from medclip_jax.models.attention import compiled_for
-from medclip_jax.sharding import batch_sharded
+from medclip_jax.models.linear import Linear
+from medclip_jax.sharding import batch_sharded, compiled_for
 
 MOST_TOKENS = 1024
 """Patches of a volume that a laptop still trains on."""
@@ -203,7 +203,7 @@ class PatchEmbedding(nnx.Module):
         self.channels = channels
         self.peaks = peaks
         voxels = patch[0] * patch[1] * patch[2] * channels
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             voxels + channels * peaks,
             width,
             dtype=dtype,

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from medclip_jax.models.activations import gelu
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 
 
@@ -18,9 +19,9 @@ class AlignHead(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         linear = {"dtype": dtype, "kernel_init": nnx.initializers.xavier_uniform(), "rngs": rngs}
-        self.first = nnx.Linear(in_features, out_features, **linear)
+        self.first = Linear(in_features, out_features, **linear)
         self.norm = LayerNorm(out_features, epsilon=1e-12, dtype=dtype, rngs=rngs)
-        self.second = nnx.Linear(out_features, out_features, **linear)
+        self.second = Linear(out_features, out_features, **linear)
 
     def __call__(self, features: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """(..., in) to (..., out), not normalized."""
@@ -76,7 +77,7 @@ class PatchBudget(nnx.Module):
             )
         self.learned = learned
         init = nnx.initializers.xavier_uniform()
-        self.score = nnx.Linear(width, 1, kernel_init=init, rngs=rngs)
+        self.score = Linear(width, 1, kernel_init=init, rngs=rngs)
 
     def __call__(
         self, sentences: Float[Array, "batch sentences features"]

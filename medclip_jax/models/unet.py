@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models.convolution import convolution
 from medclip_jax.models.kernels import variance_scaling
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.resnet import STAGES, ResNet
 from medclip_jax.sharding import batch_sharded
 
@@ -73,7 +74,7 @@ class Enlarge(nnx.Module):
     def __init__(self, inputs: int, outputs: int, factor: Sequence[int], *, dtype, rngs: nnx.Rngs):
         self.factor = tuple(factor)
         self.outputs = outputs
-        self.linear = nnx.Linear(
+        self.linear = Linear(
             inputs,
             outputs * math.prod(self.factor),
             use_bias=False,
@@ -179,7 +180,7 @@ class Decoder(nnx.Module):
             outputs = width * features
             self.up[str(level)] = UpBlock(inputs, skip, outputs, factor, dtype=dtype, rngs=rngs)
             inputs = outputs
-        self.classify = nnx.Linear(inputs, classes, dtype=dtype, rngs=rngs)
+        self.classify = Linear(inputs, classes, dtype=dtype, rngs=rngs)
 
     def start_at(self, counts: Int[Array, " K"]) -> None:
         """Set the biases of the classes to the logs of their shares, of a decoder that has learned nothing.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from medclip_jax.models import blocks, positions
 from medclip_jax.models.encoder import Encoded, VisionEncoder
+from medclip_jax.models.linear import Linear
 from medclip_jax.models.norms import LayerNorm
 from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 from medclip_jax.sharding import batch_sharded
@@ -158,14 +159,14 @@ class VisionTransformer(VisionEncoder):
         if pooling == "grid":
             places = tokens + extremes
             self.pooled_width = places * grid_features
-            self.grid_pool = nnx.Linear(width, grid_features, dtype=dtype, rngs=rngs)
+            self.grid_pool = Linear(width, grid_features, dtype=dtype, rngs=rngs)
             self.grid_scale = nnx.Param(jnp.ones((places, grid_features)))
             self.grid_shift = nnx.Param(jnp.zeros((places, grid_features)))
         self.extremes = extremes
         if extremes:
             self.extreme_scale = nnx.Param(jnp.ones((tokens, 2 * channels)))
             self.extreme_shift = nnx.Param(jnp.zeros((tokens, 2 * channels)))
-            self.extreme_embed = nnx.Linear(4 * channels, width, dtype=dtype, rngs=rngs)
+            self.extreme_embed = Linear(4 * channels, width, dtype=dtype, rngs=rngs)
 
     def grid_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Patches along depth, height, width. Raises ValueError where the patch does not divide the shape."""

@@ -53,7 +53,7 @@ def default_config() -> Section:
             "text": text_defaults() | {"pooling": "mean"},
             # 0 leaves a term out, and what only it needs: without `anatomy` and `places` the data need no
             # organs. `places` is not in the paper: a sentence learns to select patches of the organs that it
-            # names, see `losses.alignment.sentence_places`.
+            # names, and how many, see `losses.alignment.sentence_places` and `place_overlap`.
             "weights": {
                 "reconstruction": 1.0,
                 "anatomy": 1.0,
@@ -252,10 +252,11 @@ class Asap(MaskedAutoencoder):
         prior = None
         if self.selects_patches:
             compared = self._compared(encoded.tokens, batch)
-            sums, prior = self._align(*compared, batch["sentences"])
+            choice = self._choose(*compared[:2])
+            sums, prior = self._align(*compared, choice, batch["sentences"])
             features |= sums
             if self.weights.places:
-                features["places"] = self._places(*compared[:2], keep, batch, keys)
+                features |= self._places(*compared[:2], choice, self._named_shares(batch, keep, keys))
         if self.fills_words:
             tokens = batch["report_tokens"]
             masked_tokens, hidden = self._hide_words(tokens, word_key)
@@ -268,19 +269,26 @@ class Asap(MaskedAutoencoder):
         """Vectors of patches (B, N, W) and of sentences (B, S, W), and which sentences there are (B, S)."""
         return self._patch_vectors(tokens), *self._sentences(batch["tokens"], batch["sentence"])
 
-    def _align(self, patches, sentences, valid, stated):
-        """Sums of the alignment and of what is logged of it, and the token that the sentences make."""
+    def _choose(self, patches, sentences):
+        """How many patches each sentence selects (B, S); for each of the M numbers that it may choose which
+        patches these would be, M x (B, S, N); and which number it chooses (B, S, M).
+        """
         rank = alignment.similarity_ranks(patches, sentences)
         if self.budget is None:
-            count = jnp.full(valid.shape, min(self.fixed, patches.shape[1]))
-            aligned = alignment.mean_of_selected(patches, rank < count[..., None])
+            numbers = (min(self.fixed, patches.shape[1]),)
+            count, chosen = jnp.full(rank.shape[:2], numbers[0]), jnp.ones((*rank.shape[:2], 1))
         else:
-            count, chosen = self.budget(sentences)
-            # One mean for each candidate, so that the choice between them has a gradient.
-            aligned = sum(
-                chosen[..., index, None] * alignment.mean_of_selected(patches, rank < candidate)
-                for index, candidate in enumerate(self.budget.candidates)
-            )
+            numbers, (count, chosen) = self.budget.candidates, self.budget(sentences)
+        return count, [rank < number for number in numbers], chosen
+
+    def _align(self, patches, sentences, valid, choice, stated):
+        """Sums of the alignment and of what is logged of it, and the token that the sentences make."""
+        count, selections, chosen = choice
+        # One mean for each number of patches, so that the choice between them has a gradient.
+        aligned = sum(
+            chosen[..., index, None] * alignment.mean_of_selected(patches, selected)
+            for index, selected in enumerate(selections)
+        )
         loss = alignment.sentence_contrast(
             aligned, sentences, valid, temperature=self.temperature, padded=self.padded
         )
@@ -293,21 +301,34 @@ class Asap(MaskedAutoencoder):
         }
         return sums, None if self.prior is None else self.prior(aligned, valid)
 
-    def _places(self, patches, sentences, keep, batch, keys):
-        """Sum over the sentences that name an organ of which something is visible, and their number."""
+    def _named_shares(self, batch, keep, keys):
+        """Share of each visible patch that the organs fill that a sentence names: (B, S, N)."""
         named, _ = sentence_means(batch["sentence_organs"], batch["sentence"], self.most_sentences)
         shares = jnp.take_along_axis(self._shares(batch, keys), keep[:, None], axis=2)
-        shares = jnp.minimum(jnp.einsum("bso,bon->bsn", named, shares), 1.0)
+        return jnp.minimum(jnp.einsum("bso,bon->bsn", named, shares), 1.0)
+
+    def _places(self, patches, sentences, choice, shares):
+        """Sums over the sentences that name an organ of which something is visible, and their number."""
+        _, selections, chosen = choice
         loss, names = alignment.sentence_places(patches, sentences, shares, temperature=self.temperature)
-        return loss.sum(axis=1), names.sum(axis=1).astype(jnp.float32)
+        overlap = sum(
+            chosen[..., index] * alignment.place_overlap(selected, shares)
+            for index, selected in enumerate(selections)
+        )
+        count = names.sum(axis=1).astype(jnp.float32)
+        extent = jnp.where(names, 1.0 - overlap, 0.0)
+        return {"places": (loss.sum(axis=1), count), "extent": (extent.sum(axis=1), count)}
 
     def couple(self, features: Features, batch: Batch) -> dict[str, Term]:
         """Means over the patches, sentences and words of the batch; then what is only logged.
 
+        With a weight of `places` also `extent`, 1 - the Dice coefficient of the patches selected and the
+        organs named, which has the same weight and reaches the choice of their number alone.
+
         Logged: patches that a sentence selects, the share of sentences that take no part (cut off by
         `config.data.text_length` or beyond `most_sentences`), and the share of hidden words that were found.
         """
-        weights = asdict(self.weights)
+        weights = asdict(self.weights) | {"extent": self.weights.places}
         return {
             name: Term(pairs[:, 0].sum(), pairs[:, 1].sum(), weights.get(name, 0.0))
             for name, pairs in features.items()
@@ -425,7 +446,8 @@ class Asap(MaskedAutoencoder):
         tokens = self.vision.encode(self.vision.to_voxels(batch["volume"])).tokens
         prior = None
         if self.prior is not None:
-            prior = self._align(*self._compared(tokens, batch), batch["sentences"])[1]
+            compared = self._compared(tokens, batch)
+            prior = self._align(*compared, self._choose(*compared[:2]), batch["sentences"])[1]
         if image == "other":
             tokens, prior = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), (tokens, prior))
         elif image == "none":

@@ -129,6 +129,75 @@ def test_memory_holds_no_selected_tokens():
     assert used < 4 * batch * sentences * tokens * features / 8
 
 
+def place_reference(tokens, sentences, shares, temperature):
+    """Sentence by sentence; of those that name nothing, nothing."""
+    tokens, sentences, shares = (np.asarray(x, np.float64) for x in (tokens, sentences, shares))
+    found = np.zeros(shares.shape[:2])
+    for b, s in np.argwhere(shares.sum(axis=2) > 0):
+        logits = unit(tokens[b]) @ unit(sentences[b, s]) / temperature
+        chance = np.exp(logits - logits.max())
+        wanted = shares[b, s] / shares[b, s].sum()
+        found[b, s] = -(wanted * np.log(chance / chance.sum())).sum()
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 4, 5), (1, 1, 1, 2), (2, 5, 9, 3)])
+def test_places_value_and_gradients(shape):
+    tokens, sentences, valid, _ = sample(*shape, seed=6)
+    valid[0, 0] = True
+    draw = np.random.default_rng(7)
+    shares = draw.uniform(size=(shape[0], shape[2], shape[1])) * valid[..., None]
+    shares *= draw.integers(0, 2, shares.shape) | (np.arange(shape[1]) == 0)
+
+    def loss(tokens, sentences):
+        values, names = alignment.sentence_places(tokens, sentences, shares, temperature=0.3)
+        return values.sum(), (values, names)
+
+    arrays = jnp.asarray(tokens), jnp.asarray(sentences)
+    (_, (values, names)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arrays)
+    np.testing.assert_allclose(values, place_reference(tokens, sentences, shares, 0.3), rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(names, valid)
+    for index, gradient in enumerate(gradients):
+        direction = draw.normal(size=gradient.shape)
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [tokens.astype(np.float64), sentences.astype(np.float64)]
+            moved[index] = moved[index] + step * direction
+            ends.append(place_reference(*moved, shares, 0.3).sum())
+        slope = np.sum(np.asarray(gradient, np.float64) * direction)
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-4)
+
+
+def test_overlap_of_a_selection_with_a_place():
+    draw = np.random.default_rng(8)
+    selected = draw.integers(0, 2, (3, 4, 7)).astype(bool)
+    shares = draw.uniform(size=(3, 4, 7))
+    selected[0, 0], shares[0, 0] = False, 0
+    selected[1, 1] = shares[1, 1] > 0.5
+    shares[1, 1] = selected[1, 1]
+    want = 2 * (selected * shares).sum(axis=2) / np.maximum(selected.sum(axis=2) + shares.sum(axis=2), 1e-6)
+    found = alignment.place_overlap(selected, shares)
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    assert float(found[0, 0]) == 0.0
+    assert float(found[1, 1]) == 1.0
+
+
+def test_sentences_that_name_nothing_have_no_place_and_finite_gradients():
+    tokens, sentences, _, _ = sample()
+    sentences[0, 0] = 0
+
+    def loss(tokens, sentences):
+        values, names = alignment.sentence_places(tokens, sentences, jnp.zeros((2, 4, 6)))
+        return values.sum(), names
+
+    (value, names), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+        *map(jnp.asarray, (tokens, sentences))
+    )
+    assert float(value) == 0.0
+    assert not names.any()
+    assert all(float(jnp.abs(gradient).max()) == 0.0 for gradient in gradients)
+
+
 def test_unknown_padding_names_the_choices():
     with pytest.raises(ValueError, match="'ignored' or 'negatives'"):
         alignment.sentence_alignment(*sample(), padded="kept")

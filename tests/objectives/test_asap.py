@@ -66,11 +66,18 @@ def make_batch(seed=0):
         "tokens": tokens,
         "sentence": sentence,
         "sentences": np.array([len(lengths) for lengths in SENTENCES], np.int32),
+        "sentence_organs": named_organs(sentence),
         "report_tokens": np.roll(tokens, 1, axis=0),
         "study": np.arange(2 * SIZE).reshape(SIZE, 2).astype(np.int32),
         "sample": np.arange(10, 10 + SIZE).astype(np.int32),
     }
     return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+def named_organs(sentence):
+    """The first sentence of a report names nothing, the second the heart, the third both lungs, and so on."""
+    named = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 1)], np.uint8)
+    return np.where(sentence[..., None] >= 0, named[np.maximum(sentence, 0) % 3], 0).astype(np.uint8)
 
 
 def terms(model, batch, key=0, train=False):
@@ -113,12 +120,12 @@ def seen(model, batch, key=0):
         encoded = model.vision.encode(model.vision.to_voxels(volume), keep)
         return encoded.tokens, *model.decoder.with_states(encoded, restore, block=model.anatomy_block)
 
-    return *run(batch["volume"], keep, restore), double(mask), word_key
+    return *run(batch["volume"], keep, restore), double(mask), word_key, np.asarray(keep)
 
 
 def reference(model, batch, config):
     """All terms from the equations, patch by patch and sentence by sentence: name to (sum, count)."""
-    tokens, predicted, states, mask, word_key = seen(model, batch)
+    tokens, predicted, states, mask, word_key, keep = seen(model, batch)
     found = {}
     voxels = double(model.vision.to_voxels(batch["volume"]))[..., 0]
     total = 0.0
@@ -137,6 +144,7 @@ def reference(model, batch, config):
         model.sentence_head(model.text.encoder(batch["tokens"], batch["tokens"] != SPEC.pad_token))
     )
     loss, used, counts, prior = 0.0, 0, 0, np.zeros((SIZE, 1, 12))
+    places, extent, naming = 0.0, 0.0, 0
     for b in range(SIZE):
         vectors, aligned = [], []
         for s in range(min(len(SENTENCES[b]), config.most_sentences)):
@@ -148,6 +156,15 @@ def reference(model, batch, config):
             vectors.append(vector)
             aligned.append(patches[b, best].mean(axis=0))
             counts += k
+            if config.weights.places:
+                organs = [(), (0,), (1, 2)][s % 3]
+                part = np.minimum(shares(batch)[b, keep[b]][:, list(organs)].sum(axis=1), 1)
+                if part.sum() > 0:
+                    logits = np.array(similarity) / config.temperature
+                    chance = np.exp(logits - logits.max())
+                    places += -(part / part.sum()) @ np.log(chance / chance.sum())
+                    extent += 1 - 2 * part[best].sum() / (len(best) + part.sum())
+                    naming += 1
         for i in range(len(vectors)):
             cosines = [
                 (unit(vectors[i]) @ unit(other), unit(vectors[j]) @ unit(aligned[i]))
@@ -160,6 +177,8 @@ def reference(model, batch, config):
         if aligned:
             prior[b, 0] = 0.2 * np.mean(aligned, axis=0)
     found["alignment"], found["patches_selected"] = (loss, used), (counts, used)
+    if config.weights.places:
+        found["places"], found["extent"] = (places, naming), (extent, naming)
     stated = sum(map(len, SENTENCES))
     found["sentences_lost"] = stated - used, stated
 
@@ -182,6 +201,7 @@ def reference(model, batch, config):
         {},
         {"denominator": "all", "anatomy.organ_reduction": "mean", "selection.learned": False},
         {"fusion.prior": False, "temperature": 0.2},
+        {"weights.places": 1.0},
     ],
 )
 def test_every_term_is_that_of_the_equations(changes):
@@ -193,7 +213,7 @@ def test_every_term_is_that_of_the_equations(changes):
     for name, (value, count) in want.items():
         np.testing.assert_allclose(float(found[name].sum), value, rtol=2e-4, err_msg=name)
         assert float(found[name].count) == count, name
-        assert found[name].weight == (1.0 if name in config.weights else 0.0)
+        assert found[name].weight == (1.0 if name in (*config.weights, "extent") else 0.0)
 
 
 def test_hidden_words_are_three_in_four(usual):
@@ -259,7 +279,8 @@ def test_a_term_without_weight_needs_no_data_and_no_weights(weights, fields, par
 def aligned(model, batch):
     """Sums of the alignment with random visible tokens."""
     tokens = jax.random.normal(jax.random.key(1), (SIZE, model.keep, model.vision.width))
-    return model._align(tokens, batch)[0]
+    compared = model._compared(tokens, batch)
+    return model._align(*compared, model._choose(*compared[:2]), batch["sentences"])[0]
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -299,6 +320,7 @@ def test_more_candidates_than_visible_patches_are_refused():
         ({"anatomy.groups": (("liver",),)}, "names liver, which the shards lack: they hold heart"),
         ({"align_heads": False}, "12 wide, the text tower 8: set config.objective.align_heads=True"),
         ({"weights.alignment": 0.0}, r"set fusion\.prior=False"),
+        ({"weights.alignment": 0.0, "weights.places": 1.0}, "set both or none"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):
@@ -348,7 +370,9 @@ def test_no_array_holds_the_tokens_of_every_sentence():
     model, batch = build(**{"vision.width": 192, "most_sentences": 64}), make_batch()
 
     def loss(tokens, sentences):
-        return model._align(tokens, batch | {"tokens": sentences})[0]["alignment"][0].sum()
+        compared = model._compared(tokens, batch | {"tokens": sentences})
+        choice = model._choose(*compared[:2])
+        return model._align(*compared, choice, batch["sentences"])[0]["alignment"][0].sum()
 
     tokens = jnp.ones((SIZE, 512, 192))
     compiled = jax.jit(jax.grad(loss)).lower(tokens, batch["tokens"]).compile()
