@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from medclip_jax import text_transforms, transforms
+from medclip_jax import text_transforms
 from medclip_jax.losses import alignment, anatomy, masked
 from medclip_jax.models.bert import BertConfig
 from medclip_jax.models.fusion import PriorToken, TextDecoder
 from medclip_jax.models.heads import OrganHead
 from medclip_jax.models.mae import random_keep
-from medclip_jax.models.patches import pool_cells
 from medclip_jax.models.sentences import AlignHead, PatchBudget, sentence_means
 from medclip_jax.objectives.base import (
     Batch,
@@ -144,7 +143,6 @@ class Asap(MaskedAutoencoder):
         self.fills_words = self.weights.language > 0
         sentences = ("tokens", "sentence", "sentences") if config.fusion.prior else ()
         self.word_inputs = ("volume", "report_tokens", *sentences)
-        self.shape = tuple(spec.shape)
         self.denominator = config.denominator
         self._set_anatomy(config.anatomy, config.decoder.width, spec, rngs)
         self.text = TextTower(config.text, spec, rngs=rngs)
@@ -304,7 +302,7 @@ class Asap(MaskedAutoencoder):
     def _named_shares(self, batch, keep, keys):
         """Share of each visible patch that the organs fill that a sentence names: (B, S, N)."""
         named, _ = sentence_means(batch["sentence_organs"], batch["sentence"], self.most_sentences)
-        shares = jnp.take_along_axis(self._shares(batch, keys), keep[:, None], axis=2)
+        shares = jnp.take_along_axis(self.vision.organ_shares(batch["organs"], keys), keep[:, None], axis=2)
         return jnp.minimum(jnp.einsum("bso,bon->bsn", named, shares), 1.0)
 
     def _places(self, patches, sentences, choice, shares):
@@ -334,18 +332,9 @@ class Asap(MaskedAutoencoder):
             for name, pairs in features.items()
         }
 
-    def _shares(self, batch, keys):
-        """Share of each patch that each organ fills: (B, O, N)."""
-        cells = batch["organs"]
-        cell = self.shape[0] // cells.shape[2]
-        if keys is not None and any(self.vision.shift_voxels):
-            offsets = transforms.shift_offsets(keys, self.vision.shift_voxels)
-            cells = transforms.shift_cells(cells, offsets, cell)
-        return pool_cells(cells, cell, self.vision.token_voxels)
-
     def _labels(self, batch, keys):
         """What is predicted of each patch, by organ or group of organs: (B, N, O)."""
-        shares = self._shares(batch, keys)
+        shares = self.vision.organ_shares(batch["organs"], keys)
         shares = jnp.stack([shares[:, list(group)].sum(axis=1) for group in self.groups], axis=-1)
         shares = jnp.minimum(shares, 1.0)
         if self.one_hot:

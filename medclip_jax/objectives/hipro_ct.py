@@ -18,7 +18,6 @@ from medclip_jax import text_transforms, transforms
 from medclip_jax.losses import chunked, probabilistic
 from medclip_jax.models.gaussian import Gaussian, GaussianHead, soft_masked_mean
 from medclip_jax.models.heads import LogitScale
-from medclip_jax.models.patches import pool_cells
 from medclip_jax.objectives.base import (
     Batch,
     DataSpec,
@@ -152,8 +151,6 @@ class HiProCt(Objective):
                 "mean over its patches, so the volume's must be one, too: set it to 'mean'"
             )
         self.text = TextTower(config.text, spec, rngs=rngs)
-        self.shape = tuple(spec.shape)
-        self.patch = self.vision.token_voxels
         self.volume_head = GaussianHead(
             self.vision.pooled_width,
             self.vision.width,
@@ -336,7 +333,7 @@ class HiProCt(Objective):
         Raises:
             ValueError: cells that do not divide the patch.
         """
-        weights = self._occupancy(organs)
+        weights = self.vision.organ_shares(organs)
         parts = self._parts(self._patches(inputs["volume"]), weights)
         return OrganEmbedding(*parts, jnp.any(weights > 0, axis=-1))
 
@@ -400,17 +397,7 @@ class HiProCt(Objective):
         drawn = batch["organ"]
         index = jnp.maximum(drawn, 0)[:, None, None, None, None]
         cells = batch_sharded(jnp.take_along_axis(batch_sharded(batch["organs"]), index, axis=1))
-        if keys is not None and any(self.vision.shift_voxels):
-            offsets = transforms.shift_offsets(keys, self.vision.shift_voxels)
-            cells = transforms.shift_cells(cells, offsets, self._cell(cells))
-        return jnp.where((drawn >= 0)[:, None], self._occupancy(cells)[:, 0], 0.0)
-
-    def _occupancy(self, cells: UInt8[Array, "B O d h w"]) -> Float[Array, "B O N"]:
-        return pool_cells(cells, self._cell(cells), self.patch)
-
-    def _cell(self, cells: UInt8[Array, "B O d h w"]) -> int:
-        """Voxels of a cell along each axis."""
-        return self.shape[0] // cells.shape[2]
+        return jnp.where((drawn >= 0)[:, None], self.vision.organ_shares(cells, keys)[:, 0], 0.0)
 
 
 def _everything(tokens: Float[Array, "B N width"]) -> Float[Array, "B 1 N"]:

@@ -16,6 +16,7 @@ from medclip_jax.models.adapters import AdapterSize
 from medclip_jax.models.bert import Bert, BertConfig
 from medclip_jax.models.encoder import Encoded, VisionEncoder
 from medclip_jax.models.heads import standardized
+from medclip_jax.models.patches import pool_cells
 from medclip_jax.objectives.base import DataSpec
 
 KINDS: dict[str, str] = {
@@ -207,6 +208,23 @@ class VisionTower(nnx.Module):
         if keys is None:
             return labels
         return transforms.augment_labels(labels, keys, shift_voxels=self.shift_voxels)
+
+    def organ_shares(
+        self, cells: UInt8[Array, "B O d h w"], keys: jax.Array | None = None
+    ) -> Float[Array, "B O N"]:
+        """Share of each patch that each organ fills, moved as `augment` with these keys moves the volumes.
+
+        Args:
+            cells: share x 255 of each cell of voxels, as in a batch.
+            keys: (B,); None where volumes are as they are.
+
+        Raises:
+            ValueError: cells that do not divide the patch.
+        """
+        size = self.shape[0] // cells.shape[2]
+        if keys is not None and any(self.shift_voxels):
+            cells = transforms.shift_cells(cells, transforms.shift_offsets(keys, self.shift_voxels), size)
+        return pool_cells(cells, size, self.token_voxels)
 
     def to_voxels(
         self, volume: Num[Array, "B D H W"], keys: jax.Array | None = None
