@@ -10,7 +10,7 @@ import numpy as np
 from medclip_jax.draws import TEXT_FALLBACK, Draw
 from medclip_jax.fields.base import Field
 from medclip_jax.fields.texts import Sentence, _lacks_tokenizer, _lacks_weights
-from medclip_jax.reports.places import named_places
+from medclip_jax.reports.places import named_organs
 from medclip_jax.reports.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ class SentenceOrgans(Sentence):
         return named[super().make(draw)]
 
 
-@lru_cache(maxsize=2**16)  # reports repeat themselves, and rules take longer than all else of a text
-def _named(sentence: str, organs: tuple[str, ...]) -> frozenset[int]:
-    return frozenset(index for channels in named_places(sentence, organs).values() for index in channels)
+_named = lru_cache(maxsize=2**16)(named_organs)
+"""Reports repeat themselves, and rules take longer than all else of a text."""
 
 
 def _lacks_organs(spec: DataSpec) -> str:

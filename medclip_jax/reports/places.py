@@ -34,6 +34,8 @@ A finding that is not here (atherosclerosis; medical material; a user's own) lie
 sentence names.
 """
 
+_NEXT = {key_of(first): tuple(map(key_of, others)) for first, *others in PLACES.values() if others}
+
 _NAMES = {key_of(region.name): region.name for region in REGIONS}
 
 
@@ -94,6 +96,27 @@ def named_places(sentence: str, organs: Sequence[str]) -> dict[str, tuple[int, .
         Name to indices; only regions that some organ shows.
     """
     return _shown(regions_of(sentence), organs)
+
+
+def named_organs(sentence: str, organs: Sequence[str]) -> frozenset[int]:
+    """The organs that show what a sentence is about.
+
+    Where none shows a region that it names, those of the region that `PLACES` gives for the same finding
+    next: of the pericardium, whose organ is seldom outlined, the heart.
+
+    Args:
+        sentence: of a report.
+        organs: names of the channels.
+
+    Returns:
+        Indices.
+    """
+    found: set[int] = set()
+    for region in regions_of(sentence):
+        next_best = _NEXT.get(region, ())
+        shown = (channels_of(key, organs) for key in (region, *next_best))
+        found.update(next((channels for channels in shown if channels), ()))
+    return frozenset(found)
 
 
 def finding_place(

@@ -7,6 +7,7 @@ from medclip_jax.reports.places import (
     PLACES,
     channels_of,
     finding_place,
+    named_organs,
     named_places,
     read_places,
     region_name,
@@ -99,3 +100,18 @@ def test_entries_of_one_s_own():
         read_places(["lung_nodule"])
     with pytest.raises(ValueError, match="no region 'lungg'; there are lung, "):
         read_places(["lung_nodule=lungg"])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "organs", "shown"),
+    [
+        ("No pericardial effusion.", ("heart", "aorta"), {0}),
+        ("No pericardial effusion.", ("heart", "pericardium"), {1}),
+        ("No pericardial effusion.", ("aorta",), set()),
+        ("Heart and aorta are normal.", ("aorta", "liver", "heart"), {0, 2}),
+        ("Lungs are clear.", ("lung_upper_lobe_left", "heart", "lung_lower_lobe_right"), {0, 2}),
+        ("The examination is limited.", ("heart",), set()),
+    ],
+)
+def test_organs_of_a_sentence(sentence, organs, shown):
+    assert named_organs(sentence, organs) == shown
