@@ -280,7 +280,13 @@ def _parse(text: str) -> _Program:
 
 
 def _frames(tables: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """ "file:line" by frame: the innermost place in this package, else the innermost of all."""
+    """ "file:line" by frame: the innermost place in this package, else the innermost of all.
+
+    A linear map is that of whoever calls it: its own line says nothing.
+    """
+
+    def is_own(place: str) -> bool:
+        return "medclip_jax/" in place and "medclip_jax/models/linear.py:" not in place
 
     def number(row: str, key: str) -> str:
         found = re.search(rf"\b{key}=(\d+)", row)
@@ -300,10 +306,10 @@ def _frames(tables: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         walked, seen = frame, set()
         while walked in tables["StackFrames"] and walked not in seen:
             seen.add(walked)
-            if "medclip_jax/" in place(walked):
+            if is_own(place(walked)):
                 break
             walked = parents[walked]
-        own = walked in tables["StackFrames"] and "medclip_jax/" in place(walked)
+        own = walked in tables["StackFrames"] and is_own(place(walked))
         found[frame] = place(walked if own else frame)
     return found
 
