@@ -101,8 +101,8 @@ def named_places(sentence: str, organs: Sequence[str]) -> dict[str, tuple[int, .
 def named_organs(sentence: str, organs: Sequence[str]) -> frozenset[int]:
     """The organs that show what a sentence is about.
 
-    Where none shows a region that it names, those of the region that `PLACES` gives for the same finding
-    next: of the pericardium, whose organ is seldom outlined, the heart.
+    Where none shows any region that it names, those of the region that `PLACES` gives for the same finding
+    next: of the pericardium, which is seldom outlined, the heart.
 
     Args:
         sentence: of a report.
@@ -111,12 +111,12 @@ def named_organs(sentence: str, organs: Sequence[str]) -> frozenset[int]:
     Returns:
         Indices.
     """
-    found: set[int] = set()
-    for region in regions_of(sentence):
-        next_best = _NEXT.get(region, ())
-        shown = (channels_of(key, organs) for key in (region, *next_best))
-        found.update(next((channels for channels in shown if channels), ()))
-    return frozenset(found)
+    named = regions_of(sentence)
+
+    def shown(regions: Iterable[Key]) -> frozenset[int]:
+        return frozenset(index for region in regions for index in channels_of(region, organs))
+
+    return shown(named) or shown(key for region in named for key in _NEXT.get(region, ()))
 
 
 def finding_place(

@@ -108,6 +108,8 @@ def test_entries_of_one_s_own():
         ("No pericardial effusion.", ("heart", "aorta"), {0}),
         ("No pericardial effusion.", ("heart", "pericardium"), {1}),
         ("No pericardial effusion.", ("aorta",), set()),
+        ("Trachea and main bronchi are patent.", ("trachea", "lung_upper_lobe_left"), {0}),
+        ("Main bronchi are patent.", ("trachea", "lung_upper_lobe_left"), {1}),
         ("Heart and aorta are normal.", ("aorta", "liver", "heart"), {0, 2}),
         ("Lungs are clear.", ("lung_upper_lobe_left", "heart", "lung_lower_lobe_right"), {0, 2}),
         ("The examination is limited.", ("heart",), set()),
