@@ -91,7 +91,8 @@ def test_all_that_the_model_tells(changes):
             prior = None
             if objective.prior is not None:
                 batch = {"tokens": tokens, "sentence": sentence, "sentences": tokens[:, 0]}
-                prior = objective._align(seen, batch)[1]
+                compared = objective._compared(seen, batch)
+                prior = objective._align(*compared, objective._choose(*compared[:2]), batch["sentences"])[1]
             states = objective._decode(jnp.flip(tokens, 0), seen, prior)
             found["words"] = objective.text_decoder.logits(states)
         return found

@@ -278,7 +278,8 @@ def test_all_parts_compute_the_same(twin, text_encoder):
         whole, part = objective.vision.encode(voxels), objective.vision.encode(voxels, keep)
         predicted, states = objective.decoder.with_states(part, restore, block=objective.anatomy_block)
         batch = {"tokens": ids, "sentence": sentence, "sentences": ids[:, 0]}
-        prior = objective._align(whole.tokens, batch)[1]
+        compared = objective._compared(whole.tokens, batch)
+        prior = objective._align(*compared, objective._choose(*compared[:2]), batch["sentences"])[1]
         words = objective.text_decoder.logits(objective._decode(ids[::-1], whole.tokens, prior))
         budget = objective.budget(objective._sentences(ids, sentence)[0])[0]
         selected = objective.select({"volume": volumes}, ids, sentence)
