@@ -35,6 +35,16 @@ def reference(tokens, sentences, valid, k, temperature=0.07, padded="ignored", p
     return total / max(valid.sum(), 1), np.where(valid[..., None], aligned, 0.0)
 
 
+def slope_along(value, arrays, index, direction, step=1e-5):
+    """Central difference in float64 of `value`, moving one of its arrays."""
+    ends = []
+    for sign in (1, -1):
+        moved = [x.astype(np.float64) for x in arrays]
+        moved[index] += sign * step * direction
+        ends.append(value(*moved))
+    return (ends[0] - ends[1]) / (2 * step)
+
+
 def sample(batch=2, tokens=6, sentences=4, features=5, seed=0):
     draw = np.random.default_rng(seed)
     patches = draw.normal(size=(batch, tokens, features)).astype(np.float32)
@@ -62,13 +72,13 @@ def test_value_aligned_vectors_and_gradients(shape, padded):
     draw = np.random.default_rng(5)
     for index, gradient in enumerate(gradients):
         direction = draw.normal(size=gradient.shape)
-        ends = []
-        for step in (1e-5, -1e-5):
-            moved = [tokens.astype(np.float64), sentences.astype(np.float64)]
-            moved[index] = moved[index] + step * direction
-            ends.append(reference(*moved, valid, k, padded=padded, picks=picks)[0])
+
+        def value(*arrays):
+            return reference(*arrays, valid, k, padded=padded, picks=picks)[0]
+
         slope = np.sum(np.asarray(gradient, np.float64) * direction)
-        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-4)
+        want = slope_along(value, (tokens, sentences), index, direction)
+        np.testing.assert_allclose(slope, want, rtol=1e-3, atol=1e-4)
 
 
 def test_reports_without_sentences_are_zero_with_finite_gradients():
@@ -159,13 +169,13 @@ def test_places_value_and_gradients(shape):
     np.testing.assert_array_equal(names, valid)
     for index, gradient in enumerate(gradients):
         direction = draw.normal(size=gradient.shape)
-        ends = []
-        for step in (1e-5, -1e-5):
-            moved = [tokens.astype(np.float64), sentences.astype(np.float64)]
-            moved[index] = moved[index] + step * direction
-            ends.append(place_reference(*moved, shares, 0.3).sum())
+
+        def value(*arrays):
+            return place_reference(*arrays, shares, 0.3).sum()
+
         slope = np.sum(np.asarray(gradient, np.float64) * direction)
-        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-4)
+        want = slope_along(value, (tokens, sentences), index, direction)
+        np.testing.assert_allclose(slope, want, rtol=1e-3, atol=1e-4)
 
 
 def test_overlap_of_a_selection_with_a_place():
