@@ -114,6 +114,9 @@ def sentence_places(
 
     Returns:
         (B, S) float32, 0 for a sentence that names nothing; and (B, S) whether it names something.
+
+    References:
+        Ours: the paper ties sentences to no place.
     """
     shares = shares.astype(jnp.float32)
     total = shares.sum(axis=-1, keepdims=True)
@@ -137,6 +140,9 @@ def place_overlap(
 
     Returns:
         (B, S) float32; 0 where nothing is selected and no patch has a part.
+
+    References:
+        Milletari et al. 2016, "V-Net", equation 3, with sums instead of sums of squares below.
     """
     selected, shares = selected.astype(jnp.float32), shares.astype(jnp.float32)
     both = (selected * shares).sum(axis=-1)

@@ -268,8 +268,9 @@ class Asap(MaskedAutoencoder):
         return self._patch_vectors(tokens), *self._sentences(batch["tokens"], batch["sentence"])
 
     def _choose(self, patches, sentences):
-        """How many patches each sentence selects (B, S); for each of the M numbers that it may choose which
-        patches these would be, M x (B, S, N); and which number it chooses (B, S, M).
+        """Patches of each sentence: their number (B, S), those of each number M, and the number chosen.
+
+        The second is M times (B, S, N) bool; the third (B, S, M), 1 at the number chosen.
         """
         rank = alignment.similarity_ranks(patches, sentences)
         if self.budget is None:
@@ -306,7 +307,7 @@ class Asap(MaskedAutoencoder):
         return jnp.minimum(jnp.einsum("bso,bon->bsn", named, shares), 1.0)
 
     def _places(self, patches, sentences, choice, shares):
-        """Sums over the sentences that name an organ of which something is visible, and their number."""
+        """Sums over the sentences that name an organ that shows in a visible patch, and their number."""
         _, selections, chosen = choice
         loss, names = alignment.sentence_places(patches, sentences, shares, temperature=self.temperature)
         overlap = sum(
