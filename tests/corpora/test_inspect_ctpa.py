@@ -87,7 +87,8 @@ def test_prepared_by_the_command(tmp_path, capsys):
     entries = read_manifest(tmp_path / "set")
     assert [entry["reason"] for entry in entries if "reason" in entry] == ["not-in-archive"]
     written = (tmp_path / "set" / "manifest.jsonl").read_text()
-    assert not any(secret in written for secret in (*IMAGES, "1359", "2014"))
+    people = {person(n) for n in range(COUNT)}
+    assert not any(secret in written for secret in (*IMAGES, *people, "2014-05"))
     listed = (tmp_path / "unmatched.csv").read_text()
     assert "impressions,row,PE0000000" in listed
     assert f"impressions,volume,{IMAGES[-1]}" in listed
