@@ -10,7 +10,7 @@ from pathlib import Path
 LARGEST_BYTES = 4 * 1024**3
 """What the cache may hold; JAX removes what was not used for longest."""
 
-SHORTEST_SECONDS = 0.2
+SHORTEST_SECONDS = 0.02
 """Programs that compile faster are not kept."""
 
 

@@ -23,6 +23,9 @@ _MOST_RATIO = 100
 _SURPLUS = 1 << 20
 """Bytes beyond what the header states that are still inflated, to reach the checksum."""
 
+_LONGEST_HEADER = 1 << 16
+"""Bytes of a gzip header with its file name and comment, and more."""
+
 GZIP, ZLIB = 31, 15
 """Wrappers around deflated data, as zlib numbers them."""
 
@@ -128,8 +131,10 @@ def peek(content: bytes, count: int) -> bytes:
     Raises:
         VolumeRejected: "damaged-gzip".
     """
+    # Deflated data are never more than a thousandth longer than what they hold; a longer tail would be copied.
+    start = memoryview(content)[: count + count // 1000 + _LONGEST_HEADER]
     try:
-        return inflater.decompressobj(GZIP).decompress(content, count)
+        return inflater.decompressobj(GZIP).decompress(start, count)
     except (inflater.error, zlib.error):
         raise _damaged() from None
 

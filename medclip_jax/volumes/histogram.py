@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import find_peaks
 
 _LOWEST, _HIGHEST = -32768, 32767
 _SAMPLE = 1_000_000
@@ -119,6 +118,8 @@ class Histogram:
             least: smallest prominence as a share of the highest mode in the range.
             spikes: False leaves out single values that stand out by far: fills, clipping, padding.
         """
+        from scipy.signal import find_peaks  # half a second, which loading a model need not wait for
+
         density = self.density(low, high, smoothing, spikes)
         top = density.max(initial=0.0)
         if top <= 0:

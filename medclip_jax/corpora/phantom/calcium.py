@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 GRADE_LIMITS = (0.0, 10.0, 100.0, 400.0)
 """Grades 0..4: score 0, 1-10, 11-100, 101-400, above 400."""
@@ -51,6 +50,8 @@ def agatston_score(
     References:
         Agatston et al., J Am Coll Cardiol 1990; 15:827-832.
     """
+    from scipy import ndimage  # takes a while: configs of training import this package, too
+
     dense = hu >= 130 if mask is None else (hu >= 130) & (mask > 0)
     area = spacing[1] * spacing[2]
     score = 0.0

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from scipy import ndimage
 
 EXTENT = ((-330.0, 260.0), (-230.0, 230.0), (-300.0, 300.0))
 """Range of z, y, x (mm) over which random fields are defined."""
@@ -295,6 +294,8 @@ class Canvas:
         self, field: Float32[np.ndarray, "D H W"], points: Float[np.ndarray, "N 3"]
     ) -> Float32[np.ndarray, " N"]:
         """Values of a field on the grid at points between the voxels (trilinear)."""
+        from scipy import ndimage  # takes a while: configs of training import this package, too
+
         return ndimage.map_coordinates(field, self.index(points).T, order=1, mode="nearest")
 
 

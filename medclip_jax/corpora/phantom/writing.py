@@ -6,7 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from medclip_jax.corpora.generated_set import alone, is_whole, make_all, replace_file, split_of, table_text
@@ -22,6 +21,8 @@ _CLASS_FILE = "label_classes.json"
 
 def _write_one(task: tuple[str, int, int, PhantomSettings, bool]) -> dict[str, object]:
     """Generate and write one phantom; return its row of the table."""
+    import nibabel  # takes a while: configs of training import this package, too
+
     folder, seed, index, settings, label_maps = task
     phantom = generate(seed, index, settings=settings)
     name = f"{phantom.volume_id}.nii.gz"
