@@ -43,6 +43,7 @@ def get_config():
     vision.patch = (2, 3, 3)  # 8 x 6 x 6 voxels, 34 x 20 x 22 mm: 960 patches, 240 visible
     vision.windows, vision.projections, vision.standardize = zip(*WINDOWS, strict=True)
     vision.update(width=128, depth=2, heads=4, dtype="float32")
+    vision.extremes, vision.pooling = True, "cls_mean"  # probes read what is unusual anywhere: nodules
     vision.augment.shift_voxels = (1, 2, 2)
     config.objective.text.update(width=128, depth=1, heads=4, dtype="float32")
     config.objective.decoder.update(width=64, depth=2, heads=4)

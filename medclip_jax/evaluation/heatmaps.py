@@ -217,12 +217,14 @@ score and first layer."""
 
 
 def _rows_read(pooling: str, share: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
-    """How much the pooling takes from each token: the class token, all patches alike, or its share."""
+    """How much the pooling takes from each token: the class token, all patches alike, both, or its share."""
+    first = np.eye(1, len(share))[0]
     if pooling == "cls":
-        return np.eye(1, len(share))[0]
+        return first
     row = np.maximum(share, 0.0) if pooling == "grid" else np.ones(len(share))
     row[0] = 0.0
-    return row / max(row.sum(), 1e-12)
+    row /= max(row.sum(), 1e-12)
+    return (first + row) / 2 if pooling == "cls_mean" else row
 
 
 def _cosine(objective: Objective, pooled: Float[Array, "1 pooled"], direction: Float[Array, " E"]) -> Array:

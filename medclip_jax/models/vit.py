@@ -17,6 +17,10 @@ from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 from medclip_jax.sharding import batch_sharded
 
 
+POOLINGS = ("cls", "mean", "cls_mean", "grid")
+"""How tokens become one vector a volume, see `VisionTransformer`."""
+
+
 class VisionTransformer(VisionEncoder):
     """A 3D ViT: patches, positions, a class token, blocks that normalize first, a final LayerNorm.
 
@@ -30,13 +34,13 @@ class VisionTransformer(VisionEncoder):
         peaks: a patch's maxima beside its voxels, see `patches.PatchEmbedding`.
         mlp_ratio: hidden features of the MLP over `width`.
         pooling: what `pool` makes of the tokens: "cls" takes the class token, "mean" the mean of the patch
-            tokens, "grid" maps every patch token to `grid_features` numbers and keeps them in place. The
+            tokens, "cls_mean" both, one after the other; "grid" maps every patch token to `grid_features` numbers and keeps them in place. The
             last knows where a finding lies from the first step on, and learns far faster on volumes that
             are centered on an organ; the others have to learn it through the positions.
         grid_features: numbers that "grid" keeps of each patch token.
         extremes: tell the class token how unusual the most unusual patch is: of each channel's mean and
             maximum over a patch, relative to what is usual at that place (`calibrate`), the highest and the
-            lowest of all patches. "grid" pooling then reads the class token, too. What may lie anywhere and
+            lowest of all patches. "cls", "cls_mean" and "grid" pooling read that token. What may lie anywhere and
             fills little (a nodule, a consolidation) is learned at once for all places, and not for each on
             its own.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
@@ -74,7 +78,7 @@ class VisionTransformer(VisionEncoder):
             "depth": 12,
             "heads": 12,
             "mlp_ratio": 4.0,
-            "pooling": "cls",  # "cls" | "mean" | "grid"
+            "pooling": "cls",  # "cls" | "mean" | "cls_mean" | "grid"
             "grid_features": 16,
             "skip": False,
             "extremes": False,
@@ -121,8 +125,8 @@ class VisionTransformer(VisionEncoder):
         layer_norm_epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
-        if pooling not in ("cls", "mean", "grid"):
-            raise ValueError(f"pooling={pooling!r} is unknown: use 'cls', 'mean' or 'grid'")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is unknown: use one of {', '.join(map(repr, POOLINGS))}")
         if position not in ("sincos", "learned"):
             raise ValueError(f"position={position!r} is unknown: use 'sincos' or 'learned'")
         self.grid = grid_of(tuple(shape), tuple(patch))
@@ -155,7 +159,7 @@ class VisionTransformer(VisionEncoder):
         self.skip = skip
         if skip:
             self.skip_norm = LayerNorm(width, epsilon=layer_norm_epsilon, dtype=dtype, rngs=rngs)
-        self.pooled_width = width
+        self.pooled_width = 2 * width if pooling == "cls_mean" else width
         if pooling == "grid":
             places = tokens + extremes
             self.pooled_width = places * grid_features
@@ -279,6 +283,8 @@ class VisionTransformer(VisionEncoder):
             return encoded.summary
         if self.pooling == "mean":
             return encoded.tokens.mean(axis=1)
+        if self.pooling == "cls_mean":
+            return jnp.concatenate([encoded.summary, encoded.tokens.mean(axis=1)], axis=-1)
         features = self.grid_pool(self._places(encoded))
         if features.shape[1] * features.shape[2] != self.pooled_width:
             raise ValueError("pooling='grid' needs every patch: encode without keep, or pool otherwise")

@@ -263,6 +263,11 @@ class Asap(MaskedAutoencoder):
             features |= {"language": (loss, count), "word_accuracy": (hits, count)}
         return {name: jnp.stack(pair, axis=1) for name, pair in features.items()}
 
+    def calibrate(self, batch: Batch, key: jax.Array) -> None:
+        """Also what the volume tower sets by the first batch (`extremes`)."""
+        super().calibrate(batch, key)
+        self.vision.calibrate(self.vision.to_voxels(batch["volume"]))
+
     def _compared(self, tokens, batch):
         """Vectors of patches (B, N, W) and of sentences (B, S, W), and which sentences there are (B, S)."""
         return self._patch_vectors(tokens), *self._sentences(batch["tokens"], batch["sentence"])

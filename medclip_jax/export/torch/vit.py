@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(*block) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.skip_norm = nn.LayerNorm(width, eps=epsilon) if config["skip"] else None
-        self.pooled_width = width
+        self.pooled_width = 2 * width if self.pooling == "cls_mean" else width
         if self.pooling == "grid":
             features, places = config["grid_features"], count + self.extremes
             self.pooled_width = places * features
@@ -110,5 +110,7 @@ class VisionTransformer(nn.Module):
             return encoded.summary
         if self.pooling == "mean":
             return encoded.tokens.mean(dim=1)
+        if self.pooling == "cls_mean":
+            return torch.cat([encoded.summary, encoded.tokens.mean(dim=1)], dim=-1)
         places = encoded.sequence if self.extremes else encoded.tokens
         return (self.grid_pool(places) * self.grid_scale + self.grid_shift).flatten(1)
