@@ -16,7 +16,6 @@ from medclip_jax.models.norms import LayerNorm
 from medclip_jax.models.patches import PatchEmbedding, grid_of, mean_and_peak
 from medclip_jax.sharding import batch_sharded
 
-
 POOLINGS = ("cls", "mean", "cls_mean", "grid")
 """How tokens become one vector a volume, see `VisionTransformer`."""
 
@@ -34,15 +33,16 @@ class VisionTransformer(VisionEncoder):
         peaks: a patch's maxima beside its voxels, see `patches.PatchEmbedding`.
         mlp_ratio: hidden features of the MLP over `width`.
         pooling: what `pool` makes of the tokens: "cls" takes the class token, "mean" the mean of the patch
-            tokens, "cls_mean" both, one after the other; "grid" maps every patch token to `grid_features` numbers and keeps them in place. The
-            last knows where a finding lies from the first step on, and learns far faster on volumes that
-            are centered on an organ; the others have to learn it through the positions.
+            tokens, "cls_mean" both, one after the other; "grid" maps every patch token to `grid_features`
+            numbers and keeps them in place. The last knows where a finding lies from the first step on, and
+            learns far faster on volumes that are centered on an organ; the others have to learn it through
+            the positions.
         grid_features: numbers that "grid" keeps of each patch token.
         extremes: tell the class token how unusual the most unusual patch is: of each channel's mean and
             maximum over a patch, relative to what is usual at that place (`calibrate`), the highest and the
-            lowest of all patches. "cls", "cls_mean" and "grid" pooling read that token. What may lie anywhere and
-            fills little (a nodule, a consolidation) is learned at once for all places, and not for each on
-            its own.
+            lowest of all patches. "cls", "cls_mean" and "grid" pooling read that token. What may lie
+            anywhere and fills little (a nodule, a consolidation) is learned at once for all places, and not
+            for each on its own.
         position: "sincos" (fixed, `positions.sincos_3d`) or "learned".
         pre_norm: a LayerNorm between the embedded patches with their positions and the blocks, as in CLIP.
         activation: of the MLPs, one of `blocks.ACTIVATIONS`.

@@ -131,7 +131,7 @@ def peek(content: bytes, count: int) -> bytes:
     Raises:
         VolumeRejected: "damaged-gzip".
     """
-    # Deflated data are never more than a thousandth longer than what they hold; a longer tail would be copied.
+    # Deflated data are at most a thousandth longer than what they hold; the rest would only be copied.
     start = memoryview(content)[: count + count // 1000 + _LONGEST_HEADER]
     try:
         return inflater.decompressobj(GZIP).decompress(start, count)

@@ -110,7 +110,8 @@ def numpy_score(model, volume, direction, offsets, scales=1.0):
     if t.pooling == "grid":
         pooled = linear(x[1:], t.grid_pool).ravel()
     else:
-        pooled = x[0] if t.pooling == "cls" else x[1:].mean(0)
+        both = {"cls": x[0], "mean": x[1:].mean(0)}
+        pooled = np.concatenate([both[name] for name in t.pooling.split("_")])
     projection = model.volume_head.mean.linear if hasattr(model, "volume_head") else model.vision_projection
     embedding = linear(pooled, projection)
     return embedding @ direction / np.linalg.norm(embedding), maps
@@ -118,7 +119,14 @@ def numpy_score(model, volume, direction, offsets, scales=1.0):
 
 @pytest.mark.parametrize(
     ("pooling", "first", "budget"),
-    [("cls", 2, heatmaps.MAP_BYTES), ("cls", 1, 1), ("mean", 3, 1), ("grid", 2, 1), ("gaussian", 2, 1)],
+    [
+        ("cls", 2, heatmaps.MAP_BYTES),
+        ("cls", 1, 1),
+        ("mean", 3, 1),
+        ("cls_mean", 3, 1),
+        ("grid", 2, 1),
+        ("gaussian", 2, 1),
+    ],
 )
 def test_equals_finite_differences(pooling, first, budget, monkeypatch):
     monkeypatch.setattr(heatmaps, "MAP_BYTES", budget)
@@ -152,7 +160,8 @@ def test_equals_finite_differences(pooling, first, budget, monkeypatch):
         expected = (share / share.sum() @ relevance)[1:]
     else:
         relevance -= np.eye(tokens)
-        expected = relevance[0, 1:] if pooling == "cls" else relevance[1:, 1:].mean(0)
+        rows = {"cls": relevance[0, 1:], "mean": relevance[1:, 1:].mean(0)}
+        expected = np.mean([rows[name] for name in model.vision.pooling.split("_")], axis=0)
     prompts = (gaussian(3), gaussian(4)) if pooling == "gaussian" else (positive, negative)
     found = heatmaps.heat_map(model, volume, *prompts, first_layer=first)
     assert found.score == pytest.approx(score, abs=1e-5)

@@ -56,6 +56,7 @@ VISION = {
         "skip": True,
     },
     "extremes, class token": TWO_WINDOWS | {"extremes": True, "pre_norm": True},
+    "extremes, class token and mean": TWO_WINDOWS | {"extremes": True, "pooling": "cls_mean"},
 }
 
 

@@ -164,6 +164,10 @@ def test_pooling():
     np.testing.assert_allclose(
         build(depth=0, pooling="mean").pool(encoded), np.asarray(sequence)[:, 1:].mean(axis=1), atol=1e-6
     )
+    both = build(depth=0, pooling="cls_mean")
+    expected = np.concatenate([sequence[:, 0], np.asarray(sequence)[:, 1:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(both.pool(encoded), expected, atol=1e-6)
+    assert both.pooled_width == 2 * WIDTH
 
 
 def test_pooling_on_the_grid_keeps_places_apart():

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from medclip_jax import objectives, transforms
+from medclip_jax.models.patches import mean_and_peak
 from medclip_jax.objectives import asap, base
 
 pytest.importorskip("ml_collections")
@@ -377,3 +378,15 @@ def test_no_array_holds_the_tokens_of_every_sentence():
     tokens = jnp.ones((SIZE, 512, 192))
     compiled = jax.jit(jax.grad(loss)).lower(tokens, batch["tokens"]).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < SIZE * 64 * 512 * 192 * 4 / 4
+
+
+def test_the_tower_is_calibrated_by_the_first_batch():
+    changed = build(**{"vision.extremes": True, "vision.pooling": "cls_mean"})
+    batch = make_batch()
+    changed.calibrate(batch, jax.random.key(0))
+    tower = changed.vision.encoder
+    unusual = mean_and_peak(changed.vision.to_voxels(batch["volume"]), tower.embed.patch)
+    scaled = np.asarray(unusual * tower.extreme_scale[...] + tower.extreme_shift[...])
+    assert 0.1 < scaled.std(axis=0).max() <= 1.0
+    np.testing.assert_allclose(scaled.mean(axis=0), 0.0, atol=1e-4)
+    assert changed.pool_volumes(batch).shape == (SIZE, 2 * 12)
