@@ -453,7 +453,7 @@ class Asap(MaskedAutoencoder):
 
     def pooling(self) -> str:
         """Of both towers."""
-        return f"volume {self.vision.pooling} of its patches, text mean of its words"
+        return f"tokens of volumes by {self.vision.pooling}, text mean of its words"
 
     def towers(self) -> dict[str, str]:
         """Both towers; the decoders are for training."""

@@ -253,7 +253,7 @@ def test_bfloat16_computes_in_16_bits_over_float32_parameters():
 
 
 def test_wrong_options_name_the_choices():
-    with pytest.raises(ValueError, match="'cls', 'mean' or 'grid'"):
+    with pytest.raises(ValueError, match="'cls', 'mean', 'cls_mean', 'grid'"):
         build(pooling="max")
     with pytest.raises(ValueError, match="'sincos' or 'learned'"):
         build(position="rope")
