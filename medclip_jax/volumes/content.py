@@ -131,8 +131,8 @@ def peek(content: bytes, count: int) -> bytes:
     Raises:
         VolumeRejected: "damaged-gzip".
     """
-    # Deflated data are at most a thousandth longer than what they hold; the rest would only be copied.
-    start = memoryview(content)[: count + count // 1000 + _LONGEST_HEADER]
+    # Deflated data are at most an eighth longer than what they hold; the rest would only be copied.
+    start = memoryview(content)[: 2 * count + _LONGEST_HEADER]
     try:
         return inflater.decompressobj(GZIP).decompress(start, count)
     except (inflater.error, zlib.error):
